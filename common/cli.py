@@ -1,0 +1,167 @@
+"""What all the scripts share on the command line: flags, argument types, progress, exit codes.
+
+Torch is not imported here, so that `--help` and a mistyped flag answer at once.
+"""
+
+import argparse
+import errno
+import json
+import os
+import sys
+import time
+import traceback
+
+from common.errors import UserError
+
+PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
+# What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
+            errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something: not None, and not a switch's False."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False) or action.required
+        return action.help if silent else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that shows defaults in its help and answers a mistake with a single line."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser(description, *, overwrite):
+    """A parser with the flags that every script takes.
+
+    `overwrite`: whether the script writes an output that may be there already.
+    """
+    parser = Parser(description)
+    parser.add_argument("--device", default="auto",
+                        help="where to compute: auto (cuda if there is one, else cpu) or any torch device string")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of everything random")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no log lines on stderr")
+    if overwrite:
+        parser.add_argument("--overwrite", action="store_true",
+                            help="replace an output that was made from other inputs or settings "
+                                 "(one made from the same ones is kept)")
+    return parser
+
+
+def add_library_flags(parser, *, library_help):
+    """The flags of the two scripts that put a configuration's model together."""
+    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
+    parser.add_argument("-p", "--library", required=True, help=library_help)
+    parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations")
+    parser.add_argument("-n", "--nth", type=natural, required=True, help="which configuration, counted from 0")
+
+
+def add_data_flags(parser, *, batch_size):
+    """The flags of every script that reads a data set."""
+    parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
+    parser.add_argument("--data", help="hub id or local folder; without it the one in the model's record")
+    parser.add_argument("--max-length", type=positive,
+                        help="longest input in tokens; without it the smaller of the tokenizer's limit and 128 "
+                             "(translation) or 256 (classification)")
+    parser.add_argument("--limit", type=positive, help="use only the first N examples of each split")
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
+
+
+def add_training_flags(parser, *, epochs, early_stop):
+    """The flags of the two fine-tuning scripts."""
+    parser.add_argument("--epochs", type=natural, default=epochs, help="passes over the training split, at most")
+    parser.add_argument("--lr", type=positive_number, help="peak learning rate; without it the model family's own")
+    parser.add_argument("--warmup", type=fraction, default=0.1,
+                        help="fraction of the steps in which the learning rate rises; it falls linearly afterwards")
+    parser.add_argument("--weight-decay", type=non_negative_number, default=0.01, help="AdamW's decoupled decay")
+    parser.add_argument("--clip", type=positive_number, default=1.0, help="largest gradient norm")
+    parser.add_argument("--early-stop", type=natural, default=early_stop,
+                        help="stop after this many epochs without a better validation loss; 0 never stops early")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
+                        help="bf16 runs the forward pass under autocast; weights and losses stay fp32")
+    parser.add_argument("--stats", required=True, help="CSV for the losses of every epoch")
+
+
+def _number(kind, accept, wanted):
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+    return convert
+
+
+natural = _number(int, lambda n: n >= 0, "a whole number from 0 up")
+positive = _number(int, lambda n: n >= 1, "a whole number from 1 up")
+positive_number = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
+non_negative_number = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 up")
+fraction = _number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+rate = _number(float, lambda x: 0 <= x < 1, "a pruning rate: the fraction removed, from 0 up to but not including 1")
+
+
+class Talk:
+    """The conversation on stderr: log lines and progress. `quiet` switches all of it off."""
+
+    def __init__(self, quiet=False, stream=None):
+        self.quiet = quiet
+        self.stream = stream or sys.stderr
+
+    def say(self, text):
+        """One log line."""
+        if not self.quiet:
+            print(text, file=self.stream, flush=True)
+
+    def progress(self, items, label, total=None):
+        """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval."""
+        total = len(items) if total is None else total
+        if self.quiet:
+            yield from items
+        elif self.stream.isatty():
+            from tqdm import tqdm
+            yield from tqdm(items, desc=label, total=total, file=self.stream, leave=False)
+        else:
+            spoken = time.monotonic()
+            for index, item in enumerate(items):
+                if time.monotonic() - spoken > PLAIN_INTERVAL_SECONDS:
+                    spoken = time.monotonic()
+                    self.say(f"{label}: {index}/{total}")
+                yield item
+
+
+def launch(parser, run, argv=None):
+    """Parse, run, report: the result as one JSON line on stdout, and the exit code.
+
+    0: done. 1 with a traceback: a bug. 2 with one line on stderr: something the user can mend.
+    130: interrupted.
+    """
+    args = parser.parse_args(argv)
+    try:
+        print(json.dumps(run(args)), flush=True)
+        return 0
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has gone: nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            traceback.print_exc()
+            return 1
+        message = f"{error.filename or 'writing'}: {error.strerror}"
+    except Exception:
+        traceback.print_exc()
+        return 1
+    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,188 @@
+"""A folder of `.npy` module files, one per variant of a block, and the record of how each came to be.
+
+A module file is a numpy structured array of shape () whose fields are the block's tensors and masks: "q.weight"
+(float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`.
+
+The record is written after every finished file, so an interrupted run loses nothing that it had finished.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.records import RECORD_NAME, atomic_file, check_writable, file_digest, make_record, read_json, write_json
+
+PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
+LARGEST_DTYPE = 2**31 - 1   # numpy counts a dtype's bytes in a C int and overflows silently
+LARGEST_HEADER = 10_000     # numpy.load refuses longer ones
+
+
+class Library:
+    """The library in a folder. Reading needs the record; writing keeps it."""
+
+    def __init__(self, folder, record):
+        self.folder = Path(folder)
+        self.record = record
+
+    @classmethod
+    def open(cls, folder, model_fingerprint, stage=None):
+        """Open the library that an earlier stage made.
+
+        Args:
+            stage: PRUNED or FINE_TUNED, if only one of them will do.
+        Raises:
+            UserError: there is none, or it was made for another model, or it is of the other stage.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
+        record = read_json(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
+        if not isinstance(record.get("variants"), dict) or not isinstance(record.get("model"), dict):
+            raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library anew")
+        if record["model"].get("fingerprint") != model_fingerprint:
+            raise UserError(f"{folder}: was made for another model ({record['model'].get('name')}); "
+                            "give the model it was made for, or another library")
+        if stage not in (None, record.get("stage")):
+            raise UserError(f"{folder}: is a {record.get('stage')} library where a {stage} one belongs")
+        return cls(folder, record)
+
+    @classmethod
+    def open_or_create(cls, folder, script, model, stage):
+        """Open a library to write to, or start one.
+
+        Args:
+            model: {name, type, fingerprint} of the original model.
+            stage: PRUNED or FINE_TUNED.
+        Raises:
+            UserError: the folder cannot be written, or holds something else.
+        """
+        folder = Path(folder)
+        check_writable(folder / RECORD_NAME)
+        if (folder / RECORD_NAME).exists():
+            return cls.open(folder, model["fingerprint"], stage)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
+        return cls(folder, make_record(script, None, stage=stage, model=model, variants={}))
+
+    def variants(self):
+        """All (block, variant) pairs that the library holds."""
+        return [(entry["block"], entry["variant"]) for entry in self.record["variants"].values()]
+
+    def entry(self, block, variant):
+        """The record of a variant.
+
+        Raises:
+            UserError: the library has no such variant.
+        """
+        entry = self.record["variants"].get(_id(block, variant))
+        if entry is None:
+            raise UserError(f"{self.folder}: has no variant {variant} of {block}; run prune.py (and "
+                            "block-level_finetuning.py) again with the scheme of this conf.json")
+        return entry
+
+    def has(self, block, variant, key, overwrite):
+        """Whether the variant is there already, made from the same things.
+
+        Raises:
+            UserError: it was made from other things, and `overwrite` is off.
+        """
+        entry = self.record["variants"].get(_id(block, variant))
+        if entry is None:
+            return False
+        if entry["key"] == key and self._is_intact(entry):
+            return True
+        if entry["key"] != key and not overwrite:
+            raise UserError(f"{self.folder}: {_id(block, variant)} is there already, made with other settings; "
+                            "choose another library or pass --overwrite")
+        return False
+
+    def _is_intact(self, entry):
+        path = self.folder / entry["file"]
+        return path.exists() and file_digest(path) == entry["sha256"]
+
+    def write(self, block, variant, tensors, keeps, key, **measured):
+        """Write one variant's module file, then its entry in the record.
+
+        Args:
+            block: an `architectures.Block`.
+            tensors: {"q.weight": tensor}.
+            keeps: {"q": bool tensor}, the masks of the weights.
+            key: digest of everything that determined the tensors.
+            measured: further JSON values for the record.
+        Raises:
+            UserError: the block is larger than a numpy dtype can be.
+        """
+        arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
+        arrays |= {f"{name}.keep": keep.cpu().numpy() for name, keep in keeps.items()}
+        file = f"{block.name}.{variant}.npy"
+        with atomic_file(self.folder / file) as handle:
+            np.save(handle, pack(arrays, file), allow_pickle=False)
+        self.record["variants"][_id(block.name, variant)] = {
+            "block": block.name, "variant": variant, "file": file, "key": key, "sha256": file_digest(self.folder / file),
+            "shapes": {name: list(array.shape) for name, array in arrays.items()}, **measured}
+        write_json(self.folder / RECORD_NAME, self.record)
+
+    def read(self, block, variant):
+        """One variant as torch tensors, checked against its record.
+
+        Returns:
+            (tensors, keeps): {"q.weight": float32}, {"q": bool}.
+        Raises:
+            UserError: the variant is missing, or its file is truncated, foreign or not what the record says.
+        """
+        import torch
+
+        entry = self.entry(block.name, variant)
+        path = self.folder / entry["file"]
+        remedy = "delete the file and run the script that made the library again"
+        if not path.exists():
+            raise UserError(f"{path}: no such file, though the record lists it; {remedy}")
+        if file_digest(path) != entry["sha256"]:
+            raise UserError(f"{path}: is not the file that was written (corrupt, truncated or replaced); {remedy}")
+        arrays = unpack(path)
+        if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
+            raise UserError(f"{path}: does not hold the tensors its record lists; {remedy}")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return ({name: tensor for name, tensor in tensors.items() if not name.endswith(".keep")},
+                {name.removesuffix(".keep"): tensor for name, tensor in tensors.items() if name.endswith(".keep")})
+
+
+def _id(block, variant):
+    return f"{block}.{variant}"
+
+
+def _to_numpy(tensor):
+    return tensor.detach().float().cpu().numpy()  # numpy has no bfloat16
+
+
+def pack(arrays, file):
+    """{field: array} as one structured array of shape (), fields aligned.
+
+    Raises:
+        UserError: too large for a numpy dtype, or a header that numpy would refuse to read.
+    """
+    if sum(array.nbytes + 64 for array in arrays.values()) > LARGEST_DTYPE:
+        raise UserError(f"{file}: the block is larger than the 2 GiB that one numpy record can hold")
+    dtype = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
+    if len(repr(np.lib.format.dtype_to_descr(dtype))) > LARGEST_HEADER - 100:
+        raise UserError(f"{file}: has too many fields for a .npy header")
+    packed = np.zeros((), dtype)
+    for name, array in arrays.items():
+        packed[name] = array
+    return packed
+
+
+def unpack(path):
+    """The fields of a module file as arrays of their own, {field: array}. Never unpickles.
+
+    Raises:
+        UserError: not a module file.
+    """
+    try:
+        packed = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: is not a readable module file ({error})") from None
+    if packed.dtype.names is None or packed.shape != ():
+        raise UserError(f"{path}: is a plain array, not a module file with named fields")
+    return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map

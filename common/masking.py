@@ -1,0 +1,116 @@
+"""Which weights go: exact-k l1 masks, head scores, and keeping removed weights at zero through training.
+
+A mask is a bool tensor named `keep`: True = kept. Exactly k entries are removed, chosen by rank, ties by position
+(the earlier goes first), never by a threshold, which would remove more than asked wherever weights tie.
+"""
+
+import torch
+
+
+def keep_largest(scores, removed):
+    """Keep all but the `removed` smallest scores.
+
+    Where no scores tie, this is the mask of `torch.nn.utils.prune.l1_unstructured` for scores |W|.
+
+    Args:
+        scores: tensor of any shape.
+        removed: how many to remove, 0 <= removed <= scores.numel().
+    Returns:
+        bool tensor of the same shape, True = kept.
+    Raises:
+        ValueError: removed is out of range.
+    """
+    if not 0 <= removed <= scores.numel():
+        raise ValueError(f"cannot remove {removed} of {scores.numel()}")
+    order = torch.argsort(scores.flatten(), stable=True)
+    keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    keep[order[:removed]] = False
+    return keep.view(scores.shape)
+
+
+def head_scores(q, k, v, heads):
+    """l1 norm of every head's rows in the three projections together.
+
+    Args:
+        q, k, v: weights of shape (heads * head_dim, d_model).
+    Returns:
+        float64 tensor of shape (heads,). Double precision, so that the ranking does not hang on the order of sums.
+    """
+    rows = torch.cat([w.detach().view(heads, -1) for w in (q, k, v)], dim=1)  # (heads, 3 * head_dim * d_model)
+    return rows.abs().sum(dim=1, dtype=torch.float64)
+
+
+def prune_block(block, tensors, removed):
+    """Prune one block: whole heads by the l1 of Q, K and V, Linears by l1, unstructured.
+
+    A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection. The
+    out-projection's own weights are ranked over the whole of it at its own rate; the heads' columns go on top.
+
+    Args:
+        block: an `architectures.Block`.
+        tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
+        removed: {"heads": heads removed, "weights": {Linear: weights removed}}.
+    Returns:
+        (pruned, keeps, by_rate): new tensors with zeros where pruned; bool masks {Linear: (out, in)}; and
+        {Linear: weights removed by its own rate}, measured on the masks.
+    """
+    keeps = {name: torch.ones_like(tensors[f"{name}.weight"], dtype=torch.bool) for name in block.linears}
+    by_rate = {}
+    for name, count in removed["weights"].items():
+        keeps[name] = keep_largest(tensors[f"{name}.weight"].abs(), count)
+        by_rate[name] = int((~keeps[name]).sum())
+    if removed["heads"]:
+        *qkv, out = block.linears
+        scores = head_scores(*(tensors[f"{name}.weight"] for name in qkv), block.heads)
+        # A head's width is q's rows over the heads; T5 lets it differ from d_model over the heads.
+        width = tensors[f"{qkv[0]}.weight"].shape[0] // block.heads
+        features = keep_largest(scores, removed["heads"]).repeat_interleave(width)  # (heads * width,)
+        for name in qkv:
+            keeps[name] &= features[:, None]
+        keeps[out] &= features[None, :]
+    masks = parameter_masks(block, keeps)
+    pruned = {name: tensor.detach() * masks[name] if name in masks else tensor.detach().clone()
+              for name, tensor in tensors.items()}
+    return pruned, keeps, by_rate
+
+
+def parameter_masks(block, keeps):
+    """Masks by parameter name, a removed head's q/k/v bias included: {"q.weight": bool (out, in), "q.bias": (out,)}.
+
+    The biases follow from the weights: a row of q, k or v is removed only with its head, as a whole. Biases
+    elsewhere are never pruned.
+    """
+    masks = {f"{name}.weight": keep for name, keep in keeps.items()}
+    if block.kind == "attention":
+        masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in block.linears[:-1] if block.has_bias}
+    return masks
+
+
+class HeldMasks:
+    """Keeps the removed entries of some parameters at exactly zero while they are trained.
+
+    Call `mask_gradients` after the backward pass and before clipping, and `apply` after each optimizer step: the
+    first keeps removed entries out of the gradient norm and the optimizer's moments, the second undoes whatever
+    weight decay or momentum still did to them.
+    """
+
+    def __init__(self, parameters, masks):
+        """`parameters` and `masks` are {name: tensor} of equal shapes; a parameter without a mask is left free."""
+        names = [name for name in parameters if name in masks and not bool(masks[name].all())]
+        self.parameters = [parameters[name] for name in names]
+        self.masks = [masks[name].to(device=parameters[name].device, dtype=parameters[name].dtype) for name in names]
+
+    @torch.no_grad()
+    def mask_gradients(self):
+        pairs = [(p.grad, m) for p, m in zip(self.parameters, self.masks) if p.grad is not None]
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
+
+    @torch.no_grad()
+    def apply(self):
+        if self.parameters:
+            torch._foreach_mul_(self.parameters, self.masks)
+
+    def intact(self):
+        """Whether every removed entry is exactly zero."""
+        return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters, self.masks))

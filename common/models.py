@@ -1,0 +1,226 @@
+"""Models and tokenizers on disk: Hugging Face folders and `.pth` files, each with its record.
+
+A model's record says which tokenizer and which data belong to it, as paths relative to the model, or as hub ids.
+Models are always loaded in float32, whatever their file holds: masks, statistics and fingerprints then mean the
+same everywhere.
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+
+from common.architectures import family_of
+from common.errors import UserError
+from common.records import FORMAT_VERSION, RECORD_NAME, atomic_file, atomic_folder, read_json, write_json
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@dataclass
+class LoadedModel:
+    """A model as `load_model` finds it."""
+    model: torch.nn.Module
+    path: Path
+    record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
+    masks: dict = field(default_factory=dict)   # {parameter name: bool}, from a .pth
+
+    @property
+    def family(self):
+        return family_of(self.model.config)
+
+    @cached_property
+    def identity(self):
+        """{name, type, fingerprint}, as configurations, schemes and libraries hold it; computed once, on first use."""
+        return {"name": self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
+                "type": self.model.config.model_type, "fingerprint": fingerprint(self.model)}
+
+
+def resolve_device(name):
+    """The torch device of a `--device` flag.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: cannot be used here ({reason})") from None
+    return device
+
+
+def now(device):
+    """Seconds of a monotonic clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def fingerprint(model):
+    """SHA-256 (hex) over the names, shapes and values of a model's parameters; tied ones count once."""
+    sha = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sha.update(f"{name} {tuple(parameter.shape)} ".encode())
+        sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+# --- loading ---------------------------------------------------------------------------------------------------
+
+def load_model(path, device="cpu"):
+    """Load a model folder or `.pth` in float32, in `eval()`.
+
+    Raises:
+        UserError: nothing there, not a model, a `.pth` that holds code, or a model type that is not supported.
+    """
+    path = Path(path)
+    if path.is_dir():
+        loaded = _load_folder(path)
+    elif path.is_file():
+        loaded = _load_pth(path)
+    else:
+        raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
+    loaded.model.to(device).eval()
+    return loaded
+
+
+def _load_folder(path):
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: is not a model folder (it has no config.json)")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        model_class = getattr(transformers, family_of(config).model_class)
+        model, report = model_class.from_pretrained(path, local_files_only=True, dtype=torch.float32,
+                                                    use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be loaded as a model: {error}") from None
+    except Exception as error:  # safetensors raises its own class straight from Exception
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"{path}: its safetensors file is damaged: {error}") from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(report["missing_keys"])[:3] or sorted(map(str, report["mismatched_keys"]))[:3]
+        raise UserError(f"{path}: its weights are not those of a {model_class.__name__} (such as {missing})")
+    record = read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else {}
+    return LoadedModel(model, path, record)
+
+
+def _load_pth(path):
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip, a pickle that holds code, not a torch file: many classes
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it holds more than plain tensors, which is never run"
+        raise UserError(f"{path}: cannot be loaded as a model: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != f"composable-pruning {FORMAT_VERSION}":
+        raise UserError(f"{path}: is not a model file that model-level_finetuning.py wrote")
+    try:
+        config = transformers.AutoConfig.for_model(**json.loads(content["config"]))
+        model = getattr(transformers, family_of(config).model_class)(config)
+        model.load_state_dict(content["state_dict"])
+        model.generation_config = transformers.GenerationConfig(**json.loads(content["generation_config"]))
+        return LoadedModel(model, path, json.loads(content["record"]), content["masks"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: is damaged: {error}") from None
+
+
+def load_tokenizer(path, loaded):
+    """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    if path is None:
+        path = resolve(loaded.record.get("tokenizer"), loaded.path) or loaded.path
+        hint = "; give its folder with -t"
+    else:
+        hint = "; download_model.py saves one to ./tokenizer/"
+    path = Path(path)
+    if not (path / "tokenizer_config.json").is_file():
+        raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be loaded as a tokenizer: {error}") from None
+
+
+def data_source(given, loaded):
+    """Where the data are: the flag, else the model's record, else the family's hub id. A folder or a hub id."""
+    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.family.data
+
+
+# --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
+
+def reference(target, model_path):
+    """How the record of the model at `model_path` names a folder or hub id."""
+    if target is None:
+        return None
+    if Path(target).exists():
+        return {"folder": os.path.relpath(target, Path(model_path).parent)}
+    return {"hub": str(target)}
+
+
+def resolve(named, model_path):
+    """The folder or hub id that `reference` named."""
+    if not isinstance(named, dict):
+        return None
+    return str(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")
+
+
+# --- saving ----------------------------------------------------------------------------------------------------
+
+def save_model(path, model, record, *, masks=None, tokenizer=None):
+    """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
+
+    Args:
+        record: from `records.make_record`.
+        masks: {parameter name: bool tensor}, kept in a `.pth`.
+        tokenizer: saved beside the model in a folder.
+    """
+    path = Path(path)
+    if path.suffix == ".pth":
+        content = {"format": f"composable-pruning {FORMAT_VERSION}",
+                   "config": json.dumps(model.config.to_dict(), sort_keys=True),
+                   "generation_config": json.dumps(model.generation_config.to_dict() if model.generation_config else {}),
+                   "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+                   "masks": {name: mask.cpu() for name, mask in (masks or {}).items()},
+                   "record": json.dumps(record)}
+        with atomic_file(path) as handle:
+            torch.save(content, handle)
+        return
+    with atomic_folder(path) as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_json(folder / RECORD_NAME, record)
+
+
+def read_record(path):
+    """The record of a model that may be at `path`, or None: no model there, or none of ours."""
+    path = Path(path)
+    if path.is_dir():
+        return read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else None
+    if path.is_file():
+        try:
+            return _load_pth(path).record
+        except UserError:
+            return None
+    return None

@@ -1,0 +1,188 @@
+"""Files that are never half-written, and the records that stages leave for the next one.
+
+Every output carries a record: the script, its arguments, the versions, what it was made from and what was
+measured. A later stage reads records, never file names. A record holds no clock times, so two runs of the same
+stage with the same seed write identical files.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+from common.errors import UserError
+
+FORMAT_VERSION = 1
+RECORD_NAME = "record.json"
+VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
+
+
+# --- atomic writes ---------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def atomic_file(path):
+    """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
+
+    The temporary file lies in the same folder, so the final rename cannot cross file systems.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """A temporary folder that becomes `path` when the block ends well, replacing what was there.
+
+    Two renames swap an old folder for the new one; a crash between them leaves the old one beside it as
+    `.NAME.old`, complete.
+    """
+    path = Path(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically."""
+    with atomic_file(path) as handle:
+        handle.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def keeps_existing(path, content, overwrite):
+    """Whether a JSON file need not be written because it holds this very content.
+
+    Raises:
+        UserError: it holds something else, perhaps written by hand, and `overwrite` is off.
+    """
+    if not Path(path).exists():
+        return False
+    try:
+        if json.loads(Path(path).read_text(encoding="utf-8")) == content:
+            return True
+    except (OSError, ValueError):
+        pass
+    if not overwrite:
+        raise UserError(f"{path}: exists already and holds something else; "
+                        "choose another output or pass --overwrite to replace it")
+    return False
+
+
+def check_writable(path):
+    """Make sure, before any long work, that `path` can be written: its folder is there (made if need be) and ours.
+
+    Raises:
+        UserError: a parent is a file, or the folder does not let us write.
+    """
+    parent = Path(path).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {parent}: {error.strerror}") from None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+def read_json(path, made_by):
+    """The JSON object in `path`.
+
+    Args:
+        made_by: the script that makes such a file, for the error message.
+    Raises:
+        UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {made_by} makes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a JSON text file; {made_by} makes one") from None
+    try:
+        value = json.loads(text, object_pairs_hook=lambda pairs: _no_twins(path, pairs))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: malformed JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; {made_by} makes one")
+    return value
+
+
+def _no_twins(path, pairs):
+    keys = [key for key, _ in pairs]
+    twins = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
+    for key in twins:
+        raise UserError(f"{path}: the key {key!r} stands twice in one object; keep one of them")
+    return dict(pairs)
+
+
+# --- fingerprints and records ----------------------------------------------------------------------------------
+
+def digest(value):
+    """SHA-256 (hex) of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path):
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def make_record(script, key, **content):
+    """A record: which script made the output, from what (`key`, see `digest`), under which versions."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
+    return {"version": FORMAT_VERSION, "script": script, "key": key, **content,
+            "versions": {"python": platform.python_version(), **versions}}
+
+
+def is_done(path, record, key, overwrite):
+    """Whether the output at `path` need not be made again: it is there, and its record carries the same key.
+
+    Args:
+        record: the record found at `path`, or None if there is none.
+    Raises:
+        UserError: something else is there, and `overwrite` is off.
+    """
+    if not Path(path).exists():
+        return False
+    if record is not None and record.get("key") == key:
+        return True
+    if not overwrite:
+        raise UserError(f"{path}: exists already, made from other inputs or settings; "
+                        "choose another output or pass --overwrite to replace it")
+    return False

@@ -1,0 +1,215 @@
+"""Configurations (what the user wants) and schemes (the distinct blocks that takes).
+
+A configuration gives every module a pruning rate. A scheme turns the rates into counts, names every distinct
+variant of every block by what is really removed, and says which variant each configuration uses where. Rates that
+remove the same heads and weights are therefore one variant, made once.
+
+A block is one attention or feed-forward sublayer. In the names of the modules it is the attention module itself,
+or the module that holds the feed-forward Linears.
+"""
+
+import math
+from dataclasses import dataclass
+
+from common.errors import UserError
+from common.records import FORMAT_VERSION, digest, read_json
+
+DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
+SIZES = {"attention": "heads", "linear": "weights"}  # kinds of modules, and what a rate takes a fraction of
+CONFIGURATIONS_BY = "config_generator.py"
+SCHEME_BY = "prune_scheme_generator.py"
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """`conf.json`: the model {name, type, fingerprint}, its modules, and one {module: rate} a configuration."""
+    model: dict
+    modules: dict
+    configs: list
+
+    def to_json(self):
+        return {"version": FORMAT_VERSION, "model": self.model, "modules": self.modules, "configs": self.configs}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """`conf_prune.json`.
+
+    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}}
+    `configs`: one {block: variant or "dense"} a configuration, over all blocks.
+    `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
+    """
+    model: dict
+    blocks: dict
+    configs: list
+    requested: list
+
+    def to_json(self):
+        content = {"version": FORMAT_VERSION, "model": self.model, "blocks": self.blocks, "configs": self.configs,
+                   "requested": self.requested}
+        return {**content, "digest": digest(content)}
+
+    def variants(self):
+        """All (block, variant) pairs, in the model's order."""
+        return [(block, variant) for block, variants in self.blocks.items() for variant in variants]
+
+    def count_without_reuse(self):
+        """How many blocks would be fine-tuned if every configuration had its own."""
+        return sum(variant != DENSE for config in self.configs for variant in config.values())
+
+
+def uniform_configurations(model, modules, attention_rates, linear_rates):
+    """The i-th configuration: every attention module at the i-th attention rate, every Linear at the i-th linear rate.
+
+    Raises:
+        UserError: the lists differ in length, or a rate is not usable for a module.
+    """
+    if len(attention_rates) != len(linear_rates):
+        raise UserError(f"--attention has {len(attention_rates)} rates and --linear {len(linear_rates)}; "
+                        "both need one for each configuration")
+    rates = {"attention": attention_rates, "linear": linear_rates}
+    configs = [{name: rates[module["kind"]][i] for name, module in modules.items()}
+               for i in range(len(attention_rates))]
+    for i, config in enumerate(configs):
+        for name, rate in config.items():
+            _check_rate(rate, modules[name], f"configuration {i}: {name}")
+    return Configurations(model, modules, configs)
+
+
+def read_configurations(path):
+    """Read and check a `conf.json`.
+
+    Raises:
+        UserError: naming the file, the configuration, the module and the remedy.
+    """
+    value = read_json(path, CONFIGURATIONS_BY)
+    if "blocks" in value:
+        raise UserError(f"{path}: is a scheme ({SCHEME_BY}'s output); give the conf.json it was made from")
+    _check_header(path, value, CONFIGURATIONS_BY)
+    modules, configs = value.get("modules"), value.get("configs")
+    if not isinstance(modules, dict) or not modules:
+        raise UserError(f"{path}: 'modules' must be an object that lists the model's modules; "
+                        f"{CONFIGURATIONS_BY} writes it")
+    for name, module in modules.items():
+        _check_module(f"{path}: modules: {name}", name, module, modules)
+    if not isinstance(configs, list) or not configs:
+        raise UserError(f"{path}: 'configs' must be a list of one configuration or more")
+    for i, config in enumerate(configs):
+        where = f"{path}: configuration {i}"
+        if not isinstance(config, dict):
+            raise UserError(f"{where}: must be an object of module names and rates, not a {type(config).__name__}")
+        for name, rate in config.items():
+            if name not in modules:
+                raise UserError(f"{where}: unknown module {name!r}; the model's modules are listed under 'modules'")
+            _check_rate(rate, modules[name], f"{where}: {name}")
+    return Configurations(value["model"], modules, configs)
+
+
+def _check_header(path, value, made_by):
+    if value.get("version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {value.get('version')!r} where {FORMAT_VERSION} belongs; "
+                        f"make it anew with {made_by}")
+    model = value.get("model")
+    if not isinstance(model, dict) or not all(isinstance(model.get(k), str) for k in ("name", "type", "fingerprint")):
+        raise UserError(f"{path}: 'model' must hold the name, type and fingerprint of the model; {made_by} writes it")
+
+
+def _check_module(where, name, module, modules):
+    kind = module.get("kind") if isinstance(module, dict) else None
+    if kind not in SIZES:
+        raise UserError(f"{where}: 'kind' must be one of {', '.join(SIZES)}, not {kind!r}")
+    size = module.get(SIZES[kind])
+    if type(size) is not int or size < 1:
+        raise UserError(f"{where}: {SIZES[kind]!r} must be a whole number from 1 up, not {size!r}")
+    if kind == "linear" and "." not in name:
+        raise UserError(f"{where}: a Linear's name must say which block it lies in (BLOCK.LINEAR)")
+
+
+def _check_rate(rate, module, where):
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise UserError(f"{where}: the rate must be a number such as 0.3, not {rate!r}")
+    if not (math.isfinite(rate) and 0 <= rate < 1):
+        raise UserError(f"{where}: rate {rate} is outside [0, 1): it is the fraction that is removed")
+    if module["kind"] == "attention" and removed_count(rate, module["heads"]) >= module["heads"]:
+        heads = module["heads"]
+        raise UserError(f"{where}: rate {rate} removes all {heads} heads; the largest usable rate is "
+                        f"{(heads - 1) / heads:g} ({heads - 1} of {heads} heads)")
+
+
+def removed_count(rate, size):
+    """How many of `size` a pruning rate removes, rounded as `torch.nn.utils.prune` rounds (halves to even)."""
+    return round(rate * size)
+
+
+def select(configurations, nth, path):
+    """The scheme's {block: variant} of the n-th configuration, and the variants' counts.
+
+    Returns:
+        ({block: variant}, {block: {"heads", "weights"}}), without the blocks that are left alone.
+    Raises:
+        UserError: there is no n-th configuration.
+    """
+    count = len(configurations.configs)
+    if not 0 <= nth < count:
+        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
+    scheme = make_scheme(configurations)
+    chosen = {block: variant for block, variant in scheme.configs[nth].items() if variant != DENSE}
+    return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
+
+
+def make_scheme(configurations):
+    """The distinct variants of every block over all configurations."""
+    block_modules = {}  # block: the modules that lie in it, in the model's order
+    for name, module in configurations.modules.items():
+        block = name if module["kind"] == "attention" else name.rpartition(".")[0]
+        block_modules.setdefault(block, []).append(name)
+    blocks = {block: {} for block in block_modules}
+    configs = []
+    for config in configurations.configs:
+        chosen = {}
+        for block, names in block_modules.items():
+            removed = {"heads": 0, "weights": {}}
+            for name in names:
+                module = configurations.modules[name]
+                if module["kind"] == "attention":
+                    removed["heads"] = removed_count(config.get(name, 0), module["heads"])
+                else:
+                    removed["weights"][name.rpartition(".")[2]] = removed_count(config.get(name, 0), module["weights"])
+            variant = _variant_name(removed)
+            chosen[block] = variant
+            if variant != DENSE:
+                blocks[block][variant] = removed
+        configs.append(chosen)
+    requested = [_mean_rates(configurations.modules, config) for config in configurations.configs]
+    return Scheme(configurations.model, {b: v for b, v in blocks.items() if v}, configs, requested)
+
+
+def _mean_rates(modules, config):
+    means = {}
+    for kind, size in SIZES.items():
+        sizes = {name: module[size] for name, module in modules.items() if module["kind"] == kind}
+        if sizes:
+            means[kind] = round(sum(config.get(name, 0) * n for name, n in sizes.items()) / sum(sizes.values()), 6)
+    return means
+
+
+def _variant_name(removed):
+    counts = {"heads": removed["heads"], **removed["weights"]}
+    return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
+
+
+def read_scheme(path):
+    """Read a `conf_prune.json`.
+
+    Raises:
+        UserError: absent, malformed, or edited by hand (its digest does not match its content).
+    """
+    value = read_json(path, SCHEME_BY)
+    if "configs" in value and "modules" in value:
+        raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
+    content = {key: item for key, item in value.items() if key != "digest"}
+    if value.get("digest") != digest(content):
+        raise UserError(f"{path}: was changed after it was made, or is no scheme; "
+                        f"regenerate it from conf.json with {SCHEME_BY}")
+    _check_header(path, value, SCHEME_BY)
+    return Scheme(value["model"], value["blocks"], value["configs"], value["requested"])

@@ -1,0 +1,328 @@
+"""The one training loop, for blocks and for whole models.
+
+A learner is a set of parameters that is trained on its own: the only one of a whole model, or one for every variant
+of every block. In each batch `run_batch` hands every learner its loss; for blocks that happens inside a single
+teacher pass, so that one pass serves all variants.
+"""
+
+import csv
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from common.architectures import token_mask, watched
+from common.data import evaluation_batches, training_batches
+from common.errors import UserError
+from common.masking import HeldMasks
+from common.models import now
+from common.records import atomic_file
+
+STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
+BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "train_seconds")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in epochs, 0 = never."""
+    epochs: int
+    batch_size: int
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    early_stop: int
+    precision: str
+    seed: int
+
+    def to_json(self):
+        return asdict(self)
+
+
+def recipe_from(args, default_lr):
+    """The recipe of a script's training flags (`cli.add_training_flags`)."""
+    return Recipe(args.epochs, args.batch_size, args.lr or default_lr, args.warmup, args.weight_decay, args.clip,
+                  args.early_stop, args.precision, args.seed)
+
+
+# --- learners --------------------------------------------------------------------------------------------------
+
+class Learner:
+    """Parameters, their masks, their optimizer, and the best state they have been in.
+
+    Removed weights stay at exactly zero: gradients are masked before clipping, weights after each step.
+    """
+
+    def __init__(self, parameters, masks, recipe, total_steps):
+        """
+        Args:
+            parameters: {name: tensor to train}, on their device.
+            masks: {name: bool tensor}, True = kept; names that are absent are free.
+            total_steps: optimizer steps in the whole run, for the learning-rate schedule.
+        """
+        self.parameters, self.recipe, self.total_steps = parameters, recipe, total_steps
+        self.held = HeldMasks(parameters, masks)
+        fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay,
+                                           fused=fused)
+        self.steps = 0
+        self.best, self.best_loss, self.best_epoch = None, float("inf"), None
+        self.history = []  # (epoch, train loss, validation loss, train seconds of this learner alone)
+        self.finished = False
+
+    def step(self, loss):
+        """One optimizer step down the gradient of a scalar loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.held.mask_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+        self.optimizer.step()
+        self.held.apply()
+        self.steps += 1
+
+    def observe(self, epoch, train_loss, val_loss, seconds):
+        """Note an epoch's losses; keep the weights if they are the best so far; decide whether to stop."""
+        self.history.append((epoch, train_loss, val_loss, seconds))
+        if val_loss < self.best_loss:
+            self.best_loss, self.best_epoch = val_loss, epoch
+            self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        patience = self.recipe.early_stop
+        self.finished = epoch >= self.recipe.epochs or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+
+    @torch.no_grad()
+    def restore_best(self):
+        """Put the best weights back.
+
+        Raises:
+            UserError: no epoch had a finite validation loss, not even the first, before any training.
+            RuntimeError: a removed weight is not zero, which would be a bug.
+        """
+        if self.best is None:
+            raise UserError("the validation loss was never a number, not even before training: "
+                            "the model or the data are damaged")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best[name])
+        if not self.held.intact():
+            raise RuntimeError("a removed weight is not zero")
+
+    def state(self):
+        """Everything that a resumed run needs, as plain tensors, numbers and strings."""
+        return {"parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+                "optimizer": self.optimizer.state_dict(), "steps": self.steps, "best": self.best,
+                "best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history,
+                "finished": self.finished}
+
+    @torch.no_grad()
+    def load_state(self, state):
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("steps", "best", "best_loss", "best_epoch", "history", "finished"):
+            setattr(self, name, state[name])
+
+
+def schedule(step, total, warmup):
+    """Factor on the peak learning rate: linear rise over `warmup * total` steps, then linear fall towards 0."""
+    rise = warmup * total
+    return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------
+
+@dataclass
+class Progress:
+    """What a run has done so far. `rows`: (epoch, train_seconds, val_seconds)."""
+    rows: list = field(default_factory=list)
+
+    @property
+    def epoch(self):
+        return self.rows[-1][0] if self.rows else -1
+
+    @property
+    def seconds(self):
+        """Training and validation, over all epochs."""
+        return sum(train + val for _, train, val in self.rows)
+
+
+def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpoint, on_epoch=None, on_finished=None):
+    """Train all learners, validating after every epoch and before the first.
+
+    Args:
+        learners: {name: Learner}.
+        run_batch: called with (batch, active learners, consume, training); must call consume(name, compute) once
+            for each active learner, where compute() returns (loss, weight): a scalar tensor, and what it counts for
+            in the epoch's mean.
+        train, validation: `data.Examples`.
+        checkpoint: a `Checkpoint`; written after every epoch, and resumed from.
+        on_epoch: called with the Progress after every epoch.
+        on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
+    Returns:
+        the Progress.
+    """
+    progress = Progress(checkpoint.resume(learners, talk))
+    val_order = evaluation_batches(validation, recipe.batch_size)
+    handed_over = set()
+
+    def run(examples, order, active, label, training):
+        losses = {name: [] for name in active}
+        seconds = dict.fromkeys(active, 0.0)
+
+        def consume(name, compute):
+            started = now(device)
+            loss, weight = compute()
+            if training:
+                active[name].step(loss)
+            losses[name].append(torch.stack([loss.detach().float() * weight, torch.as_tensor(weight, device=device)]))
+            seconds[name] += now(device) - started
+
+        started = now(device)
+        for positions in talk.progress(order, label):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16", cache_enabled=False):
+                run_batch(examples.batch(positions, device), active, consume, training)
+        total = now(device) - started
+        sums = {name: torch.stack(parts).cpu().double().sum(0) for name, parts in losses.items()}
+        return {name: (both[0] / both[1]).item() for name, both in sums.items()}, seconds, total
+
+    while True:
+        active = {name: learner for name, learner in learners.items() if not learner.finished}
+        for name, learner in learners.items():
+            if learner.finished and name not in handed_over:
+                learner.restore_best()
+                if on_finished:
+                    on_finished(name, learner)
+                handed_over.add(name)
+        if not active:
+            break
+        epoch = progress.epoch + 1
+        train_loss, own_seconds, train_seconds = dict.fromkeys(active, float("nan")), dict.fromkeys(active, 0.0), 0.0
+        if epoch > 0:
+            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout hangs on (seed, epoch) alone: resume is exact
+            order = training_batches(train, recipe.batch_size, recipe.seed, epoch)
+            train_loss, own_seconds, train_seconds = run(train, order, active, f"epoch {epoch}", True)
+        with torch.no_grad():
+            val_loss, _, val_seconds = run(validation, val_order, active, "validation", False)
+        for name, learner in active.items():
+            learner.observe(epoch, train_loss[name], val_loss[name], own_seconds[name])
+        progress.rows.append((epoch, train_seconds, val_seconds))
+        mean = sum(val_loss.values()) / len(val_loss)
+        talk.say(f"epoch {epoch}: validation loss {mean:.4f}"
+                 + (f" (mean of {len(val_loss)} variants)" if len(learners) > 1 else "")
+                 + (f", {train_seconds:.1f} s" if epoch else ""))
+        checkpoint.save(learners, progress.rows)
+        if on_epoch:
+            on_epoch(progress)
+    return progress
+
+
+def steps_of(examples, recipe):
+    """Optimizer steps of a whole run."""
+    return recipe.epochs * -(-len(examples) // recipe.batch_size)
+
+
+# --- what run_batch can be -------------------------------------------------------------------------------------
+
+def model_batch(model):
+    """`run_batch` for a whole model: the task's mean cross-entropy, over tokens or examples."""
+    def run_batch(batch, active, consume, training):
+        def compute():
+            return model(**batch).loss, (batch["labels"] != -100).sum().float()
+        for name, learner in active.items():
+            model.train(training)
+            consume(name, compute)
+    return run_batch
+
+
+def block_batch(teacher, family, blocks):
+    """`run_batch` for block variants: learners are named (block name, variant).
+
+    The teacher runs once, in `eval()` and without gradients; whenever one of its blocks has run, all active
+    variants of that block are trained on its very inputs and output, and are done before the teacher goes on.
+    The loss is the mean squared error over real tokens, divided by the mean square of the teacher's output, so
+    that no block drowns another.
+    """
+    teacher.eval()  # dropout would make the targets noisy
+    teacher.requires_grad_(False)
+
+    def run_batch(batch, active, consume, training):
+        variants = {}
+        for block_name, variant in active:
+            variants.setdefault(block_name, []).append((block_name, variant))
+
+        def visit(block, call):
+            real = token_mask(block, batch)
+            target = call.output[real].float()                      # (tokens, d_model)
+            power = target.pow(2).sum()
+            for name in variants[block.name]:
+                def compute(parameters=active[name].parameters):
+                    with torch.set_grad_enabled(training):
+                        output = call.replay(parameters)[real].float()
+                        return (output - target).pow(2).sum() / power, power
+                with torch.set_grad_enabled(training):
+                    consume(name, compute)
+
+        with torch.no_grad(), watched(teacher, [blocks[name] for name in variants], visit):
+            family.run(teacher, batch)
+    return run_batch
+
+
+# --- checkpoints and stats -------------------------------------------------------------------------------------
+
+class Checkpoint:
+    """The state of an unfinished run, in one file that is replaced after every epoch and removed at the end."""
+
+    def __init__(self, path, keys):
+        """`keys`: {learner name: digest of everything that determines it}; a file with other keys is not used."""
+        self.path = Path(path)
+        self.keys = {_text(name): key for name, key in keys.items()}
+
+    def resume(self, learners, talk):
+        """Load the learners' states, if the file is there and is about them; returns the rows so far."""
+        if not self.path.is_file():
+            return []
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            fits = all(content["keys"].get(name) == key for name, key in self.keys.items())
+        except Exception:  # damaged, or not ours: start anew, nothing of the user's is in it
+            fits = False
+        if not fits:
+            return []
+        for name, learner in learners.items():
+            learner.load_state(content["learners"][_text(name)])
+        talk.say(f"resuming after epoch {content['rows'][-1][0]} from {self.path}")
+        return content["rows"]
+
+    def save(self, learners, rows):
+        with atomic_file(self.path) as handle:
+            torch.save({"keys": self.keys, "rows": rows,
+                        "learners": {_text(name): learner.state() for name, learner in learners.items()}}, handle)
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+
+def _text(name):
+    return name if isinstance(name, str) else " ".join(name)
+
+
+def write_csv(path, columns, rows):
+    """A CSV file, atomically; NaN becomes an empty cell, floats keep all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])
+    with atomic_file(path) as handle:
+        handle.write(text.getvalue().encode())
+
+
+def write_stats(path, learners, progress):
+    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value."""
+    losses = [{row[0]: row[1:3] for row in learner.history} for learner in learners.values()]
+    rows, last = [], [None] * len(losses)
+    for epoch, train_seconds, val_seconds in progress.rows:
+        last = [history.get(epoch, previous) for history, previous in zip(losses, last)]
+        means = [sum(column) / len(column) for column in zip(*last)]
+        rows.append([epoch, *means, round(train_seconds, 3), round(val_seconds, 3)])
+    write_csv(path, STATS_COLUMNS, rows)

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Plot training and validation loss of one stats CSV or several, side by side in one picture."""
+
+import sys
+from pathlib import Path
+
+from common import cli
+from common.errors import UserError
+from common.records import atomic_file, check_writable
+
+FORMATS = ("png", "pdf", "svg")
+
+
+def build_parser():
+    parser = cli.build_parser(__doc__, overwrite=True)
+    parser.add_argument("csv", nargs="+", metavar="CSV", help="stats of block-level or model-level fine-tuning")
+    parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
+    parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
+    parser.add_argument("--title", help="heading of the picture")
+    return parser
+
+
+def run(args):
+    labels = args.labels or [Path(path).stem for path in args.csv]
+    if len(labels) != len(args.csv):
+        raise UserError(f"--labels: {len(labels)} names for {len(args.csv)} files; give one for each")
+    suffix = Path(args.output).suffix[1:].lower()
+    if suffix not in FORMATS:
+        raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
+    check_writable(args.output)
+    tables = [read_stats(path) for path in args.csv]
+    figure = draw(tables, labels, args.title)
+    with atomic_file(args.output) as handle:
+        # without the date and version that matplotlib adds, equal inputs give equal files
+        figure.savefig(handle, format=suffix, dpi=150, bbox_inches="tight",
+                       metadata={"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix])
+    best = {label: round(float(table["val_loss"].min()), 6) for label, table in zip(labels, tables)}
+    cli.Talk(args.quiet).say(f"{args.output}: {len(tables)} curves")
+    return {"output": args.output, "best_val_loss": best}
+
+
+def read_stats(path):
+    """A stats CSV as a data frame.
+
+    Raises:
+        UserError: absent, or not such a CSV.
+    """
+    import pandas
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; block-level_finetuning.py and model-level_finetuning.py write stats")
+    try:
+        table = pandas.read_csv(path)
+        numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)
+    except (ValueError, KeyError, UnicodeDecodeError, pandas.errors.ParserError, pandas.errors.EmptyDataError):
+        raise UserError(f"{path}: is no stats CSV (it needs the columns epoch, train_loss and val_loss, "
+                        "in numbers)") from None
+    if numbers.empty:
+        raise UserError(f"{path}: has no epoch in it")
+    return numbers
+
+
+def draw(tables, labels, title):
+    """The figure: validation loss as a solid line and training loss as a dotted one, a colour a table."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window is wanted, and there may be no display
+    matplotlib.rcParams["svg.hashsalt"] = "plot_loss"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for table, label in zip(tables, labels):
+        (line,) = axes.plot(table["epoch"], table["val_loss"], marker="o", markersize=3.5, label=label)
+        axes.plot(table["epoch"], table["train_loss"], linestyle=":", color=line.get_color())
+    axes.plot([], [], color="grey", label="validation")
+    axes.plot([], [], color="grey", linestyle=":", label="training")
+    axes.set(xlabel="epoch", ylabel="loss", title=title or "")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main(argv=None):
+    return cli.launch(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

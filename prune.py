@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Prune every variant of a scheme once, into a library of .npy module files."""
+
+import sys
+
+from common import cli, schemes
+from common.records import digest
+
+METHOD = "l1 unstructured; heads by l1 of q, k, v"  # part of every variant's key: change it with the algorithm
+
+
+def build_parser():
+    parser = cli.build_parser(__doc__, overwrite=True)
+    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
+    parser.add_argument("-c", "--scheme", default="conf_prune.json", help="the scheme file")
+    parser.add_argument("-o", "--output", required=True, metavar="LIBRARY", help="folder of the pruned library")
+    return parser
+
+
+def run(args):
+    talk = cli.Talk(args.quiet)
+    scheme = schemes.read_scheme(args.scheme)
+    from common.architectures import block_tensors, find_blocks
+    from common.composition import check_model, check_variant
+    from common.library import PRUNED, Library
+    from common.masking import prune_block
+    from common.models import load_model, resolve_device
+
+    loaded = load_model(args.model, resolve_device(args.device))
+    check_model(scheme.model, loaded, args.scheme)
+    blocks = find_blocks(loaded.model)
+    tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
+    for name, variant in scheme.variants():
+        check_variant(f"{args.scheme}: {name}", blocks.get(name), tensors.get(name), scheme.blocks[name][variant])
+    library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
+    keys = {(name, variant): digest([loaded.identity["fingerprint"], name, scheme.blocks[name][variant], METHOD])
+            for name, variant in scheme.variants()}
+    todo = [pair for pair, key in keys.items() if not library.has(*pair, key, args.overwrite)]
+
+    for name, variant in talk.progress(todo, "pruning"):
+        removed = scheme.blocks[name][variant]
+        pruned, keeps, by_rate = prune_block(blocks[name], tensors[name], removed)
+        library.write(blocks[name], variant, pruned, keeps, keys[name, variant],
+                      heads_removed=count_removed_heads(blocks[name], keeps), weights_removed_by_rate=by_rate,
+                      weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()})
+    skipped = len(keys) - len(todo)
+    talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
+    sparsity = []
+    for i, (config, requested) in enumerate(zip(scheme.configs, scheme.requested)):
+        measured = measure(library, config, blocks, tensors)
+        sparsity.append({kind: {"requested": requested[kind], "measured": measured[kind]} for kind in requested})
+        sparsity[-1]["linear"]["measured_with_removed_heads"] = measured["linear with heads"]
+        talk.say(f"configuration {i}: " + "; ".join(
+            f"{kind}: requested {rate:.4f}, measured {measured[kind]:.4f}" for kind, rate in requested.items())
+            + f" ({measured['linear with heads']:.4f} with the removed heads' columns)")
+    return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
+
+
+def measure(library, config, blocks, tensors):
+    """The fractions that a configuration's variants really remove, counted on their masks when they were made.
+
+    Returns:
+        {"attention": of the heads, "linear": of the Linears' weights by their own rates, "linear with heads": the
+        same and the out-projections' columns of removed heads on top}.
+    """
+    removed, total = dict.fromkeys(("attention", "linear", "linear with heads"), 0), {"attention": 0, "linear": 0}
+    for name, variant in config.items():
+        block = blocks[name]
+        linears = block.linears[-1:] if block.kind == "attention" else block.linears
+        total["attention"] += block.heads
+        total["linear"] += sum(tensors[name][f"{linear}.weight"].numel() for linear in linears)
+        if variant != schemes.DENSE:
+            entry = library.entry(name, variant)
+            removed["attention"] += entry["heads_removed"]
+            removed["linear"] += sum(entry["weights_removed_by_rate"].values())
+            removed["linear with heads"] += sum(entry["weights_removed"][linear] for linear in linears)
+    return {kind: round(count / max(total[kind.removesuffix(" with heads")], 1), 6) for kind, count in removed.items()}
+
+
+def count_removed_heads(block, keeps):
+    """Heads whose rows are gone from the first projection, counted on its mask."""
+    return int((~keeps[block.linears[0]].view(block.heads, -1)).all(dim=1).sum()) if block.heads else 0
+
+
+def main(argv=None):
+    return cli.launch(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Write conf_prune.json: the distinct variants of every block over all configurations of a conf.json."""
+
+import sys
+
+from common import cli, schemes
+from common.records import check_writable, keeps_existing, write_json
+
+
+def build_parser():
+    parser = cli.build_parser(__doc__, overwrite=True)
+    parser.add_argument("-i", "--input", default="conf.json", help="the configurations file")
+    parser.add_argument("-o", "--output", default="conf_prune.json", help="the scheme file")
+    return parser
+
+
+def run(args):
+    scheme = schemes.make_scheme(schemes.read_configurations(args.input))
+    check_writable(args.output)
+    content = scheme.to_json()
+    if not keeps_existing(args.output, content, args.overwrite):
+        write_json(args.output, content)
+    without, distinct = scheme.count_without_reuse(), len(scheme.variants())
+    cli.Talk(args.quiet).say(f"{args.output}: {len(scheme.configs)} configurations; "
+                             f"{without} blocks to fine-tune without reuse, {distinct} with reuse")
+    return {"output": args.output, "configurations": len(scheme.configs),
+            "blocks_without_reuse": without, "blocks_with_reuse": distinct}
+
+
+def main(argv=None):
+    return cli.launch(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
