@@ -60,8 +60,7 @@ def run(args):
 
     def write_stats(progress):
         training.write_stats(args.stats, learners, progress)
-        training.write_csv(per_variant_path(args.stats), training.BLOCK_COLUMNS,
-                           [[*pair, *row] for pair, learner in learners.items() for row in learner.history])
+        training.write_variant_stats(per_variant_path(args.stats), learners)
 
     def write_variant(pair, learner):
         name, variant = pair

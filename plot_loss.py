@@ -16,6 +16,8 @@ def build_parser():
     parser.add_argument("csv", nargs="+", metavar="CSV", help="stats of block-level or model-level fine-tuning")
     parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
     parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
+    parser.add_argument("--panels", type=cli.positive, default=1,
+                        help="spread the CSVs evenly, in order, over so many panels")
     parser.add_argument("--title", help="heading of the picture")
     return parser
 
@@ -24,12 +26,14 @@ def run(args):
     labels = args.labels or [Path(path).stem for path in args.csv]
     if len(labels) != len(args.csv):
         raise UserError(f"--labels: {len(labels)} names for {len(args.csv)} files; give one for each")
+    if len(args.csv) % args.panels:
+        raise UserError(f"--panels: {len(args.csv)} files cannot be spread evenly over {args.panels} panels")
     suffix = Path(args.output).suffix[1:].lower()
     if suffix not in FORMATS:
         raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(args.output)
     tables = [read_stats(path) for path in args.csv]
-    figure = draw(tables, labels, args.title)
+    figure = draw(tables, labels, args.panels, args.title)
     with atomic_file(args.output) as handle:
         # without the date and version that matplotlib adds, equal inputs give equal files
         figure.savefig(handle, format=suffix, dpi=150, bbox_inches="tight",
@@ -60,7 +64,7 @@ def read_stats(path):
     return numbers
 
 
-def draw(tables, labels, title):
+def draw(tables, labels, panels, title):
     """The figure: validation loss as a solid line and training loss as a dotted one, a colour a table."""
     import matplotlib
 
@@ -68,16 +72,23 @@ def draw(tables, labels, title):
     matplotlib.rcParams["svg.hashsalt"] = "plot_loss"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for table, label in zip(tables, labels):
-        (line,) = axes.plot(table["epoch"], table["val_loss"], marker="o", markersize=3.5, label=label)
-        axes.plot(table["epoch"], table["train_loss"], linestyle=":", color=line.get_color())
-    axes.plot([], [], color="grey", label="validation")
-    axes.plot([], [], color="grey", linestyle=":", label="training")
-    axes.set(xlabel="epoch", ylabel="loss", title=title or "")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 4.2 * panels, 4.2), squeeze=False,
+                                   sharey=True)
+    per_panel = len(tables) // panels
+    for index, (table, label) in enumerate(zip(tables, labels)):
+        axis = axes[0, index // per_panel]
+        (line,) = axis.plot(table["epoch"], table["val_loss"], marker="o", markersize=3.5, label=label)
+        axis.plot(table["epoch"], table["train_loss"], linestyle=":", color=line.get_color())
+    for number, axis in enumerate(axes[0]):
+        axis.plot([], [], color="grey", label="validation")
+        axis.plot([], [], color="grey", linestyle=":", label="training")
+        axis.set(xlabel="epoch", title=f"configuration {number}" if panels > 1 else "")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("loss")
+    if title:
+        figure.suptitle(title)
     return figure
 
 

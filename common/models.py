@@ -165,6 +165,23 @@ def data_source(given, loaded):
     return given or resolve(loaded.record.get("data"), loaded.path) or loaded.family.data
 
 
+def download(checkpoint, family):
+    """A model (float32) and its tokenizer from the hub: from the local cache if they are there, else the network.
+
+    Raises:
+        UserError: no such checkpoint, or no network and nothing cached.
+    """
+    model_class = getattr(transformers, family.model_class)
+    for local_only in (True, False):
+        try:
+            return (model_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
+                    transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+    raise UserError(f"{checkpoint}: is not in the local cache and not to be had from the hub ({reason}); "
+                    "the types t5-demo and distilbert-demo need no network")
+
+
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
 
 def reference(target, model_path):
@@ -211,6 +228,12 @@ def save_model(path, model, record, *, masks=None, tokenizer=None):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_json(folder / RECORD_NAME, record)
+
+
+def save_tokenizer(path, tokenizer):
+    """Save a tokenizer's folder, atomically."""
+    with atomic_folder(path) as folder:
+        tokenizer.save_pretrained(folder)
 
 
 def read_record(path):

@@ -20,7 +20,8 @@ from common.models import now
 from common.records import atomic_file
 
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
-BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "train_seconds")
+BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
+BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Learner:
         self.held = HeldMasks(parameters, masks)
         fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay,
-                                           fused=fused)
+                                           betas=BETAS, fused=fused)
         self.steps = 0
         self.best, self.best_loss, self.best_epoch = None, float("inf"), None
-        self.history = []  # (epoch, train loss, validation loss, train seconds of this learner alone)
+        self.history = []  # (epoch, train loss, validation loss, seconds of this learner alone)
         self.finished = False
 
     def step(self, loss):
@@ -203,9 +204,9 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch)
             train_loss, own_seconds, train_seconds = run(train, order, active, f"epoch {epoch}", True)
         with torch.no_grad():
-            val_loss, _, val_seconds = run(validation, val_order, active, "validation", False)
+            val_loss, own_val_seconds, val_seconds = run(validation, val_order, active, "validation", False)
         for name, learner in active.items():
-            learner.observe(epoch, train_loss[name], val_loss[name], own_seconds[name])
+            learner.observe(epoch, train_loss[name], val_loss[name], own_seconds[name] + own_val_seconds[name])
         progress.rows.append((epoch, train_seconds, val_seconds))
         mean = sum(val_loss.values()) / len(val_loss)
         talk.say(f"epoch {epoch}: validation loss {mean:.4f}"
@@ -326,3 +327,16 @@ def write_stats(path, learners, progress):
         means = [sum(column) / len(column) for column in zip(*last)]
         rows.append([epoch, *means, round(train_seconds, 3), round(val_seconds, 3)])
     write_csv(path, STATS_COLUMNS, rows)
+
+
+def write_variant_stats(path, learners):
+    """The second CSV of block-level fine-tuning: a row per variant and epoch.
+
+    The rows of variants that an earlier run fine-tuned stay, so that the file tells of the whole library.
+    """
+    rows = [[*pair, *row] for pair, learner in learners.items() for row in learner.history]
+    if Path(path).is_file():
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = [row for row in csv.reader(handle) if len(row) == len(BLOCK_COLUMNS)
+                    and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS] + rows
+    write_csv(path, BLOCK_COLUMNS, rows)

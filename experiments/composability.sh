@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Composability at work: several pruned versions of one model, each fine-tuned twice for the same number of epochs,
+# from the pruned weights (baseline) and from the library of fine-tuned blocks (composed). Ends with a table and a
+# picture. Rerun it after an interruption or a change of conf.json: what is there already is not made again.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: experiments/composability.sh [MODEL_TYPE] [options]
+
+  MODEL_TYPE             t5-demo (default), distilbert-demo, t5 or distilbert
+  -m, --model FOLDER     a model of your own, instead of downloading or building MODEL_TYPE
+  --tokenizer FOLDER     its tokenizer, if not the one in its record or folder
+  --data SOURCE          its data (folder or hub id), if not those in its record
+  --attention "R …"      attention rates, one for each configuration (default "0.25 0.5 0.25")
+  --linear "R …"         linear rates, one for each configuration    (default "0.3 0.3 0.5")
+  -o, --output FOLDER    everything that is made (default results/MODEL_TYPE)
+  --device NAME          auto, cpu, cuda, …
+  --data-args "…"        further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
+  --block-args "…"       further flags for block-level_finetuning.py
+  --model-args "…"       further flags for model-level_finetuning.py, the same for baseline and composed
+TEXT
+}
+
+type=t5-demo model= tokenizer= data= attention= linear= out= device=auto data_args= block_args= model_args=
+if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        -m | --model | --tokenizer | --data | --attention | --linear | -o | --output | --device | --data-args \
+            | --block-args | --model-args)
+            [[ $# -ge 2 ]] || { echo "composability.sh: error: $1 needs a value" >&2; exit 2; } ;;&
+        -m | --model) model=$2 ;;
+        --tokenizer) tokenizer=$2 ;;
+        --data) data=$2 ;;
+        --attention) attention=$2 ;;
+        --linear) linear=$2 ;;
+        -o | --output) out=$2 ;;
+        --device) device=$2 ;;
+        --data-args) data_args=$2 ;;
+        --block-args) block_args=$2 ;;
+        --model-args) model_args=$2 ;;
+        *) echo "composability.sh: error: unknown option $1 (see --help)" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+case $type in
+    t5 | t5-demo) evaluate=evaluate-t5.py ;;
+    distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
+    *) echo "composability.sh: error: unknown model type $type (see --help)" >&2; exit 2 ;;
+esac
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+ensure_environment "$repository/requirements.txt"
+out=${out:-$repository/results/$type}
+mkdir -p "$out"
+started=$SECONDS
+
+stage() {  # stage SCRIPT ARGS…: run one of the suite's scripts
+    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
+}
+
+note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
+    stage "${@:2}" >"$1.part"
+    mv "$1.part" "$1"
+}
+
+score() {  # score FILE MODEL: evaluate a model, unless FILE is newer than it
+    local changed=$2
+    [[ -d $2 ]] && changed=$2/record.json
+    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" "${from[@]}" $data_args
+}
+
+if [[ -z $model ]]; then
+    model=$repository/model/$type
+    note "$out/download.json" download_model.py "$type" -o "$repository"
+fi
+from=()
+[[ -z $tokenizer ]] || from+=(-t "$tokenizer")
+[[ -z $data ]] || from+=(--data "$data")
+
+if [[ ! -f $out/conf.json || -n $attention$linear ]]; then  # a conf.json that is there may have been edited: keep it
+    read -ra attention <<<"${attention:-0.25 0.5 0.25}"
+    read -ra linear <<<"${linear:-0.3 0.3 0.5}"
+    stage config_generator.py -m "$model" -o "$out/conf.json" --attention "${attention[@]}" --linear "${linear[@]}" \
+        -n ${#attention[@]} --overwrite >/dev/null
+fi
+note "$out/scheme.json" prune_scheme_generator.py -i "$out/conf.json" -o "$out/conf_prune.json" --overwrite
+note "$out/prune.json" prune.py -m "$model" -c "$out/conf_prune.json" -o "$out/pruned"
+stage block-level_finetuning.py -m "$model" -p "$out/pruned" -o "$out/tuned" --stats "$out/blocks.csv" \
+    "${from[@]}" $data_args $block_args >>"$out/block-level.jsonl"  # a line a run: later runs add what changed
+
+score "$out/dense.json" "$model"
+count=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"])' "$out/scheme.json")
+for ((n = 0; n < count; n++)); do
+    which=(-c "$out/conf.json" -n "$n")
+    for library in pruned tuned; do
+        stage compose_model.py -m "$model" -p "$out/$library" "${which[@]}" ${tokenizer:+-t "$tokenizer"} \
+            -o "$out/$library-$n" --overwrite >/dev/null
+        score "$out/$library-$n.json" "$out/$library-$n"
+    done
+    for run in baseline:pruned composed:tuned; do
+        name=${run%:*}-$n
+        note "$out/$name-training.json" model-level_finetuning.py -m "$model" -p "$out/${run#*:}" "${which[@]}" \
+            -o "$out/$name.pth" --stats "$out/$name.csv" --overwrite "${from[@]}" $data_args $model_args
+        score "$out/$name.json" "$out/$name.pth"
+    done
+done
+
+"$PYTHON" "$repository/experiments/summarize.py" "$out" >"$out/table.txt"
+curves=() labels=()
+for ((n = 0; n < count; n++)); do
+    curves+=("$out/baseline-$n.csv" "$out/composed-$n.csv")
+    labels+=("baseline" "composed")
+done
+"$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" -o "$out/loss.png" \
+    --quiet >/dev/null
+cat "$out/table.txt"
+echo "table: $out/table.txt and $out/table.json; picture: $out/loss.png; $((SECONDS - started)) s in all" >&2

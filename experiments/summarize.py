@@ -1,0 +1,105 @@
+"""The table of an experiment: what composability gave, configuration by configuration and over the sweep.
+
+Reads the files that composability.sh leaves in a folder, writes table.json there and prints the table as text.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+METRICS = ("bleu", "accuracy")
+STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
+
+
+def summarize(folder):
+    """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time."""
+    configurations = read(folder / "conf_prune.json")
+    dense = read(folder / "dense.json")
+    metric = next(name for name in METRICS if name in dense)
+    rows = []
+    for n, requested in enumerate(configurations["requested"]):
+        files = {"pruned": f"pruned-{n}", "block-tuned": f"tuned-{n}", "baseline": f"baseline-{n}",
+                 "composed": f"composed-{n}"}
+        curves = {name: read_curve(folder / f"{name}-{n}.csv") for name in ("baseline", "composed")}
+        best = min(curves["baseline"], key=lambda row: row["val_loss"])
+        reached = next((row for row in curves["composed"] if row["val_loss"] <= best["val_loss"]), None)
+        rows.append({
+            "configuration": n, **{f"{kind}_rate": rate for kind, rate in requested.items()},
+            "quality": {"dense": dense[metric]} | {s: read(folder / f"{f}.json")[metric] for s, f in files.items()},
+            "val_loss": {"pruned": curves["baseline"][0]["val_loss"], "block-tuned": curves["composed"][0]["val_loss"],
+                         "baseline": best["val_loss"], "composed": min(row["val_loss"] for row in curves["composed"])},
+            "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
+            "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
+            "composed_seconds_in_all": curves["composed"][-1]["seconds"]})
+    return {"metric": metric, "configurations": rows, "blocks": read(folder / "scheme.json"),
+            "sweep_seconds": sweep_seconds(folder, rows, configurations["configs"])}
+
+
+def sweep_seconds(folder, rows, configs):
+    """Seconds until every configuration has the baseline's best validation loss, three ways.
+
+    Without reuse, every configuration would fine-tune all its own blocks: that figure is computed from the measured
+    seconds of each variant, and of the teacher's passes, which each configuration would then run for itself.
+    """
+    with open(folder / "block-level.jsonl", encoding="utf-8") as lines:
+        with_reuse = sum(json.loads(line)["seconds"] for line in lines)
+    own = {}
+    with open(folder / "blocks-blocks.csv", encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            pair = row["block"], row["variant"]
+            own[pair] = own.get(pair, 0.0) + float(row["seconds"])
+    shared = max(with_reuse - sum(own.values()), 0.0)
+    without_reuse = sum(shared + sum(own.get(pair, 0.0) for pair in config.items()) for config in configs)
+    to_target = sum((row["composed_reaches_it"] or {"seconds": row["composed_seconds_in_all"]})["seconds"] for row in rows)
+    return {"baseline": sum(row["baseline_best"]["seconds"] for row in rows),
+            "composed_with_reuse": with_reuse + to_target, "composed_without_reuse": without_reuse + to_target,
+            "block_level_with_reuse": with_reuse, "block_level_without_reuse": without_reuse,
+            "not_reached": [row["configuration"] for row in rows if row["composed_reaches_it"] is None]}
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_curve(path):
+    """[{epoch, val_loss, seconds since the start}] of a stats CSV."""
+    curve, seconds = [], 0.0
+    with open(path, encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            seconds += float(row["train_seconds"]) + float(row["val_seconds"])
+            curve.append({"epoch": int(row["epoch"]), "val_loss": float(row["val_loss"]), "seconds": round(seconds, 1)})
+    return curve
+
+
+def as_text(summary):
+    """The table for people."""
+    digits = {"bleu": 1, "accuracy": 3}[summary["metric"]]
+    heads = ["configuration", *STATES, "baseline's best loss", "composed reaches it"]
+    lines = []
+    for row in summary["configurations"]:
+        rates = ", ".join(f"{kind} {row[f'{kind}_rate']:g}" for kind in ("attention", "linear"))
+        best, reached = row["baseline_best"], row["composed_reaches_it"]
+        lines.append([f"{row['configuration']}: {rates}", *(f"{row['quality'][state]:.{digits}f}" for state in STATES),
+                      f"{row['val_loss']['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
+                      f"epoch {reached['epoch']}, {reached['seconds']:.0f} s" if reached else
+                      f"no ({row['val_loss']['composed']:.4f})"])
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [heads, *lines]]
+    blocks, sweep = summary["blocks"], summary["sweep_seconds"]
+    return "\n".join([
+        f"quality: {summary['metric']}", *table, "",
+        f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
+        "seconds until every configuration is as good as its baseline's best:",
+        f"  baseline                 {sweep['baseline']:8.1f}",
+        f"  composed, with reuse     {sweep['composed_with_reuse']:8.1f}   "
+        f"(block level {sweep['block_level_with_reuse']:.1f})",
+        f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
+        f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)"])
+
+
+if __name__ == "__main__":
+    experiment = Path(sys.argv[1])
+    figures = summarize(experiment)
+    (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(as_text(figures))

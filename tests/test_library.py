@@ -1,0 +1,265 @@
+"""Module files opened by plain numpy, their guards, and which variants a rerun makes again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from common import library as library_module
+from common.architectures import Block
+from common.errors import UserError
+from common.library import FINE_TUNED, PRUNED, Library, pack, unpack
+
+MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
+BLOCK = Block("encoder.0.ff", "feed_forward", ("wi", "wo"), 0, "encoder", False)
+VARIANT = "wi-3"
+
+
+def tensors_and_keeps():
+    torch.manual_seed(0)
+    tensors = {"wi.weight": torch.randn(5, 3), "wi.bias": torch.randn(5), "wo.weight": torch.randn(3, 5)}
+    return tensors, {"wi": torch.rand(5, 3) > 0.5, "wo": torch.rand(3, 5) > 0.5}
+
+
+def open_library(folder, **changes):
+    return Library.open_or_create(folder, "prune.py", MODEL | changes, PRUNED)
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A library that holds one variant under the key "k"."""
+    made = open_library(tmp_path / "lib")
+    made.write(BLOCK, VARIANT, *tensors_and_keeps(), "k", sparsity=0.5)
+    return made
+
+
+# --- module files --------------------------------------------------------------------------------------------------
+
+def test_plain_numpy_opens_a_module_file(library):
+    tensors, keeps = tensors_and_keeps()
+    content = np.load(library.folder / "encoder.0.ff.wi-3.npy")
+    assert content.shape == () and content.dtype.names == (*tensors, "wi.keep", "wo.keep")
+    for name, tensor in tensors.items():
+        assert content[name].dtype == np.float32 and np.array_equal(content[name], tensor.numpy())
+    for name, keep in keeps.items():
+        assert content[f"{name}.keep"].dtype == np.bool_ and np.array_equal(content[f"{name}.keep"], keep.numpy())
+
+
+def test_a_variant_survives_the_file_bit_for_bit(library):
+    tensors, keeps = tensors_and_keeps()
+    for made in (library, Library.open(library.folder, "f00d", PRUNED)):
+        read_tensors, read_keeps = made.read(BLOCK, VARIANT)
+        assert list(read_tensors) == list(tensors) and list(read_keeps) == list(keeps)
+        assert all(torch.equal(read_tensors[name], tensors[name]) for name in tensors)
+        assert all(torch.equal(read_keeps[name], keeps[name]) for name in keeps)
+
+
+def test_what_was_read_is_writable_and_apart_from_the_file(library):
+    before = (library.folder / "encoder.0.ff.wi-3.npy").read_bytes()
+    library.read(BLOCK, VARIANT)[0]["wi.weight"].fill_(7.0)
+    assert (library.folder / "encoder.0.ff.wi-3.npy").read_bytes() == before
+
+
+def test_fields_are_aligned(tmp_path):
+    """Oracle: numpy's own rule, every offset a multiple of the field's alignment; bool fields would break it."""
+    packed = pack({"a": np.ones(3, np.bool_), "b": np.ones(2, np.float32), "c": np.ones(1, np.bool_),
+                   "d": np.ones((), np.float64)}, "x.npy")
+    np.save(tmp_path / "x.npy", packed)
+    for dtype in (packed.dtype, np.load(tmp_path / "x.npy").dtype):
+        fields = [dtype.fields[name] for name in "abcd"]
+        assert [offset % kind.base.alignment for kind, offset in fields] == [0, 0, 0, 0]
+        assert [offset for _, offset in fields] == [0, 4, 12, 16]  # three bytes of bool, then to the next multiple
+    assert packed.dtype.isalignedstruct
+    assert {name: array.tolist() for name, array in unpack(tmp_path / "x.npy").items()} == {
+        "a": [True] * 3, "b": [1.0, 1.0], "c": [True], "d": 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_floats_are_stored_as_float32_exactly(tmp_path, dtype):
+    tensors, keeps = tensors_and_keeps()
+    narrow = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
+    made = open_library(tmp_path / "lib")
+    made.write(BLOCK, VARIANT, narrow, keeps, "k")
+    for name, tensor in made.read(BLOCK, VARIANT)[0].items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor.to(dtype), narrow[name])
+
+
+def save_array(path, array):
+    np.save(path, array, allow_pickle=True)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda path: save_array(path, np.array([{"code": 1}], dtype=object)), "is not a readable module file"),
+    (lambda path: save_array(path, np.ones(3)), "is a plain array, not a module file"),
+    (lambda path: save_array(path, np.zeros(2, [("a", "f4")])), "is a plain array, not a module file"),
+    (lambda path: path.write_bytes(b""), "is not a readable module file"),
+    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is not a readable module file"),
+    (lambda path: path.write_text("no array"), "is not a readable module file")],
+    ids=["pickle", "plain", "list of records", "empty", "cut", "text"])
+def test_what_is_no_module_file_is_refused_and_never_unpickled(tmp_path, spoil, words):
+    path = tmp_path / "x.npy"
+    spoil(path)
+    with pytest.raises(UserError) as error:
+        unpack(path)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+def test_a_block_of_2_gib_is_refused():
+    """numpy's limit is a C int of bytes; the array is a broadcast view, nothing is allocated."""
+    huge = np.broadcast_to(np.float32(0), (2**29,))
+    assert huge.nbytes == 2**31
+    with pytest.raises(UserError, match="big.npy: the block is larger than the 2 GiB"):
+        pack({"a": huge}, "big.npy")
+    half = np.broadcast_to(np.float32(0), (2**28,))
+    with pytest.raises(UserError, match="2 GiB"):
+        pack({"a": half, "b": half}, "big.npy")  # neither alone is too large
+
+
+def test_a_block_just_under_the_limit_is_taken(monkeypatch):
+    monkeypatch.setattr(library_module, "LARGEST_DTYPE", 1000)
+    assert pack({"a": np.ones(200, np.float32)}, "x")["a"].sum() == 200
+    with pytest.raises(UserError, match="larger"):
+        pack({"a": np.ones(250, np.float32)}, "x")
+
+
+@pytest.mark.parametrize("length", [10, 17, 40])
+def test_whatever_header_is_written_numpy_reads_with_its_defaults(tmp_path, length):
+    """Oracle: np.load, which refuses headers over 10,000 characters."""
+    written = 0
+    for fields in range(9500 // (length + 13), 10500 // (length + 13)):  # a field takes length + 13 characters
+        arrays = {f"{i:0{length}d}": np.ones((), np.float32) for i in range(fields)}
+        try:
+            packed = pack(arrays, "x.npy")
+        except UserError as error:
+            assert str(error) == "x.npy: has too many fields for a .npy header"
+            break
+        np.save(tmp_path / "x.npy", packed)
+        assert len(np.load(tmp_path / "x.npy").dtype.names) == fields
+        written += 1
+    else:
+        pytest.fail("no header was too long")
+    assert written > 0
+
+
+# --- the record ----------------------------------------------------------------------------------------------------
+
+def test_an_entry_holds_the_key_the_shapes_and_what_was_measured(library):
+    for made in (library, Library.open(library.folder, "f00d")):
+        entry = made.entry(BLOCK.name, VARIANT)
+        assert (entry["key"], entry["sparsity"], entry["file"]) == ("k", 0.5, "encoder.0.ff.wi-3.npy")
+        assert entry["shapes"] == {"wi.weight": [5, 3], "wi.bias": [5], "wo.weight": [3, 5], "wi.keep": [5, 3],
+                                   "wo.keep": [3, 5]}
+        assert made.variants() == [(BLOCK.name, VARIANT)]
+
+
+def test_an_absent_variant_is_named_with_the_remedy(library):
+    with pytest.raises(UserError, match=r"has no variant wi-4 of encoder\.0\.ff; run prune\.py"):
+        library.read(BLOCK, "wi-4")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [(lambda path: path.unlink(), "no such file, though the record lists it"), (cut, "is not the file"),
+           (flip_a_bit, "is not the file")]
+
+
+@pytest.mark.parametrize("damage, words", DAMAGES, ids=["gone", "cut", "flipped"])
+def test_a_damaged_file_is_never_used_and_is_made_again(library, damage, words):
+    path = library.folder / "encoder.0.ff.wi-3.npy"
+    damage(path)
+    with pytest.raises(UserError) as error:
+        library.read(BLOCK, VARIANT)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+    assert library.has(BLOCK.name, VARIANT, "k", overwrite=False) is False
+
+
+def test_a_file_with_other_tensors_than_its_record_lists_is_refused(library):
+    library.record["variants"][f"{BLOCK.name}.{VARIANT}"]["shapes"]["wi.bias"] = [6]
+    with pytest.raises(UserError, match="does not hold the tensors its record lists"):
+        library.read(BLOCK, VARIANT)
+
+
+@pytest.mark.parametrize("variant, key, overwrite, there", [
+    (VARIANT, "k", False, True), (VARIANT, "k", True, True), (VARIANT, "other", True, False),
+    ("wi-4", "k", False, False)])
+def test_a_variant_is_there_if_it_was_made_from_the_same(library, variant, key, overwrite, there):
+    assert open_library(library.folder).has(BLOCK.name, variant, key, overwrite) is there
+
+
+def test_a_variant_made_with_other_settings_is_not_overwritten_unasked(library):
+    with pytest.raises(UserError, match=r"encoder\.0\.ff\.wi-3 is there already, made with other settings"):
+        library.has(BLOCK.name, VARIANT, "other", overwrite=False)
+
+
+def test_a_library_grows_and_keeps_what_it_had(library):
+    reopened = open_library(library.folder)
+    tensors, keeps = tensors_and_keeps()
+    reopened.write(BLOCK, "wi-4", {name: tensor + 1 for name, tensor in tensors.items()}, keeps, "k2")
+    both = Library.open(library.folder, "f00d")
+    assert both.variants() == [(BLOCK.name, VARIANT), (BLOCK.name, "wi-4")]
+    assert torch.equal(both.read(BLOCK, VARIANT)[0]["wi.bias"], tensors["wi.bias"])
+    assert torch.equal(both.read(BLOCK, "wi-4")[0]["wi.bias"], tensors["wi.bias"] + 1)
+
+
+def test_an_interrupted_run_that_has_not_finished_a_variant_can_be_resumed(tmp_path):
+    """block-level_finetuning.py keeps its checkpoint in the library's folder from the first epoch on."""
+    made = open_library(tmp_path / "lib")
+    (made.folder / "unfinished.checkpoint").write_bytes(b"")
+    assert open_library(tmp_path / "lib").variants() == []
+
+
+def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tmp_path, monkeypatch):
+    """Resume must work from the very first variant on."""
+    made = open_library(tmp_path / "lib")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        def kill(*_):
+            raise KeyboardInterrupt
+        patch.setattr(library_module, "write_json", kill)
+        made.write(BLOCK, VARIANT, *tensors_and_keeps(), "k")
+    assert (tmp_path / "lib" / "encoder.0.ff.wi-3.npy").exists()
+    again = open_library(tmp_path / "lib")
+    assert again.has(BLOCK.name, VARIANT, "k", overwrite=False) is False
+    again.write(BLOCK, VARIANT, *tensors_and_keeps(), "k")
+    assert again.has(BLOCK.name, VARIANT, "k", overwrite=False) is True
+
+
+# --- opening -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fingerprint, stage, words", [
+    ("beef", None, r"was made for another model \(tiny\)"),
+    ("f00d", FINE_TUNED, "is a pruned library where a fine-tuned one belongs")])
+def test_a_library_of_another_model_or_stage_is_refused(library, fingerprint, stage, words):
+    with pytest.raises(UserError, match=words):
+        Library.open(library.folder, fingerprint, stage)
+
+
+def test_a_library_of_another_model_is_not_added_to(library):
+    with pytest.raises(UserError, match="was made for another model"):
+        open_library(library.folder, fingerprint="beef")
+
+
+@pytest.mark.parametrize("record, words", [
+    (None, "record.json: no such file; prune.py"), ("{", "malformed JSON"), ("{}", "is not a library's record"),
+    (json.dumps({"variants": {}, "model": "x"}), "is not a library's record")])
+def test_a_folder_that_is_no_library_is_refused(tmp_path, record, words):
+    if record is not None:
+        (tmp_path / "record.json").write_text(record)
+    with pytest.raises(UserError, match=words):
+        Library.open(tmp_path, "f00d")
+
+
+def test_a_folder_that_is_not_there_or_holds_something_else(tmp_path):
+    with pytest.raises(UserError, match="no such library folder"):
+        Library.open(tmp_path / "nowhere", "f00d")
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="is neither empty nor a library"):
+        open_library(tmp_path)

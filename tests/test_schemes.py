@@ -1,0 +1,228 @@
+"""Counts against torch.nn.utils.prune, deduplication and reuse by hand, and what the error messages name."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.prune import _compute_nparams_toprune
+
+from common.errors import UserError
+from common.records import digest
+from common.schemes import (DENSE, Configurations, Scheme, make_scheme, read_configurations, read_scheme,
+                            removed_count, select, uniform_configurations)
+
+MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
+# Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.
+MODULES = {
+    "0.attn": {"kind": "attention", "heads": 8}, "0.attn.o": {"kind": "linear", "weights": 1000},
+    "0.ff.wi": {"kind": "linear", "weights": 2000}, "0.ff.wo": {"kind": "linear", "weights": 2000},
+    "1.attn": {"kind": "attention", "heads": 8}, "1.attn.o": {"kind": "linear", "weights": 1000},
+    "1.ff.wi": {"kind": "linear", "weights": 2000}, "1.ff.wo": {"kind": "linear", "weights": 2000},
+}
+
+
+def scheme_of(*configs, modules=MODULES):
+    return make_scheme(Configurations(MODEL, modules, list(configs)))
+
+
+def issue_configurations():
+    return uniform_configurations(MODEL, MODULES, [0.25, 0.5, 0.25], [0.3, 0.3, 0.5])
+
+
+# --- counts --------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=50, deadline=None)
+@given(rate=st.floats(0, 1), size=st.integers(1, 10**7))
+def test_removed_count_is_torchs(rate, size):
+    assert removed_count(rate, size) == _compute_nparams_toprune(rate, size)
+
+
+@pytest.mark.parametrize("rate, size, count", [(0.5, 3, 2), (0.5, 5, 2), (0.25, 8, 2), (0.3, 8, 2), (0.0, 9, 0)])
+def test_halves_round_to_even_by_hand(rate, size, count):
+    assert removed_count(rate, size) == count == _compute_nparams_toprune(float(rate), size)
+
+
+# --- variants and reuse --------------------------------------------------------------------------------------------
+
+def test_rates_that_remove_the_same_heads_are_one_variant():
+    """0.25 and 0.3 of 8 heads are 2 heads, 0.4 are 3."""
+    scheme = scheme_of({"0.attn": 0.25}, {"0.attn": 0.3}, {"0.attn": 0.4})
+    assert scheme.blocks == {"0.attn": {"heads-2": {"heads": 2, "weights": {"o": 0}},
+                                        "heads-3": {"heads": 3, "weights": {"o": 0}}}}
+    assert [config["0.attn"] for config in scheme.configs] == ["heads-2", "heads-2", "heads-3"]
+
+
+def test_the_issues_three_configurations_by_hand():
+    """An attention block differs in all three (2 heads + 300, 4 + 300, 2 + 500); a feed-forward block in two.
+
+    Two layers: 2 * (3 + 2) = 10 variants with reuse, 3 * 4 blocks = 12 without.
+    """
+    scheme = make_scheme(issue_configurations())
+    attention = {"heads-2_o-300": {"heads": 2, "weights": {"o": 300}},
+                 "heads-4_o-300": {"heads": 4, "weights": {"o": 300}},
+                 "heads-2_o-500": {"heads": 2, "weights": {"o": 500}}}
+    forward = {"wi-600_wo-600": {"heads": 0, "weights": {"wi": 600, "wo": 600}},
+               "wi-1000_wo-1000": {"heads": 0, "weights": {"wi": 1000, "wo": 1000}}}
+    assert scheme.blocks == {"0.attn": attention, "0.ff": forward, "1.attn": attention, "1.ff": forward}
+    assert len(scheme.variants()) == 10 and scheme.count_without_reuse() == 12
+    assert scheme.configs[1] == {"0.attn": "heads-4_o-300", "0.ff": "wi-600_wo-600",
+                                 "1.attn": "heads-4_o-300", "1.ff": "wi-600_wo-600"}
+    assert [block for block, _ in scheme.variants()] == ["0.attn"] * 3 + ["0.ff"] * 2 + ["1.attn"] * 3 + ["1.ff"] * 2
+
+
+def test_a_block_with_nothing_removed_is_dense_and_counts_nowhere():
+    """One block pruned in one of two configurations; 0.02 of 8 heads rounds to none."""
+    scheme = scheme_of({"0.ff.wi": 0.5}, {"0.attn": 0.02})
+    assert scheme.blocks == {"0.ff": {"wi-1000": {"heads": 0, "weights": {"wi": 1000, "wo": 0}}}}
+    assert scheme.configs[0] == {"0.attn": DENSE, "0.ff": "wi-1000", "1.attn": DENSE, "1.ff": DENSE}
+    assert set(scheme.configs[1].values()) == {DENSE}
+    assert scheme.count_without_reuse() == 1
+
+
+def test_a_module_that_is_left_out_has_rate_0():
+    assert scheme_of({"0.attn": 0.5, "0.attn.o": 0}).blocks == scheme_of({"0.attn": 0.5}).blocks
+    assert set(scheme_of({}).configs[0].values()) == {DENSE}
+
+
+def test_requested_means_weigh_every_module_by_its_size():
+    """By hand: heads (0.5 * 8 + 0 * 8) / 16; weights (0.4 * 1000 + 0.1 * 2000) / 10000."""
+    scheme = scheme_of({"0.attn": 0.5, "0.attn.o": 0.4, "1.ff.wo": 0.1})
+    assert scheme.requested == [{"attention": 0.25, "linear": 0.06}]
+
+
+@pytest.mark.parametrize("nth", [0, 1, 2])
+def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_blocks(nth):
+    configurations = Configurations(MODEL, MODULES, [{"0.attn": 0.25}, {"0.attn": 0.3, "1.ff.wi": 0.1}, {}])
+    chosen, removed = select(configurations, nth, "conf.json")
+    expected = [{"0.attn": "heads-2"}, {"0.attn": "heads-2", "1.ff": "wi-200"}, {}][nth]
+    assert chosen == expected
+    assert removed == {block: make_scheme(configurations).blocks[block][variant]
+                       for block, variant in expected.items()}
+
+
+def test_a_configuration_that_is_not_there_is_named_with_the_range():
+    with pytest.raises(UserError, match=r"c\.json: has no configuration 3; its 3 are numbered 0 to 2"):
+        select(issue_configurations(), 3, "c.json")
+
+
+def test_uniform_rates_go_to_the_modules_of_their_kind():
+    configurations = issue_configurations()
+    assert configurations.configs[2] == {name: 0.25 if module["kind"] == "attention" else 0.5
+                                         for name, module in MODULES.items()}
+
+
+@pytest.mark.parametrize("attention, linear, words", [
+    ([0.5], [0.5, 0.5], "--attention has 1 rates and --linear 2"),
+    ([0.9, 0.95], [0, 0], "configuration 1: 0.attn: rate 0.95 removes all 8 heads; the largest usable rate is 0.875")])
+def test_uniform_rates_that_cannot_be_used_are_refused(attention, linear, words):
+    with pytest.raises(UserError) as error:
+        uniform_configurations(MODEL, MODULES, attention, linear)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 8, 12])
+def test_the_rate_that_the_message_calls_the_largest_usable_one_is_usable(heads):
+    modules = {"a": {"kind": "attention", "heads": heads}}
+    with pytest.raises(UserError) as error:
+        uniform_configurations(MODEL, modules, [0.999], [0])
+    largest = float(str(error.value).split("usable rate is ")[1].split(" ")[0])
+    assert removed_count(largest, heads) == heads - 1
+    uniform_configurations(MODEL, modules, [largest], [0])
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_configurations_survive_the_file(tmp_path):
+    configurations = issue_configurations()
+    path = write(tmp_path / "conf.json", configurations.to_json())
+    assert read_configurations(path) == configurations
+
+
+def test_a_scheme_survives_the_file(tmp_path):
+    scheme = make_scheme(issue_configurations())
+    read = read_scheme(write(tmp_path / "conf_prune.json", scheme.to_json()))
+    assert read == scheme and isinstance(read, Scheme)
+    assert read.variants() == scheme.variants()  # and the order of the blocks
+
+
+def test_a_schemes_digest_is_that_of_everything_else_in_it():
+    content = make_scheme(issue_configurations()).to_json()
+    claimed = content.pop("digest")
+    assert claimed == digest(content)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda scheme: scheme["blocks"]["0.attn"]["heads-2_o-300"].update(heads=3),
+    lambda scheme: scheme["configs"][0].update({"0.ff": DENSE}),
+    lambda scheme: scheme["model"].update(fingerprint="beef"),
+    lambda scheme: scheme.pop("digest")], ids=["count", "choice", "model", "no digest"])
+def test_a_scheme_that_was_edited_is_refused_with_the_remedy(tmp_path, spoil):
+    content = json.loads(json.dumps(make_scheme(issue_configurations()).to_json()))
+    spoil(content)
+    path = write(tmp_path / "conf_prune.json", content)
+    with pytest.raises(UserError, match=r"conf_prune\.json: .*regenerate it from conf\.json"):
+        read_scheme(path)
+
+
+def test_each_file_in_the_others_place_is_called_by_its_name(tmp_path):
+    configurations = issue_configurations()
+    conf = write(tmp_path / "conf.json", configurations.to_json())
+    scheme = write(tmp_path / "conf_prune.json", make_scheme(configurations).to_json())
+    with pytest.raises(UserError, match=r"conf_prune\.json: is a scheme"):
+        read_configurations(scheme)
+    with pytest.raises(UserError, match=r"conf\.json: is a conf\.json; prune_scheme_generator\.py"):
+        read_scheme(conf)
+
+
+def with_config(config):
+    return {"version": 1, "model": MODEL, "modules": MODULES, "configs": [{}, config]}
+
+
+@pytest.mark.parametrize("rate, words", [
+    ("0.3", "must be a number such as 0.3, not '0.3'"), (True, "must be a number"), (None, "must be a number"),
+    ([0.3], "must be a number"), (1, "outside [0, 1)"), (1.0, "outside [0, 1)"), (-0.1, "outside [0, 1)"),
+    (float("nan"), "outside [0, 1)"), (float("inf"), "outside [0, 1)"), (10**400, "outside [0, 1)"),
+    (0.95, "removes all 8 heads; the largest usable rate is 0.875 (7 of 8 heads)")],
+    ids=lambda value: repr(value)[:20])
+def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, words):
+    path = write(tmp_path / "c.json", with_config({"0.attn": rate}))
+    with pytest.raises(UserError) as error:
+        read_configurations(path)
+    message = str(error.value)
+    assert f"{path}: configuration 1: 0.attn: " in message and words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("content, words", [
+    (with_config({"2.attn": 0.5}), "configuration 1: unknown module '2.attn'"),
+    (with_config([0.5]), "configuration 1: must be an object of module names and rates, not a list"),
+    (with_config({}) | {"configs": []}, "'configs' must be a list of one configuration or more"),
+    (with_config({}) | {"configs": {}}, "'configs' must be a list"),
+    (with_config({}) | {"modules": {}}, "'modules' must be an object"),
+    (with_config({}) | {"modules": {"a": {"kind": "conv"}}}, "modules: a: 'kind' must be one of attention, linear"),
+    (with_config({}) | {"modules": {"a": 8}}, "modules: a: 'kind' must be one of"),
+    (with_config({}) | {"modules": {"a": {"kind": "attention", "heads": 0}}}, "modules: a: 'heads' must be a whole"),
+    (with_config({}) | {"modules": {"a": {"kind": "attention", "heads": "8"}}}, "from 1 up, not '8'"),
+    (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": True}}}, "modules: a: 'weights' must be"),
+    (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}}, "modules: a: a Linear's name must say"),
+    (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it anew with config_generator.py"),
+    (with_config({}) | {"model": {"name": "x"}}, "'model' must hold the name, type and fingerprint"),
+    ([], "holds a JSON list where an object belongs"),
+    ("{", "malformed JSON"),
+    ('{"version": 1, "version": 1}', "the key 'version' stands twice")])
+def test_a_malformed_conf_json_is_refused_by_name(tmp_path, content, words):
+    path = write(tmp_path / "c.json", content)
+    with pytest.raises(UserError) as error:
+        read_configurations(path)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+def test_rates_near_the_border_are_taken(tmp_path):
+    config = {"0.attn": 0.875, "0.attn.o": 0.9999, "0.ff.wi": 0, "0.ff.wo": 0.0}
+    read = read_configurations(write(tmp_path / "c.json", with_config(config)))
+    assert read.configs[1] == config

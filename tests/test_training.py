@@ -1,0 +1,486 @@
+"""The training loop against hand-written loops, hand-computed losses and scripted validation losses."""
+
+import copy
+import csv
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import build_model
+from test_architectures import padded_batch
+
+from common.architectures import block_tensors, family_of, find_blocks
+from common.cli import Talk
+from common.data import Examples
+from common.errors import UserError
+from common.masking import parameter_masks, prune_block
+from common.training import (Checkpoint, Learner, Progress, Recipe, block_batch, fit, model_batch, schedule, steps_of,
+                             write_stats, write_variant_stats)
+
+CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
+ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
+
+
+def recipe(**changes):
+    return Recipe(**dict(epochs=3, batch_size=4, lr=1e-2, warmup=0.2, weight_decay=0.1, clip=0.5, early_stop=0,
+                         precision="fp32", seed=0) | changes)
+
+
+def examples(size=10, seed=0):
+    """Random translation examples of 3 to 9 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens():
+        return torch.randint(2, 64, (int(torch.randint(3, 10, (), generator=generator)),), generator=generator).tolist()
+    return Examples("translation", [tokens() for _ in range(size)], [tokens() for _ in range(size)], [], 0)
+
+
+def learner_of(model, name, removed, plan, total_steps):
+    """A learner for one variant of one block, and its masks."""
+    block = find_blocks(model)[name]
+    pruned, keeps, _ = prune_block(block, block_tensors(model, block), removed)
+    parameters = {key: tensor.requires_grad_() for key, tensor in pruned.items()}
+    return Learner(parameters, parameter_masks(block, keeps), plan, total_steps)
+
+
+VARIANTS = {(ATTENTION, "a"): {"heads": 1, "weights": {"o": 100}}, (ATTENTION, "b"): {"heads": 2, "weights": {"o": 9}},
+            (FORWARD, "a"): {"heads": 0, "weights": {"wi": 700, "wo": 500}}}
+
+
+def block_learners(model, plan, data, names=VARIANTS):
+    return {name: learner_of(model, name[0], VARIANTS[name], plan, steps_of(data, plan)) for name in names}
+
+
+def fit_blocks(names, plan, path, **options):
+    """Fine-tune some of VARIANTS against the tiny T5: (learners, progress)."""
+    model, data = build_model("t5"), examples()
+    learners = block_learners(model, plan, data, names)
+    run_batch = block_batch(model, family_of(model.config), find_blocks(model))
+    progress = fit(learners, run_batch, data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
+                   checkpoint=Checkpoint(path, dict.fromkeys(names, "k")), **options)
+    return learners, progress
+
+
+def weights(learner):
+    return {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- schedule and step ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("total, warmup, factors", [
+    (10, 0.2, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+    (4, 0.0, [1, 3 / 4, 2 / 4, 1 / 4]), (3, 1.0, [1 / 4, 2 / 4, 3 / 4]), (1, 0.1, [1 / 1.1]), (1, 0.0, [1])])
+def test_schedule_by_hand(total, warmup, factors):
+    assert [schedule(step, total, warmup) for step in range(total)] == pytest.approx(factors)
+
+
+def test_steps_of_a_run_by_hand():
+    assert steps_of(examples(10), recipe(epochs=3, batch_size=4)) == 9  # 4 + 4 + 2 examples an epoch
+
+
+def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
+    torch.manual_seed(0)
+    start = {"w": torch.randn(6, 5), "b": torch.randn(6)}
+    mask = torch.rand(6, 5) > 0.5
+    start["w"] *= mask
+    inputs, target = torch.randn(8, 5), torch.randn(8, 6)
+
+    def loss_of(parameters):
+        return (inputs @ parameters["w"].T + parameters["b"] - target).pow(2).mean()
+
+    plan = recipe(lr=0.05, weight_decay=0.1, clip=0.5, warmup=0.2)
+    learner = Learner({name: t.clone().requires_grad_() for name, t in start.items()}, {"w": mask}, plan, 20)
+    for _ in range(20):
+        learner.step(loss_of(learner.parameters))
+
+    mine = {name: t.clone().requires_grad_() for name, t in start.items()}
+    betas = learner.optimizer.defaults["betas"]
+    optimizer = torch.optim.AdamW(mine.values(), lr=0.05, betas=betas, weight_decay=0.1, fused=True)
+    for step in range(20):
+        optimizer.param_groups[0]["lr"] = 0.05 * ((step + 1) / 5 if step < 4 else (20 - step) / 16)
+        loss = loss_of(mine)
+        optimizer.zero_grad()
+        loss.backward()
+        mine["w"].grad[~mask] = 0
+        torch.nn.utils.clip_grad_norm_(mine.values(), 0.5)
+        optimizer.step()
+        with torch.no_grad():
+            mine["w"][~mask] = 0
+    assert same(weights(learner), {name: t.detach() for name, t in mine.items()})
+    assert torch.equal(learner.parameters["w"] == 0, ~mask)
+
+
+# --- block batches -------------------------------------------------------------------------------------------------
+
+def block_losses(model, learners, batch):
+    """What block_batch gives every learner on one batch, without training: {name: (loss, weight)}."""
+    found = {}
+
+    def consume(name, compute):
+        assert name not in found
+        found[name] = tuple(float(value) for value in compute())
+
+    block_batch(model, family_of(model.config), find_blocks(model))(batch, learners, consume, False)
+    return found
+
+
+def nmse_by_hand(model, name, tensors, batch):
+    """Error of a block with other tensors over the teacher's power, summed token by token over real tokens."""
+    module = model.get_submodule(name)
+    twin, calls = copy.deepcopy(module), []
+    twin.load_state_dict(twin.state_dict() | tensors)
+    handle = module.register_forward_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    with torch.no_grad():
+        model(**batch)
+        handle.remove()
+        ((args, kwargs, output),) = calls
+        other = twin(*args, **kwargs)
+    output, other = ((o[0] if isinstance(o, tuple) else o).double() for o in (output, other))
+    error = power = 0.0
+    for row in range(len(output)):
+        ids = batch["labels"][row] if name.startswith("decoder") else batch["attention_mask"][row]
+        length = int((ids > 0).sum())  # neither -100 nor a mask of 0
+        error += (other[row, :length] - output[row, :length]).pow(2).sum().item()
+        power += output[row, :length].pow(2).sum().item()
+    return error / power, power
+
+
+def test_block_loss_is_the_nmse_over_real_tokens():
+    model, batch = build_model("t5"), padded_batch("t5")
+    learners = block_learners(model, recipe(), examples())
+    found = block_losses(model, learners, batch)
+    assert found.keys() == VARIANTS.keys()
+    for name, learner in learners.items():
+        assert found[name] == pytest.approx(nmse_by_hand(model, name[0], weights(learner), batch), rel=1e-4)
+        assert found[name][0] > 1e-3  # these variants are not the teacher's block
+
+
+def test_more_padding_does_not_change_a_block_loss():
+    model, batch = build_model("t5"), padded_batch("t5")
+    pad = torch.nn.functional.pad
+    wider = {"input_ids": pad(batch["input_ids"], (0, 5)), "attention_mask": pad(batch["attention_mask"], (0, 5)),
+             "labels": pad(batch["labels"], (0, 4), value=-100)}
+    learners = block_learners(model, recipe(), examples())
+    before, after = block_losses(model, learners, batch), block_losses(model, learners, wider)
+    for name in VARIANTS:
+        assert after[name] == pytest.approx(before[name], rel=1e-4)
+
+
+def test_the_original_block_itself_has_loss_zero():
+    model = build_model("t5")
+    learners = {name: learner_of(model, name[0], {"heads": 0, "weights": {}}, recipe(), 1) for name in VARIANTS}
+    assert all(loss == 0 for loss, _ in block_losses(model, learners, padded_batch("t5")).values())
+
+
+def test_training_blocks_leaves_the_teacher_as_it_was():
+    model, plan, data = build_model("t5").train(), recipe(epochs=1), examples()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learners = block_learners(model, plan, data)
+    start = {name: weights(learner) for name, learner in learners.items()}
+    run_batch = block_batch(model, family_of(model.config), find_blocks(model))
+    run_batch(padded_batch("t5"), learners, lambda name, compute: learners[name].step(compute()[0]), True)
+    assert not any(same(weights(learner), start[name]) for name, learner in learners.items())
+    assert same(model.state_dict(), before) and not any(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("names", [list(VARIANTS)[:1], list(VARIANTS)], ids=["one", "all"])
+def test_one_teacher_pass_a_batch_however_many_variants(names):
+    """Oracle: how often the embeddings of the source and the target are looked up."""
+    model = build_model("t5")
+    lookups = []
+    for side in ("encoder", "decoder"):
+        embedding = model.get_submodule(side).embed_tokens
+        embedding.register_forward_hook(lambda *_, side=side: lookups.append(side))
+    block_losses(model, block_learners(model, recipe(), examples(), names), padded_batch("t5"))
+    assert lookups == ["encoder", "decoder"]
+
+
+def test_variants_trained_together_are_bit_for_bit_those_trained_alone(tmp_path):
+    together, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "all")
+    for name in VARIANTS:
+        alone, _ = fit_blocks([name], recipe(), tmp_path / "one")
+        assert same(weights(together[name]), weights(alone[name])), name
+        assert [row[1:3] for row in together[name].history[1:]] == [row[1:3] for row in alone[name].history[1:]]
+        (tmp_path / "one").unlink()
+
+
+def test_training_brings_the_blocks_nearer_and_keeps_removed_weights_at_zero(tmp_path):
+    learners, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "c")
+    for (name, variant), learner in learners.items():
+        losses = [row[2] for row in learner.history]
+        assert len(losses) == 4 and learner.best_loss == min(losses) < losses[0]
+        held = dict(zip((key for key, m in learner.parameters.items() if (m == 0).any()), learner.held.masks))
+        assert held and all(torch.equal(learner.parameters[key] == 0, mask == 0) for key, mask in held.items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_blocks_validation_loss_does_not_hang_on_the_batch_size(tmp_path, batch_size):
+    """Oracle: the whole validation split in one batch, by hand."""
+    learners, _ = fit_blocks([(FORWARD, "a")], recipe(epochs=0, batch_size=batch_size), tmp_path / "c")
+    model, validation = build_model("t5"), examples(6, seed=1)
+    expected, _ = nmse_by_hand(model, FORWARD, weights(learners[FORWARD, "a"]), validation.batch(range(6)))
+    assert learners[FORWARD, "a"].history[0][2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_bf16_keeps_weights_and_losses_in_float32_and_zeros_at_zero(tmp_path):
+    """Oracle: the float32 run, to bfloat16's precision."""
+    exact, _ = fit_blocks(VARIANTS, recipe(epochs=1), tmp_path / "fp32")
+    narrow, _ = fit_blocks(VARIANTS, recipe(epochs=1, precision="bf16"), tmp_path / "bf16")
+    for name, learner in narrow.items():
+        assert all(parameter.dtype == torch.float32 for parameter in learner.parameters.values())
+        assert learner.best_loss == pytest.approx(exact[name].best_loss, rel=0.05)
+        assert all(torch.equal(parameter == 0, exact[name].parameters[key] == 0)
+                   for key, parameter in learner.parameters.items())
+
+
+# --- whole models --------------------------------------------------------------------------------------------------
+
+def cross_entropy_by_hand(model, batch):
+    """Mean of -log p over the labels that are not ignored, one by one."""
+    with torch.no_grad():
+        logits = model(**batch).logits.double()
+    log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+    if batch["labels"].dim() == 1:
+        losses = [-log_p[i, label].item() for i, label in enumerate(batch["labels"].tolist())]
+    else:
+        losses = [-log_p[i, j, label].item() for i, row in enumerate(batch["labels"].tolist())
+                  for j, label in enumerate(row) if label != -100]
+    return sum(losses) / len(losses), len(losses)
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_model_loss_is_the_cross_entropy_over_real_labels(kind):
+    model, batch = build_model(kind), padded_batch(kind)
+    found = []
+    with torch.no_grad():
+        model_batch(model)(batch, {"model": None}, lambda name, compute: found.append((name, *compute())), False)
+    ((name, loss, weight),) = found
+    expected, count = cross_entropy_by_hand(model, batch)
+    assert (name, loss.item(), weight.item()) == ("model", pytest.approx(expected, rel=1e-5), count)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_trains_with_dropout_and_is_validated_without(training):
+    model = build_model("t5").train(not training)
+    model_batch(model)(padded_batch("t5"), {"model": None}, lambda *_: None, training)
+    assert all(module.training is training for module in model.modules())
+
+
+def fit_model(path, plan, key="k", **options):
+    """Fine-tune the tiny T5, half of one weight removed: (learner, progress)."""
+    model, data = build_model("t5"), examples()
+    parameters = dict(model.named_parameters())
+    name = f"{FORWARD}.wi.weight"
+    mask = torch.rand(parameters[name].shape, generator=torch.Generator().manual_seed(3)) > 0.5
+    with torch.no_grad():
+        parameters[name] *= mask
+    learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
+    progress = fit({"model": learner}, model_batch(model), data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
+                   checkpoint=Checkpoint(path, {"model": key}), **options)
+    return learner, progress
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_path, batch_size):
+    learner, _ = fit_model(tmp_path / "c", recipe(epochs=0, batch_size=batch_size))
+    model = build_model("t5")
+    model.load_state_dict(model.state_dict() | weights(learner))
+    expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
+    assert learner.history == [(0, pytest.approx(float("nan"), nan_ok=True), pytest.approx(expected, rel=1e-5),
+                                learner.history[0][3])]
+
+
+# --- early stopping and best weights, on scripted losses -------------------------------------------------------------
+
+def scripted_fit(tmp_path, script, plan, **options):
+    """Fit learners of one number each; `script`: {name: validation losses, epoch by epoch}.
+
+    Returns:
+        (learners, progress, seen): seen[name] holds the number at each of the learner's validations.
+    """
+    learners = {name: Learner({"x": torch.zeros(1, requires_grad=True)}, {}, plan, 100) for name in script}
+    seen = {name: [] for name in script}
+    data = examples(4)
+
+    def run_batch(batch, active, consume, training):
+        for name, learner in active.items():
+            if training:
+                consume(name, lambda: (learner.parameters["x"].sum(), 1.0))
+            else:
+                seen[name].append(learner.parameters["x"].item())
+                consume(name, lambda: (torch.tensor(script[name][len(seen[name]) - 1]), 1.0))
+
+    progress = fit(learners, run_batch, data, data, plan, device=CPU, talk=QUIET,
+                   checkpoint=Checkpoint(tmp_path / "c", dict.fromkeys(script, "k")), **options)
+    return learners, progress, seen
+
+
+@pytest.mark.parametrize("losses, early_stop, best, last", [
+    ([5, 4, 3, 2], 2, 3, 3),               # better every epoch
+    ([5, 3, 4, 4, 1], 2, 1, 3),            # two epochs without a better one: never sees the 1
+    ([5, 3, 4, 2, 4, 4, 1], 2, 3, 5),      # the count begins anew
+    ([5, 6, 7], 1, 0, 1),                  # training made it worse from the start
+    ([5, 3, 3, 3], 2, 1, 3),               # equal is not better
+    ([5, 6, 7, 4], 0, 3, 3),               # 0 never stops early
+    ([5, math.nan, 4, math.nan, math.nan], 2, 2, 4)], ids=str)
+def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_stop, best, last):
+    epochs = 3 if early_stop == 0 else len(losses) - 1
+    losses = [float(loss) for loss in losses]
+    learners, progress, seen = scripted_fit(tmp_path, {"x": losses}, recipe(epochs=epochs, batch_size=4,
+                                                                             early_stop=early_stop))
+    learner = learners["x"]
+    assert progress.epoch == last == len(learner.history) - 1 and learner.best_epoch == best
+    assert learner.best_loss == losses[best] and learner.parameters["x"].item() == seen["x"][best]
+    assert len(set(seen["x"])) == last + 1  # each epoch had weights of its own
+
+
+def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_path):
+    finished = []
+    script = {"short": [2.0, 1.0, 3.0], "long": [4.0, 3.0, 2.0, 1.0]}
+    learners, progress, seen = scripted_fit(
+        tmp_path, script, recipe(epochs=3, batch_size=4, early_stop=1), on_epoch=lambda p: finished.append(p.epoch),
+        on_finished=lambda name, learner: finished.append((name, learner.parameters["x"].item())))
+    assert finished == [0, 1, 2, ("short", seen["short"][1]), 3, ("long", seen["long"][3])]
+    assert learners["short"].steps == 2 and learners["long"].steps == 3 and progress.epoch == 3
+
+
+def test_no_epochs_validates_once_and_changes_nothing(tmp_path):
+    learners, progress, _ = scripted_fit(tmp_path, {"x": [2.0]}, recipe(epochs=0))
+    assert learners["x"].parameters["x"].item() == 0 and learners["x"].best_epoch == 0 and progress.epoch == 0
+
+
+def test_losses_that_never_were_numbers_are_reported(tmp_path):
+    with pytest.raises(UserError, match="the validation loss was never a number"):
+        scripted_fit(tmp_path, {"x": [math.nan] * 4}, recipe())
+
+
+def test_a_revived_weight_is_a_bug_and_says_so():
+    parameters = {"w": torch.ones(2, requires_grad=True)}
+    learner = Learner(parameters, {"w": torch.tensor([True, False])}, recipe(), 1)  # not zero to begin with
+    learner.observe(0, math.nan, 1.0, 0.0)
+    with pytest.raises(RuntimeError, match="a removed weight is not zero"):
+        learner.restore_best()
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+def kill_after(epoch):
+    def on_epoch(progress):
+        if progress.epoch == epoch:
+            raise Killed
+    return on_epoch
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path, epoch):
+    """With dropout on, and every epoch's order its own."""
+    whole, whole_progress = fit_model(tmp_path / "whole", recipe())
+    with pytest.raises(Killed):
+        fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(epoch))
+    torch.manual_seed(99)  # another process starts with another state
+    epochs = []
+    resumed, progress = fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
+    assert epochs == list(range(epoch + 1, 4))
+    assert same(weights(resumed), weights(whole)) and resumed.steps == whole.steps == 9
+    assert [row[1:3] for row in resumed.history][1:] == [row[1:3] for row in whole.history][1:]
+    assert [row[0] for row in progress.rows] == [row[0] for row in whole_progress.rows] == [0, 1, 2, 3]
+
+
+def test_resumed_blocks_are_bit_for_bit_the_uninterrupted_ones(tmp_path):
+    whole, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit_blocks(VARIANTS, recipe(), tmp_path / "c", on_epoch=kill_after(1))
+    resumed, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "c")
+    assert all(same(weights(resumed[name]), weights(whole[name])) for name in VARIANTS)
+
+
+def test_a_run_can_be_resumed_for_the_variants_that_are_not_finished_yet(tmp_path):
+    """A learner that was handed over before the interruption need not be asked for again."""
+    whole, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit_blocks(VARIANTS, recipe(), tmp_path / "c", on_epoch=kill_after(2))
+    rest = list(VARIANTS)[1:]
+    resumed, progress = fit_blocks(rest, recipe(), tmp_path / "c")
+    assert all(same(weights(resumed[name]), weights(whole[name])) for name in rest) and progress.epoch == 3
+
+
+def spoil_key(path):
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"keys": {"model": "of other settings"}}, path)
+
+
+@pytest.mark.parametrize("spoil", [spoil_key, lambda path: path.write_bytes(b"damaged"),
+                                   lambda path: torch.save([1, 2], path)], ids=["other key", "damaged", "foreign"])
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path, spoil):
+    with pytest.raises(Killed):
+        fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
+    spoil(tmp_path / "c")
+    epochs = []
+    fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
+    assert epochs == [0, 1, 2, 3]
+
+
+def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys):
+    learner = Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)
+    checkpoint = Checkpoint(tmp_path / "c", {("block", "variant"): "k"})
+    assert checkpoint.resume({("block", "variant"): learner}, Talk()) == []
+    checkpoint.save({("block", "variant"): learner}, [(0, 0.0, 1.0)])
+    assert [tuple(row) for row in checkpoint.resume({("block", "variant"): learner}, Talk())] == [(0, 0.0, 1.0)]
+    assert f"resuming after epoch 0 from {tmp_path / 'c'}" in capsys.readouterr().err
+    checkpoint.remove()
+    checkpoint.remove()
+    assert not (tmp_path / "c").exists()
+
+
+# --- stats ---------------------------------------------------------------------------------------------------------
+
+def with_history(*rows):
+    return SimpleNamespace(history=list(rows))
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))
+
+
+def test_stats_by_hand(tmp_path):
+    """Means over two learners, of which one stops after epoch 1 and counts with its last losses from then on."""
+    learners = {"a": with_history((0, math.nan, 4.0, 0.0), (1, 3.0, 2.0, 0.0)),
+                "b": with_history((0, math.nan, 6.0, 0.0), (1, 5.0, 4.0, 0.0), (2, 1.0, 0.1, 0.0))}
+    write_stats(tmp_path / "s.csv", learners, Progress([(0, 0.0, 0.25), (1, 1.23456, 0.5), (2, 1.0, 0.5)]))
+    assert read_csv(tmp_path / "s.csv") == [
+        ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds"],
+        ["0", "", "5.0", "0.0", "0.25"], ["1", "4.0", "3.0", "1.235", "0.5"], ["2", "2.0", "1.05", "1.0", "0.5"]]
+
+
+def test_variant_stats_by_hand_keep_the_rows_of_variants_trained_before(tmp_path):
+    path = tmp_path / "s.csv"
+    write_variant_stats(path, {("ff", "a"): with_history((0, math.nan, 0.5, 0.1), (1, 0.4, 1 / 3, 0.2)),
+                               ("ff", "b"): with_history((0, math.nan, 9.0, 0.1))})
+    write_variant_stats(path, {("ff", "b"): with_history((0, math.nan, 0.75, 0.5)),
+                               ("attn", "c"): with_history((0, math.nan, 0.125, 0.5))})
+    assert read_csv(path) == [
+        ["block", "variant", "epoch", "train_loss", "val_loss", "seconds"],
+        ["ff", "a", "0", "", "0.5", "0.1"], ["ff", "a", "1", "0.4", repr(1 / 3), "0.2"],
+        ["ff", "b", "0", "", "0.75", "0.5"], ["attn", "c", "0", "", "0.125", "0.5"]]
+
+
+def test_stats_of_a_real_run_match_its_learners(tmp_path):
+    learners, progress = fit_blocks(VARIANTS, recipe(epochs=2), tmp_path / "c")
+    write_stats(tmp_path / "s.csv", learners, progress)
+    write_variant_stats(tmp_path / "v.csv", learners)
+    rows, own = read_csv(tmp_path / "s.csv")[1:], read_csv(tmp_path / "v.csv")[1:]
+    assert [int(row[0]) for row in rows] == [0, 1, 2] and len(own) == 3 * len(VARIANTS)
+    for epoch, row in enumerate(rows):
+        losses = [float(line[4]) for line in own if int(line[2]) == epoch]
+        assert float(row[2]) == pytest.approx(sum(losses) / len(losses)) and len(losses) == len(VARIANTS)
