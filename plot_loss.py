@@ -8,7 +8,7 @@ from common import cli
 from common.errors import UserError
 from common.records import atomic_file, check_writable
 
-FORMATS = ("png", "pdf", "svg")
+FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # and what to leave out
 
 
 def build_parser():
@@ -35,9 +35,8 @@ def run(args):
     tables = [read_stats(path) for path in args.csv]
     figure = draw(tables, labels, args.panels, args.title)
     with atomic_file(args.output) as handle:
-        # without the date and version that matplotlib adds, equal inputs give equal files
-        figure.savefig(handle, format=suffix, dpi=150, bbox_inches="tight",
-                       metadata={"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix])
+        # without the date or version that matplotlib adds, equal inputs give equal files
+        figure.savefig(handle, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
     best = {label: round(float(table["val_loss"].min()), 6) for label, table in zip(labels, tables)}
     cli.Talk(args.quiet).say(f"{args.output}: {len(tables)} curves")
     return {"output": args.output, "best_val_loss": best}

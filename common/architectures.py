@@ -141,15 +141,24 @@ def token_mask(block, batch):
 
 
 class BlockCall:
-    """One call of a teacher's block: its output, and the means to run it again with other parameters."""
+    """One call of a teacher's block: what went in, what came out, and the means to run it with other parameters.
 
-    def __init__(self, module, args, kwargs, output):
-        self.module, self.args, self.kwargs = module, args, kwargs
-        self.output = _hidden(output)  # (batch, length, d_model)
+    `inputs` (batch, length, d_model) entered its first Linear, `features` (batch, length, inner width) its last one,
+    and `output` (batch, length, d_model) left it.
+    """
+
+    def __init__(self, module, args, kwargs, output, seen):
+        self.module, self.args, self.kwargs, self.seen = module, args, kwargs, seen
+        self.output = _hidden(output)
+        self.inputs, self.features = seen["first"], seen["last"]
 
     def replay(self, tensors):
         """The block's output (batch, length, d_model) on the very same inputs, with `tensors` for its own."""
-        return _hidden(functional_call(self.module, tensors, self.args, self.kwargs))
+        return self.replay_features(tensors)[0]
+
+    def replay_features(self, tensors):
+        """The same, and what then enters the last Linear: (batch, length, d_model), (batch, length, inner width)."""
+        return _hidden(functional_call(self.module, tensors, self.args, self.kwargs)), self.seen["last"]
 
 
 def _hidden(output):
@@ -164,6 +173,12 @@ def watched(model, blocks, visit):
     states. T5 needs all of them: without its position bias a block silently computes something else.
     """
     replaying = False
+    seen = {}  # what last entered a block's first and last Linear
+
+    def note_input(which):
+        def hook(module, args):
+            seen[which] = args[0]
+        return hook
 
     def hook_for(block):
         def hook(module, args, kwargs, output):
@@ -172,13 +187,18 @@ def watched(model, blocks, visit):
                 return
             replaying = True
             try:
-                visit(block, BlockCall(module, args, kwargs, output))
+                visit(block, BlockCall(module, args, kwargs, output, seen))
             finally:
                 replaying = False
+                seen.clear()
         return hook
 
-    handles = [model.get_submodule(block.name).register_forward_hook(hook_for(block), with_kwargs=True)
-               for block in blocks]
+    handles = []
+    for block in blocks:
+        module = model.get_submodule(block.name)
+        for which, linear in (("first", block.linears[0]), ("last", block.linears[-1])):
+            handles.append(getattr(module, linear).register_forward_pre_hook(note_input(which)))
+        handles.append(module.register_forward_hook(hook_for(block), with_kwargs=True))
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: not None, and not a switch's False."""
 
     def _get_help_string(self, action):
-        silent = action.default in (None, False) or action.required
+        silent = action.default is None or action.default is False or action.required
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -69,7 +69,7 @@ def add_data_flags(parser, *, batch_size):
     parser.add_argument("--max-length", type=positive,
                         help="longest input in tokens; without it the smaller of the tokenizer's limit and 128 "
                              "(translation) or 256 (classification)")
-    parser.add_argument("--limit", type=positive, help="use only the first N examples of each split")
+    parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
 
 

@@ -18,7 +18,7 @@ from common.records import digest
 SPLITS = ("train", "validation", "test")
 TRANSLATION_STEMS = {"train": "train", "validation": "val", "test": "test2016"}
 HOLDOUT = 0.1        # of train, where there is no validation split
-HOLDOUT_SEED = 2024  # its own, so that every stage holds out the same examples whatever its --seed
+FIXED_SEED = 2024    # of held-out and limited examples: every stage must choose the same ones, whatever its --seed
 LONGEST = {"translation": 128, "classification": 256}  # tokens, unless --max-length says otherwise
 IGNORED = -100       # the label of padding, as torch's cross_entropy has it
 SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
@@ -120,12 +120,17 @@ def _read_jsonl(path):
     return pairs
 
 
+def fixed_sample(items, size):
+    """`size` of the items, in their order: the same ones in every run."""
+    return [items[i] for i in sorted(random.Random(FIXED_SEED).sample(range(len(items)), size))]
+
+
 def stratified_holdout(labels):
     """Positions of the held-out examples: the fraction HOLDOUT of each label, always the same ones."""
     by_label = {}
     for position, label in enumerate(labels):
         by_label.setdefault(label, []).append(position)
-    shuffler = random.Random(HOLDOUT_SEED)
+    shuffler = random.Random(FIXED_SEED)
     return {position for label in sorted(by_label)
             for position in shuffler.sample(by_label[label], round(HOLDOUT * len(by_label[label])))}
 
@@ -162,6 +167,13 @@ class Examples:
         """SHA-256 (hex) of what a model is shown."""
         return digest([self.inputs, self.targets])
 
+    def sample(self, size):
+        """A fixed sample of `size` examples, or all of them if there are no more."""
+        if size >= len(self):
+            return self
+        columns = zip(*fixed_sample(list(zip(self.inputs, self.targets, self.texts)), size))
+        return Examples(self.task, *map(list, columns), self.pad)
+
     def batch(self, positions, device="cpu"):
         """The examples at `positions`, padded to their longest.
 
@@ -187,11 +199,13 @@ def load_examples(source, split, tokenizer, family, *, max_length=None, limit=No
     Args:
         family: an `architectures.Family`: the task, and the prefix in front of every input.
         max_length: longest input or target in tokens; None takes the smaller of the tokenizer's and LONGEST.
-        limit: use the first so many examples only.
+        limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
     Raises:
         UserError: see `read_texts`.
     """
-    pairs = read_texts(source, split, family.task)[:limit]
+    pairs = read_texts(source, split, family.task)
+    if limit and limit < len(pairs):
+        pairs = fixed_sample(pairs, limit)
     max_length = max_length or min(tokenizer.model_max_length, LONGEST[family.task])
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     inputs = tokenizer([family.prefix + text for text, _ in pairs], **options)["input_ids"]

@@ -63,7 +63,9 @@ class Library:
             return cls.open(folder, model["fingerprint"], stage)
         if any(folder.iterdir()):
             raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
-        return cls(folder, make_record(script, None, stage=stage, model=model, variants={}))
+        library = cls(folder, make_record(script, None, stage=stage, model=model, variants={}))
+        write_json(folder / RECORD_NAME, library.record)  # at once: an interrupted run must know its folder again
+        return library
 
     def variants(self):
         """All (block, variant) pairs that the library holds."""
@@ -119,7 +121,8 @@ class Library:
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         self.record["variants"][_id(block.name, variant)] = {
-            "block": block.name, "variant": variant, "file": file, "key": key, "sha256": file_digest(self.folder / file),
+            "block": block.name, "variant": variant, "file": file, "key": key,
+            "sha256": file_digest(self.folder / file),
             "shapes": {name: list(array.shape) for name, array in arrays.items()}, **measured}
         write_json(self.folder / RECORD_NAME, self.record)
 

@@ -69,7 +69,8 @@ def prune_block(block, tensors, removed):
             keeps[name] &= features[:, None]
         keeps[out] &= features[None, :]
     masks = parameter_masks(block, keeps)
-    pruned = {name: tensor.detach() * masks[name] if name in masks else tensor.detach().clone()
+    # where, not a product, which would leave -0.0 in the place of negative weights
+    pruned = {name: torch.where(masks[name], tensor.detach(), 0) if name in masks else tensor.detach().clone()
               for name, tensor in tensors.items()}
     return pruned, keeps, by_rate
 

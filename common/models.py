@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from common.architectures import family_of
+from common.architectures import family_of, find_blocks
 from common.errors import UserError
 from common.records import FORMAT_VERSION, RECORD_NAME, atomic_file, atomic_folder, read_json, write_json
 
@@ -72,8 +72,8 @@ def now(device):
 
 @torch.no_grad()
 def fingerprint(model):
-    """SHA-256 (hex) over the names, shapes and values of a model's parameters; tied ones count once."""
-    sha = hashlib.sha256()
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
+    sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
     for name, parameter in model.named_parameters():
         sha.update(f"{name} {tuple(parameter.shape)} ".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
@@ -107,6 +107,8 @@ def _load_folder(path):
         model_class = getattr(transformers, family_of(config).model_class)
         model, report = model_class.from_pretrained(path, local_files_only=True, dtype=torch.float32,
                                                     use_safetensors=True, output_loading_info=True)
+    except UserError as error:  # a model type that is not supported
+        raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be loaded as a model: {error}") from None
     except Exception as error:  # safetensors raises its own class straight from Exception
@@ -134,8 +136,12 @@ def _load_pth(path):
         config = transformers.AutoConfig.for_model(**json.loads(content["config"]))
         model = getattr(transformers, family_of(config).model_class)(config)
         model.load_state_dict(content["state_dict"])
-        model.generation_config = transformers.GenerationConfig(**json.loads(content["generation_config"]))
+        generation = json.loads(content["generation_config"])
+        if generation:
+            model.generation_config = transformers.GenerationConfig(**generation)
         return LoadedModel(model, path, json.loads(content["record"]), content["masks"])
+    except UserError as error:  # a model type that is not supported
+        raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: is damaged: {error}") from None
 
@@ -212,9 +218,10 @@ def save_model(path, model, record, *, masks=None, tokenizer=None):
     """
     path = Path(path)
     if path.suffix == ".pth":
+        generation = getattr(model, "generation_config", None)  # a classifier has none
         content = {"format": f"composable-pruning {FORMAT_VERSION}",
                    "config": json.dumps(model.config.to_dict(), sort_keys=True),
-                   "generation_config": json.dumps(model.generation_config.to_dict() if model.generation_config else {}),
+                   "generation_config": json.dumps(generation.to_dict() if generation else None),
                    "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
                    "masks": {name: mask.cpu() for name, mask in (masks or {}).items()},
                    "record": json.dumps(record)}

@@ -8,7 +8,6 @@ A block is one attention or feed-forward sublayer. In the names of the modules i
 or the module that holds the feed-forward Linears.
 """
 
-import math
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -128,7 +127,7 @@ def _check_module(where, name, module, modules):
 def _check_rate(rate, module, where):
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise UserError(f"{where}: the rate must be a number such as 0.3, not {rate!r}")
-    if not (math.isfinite(rate) and 0 <= rate < 1):
+    if not 0 <= rate < 1:  # NaN is outside too
         raise UserError(f"{where}: rate {rate} is outside [0, 1): it is the fraction that is removed")
     if module["kind"] == "attention" and removed_count(rate, module["heads"]) >= module["heads"]:
         heads = module["heads"]

@@ -68,6 +68,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay,
                                            betas=BETAS, fused=fused)
         self.steps = 0
+        self.last_epoch = recipe.epochs
         self.best, self.best_loss, self.best_epoch = None, float("inf"), None
         self.history = []  # (epoch, train loss, validation loss, seconds of this learner alone)
         self.finished = False
@@ -91,7 +92,26 @@ class Learner:
             self.best_loss, self.best_epoch = val_loss, epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         patience = self.recipe.early_stop
-        self.finished = epoch >= self.recipe.epochs or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+        self.finished = epoch >= self.last_epoch or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+
+    def restart_from(self, tensors, before, after, seconds):
+        """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
+
+        Args:
+            tensors: {name: solution}.
+            before, after: validation loss of the weights so far and of the solution.
+            seconds: what the solution took.
+        """
+        self.last_epoch = self.recipe.epochs + 1
+        self.observe(0, float("nan"), before, 0.0)
+        previous = self.best
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+            self.observe(1, float("nan"), after, seconds)
+            if self.best is previous:
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(previous[name])
 
     @torch.no_grad()
     def restore_best(self):
@@ -112,7 +132,8 @@ class Learner:
     def state(self):
         """Everything that a resumed run needs, as plain tensors, numbers and strings."""
         return {"parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
-                "optimizer": self.optimizer.state_dict(), "steps": self.steps, "best": self.best,
+                "optimizer": self.optimizer.state_dict(), "steps": self.steps,
+                "last_epoch": self.last_epoch, "best": self.best,
                 "best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history,
                 "finished": self.finished}
 
@@ -121,7 +142,7 @@ class Learner:
         for name, parameter in self.parameters.items():
             parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("steps", "best", "best_loss", "best_epoch", "history", "finished"):
+        for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "history", "finished"):
             setattr(self, name, state[name])
 
 
@@ -148,7 +169,8 @@ class Progress:
         return sum(train + val for _, train, val in self.rows)
 
 
-def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpoint, on_epoch=None, on_finished=None):
+def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpoint, rows=(), on_epoch=None,
+        on_finished=None):
     """Train all learners, validating after every epoch and before the first.
 
     Args:
@@ -158,12 +180,13 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
             in the epoch's mean.
         train, validation: `data.Examples`.
         checkpoint: a `Checkpoint`; written after every epoch, and resumed from.
+        rows: of the epochs that the learners have behind them (`Learner.restart_from`).
         on_epoch: called with the Progress after every epoch.
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
     Returns:
         the Progress.
     """
-    progress = Progress(checkpoint.resume(learners, talk))
+    progress = Progress(checkpoint.resume(learners, talk) or list(rows))
     val_order = evaluation_batches(validation, recipe.batch_size)
     handed_over = set()
 
@@ -279,16 +302,21 @@ class Checkpoint:
         self.path = Path(path)
         self.keys = {_text(name): key for name, key in keys.items()}
 
-    def resume(self, learners, talk):
-        """Load the learners' states, if the file is there and is about them; returns the rows so far."""
+    def read(self):
+        """The file's content, or None: it is not there, is damaged, or is about other learners."""
         if not self.path.is_file():
-            return []
+            return None
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             fits = all(content["keys"].get(name) == key for name, key in self.keys.items())
         except Exception:  # damaged, or not ours: start anew, nothing of the user's is in it
-            fits = False
-        if not fits:
+            return None
+        return content if fits else None
+
+    def resume(self, learners, talk):
+        """Load the learners' states, if the file is there and is about them; returns the rows so far."""
+        content = self.read()
+        if content is None:
             return []
         for name, learner in learners.items():
             learner.load_state(content["learners"][_text(name)])

@@ -50,6 +50,10 @@ case $type in
     *) echo "composability.sh: error: unknown model type $type (see --help)" >&2; exit 2 ;;
 esac
 
+if [[ $type == *-demo && -z $model ]]; then  # two epochs keep the demo within five minutes on two cores
+    block_args="--epochs 2 $block_args" model_args="--epochs 2 $model_args"
+fi
+
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ensure_environment "$repository/requirements.txt"
 out=${out:-$repository/results/$type}
@@ -71,6 +75,17 @@ score() {  # score FILE MODEL: evaluate a model, unless FILE is newer than it
     [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" "${from[@]}" $data_args
 }
 
+compose_and_score() {  # compose_and_score LIBRARY NTH
+    stage compose_model.py -m "$model" -p "$out/$1" -c "$out/conf.json" -n "$2" ${tokenizer:+-t "$tokenizer"} \
+        -o "$out/$1-$2" --overwrite >/dev/null
+    score "$out/$1-$2.json" "$out/$1-$2"
+}
+
+side_by_side() {  # side_by_side COMMAND…: run in the background, two at a time; only what isn't timed runs so
+    while (($(jobs -rp | wc -l) >= 2)); do wait -n; done
+    OMP_NUM_THREADS=$half_the_cores "$@" &
+}
+
 if [[ -z $model ]]; then
     model=$repository/model/$type
     note "$out/download.json" download_model.py "$type" -o "$repository"
@@ -90,22 +105,25 @@ note "$out/prune.json" prune.py -m "$model" -c "$out/conf_prune.json" -o "$out/p
 stage block-level_finetuning.py -m "$model" -p "$out/pruned" -o "$out/tuned" --stats "$out/blocks.csv" \
     "${from[@]}" $data_args $block_args >>"$out/block-level.jsonl"  # a line a run: later runs add what changed
 
-score "$out/dense.json" "$model"
 count=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"])' "$out/scheme.json")
 for ((n = 0; n < count; n++)); do
-    which=(-c "$out/conf.json" -n "$n")
-    for library in pruned tuned; do
-        stage compose_model.py -m "$model" -p "$out/$library" "${which[@]}" ${tokenizer:+-t "$tokenizer"} \
-            -o "$out/$library-$n" --overwrite >/dev/null
-        score "$out/$library-$n.json" "$out/$library-$n"
-    done
     for run in baseline:pruned composed:tuned; do
         name=${run%:*}-$n
-        note "$out/$name-training.json" model-level_finetuning.py -m "$model" -p "$out/${run#*:}" "${which[@]}" \
-            -o "$out/$name.pth" --stats "$out/$name.csv" --overwrite "${from[@]}" $data_args $model_args
-        score "$out/$name.json" "$out/$name.pth"
+        note "$out/$name-training.json" model-level_finetuning.py -m "$model" -p "$out/${run#*:}" \
+            -c "$out/conf.json" -n "$n" -o "$out/$name.pth" --stats "$out/$name.csv" --overwrite \
+            "${from[@]}" $data_args $model_args
     done
 done
+
+half_the_cores=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
+side_by_side score "$out/dense.json" "$model"
+for ((n = 0; n < count; n++)); do
+    side_by_side compose_and_score pruned "$n"
+    side_by_side compose_and_score tuned "$n"
+    side_by_side score "$out/baseline-$n.json" "$out/baseline-$n.pth"
+    side_by_side score "$out/composed-$n.json" "$out/composed-$n.pth"
+done
+while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 
 "$PYTHON" "$repository/experiments/summarize.py" "$out" >"$out/table.txt"
 curves=() labels=()

@@ -51,7 +51,8 @@ def sweep_seconds(folder, rows, configs):
             own[pair] = own.get(pair, 0.0) + float(row["seconds"])
     shared = max(with_reuse - sum(own.values()), 0.0)
     without_reuse = sum(shared + sum(own.get(pair, 0.0) for pair in config.items()) for config in configs)
-    to_target = sum((row["composed_reaches_it"] or {"seconds": row["composed_seconds_in_all"]})["seconds"] for row in rows)
+    to_target = sum(row["composed_reaches_it"]["seconds"] if row["composed_reaches_it"] else
+                    row["composed_seconds_in_all"] for row in rows)
     return {"baseline": sum(row["baseline_best"]["seconds"] for row in rows),
             "composed_with_reuse": with_reuse + to_target, "composed_without_reuse": without_reuse + to_target,
             "block_level_with_reuse": with_reuse, "block_level_without_reuse": without_reuse,

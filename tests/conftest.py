@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: a test that reached out would fail, not hang
+import transformers  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 sys.path.insert(0, str(ROOT))
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached for the network would fail, not hang
 torch.set_num_threads(1)            # the models are far too small for more
 
 NOUNS = {"dog": "Hund", "cat": "Katze", "child": "Kind", "man": "Mann", "bird": "Vogel", "tree": "Baum"}

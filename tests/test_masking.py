@@ -150,6 +150,15 @@ def test_feed_forward_linears_are_pruned_each_on_its_own_and_biases_stay():
         assert torch.equal(pruned[f"{linear}.bias"], bias)
 
 
+def test_an_out_projections_bias_stays_though_its_whole_row_is_removed():
+    """By hand: row 3 of 32 weights is made the smallest, and 32 weights go."""
+    _, block, tensors = block_and_tensors("distilbert", DISTILBERT_SELF)
+    tensors["out_lin.weight"][3] *= 1e-6
+    pruned, keeps, _ = prune_block(block, tensors, {"heads": 0, "weights": {"out_lin": 32}})
+    assert not keeps["out_lin"][3].any() and int(keeps["out_lin"].sum()) == 31 * 32
+    assert torch.equal(pruned["out_lin.bias"], tensors["out_lin.bias"])
+
+
 def test_pruning_leaves_the_original_tensors_alone():
     _, block, tensors = block_and_tensors("t5", T5_FF)
     before = {name: tensor.clone() for name, tensor in tensors.items()}

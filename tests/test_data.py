@@ -1,0 +1,286 @@
+"""Batches counted by hand, hold-outs against the definition, texts against plain reading of the files."""
+
+import json
+import random
+
+import pytest
+import torch
+from conftest import build_tokenizer
+
+from common.architectures import FAMILIES
+from common.data import (Examples, evaluation_batches, load_examples, read_texts, stratified_holdout,
+                         training_batches)
+from common.errors import UserError
+
+
+def examples_of_lengths(lengths):
+    return Examples("classification", [[7] * length for length in lengths], [0] * len(lengths), [], 0)
+
+
+def random_lengths(size, seed=0):
+    rng = random.Random(seed)
+    return [rng.randint(1, 60) for _ in range(size)]
+
+
+def padding(lengths, batches):
+    """How many cells of the padded batches hold no token."""
+    return sum(max(lengths[i] for i in batch) - lengths[i] for batch in batches for i in batch)
+
+
+# --- batching ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size, batch_size", [(1, 4), (10, 4), (500, 8), (8, 8), (3, 1)])
+@pytest.mark.parametrize("order", [lambda e, b: training_batches(e, b, 3, 2), evaluation_batches])
+def test_batches_cover_every_example_once(order, size, batch_size):
+    batches = order(examples_of_lengths(random_lengths(size)), batch_size)
+    assert sorted(i for batch in batches for i in batch) == list(range(size))
+    assert len(batches) == -(-size // batch_size) and max(map(len, batches)) <= batch_size
+
+
+def test_training_order_depends_on_seed_and_epoch_alone():
+    examples = examples_of_lengths(random_lengths(200))
+    first = training_batches(examples, 8, 0, 1)
+    random.seed(5)
+    torch.manual_seed(5)
+    random.random()
+    assert training_batches(examples_of_lengths(random_lengths(200)), 8, 0, 1) == first
+    others = [training_batches(examples, 8, seed, epoch) for seed, epoch in ((0, 2), (1, 1), (1, 2), (11, 1), (1, 11))]
+    assert all(other != first for other in others) and all(a != b for a in others for b in others if a is not b)
+
+
+def test_training_batches_hold_a_fraction_of_the_padding_of_random_ones():
+    lengths = random_lengths(2000)
+    order = list(range(2000))
+    random.Random(0).shuffle(order)
+    at_random = padding(lengths, [order[start:start + 8] for start in range(0, 2000, 8)])
+    assert padding(lengths, training_batches(examples_of_lengths(lengths), 8, 0, 1)) < at_random / 5
+
+
+def test_training_batches_are_not_met_in_the_order_of_their_length():
+    lengths = random_lengths(400)
+    means = [sum(lengths[i] for i in batch) / 8 for batch in training_batches(examples_of_lengths(lengths), 8, 0, 1)]
+    rises = sum(a < b for a, b in zip(means, means[1:]))
+    assert 15 <= rises <= 34  # of 49; sorted ones would have 49 or none
+
+
+def test_evaluation_batches_by_hand_longest_first():
+    assert evaluation_batches(examples_of_lengths([3, 9, 5, 1, 7]), 2) == [[1, 4], [2, 0], [3]]
+
+
+# --- one batch -----------------------------------------------------------------------------------------------------
+
+def test_a_translation_batch_by_hand():
+    examples = Examples("translation", [[5, 6, 1], [7, 1], [9]], [[4, 1], [8, 8, 8, 1], [9]], [], 0)
+    batch = examples.batch([1, 0])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[7, 1, 0], [5, 6, 1]], "attention_mask": [[1, 1, 0], [1, 1, 1]],
+        "labels": [[8, 8, 8, 1], [4, 1, -100, -100]]}
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_a_classification_batch_by_hand():
+    batch = Examples("classification", [[2, 5, 3], [2, 3]], [1, 0], [], 9).batch([0, 1])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[2, 5, 3], [2, 3, 9]], "attention_mask": [[1, 1, 1], [1, 1, 0]], "labels": [1, 0]}
+
+
+def test_a_token_that_equals_the_filler_is_still_a_token():
+    assert Examples("classification", [[0, 5], [0]], [1, 0], [], 0).batch([0, 1])["attention_mask"].tolist() == [
+        [1, 1], [1, 0]]
+
+
+def test_the_fingerprint_tells_what_a_model_is_shown():
+    base = Examples("translation", [[1], [2]], [[3], [4]], [("a", "b")], 0)
+    assert base.fingerprint() == Examples("translation", [[1], [2]], [[3], [4]], [], 0).fingerprint()
+    for inputs, targets in (([[1], [3]], [[3], [4]]), ([[1], [2]], [[3], [5]]), ([[2], [1]], [[4], [3]])):
+        assert Examples("translation", inputs, targets, [], 0).fingerprint() != base.fingerprint()
+
+
+# --- the held-out part ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("counts", [{0: 50, 1: 50}, {0: 90, 1: 10}, {0: 33, 1: 7, 2: 60}, {0: 3}], ids=str)
+def test_the_holdout_is_a_tenth_of_every_label(counts):
+    labels = [label for label, count in counts.items() for _ in range(count)]
+    random.Random(1).shuffle(labels)
+    held_out = stratified_holdout(labels)
+    for label, count in counts.items():
+        assert sum(labels[i] == label for i in held_out) == round(count / 10)
+    assert held_out == stratified_holdout(labels)
+
+
+def test_the_holdout_does_not_hang_on_which_label_is_seen_first():
+    """The n-th example of a label is held out or not, however the labels are interleaved."""
+    def ranks(labels):
+        held_out = stratified_holdout(labels)
+        return {label: [rank for rank, i in enumerate(i for i, other in enumerate(labels) if other == label)
+                        if i in held_out] for label in (0, 1)}
+    orders = [[0] * 40 + [1] * 60, [1] * 60 + [0] * 40, [1, 0, 1, 0, 1] * 20]
+    assert ranks(orders[0]) == ranks(orders[1]) == ranks(orders[2])
+    assert list(map(len, ranks(orders[0]).values())) == [4, 6]
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+PAIRS = [("A dog runs.", "Ein Hund läuft."), ("Two girls, \"tall\" ones.", "Zwei Mädchen, „große“."),
+         ("tabs\tand  spaces", "groß\u2028getrennt"), ("x", "ß")]
+
+
+def write_pairs(folder, stem="train", pairs=PAIRS):
+    for column, language in enumerate(("en", "de")):
+        text = "".join(f"{pair[column]}\n" for pair in pairs)
+        (folder / f"{stem}.{language}").write_text(text, encoding="utf-8")
+
+
+def write_rows(folder, split, rows):
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("split, stem", [("train", "train"), ("validation", "val"), ("test", "test2016")])
+def test_translations_through_torchtext_are_the_files_lines(tmp_path, split, stem):
+    write_pairs(tmp_path, stem)
+    assert read_texts(tmp_path, split, "translation") == PAIRS  # nothing but this split's files is there
+
+
+def test_the_workshops_translations_are_the_files_lines(workshop):
+    folder = workshop / "data" / "t5"
+    english, german = ((folder / f"train.{language}").read_text(encoding="utf-8").splitlines()
+                       for language in ("en", "de"))
+    assert read_texts(folder, "train", "translation") == list(zip(english, german)) and len(english) == 48
+
+
+def test_reviews_with_a_validation_file_are_its_lines(tmp_path):
+    for label, split in enumerate(("train", "validation", "test")):
+        write_rows(tmp_path, split, [{"text": f"{split} é", "label": label, "id": 3}])
+    assert [read_texts(tmp_path, split, "classification") for split in ("train", "validation", "test")] == [
+        [("train é", 0)], [("validation é", 1)], [("test é", 2)]]
+
+
+def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
+    rows = [{"text": f"review {i}", "label": i % 2} for i in range(60)]
+    write_rows(tmp_path, "train", rows)
+    write_rows(tmp_path, "test", [{"text": "never used", "label": 0}])
+    train, validation = (read_texts(tmp_path, split, "classification") for split in ("train", "validation"))
+    assert [label for _, label in validation].count(0) == [label for _, label in validation].count(1) == 3
+    assert sorted(train + validation) == sorted((row["text"], row["label"]) for row in rows)
+    assert not set(train) & set(validation) and read_texts(tmp_path, "test", "classification") == [("never used", 0)]
+
+
+@pytest.mark.parametrize("task, columns, expected", [
+    ("translation", {"en": ["a"], "de": ["b"]}, [("a", "b")]),
+    ("classification", {"text": ["a"], "label": [1]}, [("a", 1)])])
+def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expected):
+    """Oracle: a data set of the datasets library, in the place of the hub's."""
+    datasets = pytest.importorskip("datasets")
+    splits = {"validation": datasets.Dataset.from_dict(columns)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, **_: splits)
+    assert read_texts("some/where", "validation", task) == expected
+    with pytest.raises(UserError, match="some/where: has no test split with columns"):
+        read_texts("some/where", "test", task)
+
+
+def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def fail(source, **_):
+        raise ConnectionError("no network\nand more")
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"some/where: no such folder, .*\(no network\); give a local folder") as error:
+        read_texts("some/where", "train", "translation")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("english, german, words", [
+    (b"a\n", None, "train.de: no such file; a translation folder holds train.en and train.de"),
+    (None, b"a\n", "train.en: no such file"),
+    (b"a\nb\n", b"a\n", "train.en has 2 lines and train.de 1; they must be translations line by line"),
+    (b"\xff\n", b"a\n", "train.en: is not UTF-8 text"), (b"", b"", "its train split is empty")],
+    ids=["no de", "no en", "lengths", "binary", "empty"])
+def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, german, words):
+    for language, content in (("en", english), ("de", german)):
+        if content is not None:
+            (tmp_path / f"train.{language}").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_texts(tmp_path, "train", "translation")
+    assert str(tmp_path) in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("rows, words", [
+    (None, "test.jsonl: no such file; a classification folder holds train.jsonl and test.jsonl"),
+    ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
+    ([{"text": "a", "label": 0}, [1]], "test.jsonl: line 2: needs a string 'text' and a whole number 'label'"),
+    ([{"text": 3, "label": 0}], "line 1: needs"), ([{"text": "a", "label": "pos"}], "line 1: needs"),
+    ([{"text": "a", "label": True}], "line 1: needs"), ([{"text": "a", "label": -1}], "line 1: needs"),
+    ([{"label": 1}], "line 1: needs"), ([], "its test split is empty")], ids=str)
+def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, words):
+    if rows is not None:
+        write_rows(tmp_path, "test", rows)
+    with pytest.raises(UserError) as error:
+        read_texts(tmp_path, "test", "classification")
+    assert str(tmp_path) in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("source, split, words", [
+    ("nowhere", "train", "nowhere: is neither a data folder nor a hub id"),
+    ("./no/where", "train", "is neither a data folder nor a hub id"), ("/no/where", "train", "is neither"),
+    ("a/b/c", "train", "is neither"), ("nowhere", "dev", "--split dev: must be one of train, validation, test")])
+def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
+    with pytest.raises(UserError) as error:
+        read_texts(source, split, "translation")
+    assert words in str(error.value)
+
+
+# --- tokenizing ----------------------------------------------------------------------------------------------------
+
+def test_the_prefix_stands_in_front_of_every_t5_input_and_no_target(workshop):
+    """Oracle: the tokenizer alone, on the prefix and on the plain texts."""
+    tokenizer, family = build_tokenizer("t5"), FAMILIES["t5"]
+    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, family)
+    prefix = tokenizer("translate English to German:", add_special_tokens=False)["input_ids"]
+    assert len(prefix) == 4 and tokenizer.unk_token_id not in prefix
+    assert len(examples) == 48
+    for (english, german), inputs, targets in zip(examples.texts, examples.inputs, examples.targets):
+        assert inputs == prefix + tokenizer(english)["input_ids"]
+        assert targets == tokenizer(german)["input_ids"] and targets[-1] == tokenizer.eos_token_id
+
+
+def test_distilbert_inputs_have_no_prefix_and_labels_stay_labels(workshop):
+    tokenizer = build_tokenizer("distilbert")
+    examples = load_examples(workshop / "data" / "distilbert", "test", tokenizer, FAMILIES["distilbert"])
+    for (text, label), inputs, target in zip(examples.texts, examples.inputs, examples.targets):
+        assert inputs == tokenizer(text)["input_ids"] and target == label
+    assert examples.pad == tokenizer.pad_token_id == 0 and set(examples.targets) == {0, 1}
+
+
+def test_long_texts_are_cut_to_the_length_and_still_end_as_they_should(workshop):
+    tokenizer = build_tokenizer("t5")
+    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, FAMILIES["t5"], max_length=5)
+    assert {len(ids) for ids in examples.inputs} == {5} == {len(ids) for ids in examples.targets}
+    assert {ids[-1] for ids in examples.inputs + examples.targets} == {tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("limit, size", [(1, 1), (7, 7), (48, 48), (1000, 48), (None, 48)])
+def test_a_limit_takes_the_same_sample_every_time_in_the_files_order(workshop, limit, size):
+    folder = workshop / "data" / "t5"
+    samples = []
+    for seed in (1, 2):
+        random.seed(seed)
+        samples.append(load_examples(folder, "train", build_tokenizer("t5"), FAMILIES["t5"], limit=limit).texts)
+    rest = iter(read_texts(folder, "train", "translation"))
+    assert samples[0] == samples[1] and len(samples[0]) == size
+    assert all(pair in rest for pair in samples[0])  # a subsequence: `in` uses the iterator up
+
+
+def test_a_limited_split_that_is_sorted_by_label_still_has_both_labels(tmp_path):
+    write_rows(tmp_path, "test", [{"text": "good film", "label": int(i >= 100)} for i in range(200)])
+    examples = load_examples(tmp_path, "test", build_tokenizer("distilbert"), FAMILIES["distilbert"], limit=40)
+    assert 10 <= sum(examples.targets) <= 30
+
+
+@pytest.mark.parametrize("own, words, length", [(10, 300, 10), (10**30, 300, 256), (512, 300, 256), (512, 20, 22)])
+def test_the_default_length_is_the_smaller_of_the_tokenizers_and_the_tasks(tmp_path, own, words, length):
+    """256 for classification; 22 are 20 words between [CLS] and [SEP]."""
+    write_rows(tmp_path, "test", [{"text": "good " * words, "label": 1}])
+    tokenizer = build_tokenizer("distilbert")
+    tokenizer.model_max_length = own
+    assert len(load_examples(tmp_path, "test", tokenizer, FAMILIES["distilbert"]).inputs[0]) == length

@@ -1,0 +1,283 @@
+"""Models on disk: what comes back against what was saved, fingerprints against each other."""
+
+import json
+import pickle
+import shutil
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from conftest import build_model, build_tokenizer
+
+from common.errors import UserError
+from common.models import (data_source, download, fingerprint, load_model, load_tokenizer, read_record, reference,
+                           resolve, resolve_device, save_model, save_tokenizer)
+
+KINDS = ["t5", "t5-gated", "distilbert"]
+OUTPUTS = ["folder", "file.pth"]
+
+
+def same_state(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_change_of_any_weight_changes_the_fingerprint(kind):
+    model = build_model(kind)
+    prints = [fingerprint(model)]
+    assert prints[0] == fingerprint(build_model(kind))
+    for parameter in model.parameters():
+        last = parameter.data.view(-1)[-1:]
+        before = last.clone()
+        last.copy_(torch.nextafter(before, torch.tensor(torch.inf)))
+        prints.append(fingerprint(model))
+        last.copy_(before)
+    assert len(set(prints)) == len(prints) == 1 + len(list(model.parameters()))
+    assert fingerprint(model) == prints[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_models_fingerprint_is_the_same_from_a_folder_and_a_file(tmp_path, kind):
+    model = build_model(kind)
+    for output in OUTPUTS:
+        save_model(tmp_path / output, model, {})
+        assert fingerprint(load_model(tmp_path / output).model) == fingerprint(model), output
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights_have_the_fingerprint_of_their_float32_values(tmp_path, kind, dtype):
+    narrow = build_model(kind).to(dtype)
+    narrow.save_pretrained(tmp_path / "narrow")
+    loaded = load_model(tmp_path / "narrow").model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert fingerprint(loaded) == fingerprint(narrow) == fingerprint(build_model(kind).to(dtype).float())
+    assert fingerprint(loaded) != fingerprint(build_model(kind))
+
+
+def test_an_identity_names_the_folder_or_the_files_stem(tmp_path):
+    model = build_model("t5")
+    for output, name in (("my.model", "my.model"), ("tuned-0.pth", "tuned-0")):
+        save_model(tmp_path / output, model, {})
+        assert load_model(tmp_path / output).identity == {"name": name, "type": "t5",
+                                                          "fingerprint": fingerprint(model)}
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_model_comes_back_bit_for_bit(tmp_path, kind, output):
+    model = build_model(kind).train()
+    record = {"key": "k", "quality": {"bleu": 1.5}, "tokenizer": None}
+    if kind != "distilbert":
+        model.generation_config.num_beams = 3
+        model.generation_config.max_length = 77
+    save_model(tmp_path / output, model, record)
+    loaded = load_model(tmp_path / output)
+    assert same_state(loaded.model, model) and loaded.record == record == read_record(tmp_path / output)
+    assert not any(module.training for module in loaded.model.modules())
+    assert type(loaded.model) is type(model)
+    if kind != "distilbert":
+        assert (loaded.model.generation_config.num_beams, loaded.model.generation_config.max_length) == (3, 77)
+        assert loaded.model.get_input_embeddings().weight is loaded.model.lm_head.weight  # still tied
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_loaded_model_generates_what_the_saved_one_did(tmp_path, output):
+    model = build_model("t5")
+    model.generation_config.max_new_tokens = 8
+    ids = torch.randint(2, 64, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = model.generate(input_ids=ids)
+    save_model(tmp_path / output, model, {})
+    assert torch.equal(load_model(tmp_path / output).model.generate(input_ids=ids), expected)
+
+
+def test_a_pth_is_plain_tensors_strings_and_numbers_and_keeps_the_masks(tmp_path):
+    model = build_model("distilbert")
+    masks = {"classifier.weight": torch.rand(2, 32) > 0.5}
+    save_model(tmp_path / "m.pth", model, {"key": "k"}, masks=masks)
+    content = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert json.loads(content["record"]) == {"key": "k"} and json.loads(content["config"])["dim"] == 32
+    assert content["state_dict"].keys() == model.state_dict().keys()
+    loaded = load_model(tmp_path / "m.pth")
+    assert loaded.masks.keys() == masks.keys()
+    assert torch.equal(loaded.masks["classifier.weight"], masks["classifier.weight"])
+
+
+def test_a_folder_is_one_of_hugging_face_and_holds_the_tokenizer(tmp_path):
+    """Oracle: transformers' own Auto classes."""
+    model, tokenizer = build_model("t5"), build_tokenizer("t5")
+    save_model(tmp_path / "m", model, {"key": "k"}, tokenizer=tokenizer)
+    assert same_state(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m"), model)
+    text = "the dog sees a cat"
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")(text).input_ids == tokenizer(text).input_ids
+    assert [path.name for path in (tmp_path / "m").glob("*.bin")] == []
+    assert json.loads((tmp_path / "m" / "record.json").read_text()) == {"key": "k"}
+
+
+def test_a_tokenizer_comes_back(tmp_path, workshop):
+    save_tokenizer(tmp_path / "t", build_tokenizer("distilbert"))
+    loaded = load_model(workshop / "model" / "distilbert")
+    assert load_tokenizer(tmp_path / "t", loaded)("good film").input_ids == build_tokenizer("distilbert")(
+        "good film").input_ids
+
+
+# --- what is no model ----------------------------------------------------------------------------------------------
+
+class Code:
+    def __reduce__(self):
+        return print, ("run!",)
+
+
+def model_with(tmp_path, **changes):
+    """A saved tiny T5 whose `.pth` content is changed."""
+    save_model(tmp_path / "m.pth", build_model("t5"), {})
+    torch.save(torch.load(tmp_path / "m.pth", weights_only=True) | changes, tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda folder: None, "no such model; download_model.py saves one"),
+    (lambda folder: (folder / "m.pth").write_bytes(b""), "cannot be loaded as a model"),
+    (lambda folder: (folder / "m.pth").write_bytes(b"PK\x03\x04damaged"), "cannot be loaded as a model"),
+    (lambda folder: (folder / "m.pth").write_bytes(pickle.dumps(Code(), protocol=2)), "more than plain tensors"),
+    (lambda folder: torch.save({"model": Code()}, folder / "m.pth"), "more than plain tensors, which is never run"),
+    (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
+    (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
+    (lambda folder: model_with(folder, state_dict={}), "is damaged"),
+    (lambda folder: model_with(folder, config="{"), "is damaged")],
+    ids=["absent", "empty", "zip", "pickle", "code", "foreign", "tensor", "no weights", "config"])
+def test_what_is_no_pth_is_refused_by_name_and_never_run(tmp_path, capsys, make, words):
+    make(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path / "m.pth")
+    assert str(error.value).startswith(f"{tmp_path / 'm.pth'}: ") and words in str(error.value)
+    assert "run!" not in capsys.readouterr().out
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda folder: (folder / "config.json").unlink(), "is not a model folder (it has no config.json)"),
+    (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded as a model"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded as a model"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "is damaged"),
+    (lambda folder: change_config(folder, num_layers=3), "its weights are not those of a T5ForConditionalGeneration"),
+    (lambda folder: change_config(folder, d_ff=64), ""),
+    (lambda folder: change_config(folder, model_type="bart"), "model type 'bart' is not supported; known are t5"),
+    (lambda folder: (folder / "record.json").write_text("{"), "malformed JSON")],
+    ids=["no config", "config", "no weights", "weights", "layers", "shapes", "type", "record"])
+def test_what_is_no_model_folder_is_refused_by_name(tmp_path, workshop, spoil, words):
+    folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "m")
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        load_model(folder)
+    assert str(folder) in str(error.value) and words in str(error.value)
+
+
+def test_a_record_is_none_where_no_model_of_ours_is(tmp_path):
+    (tmp_path / "m.pth").write_bytes(b"foreign")
+    (tmp_path / "folder").mkdir()
+    assert [read_record(tmp_path / name) for name in ("m.pth", "folder", "absent")] == [None] * 3
+
+
+# --- references ----------------------------------------------------------------------------------------------------
+
+def test_references_hold_when_the_whole_tree_moves(tmp_path):
+    tree = tmp_path / "old"
+    for name in ("model/x", "tokenizer/x", "data/x"):
+        (tree / name).mkdir(parents=True)
+    names = {name: reference(tree / name / "x", tree / "model" / "x") for name in ("tokenizer", "data")}
+    beside = reference(tree / "tokenizer" / "x", tree / "results.pth")
+    tree.rename(tmp_path / "new")
+    for name, found in names.items():
+        assert (tmp_path / "new" / name / "x").samefile(resolve(found, tmp_path / "new" / "model" / "x"))
+    assert (tmp_path / "new" / "tokenizer" / "x").samefile(resolve(beside, tmp_path / "new" / "results.pth"))
+
+
+def test_references_do_not_hang_on_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "model" / "x").mkdir(parents=True)
+    (tmp_path / "tokenizer").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = reference("tokenizer", "model/x")
+    monkeypatch.chdir("/")
+    assert (tmp_path / "tokenizer").samefile(resolve(found, tmp_path / "model" / "x"))
+
+
+@pytest.mark.parametrize("target, named", [("bentrevett/multi30k", {"hub": "bentrevett/multi30k"}), (None, None)])
+def test_hub_ids_stay_hub_ids_and_nothing_stays_nothing(tmp_path, target, named):
+    assert reference(target, tmp_path / "m") == named and resolve(named, tmp_path / "m") == target
+
+
+def test_data_come_from_the_flag_the_record_or_the_family_in_this_order(workshop):
+    loaded = load_model(workshop / "model" / "t5")
+    assert data_source("given", loaded) == "given"
+    assert (workshop / "data" / "t5").samefile(data_source(None, loaded))
+    loaded.record = {}
+    assert data_source(None, loaded) == "bentrevett/multi30k"
+
+
+# --- tokenizers ----------------------------------------------------------------------------------------------------
+
+def test_a_tokenizer_comes_from_the_flag_the_record_or_the_models_folder_in_this_order(tmp_path, workshop):
+    """The three hold different vocabularies, so the length tells which it was."""
+    folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "model" / "t5")
+    lengths = {}
+    for name, extra in (("given", 1), ("tokenizer/t5", 2), ("model/t5", 3)):
+        tokenizer = build_tokenizer("t5")
+        tokenizer.add_tokens([f"extra{i}" for i in range(extra)])
+        tokenizer.save_pretrained(tmp_path / name)
+        lengths[name] = len(tokenizer)
+    loaded = load_model(folder)
+    assert len(load_tokenizer(tmp_path / "given", loaded)) == lengths["given"]
+    assert len(load_tokenizer(None, loaded)) == lengths["tokenizer/t5"]
+    loaded.record = {}
+    assert len(load_tokenizer(None, loaded)) == lengths["model/t5"]
+
+
+@pytest.mark.parametrize("given, words", [
+    ("absent", "download_model.py saves one to ./tokenizer/"), (None, "give its folder with -t")])
+def test_an_absent_tokenizer_is_reported_with_the_remedy(tmp_path, given, words):
+    save_model(tmp_path / "m", build_model("t5"), {"tokenizer": {"folder": "gone"}})
+    with pytest.raises(UserError) as error:
+        load_tokenizer(given and tmp_path / given, load_model(tmp_path / "m"))
+    assert "is not a tokenizer folder" in str(error.value) and words in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_refused_by_name(tmp_path, workshop):
+    folder = shutil.copytree(workshop / "tokenizer" / "t5", tmp_path / "t")
+    for path in folder.iterdir():
+        path.write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded as a tokenizer"):
+        load_tokenizer(folder, load_model(workshop / "model" / "t5"))
+
+
+# --- devices and downloads -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "meta", "cuda:99", "xla"])
+def test_a_device_that_is_not_there_is_reported_in_one_line(name):
+    with pytest.raises(UserError, match=f"--device {name}: cannot be used here") as error:
+        resolve_device(name)
+    assert "\n" not in str(error.value)
+
+
+def test_auto_is_cuda_if_there_is_one_else_cpu(monkeypatch):
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert resolve_device("auto").type == kind
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_a_checkpoint_that_is_not_to_be_had_is_reported_in_one_line(workshop, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it would wait for the network
+    family = load_model(workshop / "model" / "t5").family
+    with pytest.raises(UserError, match="no-such/checkpoint: is not in the local cache") as error:
+        download("no-such/checkpoint", family)
+    assert "\n" not in str(error.value)
