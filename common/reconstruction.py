@@ -18,6 +18,8 @@ neurons. The rows' supports differ, so all rows are solved at once by preconditi
 and Stiefel, 1952), masked: one matrix product an iteration. Rows that share one support need one Cholesky instead.
 """
 
+import functools
+
 import torch
 
 from common.architectures import block_tensors, token_mask, watched
@@ -26,6 +28,19 @@ from common.data import evaluation_batches
 
 # --- the solver ------------------------------------------------------------------------------------------------
 
+def in_full_precision(function):
+    """Run a function without gradients and outside any autocast region.
+
+    Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
+    """
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+    return run
+
+
+@in_full_precision
 def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200):
     """The kept weights that minimise the reconstruction error (see the module's text).
 
@@ -132,13 +147,13 @@ class Sums:
 
 def passes(teacher, family, blocks, examples, batch_size, device, talk, label, visit):
     """Run the teacher once over the examples; `visit(block, call, real)` with the mask of the real tokens."""
-    with torch.no_grad():
-        for positions in talk.progress(evaluation_batches(examples, batch_size), label):
-            batch = examples.batch(positions, device)
-            with watched(teacher, blocks, lambda block, call: visit(block, call, token_mask(block, batch))):
-                family.run(teacher, batch)
+    for positions in talk.progress(evaluation_batches(examples, batch_size), label):
+        batch = examples.batch(positions, device)
+        with watched(teacher, blocks, lambda block, call: visit(block, call, token_mask(block, batch))):
+            family.run(teacher, batch)
 
 
+@in_full_precision
 def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, device, talk):
     """Solve all variants in two teacher passes.
 
@@ -163,29 +178,33 @@ def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, devic
     for block, names in by_block.items():
         linears = block.linears[-1:] if block.kind == "attention" else block.linears[:-1]
         gram, own = inputs.pop(block).total, block_tensors(teacher, block)
-        crosses = {linear: joined(own, linear).detach() @ gram for linear in linears}
+        crosses = {linear: joined(own, linear) @ gram for linear in linears}
         for name in names:
             _, tensors, keeps = variants[name]
             solved[name] = dict(tensors)
             for linear in linears:
+                if bool(keeps[linear].all()):  # nothing removed, and the teacher's own inputs: nothing to mend
+                    continue
                 matrix = solve(gram, crosses[linear], joined(tensors, linear), kept(keeps[linear], block.has_bias),
                                ridge=ridge)
                 solved[name] |= parted(matrix, tensors, linear)
 
-    inner = [block for block in by_block if block.kind == "feed_forward"]
-    grams, crosses = ({name: Sums() for block in inner for name in by_block[block]} for _ in range(2))
+    pruned = [name for name in variants if not all(bool(keep.all()) for keep in variants[name][2].values())]
+    inner = {block: [name for name in names if name in pruned] for block, names in by_block.items()
+             if block.kind == "feed_forward"}
+    grams, crosses = ({name: Sums() for names in inner.values() for name in names} for _ in range(2))
 
     def gather_features(block, call, real):
         target = call.output[real]
-        for name in by_block[block]:
+        for name in inner[block]:
             rows = with_ones(call.replay_features(solved[name])[1][real], block.has_bias)
             grams[name].add(rows, rows)
             crosses[name].add(target, rows)
 
     if inner:
-        passes(teacher, family, inner, examples, batch_size, device, talk, "features", gather_features)
-    for block in inner:
-        for name in by_block[block]:
+        passes(teacher, family, list(inner), examples, batch_size, device, talk, "features", gather_features)
+    for block, names in inner.items():
+        for name in names:
             _, tensors, keeps = variants[name]
             linear = block.linears[-1]
             matrix = solve(grams.pop(name).total, crosses.pop(name).total, joined(tensors, linear),
@@ -194,6 +213,7 @@ def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, devic
     return solved
 
 
+@in_full_precision
 def held_out_errors(teacher, family, variants, candidates, examples, *, batch_size, device, talk):
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 

@@ -1,0 +1,216 @@
+"""The closed form against numpy's least squares, row by row, and what it may and may not touch."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.architectures import FAMILIES, block_tensors, find_blocks
+from common.cli import Talk
+from common.data import Examples
+from common.masking import prune_block
+from common.reconstruction import held_out_errors, reconstruct, solve
+
+CPU = torch.device("cpu")
+
+
+def least_squares(inputs, outputs, start, keep, ridge):
+    """Oracle: numpy.linalg.lstsq on the kept columns of each row, the ridge as further equations."""
+    damping = ridge * np.mean(np.sum(inputs**2, axis=0)[keep.any(axis=0)])
+    solution = np.zeros_like(start)
+    for row, kept in enumerate(keep):
+        equations = np.vstack([inputs[:, kept], np.sqrt(damping) * np.eye(kept.sum())])
+        values = np.concatenate([outputs[:, row], np.sqrt(damping) * start[row, kept]])
+        solution[row, kept] = np.linalg.lstsq(equations, values, rcond=None)[0]
+    return solution, damping
+
+
+def objective(inputs, outputs, weights, start, damping, keep):
+    return np.sum((inputs @ weights.T - outputs)**2) + damping * np.sum(((weights - start) * keep)**2)
+
+
+def problem(seed, tokens, width, rows, *, condition=1.0, rate=0.5, shared=False, constant=False):
+    """Inputs (tokens, width) with singular values from 1 down to 1/condition, outputs, start and mask."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(tokens, width)) @ np.diag(np.geomspace(1, 1 / condition, width))
+    inputs = inputs @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    if constant:
+        inputs[:, -1] = 1  # a bias is a weight on a constant input, and always kept
+    start = rng.normal(size=(rows, width))
+    outputs = inputs @ start.T + 0.1 * rng.normal(size=(tokens, rows))
+    keep = np.tile(rng.random(width) >= rate, (rows, 1)) if shared else rng.random((rows, width)) >= rate
+    keep[:, -1] |= constant
+    keep[0, 0] = True
+    return inputs, outputs, start * keep, keep
+
+
+def solve_with_suite(inputs, outputs, start, keep, ridge, dtype=torch.float64):
+    A, Y = torch.tensor(inputs, dtype=dtype), torch.tensor(outputs, dtype=dtype)
+    return solve(A.T @ A, Y.T @ A, torch.tensor(start, dtype=dtype), torch.tensor(keep), ridge=ridge,
+                 tolerance=1e-9, max_iterations=2000).double().numpy()
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["without bias", "with bias"])
+@pytest.mark.parametrize("shared", [False, True], ids=["rows of their own", "shared support"])
+@pytest.mark.parametrize("condition", [1.0, 1e4], ids=["well conditioned", "nearly singular"])
+def test_solve_reaches_the_objective_of_numpy_lstsq(condition, shared, constant):
+    case = problem(0, 400, 40, 24, condition=condition, shared=shared, constant=constant)
+    inputs, outputs, start, keep = case
+    expected, damping = least_squares(*case, ridge=1e-4)
+    found = solve_with_suite(*case, ridge=1e-4)
+    best = objective(inputs, outputs, expected, start, damping, keep)
+    assert objective(inputs, outputs, found, start, damping, keep) <= best * (1 + 1e-4)
+    assert not found[~keep].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), width=st.integers(1, 24), rows=st.integers(1, 12),
+       rate=st.floats(0, 0.95), extra=st.integers(0, 60), shared=st.booleans())
+def test_solve_equals_numpy_lstsq_whatever_the_shape_and_rate(seed, width, rows, rate, extra, shared):
+    case = problem(seed, width + extra, width, rows, rate=rate, shared=shared)
+    inputs, outputs, start, keep = case
+    expected, damping = least_squares(*case, ridge=1e-3)
+    found = solve_with_suite(*case, ridge=1e-3)
+    best = objective(inputs, outputs, expected, start, damping, keep)
+    assert objective(inputs, outputs, found, start, damping, keep) <= best * (1 + 1e-4) + 1e-9
+    assert not found[~keep].any()
+
+
+def test_solve_in_float32_with_default_settings_is_within_a_percent_of_the_best_improvement():
+    inputs, outputs, start, keep = case = problem(1, 600, 64, 32, condition=100.0)
+    expected, damping = least_squares(*case, ridge=1e-3)
+    A, Y = torch.tensor(inputs, dtype=torch.float32), torch.tensor(outputs, dtype=torch.float32)
+    found = solve(A.T @ A, Y.T @ A, torch.tensor(start, dtype=torch.float32), torch.tensor(keep), ridge=1e-3)
+    before, after, best = (objective(inputs, outputs, weights, start, damping, keep)
+                           for weights in (start, found.double().numpy(), expected))
+    assert before - after >= 0.99 * (before - best)
+
+
+def test_a_row_that_keeps_nothing_comes_back_as_zeros():
+    keep = torch.zeros(3, 4, dtype=torch.bool)
+    keep[1, 2] = True
+    found = solve(torch.eye(4), torch.ones(3, 4), torch.ones(3, 4), keep, ridge=0.0)
+    assert torch.equal(found, torch.tensor([[0.0] * 4, [0, 0, 1, 0], [0] * 4]))
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------
+
+def examples(kind, count, seed=0):
+    """Random token ids of random lengths, so that batches hold padding."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(3, 60, size=rng.integers(4, 12)).tolist() for _ in range(count)]
+    task = FAMILIES[kind].task
+    targets = rows[::-1] if task == "translation" else [0] * count
+    return Examples(task, rows, targets, [None] * count, 0)
+
+
+def pruned_variants(model, heads, rate):
+    variants = {}
+    for name, block in find_blocks(model).items():
+        tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
+        linears = block.linears[-1:] if block.kind == "attention" else block.linears
+        removed = {"heads": heads if block.heads else 0,
+                   "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears}}
+        pruned, keeps, _ = prune_block(block, tensors, removed)
+        variants[name, "variant"] = (block, pruned, keeps)
+    return variants
+
+
+KINDS = {"t5": "t5", "t5-gated": "t5", "distilbert": "distilbert"}
+
+
+@pytest.fixture(params=KINDS)
+def setting(request):
+    """(model with biases that matter, family, family name)"""
+    model = build_model(request.param)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lin.bias") or "lin1.bias" in name or "lin2.bias" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model, FAMILIES[KINDS[request.param]], KINDS[request.param]
+
+
+OPTIONS = dict(batch_size=8, device=CPU, talk=Talk(quiet=True))
+
+
+def test_a_block_with_nothing_pruned_comes_back_unchanged(setting):
+    model, family, kind = setting
+    variants = pruned_variants(model, 0, 0.0)
+    solved = reconstruct(model, family, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
+    for name, (_, tensors, _) in variants.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(solved[name][key], tensor), (name, key)
+
+
+def test_removed_weights_stay_zero_and_held_out_error_falls(setting):
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.3)
+    solved = reconstruct(model, family, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
+    candidates = {name: [tensors, solved[name]] for name, (_, tensors, _) in variants.items()}
+    errors = held_out_errors(model, family, variants, candidates, examples(kind, 64, seed=9), **OPTIONS)
+    for name, (block, tensors, keeps) in variants.items():
+        for linear, keep in keeps.items():
+            assert not solved[name][f"{linear}.weight"][~keep].any(), (name, linear)
+        assert errors[name][1] < errors[name][0], name
+
+
+def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
+    """Oracle: numpy's lstsq on the features of the kept heads, gathered by a plain hook in a plain forward pass."""
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.0)
+    name, (block, tensors, keeps) = next((name, v) for name, v in variants.items() if v[0].kind == "attention")
+    data = examples(kind, 40)
+    out = block.linears[-1]
+    solved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, **OPTIONS)[name]
+    features, outputs = [], []
+    linear = model.get_submodule(f"{block.name}.{out}")
+
+    def note(module, args, output):
+        features.append(args[0][0])
+        outputs.append(output[0])
+
+    handle = linear.register_forward_hook(note)
+    with torch.no_grad():
+        for i in range(len(data)):
+            family.run(model, data.batch([i]))
+    handle.remove()
+    features, outputs = (torch.cat(rows).double().numpy() for rows in (features, outputs))
+    kept = keeps[out].any(dim=0).numpy()
+    inputs = features[:, kept]
+    if block.has_bias:
+        inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
+    found = solved[f"{out}.weight"].double().numpy()[:, kept]
+    if block.has_bias:
+        found = np.hstack([found, solved[f"{out}.bias"].double().numpy()[:, None]])
+    best, error = (np.sum((inputs @ weights - outputs)**2)
+                   for weights in (np.linalg.lstsq(inputs, outputs, rcond=None)[0], found.T))
+    assert error <= best * 1.001 + 1e-6 * np.sum(outputs**2)
+
+
+def test_more_calibration_data_does_not_hurt_held_out(setting):
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.5)
+    held_out = examples(kind, 64, seed=9)
+    means = []
+    for count in (32, 512):
+        solved = reconstruct(model, family, variants, examples(kind, count), ridge=1e-3, **OPTIONS)
+        errors = held_out_errors(model, family, variants, {name: [solved[name]] for name in variants}, held_out,
+                                 **OPTIONS)
+        means.append(sum(error for (error,) in errors.values()) / len(errors))
+    assert means[1] <= means[0] * 1.01
+
+
+def test_statistics_leave_autocast_out(setting):
+    """Inside an autocast region products run in bfloat16; a Gram matrix made so would ruin the solution."""
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.3)
+    data = examples(kind, 32)
+    plain = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    for name in variants:
+        for key in plain[name]:
+            assert torch.equal(plain[name][key], inside[name][key]), (name, key)
