@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.records import check_writable, digest
+from common.records import digest
 
 
 def build_parser():
@@ -33,7 +33,6 @@ def run(args):
     talk = cli.Talk(args.quiet)
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    check_writable(args.stats)
     from common import training
     from common.architectures import find_blocks
     from common.data import load_examples
@@ -41,14 +40,16 @@ def run(args):
     from common.masking import parameter_masks
     from common.models import data_source, load_model, load_tokenizer, resolve_device
 
+    training.check_stats(args.stats)
     device = resolve_device(args.device)
     loaded = load_model(args.model, device)
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     blocks = find_blocks(loaded.model)
     library = Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, FINE_TUNED)
     tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
-    train, validation = (load_examples(source, split, tokenizer, loaded.family, max_length=args.max_length,
-                                       limit=args.limit) for split in ("train", "validation"))
+    train, validation = (load_examples(source, split, tokenizer, loaded.family, classes=loaded.model.config.num_labels,
+                                       max_length=args.max_length, limit=args.limit)
+                         for split in ("train", "validation"))
     recipe = training.recipe_from(args, loaded.family.block_lr)
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
     made_from = [args.method, closed_form and [args.calibration, args.ridge], gradients and recipe.to_json(),

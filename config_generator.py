@@ -25,7 +25,7 @@ def run(args):
         if len(rates) != args.number:
             raise UserError(f"{flag} has {len(rates)} rates, but -n asks for {args.number} configurations; "
                             "give one rate for each")
-    check_writable(args.output)
+    check_writable(args.output, is_file=True)
     from common.architectures import prunable_modules
     from common.models import load_model, resolve_device
 

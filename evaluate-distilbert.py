@@ -29,7 +29,7 @@ def run(args):
         raise UserError(f"{args.model}: is a {loaded.family.task} model; evaluate it with evaluate-t5.py")
     tokenizer = load_tokenizer(args.tokenizer, loaded)
     examples = load_examples(data_source(args.data, loaded), args.split, tokenizer, loaded.family,
-                             max_length=args.max_length, limit=args.limit)
+                             classes=loaded.model.config.num_labels, max_length=args.max_length, limit=args.limit)
     predictions, seconds = classify(loaded.model, examples, batch_size=args.batch_size, device=device, talk=talk)
     score = accuracy(predictions, examples.targets)
     talk.say(f"{args.model}: accuracy {score:.4f} on {len(examples)} examples")

@@ -22,8 +22,7 @@ def build_parser():
 
 def run(args):
     talk = cli.Talk(args.quiet)
-    check_writable(args.output)
-    check_writable(args.stats)
+    check_writable(args.output, is_file=args.output.endswith(".pth"))
     from common import training
     from common.composition import compose, select_variants, variant_keys
     from common.data import load_examples
@@ -32,13 +31,15 @@ def run(args):
     from common.models import (data_source, load_model, load_tokenizer, read_record, reference, resolve_device,
                                save_model)
 
+    training.check_stats(args.stats)
     device = resolve_device(args.device)
     loaded = load_model(args.model, device)
     chosen = select_variants(loaded, args.configurations, args.nth)
     library = Library.open(args.library, loaded.identity["fingerprint"])
     tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
-    train, validation = (load_examples(source, split, tokenizer, loaded.family, max_length=args.max_length,
-                                       limit=args.limit) for split in ("train", "validation"))
+    train, validation = (load_examples(source, split, tokenizer, loaded.family, classes=loaded.model.config.num_labels,
+                                       max_length=args.max_length, limit=args.limit)
+                         for split in ("train", "validation"))
     recipe = training.recipe_from(args, loaded.family.model_lr)
     identity = loaded.identity
     key = digest([identity["fingerprint"], variant_keys(library, chosen), recipe.to_json(),

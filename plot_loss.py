@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Plot training and validation loss of one stats CSV or several, side by side in one picture."""
 
+import io
 import sys
 from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.records import atomic_file, check_writable
+from common.records import check_writable, keeps_existing, write_bytes
 
 FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # and what to leave out
 
@@ -31,12 +32,14 @@ def run(args):
     suffix = Path(args.output).suffix[1:].lower()
     if suffix not in FORMATS:
         raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
-    check_writable(args.output)
+    check_writable(args.output, is_file=True)
     tables = [read_stats(path) for path in args.csv]
     figure = draw(tables, labels, args.panels, args.title)
-    with atomic_file(args.output) as handle:
-        # without the date or version that matplotlib adds, equal inputs give equal files
-        figure.savefig(handle, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
+    picture = io.BytesIO()
+    # without the date or version that matplotlib adds, equal inputs give equal files
+    figure.savefig(picture, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
+    if not keeps_existing(args.output, picture.getvalue(), args.overwrite):
+        write_bytes(args.output, picture.getvalue())
     best = {label: round(float(table["val_loss"].min()), 6) for label, table in zip(labels, tables)}
     cli.Talk(args.quiet).say(f"{args.output}: {len(tables)} curves")
     return {"output": args.output, "best_val_loss": best}
@@ -60,6 +63,8 @@ def read_stats(path):
                         "in numbers)") from None
     if numbers.empty:
         raise UserError(f"{path}: has no epoch in it")
+    if numbers["val_loss"].isna().all():
+        raise UserError(f"{path}: its val_loss is empty")
     return numbers
 
 

@@ -16,7 +16,7 @@ def build_parser():
 
 def run(args):
     scheme = schemes.make_scheme(schemes.read_configurations(args.input))
-    check_writable(args.output)
+    check_writable(args.output, is_file=True)
     content = scheme.to_json()
     if not keeps_existing(args.output, content, args.overwrite):
         write_json(args.output, content)

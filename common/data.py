@@ -193,19 +193,25 @@ def _padded(rows, filler):
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
-def load_examples(source, split, tokenizer, family, *, max_length=None, limit=None):
+def load_examples(source, split, tokenizer, family, *, classes=None, max_length=None, limit=None):
     """Read and tokenize a split, once.
 
     Args:
         family: an `architectures.Family`: the task, and the prefix in front of every input.
+        classes: how many labels the model knows.
         max_length: longest input or target in tokens; None takes the smaller of the tokenizer's and LONGEST.
         limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
     Raises:
-        UserError: see `read_texts`.
+        UserError: see `read_texts`; or a label that the model does not know.
     """
     pairs = read_texts(source, split, family.task)
     if limit and limit < len(pairs):
         pairs = fixed_sample(pairs, limit)
+    if family.task == "classification" and classes is not None:
+        for number, (_, label) in enumerate(pairs):
+            if label >= classes:
+                raise UserError(f"{source}: {split} example {number} has label {label}, but the model knows only "
+                                f"0 to {classes - 1}")
     max_length = max_length or min(tokenizer.model_max_length, LONGEST[family.task])
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     inputs = tokenizer([family.prefix + text for text, _ in pairs], **options)["input_ids"]

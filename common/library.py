@@ -6,6 +6,7 @@ A module file is a numpy structured array of shape () whose fields are the block
 The record is written after every finished file, so an interrupted run loses nothing that it had finished.
 """
 
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Library:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
         record = read_json(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
-        if not isinstance(record.get("variants"), dict) or not isinstance(record.get("model"), dict):
+        if not isinstance(record.get("model"), dict) or not _are_entries(record.get("variants")):
             raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library anew")
         if record["model"].get("fingerprint") != model_fingerprint:
             raise UserError(f"{folder}: was made for another model ({record['model'].get('name')}); "
@@ -151,6 +152,14 @@ class Library:
                 {name.removesuffix(".keep"): tensor for name, tensor in tensors.items() if name.endswith(".keep")})
 
 
+def _are_entries(variants):
+    """Whether a record's "variants" are what `Library.write` puts there."""
+    texts = ("block", "variant", "file", "key", "sha256")
+    return isinstance(variants, dict) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in texts)
+        and isinstance(entry.get("shapes"), dict) for entry in variants.values())
+
+
 def _id(block, variant):
     return f"{block}.{variant}"
 
@@ -184,7 +193,9 @@ def unpack(path):
     """
     try:
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(packed, np.ndarray):
+            raise ValueError("an archive of arrays")
+    except (OSError, ValueError, EOFError, tokenize.TokenError) as error:  # the last from a header's loose bracket
         raise UserError(f"{path}: is not a readable module file ({error})") from None
     if packed.dtype.names is None or packed.shape != ():
         raise UserError(f"{path}: is a plain array, not a module file with named fields")

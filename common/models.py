@@ -8,6 +8,7 @@ same everywhere.
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -161,9 +162,13 @@ def load_tokenizer(path, loaded):
     if not (path / "tokenizer_config.json").is_file():
         raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be loaded as a tokenizer: {error}") from None
+    if len(tokenizer) > loaded.model.config.vocab_size:
+        raise UserError(f"{path}: knows {len(tokenizer)} tokens where the model has {loaded.model.config.vocab_size}; "
+                        "give the tokenizer that belongs to the model")
+    return tokenizer
 
 
 def data_source(given, loaded):
@@ -231,7 +236,13 @@ def save_model(path, model, record, *, masks=None, tokenizer=None):
     with atomic_folder(path) as folder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.save_pretrained(folder)
+            try:
+                model.save_pretrained(folder)
+            except Exception as error:  # safetensors tells of a full disk in its own way
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                if type(error).__name__ != "SafetensorError" or not number:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_json(folder / RECORD_NAME, record)

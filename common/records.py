@@ -32,17 +32,38 @@ def atomic_file(path):
     """
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle = _Handle()
     try:
-        with os.fdopen(descriptor, "wb") as handle:
+        with os.fdopen(descriptor, "wb") as file:
+            handle.file = file
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        cause = handle.failure or error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None  # the temporary name would tell nobody
         raise
+
+
+class _Handle:
+    """A file that remembers why writing failed: torch and numpy turn a full disk into errors that don't say so."""
+
+    file = failure = None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
 @contextlib.contextmanager
@@ -81,22 +102,35 @@ def _umask():
     return mask
 
 
+def write_bytes(path, content):
+    """Write a whole file, atomically."""
+    with atomic_file(path) as handle:
+        handle.write(content)
+
+
 def write_json(path, value):
     """Write `value` as indented JSON, atomically."""
-    with atomic_file(path) as handle:
-        handle.write((json.dumps(value, indent=1) + "\n").encode())
+    write_bytes(path, _json_bytes(value))
+
+
+def _json_bytes(value):
+    """The bytes of a JSON file of ours."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def keeps_existing(path, content, overwrite):
-    """Whether a JSON file need not be written because it holds this very content.
+    """Whether a file need not be written because it holds this very content.
 
+    Args:
+        content: bytes, or a JSON value (layout and the order of keys do not count).
     Raises:
         UserError: it holds something else, perhaps written by hand, and `overwrite` is off.
     """
     if not Path(path).exists():
         return False
     try:
-        if json.loads(Path(path).read_text(encoding="utf-8")) == content:
+        found = Path(path).read_bytes()
+        if (found if isinstance(content, bytes) else json.loads(found)) == content:
             return True
     except (OSError, ValueError):
         pass
@@ -106,13 +140,15 @@ def keeps_existing(path, content, overwrite):
     return False
 
 
-def check_writable(path):
+def check_writable(path, *, is_file=False):
     """Make sure, before any long work, that `path` can be written: its folder is there (made if need be) and ours.
 
     Raises:
-        UserError: a parent is a file, or the folder does not let us write.
+        UserError: a parent is a file, the folder does not let us write, or `path` is a folder but `is_file`.
     """
     parent = Path(path).parent
+    if is_file and Path(path).is_dir():
+        raise UserError(f"{path}: is a folder where a file belongs; choose another output")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
@@ -142,7 +178,7 @@ def read_json(path, made_by):
         raise UserError(f"{path}: is not a JSON text file; {made_by} makes one") from None
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _no_twins(path, pairs))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: malformed JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; {made_by} makes one")
@@ -189,6 +225,8 @@ def is_done(path, record, key, overwrite):
         return False
     if record is not None and record.get("key") == key:
         return True
+    if record is None and Path(path).is_dir() and any(Path(path).iterdir()):
+        raise UserError(f"{path}: is a folder that this suite did not write; choose another output")
     if not overwrite:
         raise UserError(f"{path}: exists already, made from other inputs or settings; "
                         "choose another output or pass --overwrite to replace it")

@@ -17,7 +17,7 @@ from common.data import evaluation_batches, training_batches
 from common.errors import UserError
 from common.masking import HeldMasks
 from common.models import now
-from common.records import atomic_file
+from common.records import atomic_file, check_writable
 
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
@@ -235,9 +235,9 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
         talk.say(f"epoch {epoch}: validation loss {mean:.4f}"
                  + (f" (mean of {len(val_loss)} variants)" if len(learners) > 1 else "")
                  + (f", {train_seconds:.1f} s" if epoch else ""))
-        checkpoint.save(learners, progress.rows)
-        if on_epoch:
+        if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
+        checkpoint.save(learners, progress.rows)
     return progress
 
 
@@ -334,6 +334,19 @@ class Checkpoint:
 
 def _text(name):
     return name if isinstance(name, str) else " ".join(name)
+
+
+def check_stats(path):
+    """Make sure, before any long work, that stats can be written to `path`, and that no other file is lost by it.
+
+    Raises:
+        UserError: it cannot be written, or holds something that is no stats CSV.
+    """
+    check_writable(path, is_file=True)
+    if Path(path).is_file():
+        with open(path, "rb") as handle:
+            if handle.readline().strip() not in (b"", ",".join(STATS_COLUMNS).encode()):
+                raise UserError(f"{path}: is there, and is no stats CSV; choose another file")
 
 
 def write_csv(path, columns, rows):

@@ -132,6 +132,6 @@ for ((n = 0; n < count; n++)); do
     labels+=("baseline" "composed")
 done
 "$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" -o "$out/loss.png" \
-    --quiet >/dev/null
+    --overwrite --quiet >/dev/null
 cat "$out/table.txt"
 echo "table: $out/table.txt and $out/table.json; picture: $out/loss.png; $((SECONDS - started)) s in all" >&2

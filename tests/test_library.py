@@ -86,7 +86,7 @@ def test_narrow_floats_are_stored_as_float32_exactly(tmp_path, dtype):
 
 
 def save_array(path, array):
-    np.save(path, array, allow_pickle=True)
+    np.save(path, array)
 
 
 @pytest.mark.parametrize("spoil, words", [

@@ -1,7 +1,6 @@
 """Models on disk: what comes back against what was saved, fingerprints against each other."""
 
 import json
-import pickle
 import shutil
 
 import huggingface_hub
@@ -144,13 +143,13 @@ def model_with(tmp_path, **changes):
     (lambda folder: None, "no such model; download_model.py saves one"),
     (lambda folder: (folder / "m.pth").write_bytes(b""), "cannot be loaded as a model"),
     (lambda folder: (folder / "m.pth").write_bytes(b"PK\x03\x04damaged"), "cannot be loaded as a model"),
-    (lambda folder: (folder / "m.pth").write_bytes(pickle.dumps(Code(), protocol=2)), "more than plain tensors"),
+    (lambda folder: torch.save(Code(), folder / "m.pth", _use_new_zipfile_serialization=False), "more than plain tensors"),
     (lambda folder: torch.save({"model": Code()}, folder / "m.pth"), "more than plain tensors, which is never run"),
     (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
     (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
     (lambda folder: model_with(folder, state_dict={}), "is damaged"),
     (lambda folder: model_with(folder, config="{"), "is damaged")],
-    ids=["absent", "empty", "zip", "pickle", "code", "foreign", "tensor", "no weights", "config"])
+    ids=["absent", "empty", "zip", "old format", "code", "foreign", "tensor", "no weights", "config"])
 def test_what_is_no_pth_is_refused_by_name_and_never_run(tmp_path, capsys, make, words):
     make(tmp_path)
     with pytest.raises(UserError) as error:

@@ -1,0 +1,495 @@
+"""What the stages do, on tiny models: each figure and file against an independent computation."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+from collections import Counter
+
+import numpy as np
+import pytest
+import sacrebleu
+import safetensors.torch
+import torch
+import transformers
+from conftest import ROOT, load_script
+from matplotlib import image
+from test_bad_input import FEED_FORWARD, edited_json, files_in, rate
+from torch.nn.utils import prune
+
+from common import training
+from common.library import Library
+
+PREFIX = "translate English to German: "
+TRAINING = ("--epochs", 2, "--batch-size", 8)  # what the `chain` fixture trains with
+BLOCK_TRAINING = ("--method", "train", *TRAINING)
+SECONDS = {"train_seconds", "val_seconds", "seconds", "examples_per_second"}
+
+
+@pytest.fixture
+def succeeds(call):
+    """succeeds(script, *arguments): its result, once it is sure that it has one."""
+    def run(script, *arguments):
+        code, result, err = call(script, *arguments)
+        assert code == 0, err
+        return result
+    return run
+
+
+@pytest.fixture
+def edited_chain(chain, tmp_path, succeeds):
+    """A copy of the chain's conf.json, scheme and libraries in which one configuration has one other rate."""
+    for name in ("pruned", "tuned"):
+        shutil.copytree(chain / name, tmp_path / name)
+    shutil.copy(chain / "blocks-blocks.csv", tmp_path)
+    edited_json(chain / "conf.json", tmp_path / "conf.json", rate(0.6))
+    succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "conf_prune.json")
+    return tmp_path
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def snapshot(folder):
+    """{relative path: bytes} of a folder's files; the seconds in CSVs and results left out, for they differ."""
+    content = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        value = path.read_bytes()
+        if path.suffix == ".csv":
+            value = [{name: cell for name, cell in row.items() if name not in SECONDS} for row in read_csv(path)]
+        content[str(path.relative_to(folder))] = value
+    return content
+
+
+def without_seconds(result):
+    return {name: value for name, value in result.items() if name not in SECONDS}
+
+
+def touched(folder):
+    return {path: (path.stat().st_mtime_ns, digest) for path, digest in files_in(folder).items()}
+
+
+def pth_model(path):
+    """The model in a .pth, by torch and transformers alone."""
+    content = torch.load(path, weights_only=True)
+    config = json.loads(content["config"])
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**config)).eval()
+    model.load_state_dict(content["state_dict"])
+    return model, content
+
+
+def pairs_of(workshop, stem):
+    return list(zip(*((workshop / "data" / "t5" / f"{stem}.{language}").read_text(encoding="utf-8").splitlines()
+                      for language in ("en", "de"))))
+
+
+@torch.no_grad()
+def loss_per_token(model, tokenizer, pairs):
+    """Cross-entropy summed over the target tokens of one pair at a time, over their number: nothing is ever padded."""
+    total = tokens = 0
+    for english, german in pairs:
+        source = torch.tensor([tokenizer(PREFIX + english)["input_ids"]])
+        target = torch.tensor([tokenizer(text_target=german)["input_ids"]])
+        logits = model(input_ids=source, decoder_input_ids=torch.cat([torch.tensor([[0]]), target[:, :-1]], 1)).logits
+        total += torch.nn.functional.cross_entropy(logits[0].double(), target[0], reduction="sum").item()
+        tokens += target.numel()
+    return total / tokens
+
+
+@pytest.fixture(scope="session")
+def teacher(workshop):
+    return transformers.T5ForConditionalGeneration.from_pretrained(workshop / "model" / "t5").eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(workshop):
+    return transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "t5")
+
+
+# --- reuse -----------------------------------------------------------------------------------------------------
+
+def test_shared_variants_are_one_file_and_bit_identical(chain):
+    """By hand: attention 0.25 0.5 0.25 and linear 0.3 0.3 0.5 let the first two share their 4 feed-forward blocks."""
+    scheme = read_json(chain / "conf_prune.json")
+    first, second = (safetensors.torch.load_file(chain / f"composed-{n}" / "model.safetensors") for n in (0, 1))
+    shared = dict(scheme["configs"][0].items() & scheme["configs"][1].items())
+    assert len(shared) == 4 and all("DenseReluDense" in block for block in shared)
+    assert sum(len(variants) for variants in scheme["blocks"].values()) == 3 * 10 - 4
+    for library in ("pruned", "tuned"):
+        assert Counter(path.suffix for path in (chain / library).iterdir()) == {".npy": 26, ".json": 1}
+    for block, variant in shared.items():
+        arrays = np.load(chain / "tuned" / f"{block}.{variant}.npy", allow_pickle=False)
+        for linear in ("wi", "wo"):
+            weights = [model[f"{block}.{linear}.weight"].numpy() for model in (first, second)]
+            assert weights[0].tobytes() == weights[1].tobytes() == arrays[f"{linear}.weight"].tobytes()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("script, source, library", [("prune.py", "-c", "pruned"),
+                                                    ("block-level_finetuning.py", "-p", "tuned")])
+def test_rerun_skips_everything(succeeds, workshop, chain, tmp_path, script, source, library):
+    """Oracle: the files themselves, their times of change included."""
+    shutil.copytree(chain / library, tmp_path / library)
+    before = touched(tmp_path)
+    more = ("--stats", tmp_path / "stats.csv", *BLOCK_TRAINING) if source == "-p" else ()
+    given = chain / {"-c": "conf_prune.json", "-p": "pruned"}[source]
+    result = succeeds(script, "-m", workshop / "model" / "t5", source, given, "-o", tmp_path / library, *more)
+    assert result["skipped"] == 26 and 0 == result.get("pruned", result.get("fine_tuned"))
+    assert touched(tmp_path) == before
+
+
+def test_one_changed_rate_makes_one_new_variant(succeeds, workshop, chain, edited_chain):
+    folder, model = edited_chain, workshop / "model" / "t5"
+    before = {name: touched(folder / name) for name in ("pruned", "tuned")}
+    pruned = succeeds("prune.py", "-m", model, "-c", folder / "conf_prune.json", "-o", folder / "pruned")
+    assert (pruned["pruned"], pruned["skipped"]) == (1, 26)
+    tuned = succeeds("block-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-o", folder / "tuned",
+                     "--stats", folder / "blocks.csv", *BLOCK_TRAINING)
+    assert (tuned["fine_tuned"], tuned["skipped"]) == (1, 26)
+    new = f"{FEED_FORWARD}.wi-922_wo-461"  # 0.6 and 0.3 of 48 * 32, in the second configuration
+    for name in ("pruned", "tuned"):
+        after = touched(folder / name)
+        assert {path.name for path in after if after[path] != before[name].get(path)} == {f"{new}.npy", "record.json"}
+    rows, old = (read_csv(where / "blocks-blocks.csv") for where in (folder, chain))
+    assert rows[:len(old)] == old and {row["variant"] for row in rows[len(old):]} == {"wi-922_wo-461"}
+
+
+def test_variant_tuned_alone_equals_variant_tuned_among_others(succeeds, workshop, chain, tmp_path):
+    """What reuse rests on: a variant's training sees no other variant. Oracle: the file made in the company of 25."""
+    file = f"{FEED_FORWARD}.wi-461_wo-461.npy"
+    shutil.copytree(chain / "tuned", tmp_path / "tuned")
+    (tmp_path / "tuned" / file).unlink()
+    result = succeeds("block-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "pruned",
+                      "-o", tmp_path / "tuned", "--stats", tmp_path / "blocks.csv", *BLOCK_TRAINING)
+    assert (result["fine_tuned"], result["skipped"]) == (1, 25)
+    assert (tmp_path / "tuned" / file).read_bytes() == (chain / "tuned" / file).read_bytes()
+
+
+# --- what is in the models -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", range(3))
+def test_composed_model_has_exactly_the_schemes_zeros(chain, teacher, n):
+    """Loaded by transformers alone; the oracles are the scheme's counts and torch.nn.utils.prune's masks for `o`."""
+    scheme = read_json(chain / "conf_prune.json")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(chain / f"composed-{n}")
+    expected = {}
+    for block, variant in scheme["configs"][n].items():
+        removed = scheme["blocks"][block][variant]
+        for linear, count in removed["weights"].items():
+            expected[f"{block}.{linear}.weight"] = count
+        if removed["heads"]:  # 4 heads of 6 rows, d_model 32
+            expected |= {f"{block}.{linear}.weight": removed["heads"] * 6 * 32 for linear in "qkv"}
+            own = torch.nn.Linear(24, 32, bias=False)
+            own.weight = torch.nn.Parameter(teacher.get_submodule(block).o.weight.detach().clone())
+            prune.l1_unstructured(own, "weight", removed["weights"]["o"])
+            columns = (model.get_submodule(block).q.weight == 0).all(1)  # a removed head's rows in q
+            assert int(columns.sum()) == removed["heads"] * 6
+            expected[f"{block}.o.weight"] = int(((own.weight_mask == 0) | columns).sum())
+    zeros = {name: int((parameter == 0).sum()) for name, parameter in model.named_parameters()}
+    assert {name: count for name, count in zeros.items() if count} == expected
+
+
+def test_composed_folder_holds_its_tokenizer(chain, tokenizer):
+    own = transformers.AutoTokenizer.from_pretrained(chain / "composed-0")
+    assert own("the dog sees a cat")["input_ids"] == tokenizer("the dog sees a cat")["input_ids"]
+    assert own.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("library", ["pruned", "tuned"])
+def test_removed_weights_are_zero_after_model_level_fine_tuning(chain, teacher, library):
+    """Oracle: the masks in the library's .npy files, read by plain numpy. Everything else has been trained."""
+    model, content = pth_model(chain / f"{library}-0.pth")
+    weights = dict(model.named_parameters())
+    for block, variant in read_json(chain / "conf_prune.json")["configs"][0].items():
+        arrays = np.load(chain / library / f"{block}.{variant}.npy", allow_pickle=False)
+        for field in (name for name in arrays.dtype.names if name.endswith(".keep")):
+            weight, keep = weights[f"{block}.{field.removesuffix('.keep')}.weight"].detach().numpy(), arrays[field]
+            assert np.array_equal(weight != 0, keep)
+            assert np.array_equal(content["masks"][f"{block}.{field.removesuffix('.keep')}.weight"].numpy(), keep)
+    assert all(not torch.equal(weights[name], parameter) for name, parameter in teacher.named_parameters())
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+def test_bleu_is_sacrebleus(succeeds, workshop, chain, tmp_path, tokenizer):
+    """Oracle: sacrebleu.corpus_bleu on translations that are generated one by one, without any padding.
+
+    The model is trained until it says something: on nonsense every BLEU is much the same.
+    """
+    succeeds("model-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c",
+             chain / "conf.json", "-n", 0, "-o", tmp_path / "model.pth", "--stats", tmp_path / "stats.csv",
+             "--epochs", 12, "--batch-size", 8, "--lr", 0.01)
+    model, _ = pth_model(tmp_path / "model.pth")
+    pairs = pairs_of(workshop, "test2016")
+    scores = []
+    for beams in (1, 3):
+        result = succeeds("evaluate-t5.py", "-m", tmp_path / "model.pth", "--beams", beams, "--batch-size", 5)
+        hypotheses = []
+        for english, _ in pairs:
+            tokens = model.generate(torch.tensor([tokenizer(PREFIX + english)["input_ids"]]), num_beams=beams,
+                                    do_sample=False, max_new_tokens=60)
+            hypotheses.append(tokenizer.decode(tokens[0], skip_special_tokens=True))
+        expected = sacrebleu.corpus_bleu(hypotheses, [[german for _, german in pairs]])
+        assert result["bleu"] == pytest.approx(expected.score, abs=1e-9)
+        assert result["examples"] == 16 and "tok:13a" in result["signature"]
+        scores.append(result["bleu"])
+    assert 5 < scores[0] < 100
+
+
+def test_accuracy_counts_right_predictions(succeeds, workshop, tmp_path):
+    """Oracle: a plain loop over single reviews. The labels are drawn, so that some are right and some are wrong."""
+    folder, rng = tmp_path / "data", random.Random(0)
+    folder.mkdir()
+    texts = [json.loads(line)["text"] for line in (workshop / "data" / "distilbert" / "train.jsonl").open()]
+    rows = [{"text": " ".join([text] * rng.randint(1, 4)), "label": rng.randint(0, 1)} for text in texts]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(workshop / "model" / "distilbert").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "distilbert")
+    with torch.no_grad():
+        right = [model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax().item() == row["label"]
+                 for row in rows]
+    result = succeeds("evaluate-distilbert.py", "-m", workshop / "model" / "distilbert", "--data", folder,
+                      "--batch-size", 7)
+    assert result["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-12)
+    assert 0 < result["accuracy"] < 1
+
+
+@pytest.mark.parametrize("library", ["pruned", "tuned"])
+def test_model_level_validation_loss(chain, workshop, tokenizer, library):
+    """Epoch 0 is the original with the library's arrays in it, put there by plain numpy; the best is the .pth's."""
+    stats, pairs = read_csv(chain / f"{library}-0.csv"), pairs_of(workshop, "val")
+    composed = transformers.T5ForConditionalGeneration.from_pretrained(workshop / "model" / "t5").eval()
+    for block, variant in read_json(chain / "conf_prune.json")["configs"][0].items():
+        arrays = np.load(chain / library / f"{block}.{variant}.npy", allow_pickle=False)
+        for linear in (name for name in arrays.dtype.names if name.endswith(".weight")):
+            composed.get_parameter(f"{block}.{linear}").data = torch.tensor(arrays[linear])
+    assert [row["epoch"] for row in stats] == ["0", "1", "2"] and stats[0]["train_loss"] == ""
+    assert float(stats[0]["val_loss"]) == pytest.approx(loss_per_token(composed, tokenizer, pairs), rel=1e-5)
+    tuned, content = pth_model(chain / f"{library}-0.pth")
+    best = min(float(row["val_loss"]) for row in stats)
+    assert best == pytest.approx(loss_per_token(tuned, tokenizer, pairs), rel=1e-5)
+    assert best == json.loads(content["record"])["measured"]["val_loss"] < float(stats[0]["val_loss"])
+
+
+@pytest.mark.parametrize("block, variant", [(FEED_FORWARD, "wi-461_wo-461"),
+                                           (FEED_FORWARD.replace("encoder", "decoder").replace("layer.1", "layer.2"),
+                                            "wi-768_wo-768")])
+def test_block_level_validation_error(chain, workshop, teacher, tokenizer, block, variant):
+    """Squared error over squared output, summed over single examples; the block's formula is written out in numpy."""
+    passed = []
+    handle = teacher.get_submodule(block).register_forward_hook(
+        lambda module, args, output: passed.append((args[0][0].numpy(), output[0].numpy())))
+    with torch.no_grad():
+        for english, german in pairs_of(workshop, "val"):
+            teacher(input_ids=torch.tensor([tokenizer(PREFIX + english)["input_ids"]]),
+                    labels=torch.tensor([tokenizer(text_target=german)["input_ids"]]))
+    handle.remove()
+    rows = [row for row in read_csv(chain / "blocks-blocks.csv") if (row["block"], row["variant"]) == (block, variant)]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    entry = read_json(chain / "tuned" / "record.json")["variants"][f"{block}.{variant}"]
+    for library, noted in (("pruned", rows[0]["val_loss"]), ("tuned", min(row["val_loss"] for row in rows))):
+        arrays = np.load(chain / library / f"{block}.{variant}.npy", allow_pickle=False)
+        error = sum(np.square(np.maximum(x @ arrays["wi.weight"].T, 0) @ arrays["wo.weight"].T - y).sum()
+                    for x, y in passed)
+        expected = error / sum(np.square(y).sum() for _, y in passed)
+        assert float(noted) == pytest.approx(expected, rel=1e-4)
+        assert entry[{"pruned": "nmse_before", "tuned": "nmse_after"}[library]] == float(noted)
+    assert entry["nmse_after"] < entry["nmse_before"]
+
+
+# --- whole chains ----------------------------------------------------------------------------------------------
+
+def run_chains():
+    """All stages for both kinds of models, in the working folder, where `workshop` is: {kind: {script: result}}."""
+    results = {}
+    for kind in ("t5", "distilbert"):
+        os.mkdir(kind)
+        with contextlib.chdir(kind):
+            results[kind] = run_chain(kind)
+    return results
+
+
+def run_chain(kind):
+    """All stages for two configurations, in the working folder."""
+    model, results = f"../workshop/model/{kind}", {}
+
+    def run(script, *arguments):
+        code, results[script] = start(script, [*map(str, arguments), "--quiet", "--seed", "3"])
+        assert code == 0, results[script]
+
+    run("config_generator.py", "-m", model, "--attention", 0.25, 0.5, "--linear", 0.3, 0.3, "-n", 2)
+    run("prune_scheme_generator.py")
+    run("prune.py", "-m", model, "-o", "pruned")
+    run("block-level_finetuning.py", "-m", model, "-p", "pruned", "-o", "tuned", "--stats", "blocks.csv",
+        *BLOCK_TRAINING)
+    run("compose_model.py", "-m", model, "-p", "tuned", "-n", 1, "-o", "composed")
+    run("model-level_finetuning.py", "-m", model, "-p", "pruned", "-n", 1, "-o", "baseline", "--stats", "baseline.csv",
+        *TRAINING)
+    run("model-level_finetuning.py", "-m", model, "-p", "tuned", "-n", 1, "-o", "model.pth", "--stats", "model.csv",
+        "--lr", 1e-3, *TRAINING)
+    run(f"evaluate-{kind}.py", "-m", "model.pth")
+    run("plot_loss.py", "model.csv", "baseline.csv")
+    return results
+
+
+def start(script, arguments):
+    """Run a script in this process: (exit code, result)."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = load_script(script).main(arguments)
+    return code, json.loads(out.getvalue()) if code == 0 else err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def twice(workshop, tmp_path_factory):
+    """Both chains run twice from scratch: in this process, and in a new one with another hash seed.
+
+    Each run has a folder of its own, with a copy of the workshop: ((folder, {kind: results}), (folder, …)).
+    """
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("over") / "there"
+    for folder in (here, there):
+        shutil.copytree(workshop, folder / "workshop")
+    program = "import json, test_stages; print(json.dumps(test_stages.run_chains()))"
+    apart = subprocess.run([sys.executable, "-c", program], cwd=there, text=True, capture_output=True, timeout=120,
+                           env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": "7"})
+    assert (apart.returncode, apart.stderr) == (0, "")
+    with contextlib.chdir(here):
+        return (here, run_chains()), (there, json.loads(apart.stdout))
+
+
+def test_two_runs_of_every_stage_give_identical_files(twice):
+    """Oracle: the bytes of all files, but for the seconds in the CSVs; and the results, but for the speeds."""
+    (here, results), (there, again) = twice
+    first, second = snapshot(here), snapshot(there)
+    assert first.keys() == second.keys()
+    assert {f"{kind}/{name}" for kind in results for name in ("composed/model.safetensors", "model.pth", "loss.png",
+                                                              "tuned/record.json", "blocks.csv")} <= first.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    for kind in results:
+        assert {script: without_seconds(result) for script, result in results[kind].items()} == {
+            script: without_seconds(result) for script, result in again[kind].items()}
+
+
+def test_distilbert_chain(twice):
+    """By hand: 2 layers of one attention and one feed-forward block; the feed-forward variants are shared."""
+    folder, results = twice[0][0] / "distilbert", twice[0][1]["distilbert"]
+    scheme, tuned, evaluated = (results[script] for script in (
+        "prune_scheme_generator.py", "block-level_finetuning.py", "evaluate-distilbert.py"))
+    assert (scheme["blocks_without_reuse"], scheme["blocks_with_reuse"], tuned["fine_tuned"]) == (8, 6, 6)
+    assert tuned["nmse_after"] < tuned["nmse_before"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "composed")
+    for layer in model.distilbert.transformer.layer:
+        attention, feed_forward = layer.attention, layer.ffn
+        gone = (attention.q_lin.weight == 0).all(1)
+        assert gone.sum() == 16 and torch.equal(gone.view(4, 8).all(1), gone.view(4, 8).any(1))  # 2 heads of 8 rows
+        for linear in (attention.q_lin, attention.k_lin, attention.v_lin):  # biases go with the head
+            assert (linear.weight[gone] == 0).all() and (linear.bias[gone] == 0).all()
+        assert (attention.out_lin.weight[:, gone] == 0).all()
+        assert [int((linear.weight == 0).sum()) for linear in (feed_forward.lin1, feed_forward.lin2)] == [461, 461]
+    assert 0.5 <= evaluated["accuracy"] <= 1
+    assert evaluated["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert evaluated["sparsity"] == pytest.approx(1 - evaluated["nonzero_parameters"] / evaluated["parameters"])
+
+
+@pytest.mark.parametrize("model", ["composed-0", "tuned-0.pth", "model/t5"])
+def test_record_knows_tokenizer_and_data(succeeds, workshop, chain, tmp_path, monkeypatch, model):
+    """Paths in a record are relative to the model, not to whoever reads it. Oracle: the same with both flags given."""
+    path = (workshop if model == "model/t5" else chain) / model
+    monkeypatch.chdir(tmp_path)
+    given = succeeds("evaluate-t5.py", "-m", path, "-t", workshop / "tokenizer" / "t5",
+                     "--data", workshop / "data" / "t5")
+    found = succeeds("evaluate-t5.py", "-m", os.path.relpath(path))
+    assert without_seconds(found) == without_seconds(given) | {"model": os.path.relpath(path)}
+    assert found["examples"] == 16
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------
+
+def interrupt(monkeypatch, target, name, when):
+    """Let Ctrl-C come right after the `when`-th call of `target.name`."""
+    original, calls = getattr(target, name), Counter()
+
+    def call_and_stop(*args, **kwargs):
+        calls["made"] += 1
+        result = original(*args, **kwargs)
+        if calls["made"] == when:
+            raise KeyboardInterrupt
+        return result
+    monkeypatch.setattr(target, name, call_and_stop)
+
+
+@pytest.mark.parametrize("target, name, when, written", [
+    (training.Learner, "step", 26 * 6 + 5, 0),   # in the middle of epoch 2: 26 variants took 6 steps each in epoch 1
+    (training.Checkpoint, "save", 2, 0),         # after epoch 1
+    (training, "write_stats", 3, 0),             # after epoch 2, the last
+    (Library, "write", 3, 3)],                   # while the finished variants are handed over
+    ids=["training", "epoch 1 saved", "stats written", "writing"])
+def test_block_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when,
+                                               written):
+    """Oracle: the chain's own, uninterrupted run."""
+    arguments = ("block-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "pruned",
+                 "-o", tmp_path / "tuned", "--stats", tmp_path / "blocks.csv", *BLOCK_TRAINING)
+    with monkeypatch.context() as patched:
+        interrupt(patched, target, name, when)
+        code, result, err = call(*arguments)
+    assert (code, result) == (130, None) and err.endswith(": interrupted\n")
+    assert len(list((tmp_path / "tuned").glob("*.npy"))) == written
+    assert len(list(tmp_path.rglob("*.checkpoint"))) == 1
+    code, result, err = call(*arguments)
+    assert code == 0 and "resuming after epoch" in err, err
+    assert result["skipped"] == written and not list(tmp_path.rglob("*.checkpoint"))
+    assert snapshot(tmp_path / "tuned") == snapshot(chain / "tuned")
+    for stats in ("blocks.csv", "blocks-blocks.csv"):
+        assert snapshot(tmp_path)[stats] == snapshot(chain)[stats]
+
+
+@pytest.mark.parametrize("target, name, when", [
+    (training.Learner, "step", 6 + 3), (training.Checkpoint, "save", 2), (training.Checkpoint, "save", 3),
+    (training, "write_stats", 3)], ids=["training", "epoch 1 saved", "last epoch saved", "stats written"])
+def test_model_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when):
+    """Oracle: the chain's own, uninterrupted run."""
+    arguments = ("model-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c",
+                 chain / "conf.json", "-n", 0, "-o", tmp_path / "tuned-0.pth", "--stats", tmp_path / "tuned-0.csv",
+                 *TRAINING)
+    with monkeypatch.context() as patched:
+        interrupt(patched, target, name, when)
+        code, result, err = call(*arguments)
+    assert (code, result) == (130, None) and err.endswith(": interrupted\n")
+    assert (tmp_path / "tuned-0.pth.checkpoint").exists() and not (tmp_path / "tuned-0.pth").exists()
+    code, _, err = call(*arguments)
+    assert code == 0 and "resuming after epoch" in err, err
+    assert snapshot(tmp_path) == {name: snapshot(chain)[name] for name in ("tuned-0.csv", "tuned-0.pth")}
+
+
+# --- plots -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot_is_a_picture_and_the_same_twice(succeeds, chain, tmp_path, suffix):
+    stats = [chain / "pruned-0.csv", chain / "tuned-0.csv"]
+    more = ("--labels", "baseline", "composed", "--panels", 2, "--title", "T5")
+    for name in ("one", "two"):
+        result = succeeds("plot_loss.py", *stats, "-o", tmp_path / f"{name}.{suffix}", *more)
+    one = (tmp_path / f"one.{suffix}").read_bytes()
+    assert one == (tmp_path / f"two.{suffix}").read_bytes()
+    if suffix == "png":
+        height, width = image.imread(tmp_path / "one.png").shape[:2]
+        assert width > height > 400
+    elif suffix == "svg":
+        text = "".join(xml.etree.ElementTree.fromstring(one).itertext())
+        assert xml.etree.ElementTree.fromstring(one).tag.endswith("svg") and "matplotlib" in text
+    else:
+        assert one.startswith(b"%PDF-") and one.rstrip().endswith(b"%%EOF")
+    assert result["best_val_loss"] == pytest.approx(
+        {label: min(float(row["val_loss"]) for row in read_csv(path))
+         for label, path in zip(("baseline", "composed"), stats)}, abs=1e-6)
