@@ -50,8 +50,8 @@ case $type in
     *) echo "composability.sh: error: unknown model type $type (see --help)" >&2; exit 2 ;;
 esac
 
-if [[ $type == *-demo && -z $model ]]; then  # two epochs keep the demo within five minutes on two cores
-    block_args="--epochs 2 $block_args" model_args="--epochs 2 $model_args"
+if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
+    block_args="--epochs 1 $block_args" model_args="--epochs 2 $model_args"
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
