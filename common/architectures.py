@@ -143,22 +143,24 @@ def token_mask(block, batch):
 class BlockCall:
     """One call of a teacher's block: what went in, what came out, and the means to run it with other parameters.
 
-    `inputs` (batch, length, d_model) entered its first Linear, `features` (batch, length, inner width) its last one,
-    and `output` (batch, length, d_model) left it.
+    `inputs`: {Linear: what entered it, (batch, length, in)}; `output`: (batch, length, d_model); `probabilities`: of an
+    attention block, (batch, heads, length, keys), or None where the attention implementation does not return them.
     """
 
     def __init__(self, module, args, kwargs, output, seen):
         self.module, self.args, self.kwargs, self.seen = module, args, kwargs, seen
         self.output = _hidden(output)
-        self.inputs, self.features = seen["first"], seen["last"]
+        self.inputs = dict(seen)
+        self.probabilities = output[-1] if isinstance(output, tuple) else None
 
     def replay(self, tensors):
         """The block's output (batch, length, d_model) on the very same inputs, with `tensors` for its own."""
-        return self.replay_features(tensors)[0]
+        return _hidden(functional_call(self.module, tensors, self.args, self.kwargs))
 
-    def replay_features(self, tensors):
-        """The same, and what then enters the last Linear: (batch, length, d_model), (batch, length, inner width)."""
-        return _hidden(functional_call(self.module, tensors, self.args, self.kwargs)), self.seen["last"]
+    def replay_inputs(self, tensors, linear):
+        """What enters one of the block's Linears then: (batch, length, in)."""
+        self.replay(tensors)
+        return self.seen[linear]
 
 
 def _hidden(output):
@@ -173,11 +175,11 @@ def watched(model, blocks, visit):
     states. T5 needs all of them: without its position bias a block silently computes something else.
     """
     replaying = False
-    seen = {}  # what last entered a block's first and last Linear
+    seen = {}  # what last entered each Linear of the block that is running
 
-    def note_input(which):
+    def note_input(linear):
         def hook(module, args):
-            seen[which] = args[0]
+            seen[linear] = args[0]
         return hook
 
     def hook_for(block):
@@ -196,8 +198,8 @@ def watched(model, blocks, visit):
     handles = []
     for block in blocks:
         module = model.get_submodule(block.name)
-        for which, linear in (("first", block.linears[0]), ("last", block.linears[-1])):
-            handles.append(getattr(module, linear).register_forward_pre_hook(note_input(which)))
+        for linear in block.linears:
+            handles.append(getattr(module, linear).register_forward_pre_hook(note_input(linear)))
         handles.append(module.register_forward_hook(hook_for(block), with_kwargs=True))
     try:
         yield

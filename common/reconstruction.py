@@ -7,8 +7,9 @@ With the mask fixed, the kept weights of a Linear that best reproduce the teache
 where A (tokens, in) are the Linear's inputs in the pruned block, Y (tokens, out) the teacher's outputs and W the
 pruned weights. H and G are all that must be kept of the data. A bias is one more column of W over a constant input.
 
-- Attention: q, k and v of the kept heads stay; the out-projection is solved over their context features, which are
-  the teacher's own, so one H serves every variant of the block, and G = W H.
+- Attention: q and k of the kept heads stay, and so does the attention they pay. The out-projection is solved over
+  their context features, which are the teacher's own, so one H serves every variant of the block, and G = W H. The
+  block's output is linear in the value projections too, so these are solved next, and the out-projection once more.
 - Feed-forward: the inner Linears are solved from the teacher's inputs (one H, again for all variants); then, in a
   second pass, the output Linear on the features that they really produce.
 
@@ -18,12 +19,15 @@ neurons. The rows' supports differ, so all rows are solved at once by preconditi
 and Stiefel, 1952), masked: one matrix product an iteration. Rows that share one support need one Cholesky instead.
 """
 
+import contextlib
 import functools
 
 import torch
 
 from common.architectures import block_tensors, token_mask, watched
 from common.data import evaluation_batches
+
+VALUE_WIDTH = 1024  # heads times directions that the value projections can move in: bounds a Gram matrix to 4 MB or so
 
 
 # --- the solver ------------------------------------------------------------------------------------------------
@@ -154,64 +158,201 @@ def passes(teacher, family, blocks, examples, batch_size, device, talk, label, v
 
 
 @in_full_precision
-def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, device, talk):
+def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, device, talk, value_rounds=1):
     """Solve all variants in two teacher passes.
 
     Args:
         variants: {(block name, variant): (block, tensors, keeps)}: the pruned weights and masks, on the device.
         examples: the calibration examples.
+        value_rounds: how often the value projections are solved, each time followed by the out-projection.
     Returns:
         {(block name, variant): {"o.weight": …}}: all tensors of the block.
     """
-    by_block = {}
-    for name, (block, _, _) in variants.items():
-        by_block.setdefault(block, []).append(name)
+    solved = {name: dict(tensors) for name, (_, tensors, _) in variants.items()}
+    pruned = {}  # {block: [(block name, variant), …]}, without variants that nothing is removed from
+    for name, (block, _, keeps) in variants.items():
+        if not all(bool(keep.all()) for keep in keeps.values()):
+            pruned.setdefault(block, []).append(name)
+    attention, feed_forward = ({block: names for block, names in pruned.items() if block.kind == kind}
+                               for kind in ("attention", "feed_forward"))
     teacher.eval()  # dropout would blur inputs and targets
-    inputs = {block: Sums() for block in by_block}
+    inputs = {block: Sums() for block in pruned}
+    bases = {}
 
     def gather_inputs(block, call, real):
-        rows = with_ones((call.features if block.kind == "attention" else call.inputs)[real], block.has_bias)
+        if block.kind == "attention":
+            rows = attention_rows(block, call, real, bases)
+        else:
+            rows = with_ones(call.inputs[block.linears[0]][real], block.has_bias)
         inputs[block].add(rows, rows)
 
-    passes(teacher, family, list(by_block), examples, batch_size, device, talk, "statistics", gather_inputs)
-    solved = {}
-    for block, names in by_block.items():
-        linears = block.linears[-1:] if block.kind == "attention" else block.linears[:-1]
+    with attention_probabilities(teacher):
+        passes(teacher, family, list(pruned), examples, batch_size, device, talk, "statistics", gather_inputs)
+    for block, names in attention.items():
         gram, own = inputs.pop(block).total, block_tensors(teacher, block)
-        crosses = {linear: joined(own, linear) @ gram for linear in linears}
         for name in names:
-            _, tensors, keeps = variants[name]
-            solved[name] = dict(tensors)
-            for linear in linears:
-                if bool(keeps[linear].all()):  # nothing removed, and the teacher's own inputs: nothing to mend
-                    continue
-                matrix = solve(gram, crosses[linear], joined(tensors, linear), kept(keeps[linear], block.has_bias),
-                               ridge=ridge)
-                solved[name] |= parted(matrix, tensors, linear)
+            solved[name] |= solve_attention(block, gram, bases[block], own, *variants[name][1:], ridge=ridge,
+                                            rounds=value_rounds)
+    for block, names in feed_forward.items():
+        gram, own = inputs.pop(block).total, block_tensors(teacher, block)
+        for linear in block.linears[:-1]:
+            cross = joined(own, linear) @ gram
+            for name in names:
+                _, tensors, keeps = variants[name]
+                if not bool(keeps[linear].all()):  # else it has the teacher's weights and inputs: nothing to mend
+                    matrix = solve(gram, cross, joined(tensors, linear), kept(keeps[linear], block.has_bias),
+                                   ridge=ridge)
+                    solved[name] |= parted(matrix, tensors, linear)
 
-    pruned = [name for name in variants if not all(bool(keep.all()) for keep in variants[name][2].values())]
-    inner = {block: [name for name in names if name in pruned] for block, names in by_block.items()
-             if block.kind == "feed_forward"}
-    grams, crosses = ({name: Sums() for names in inner.values() for name in names} for _ in range(2))
+    names = [name for each in feed_forward.values() for name in each]
+    grams, crosses = ({name: Sums() for name in names} for _ in range(2))
 
     def gather_features(block, call, real):
         target = call.output[real]
-        for name in inner[block]:
-            rows = with_ones(call.replay_features(solved[name])[1][real], block.has_bias)
+        for name in feed_forward[block]:
+            rows = with_ones(call.replay_inputs(solved[name], block.linears[-1])[real], block.has_bias)
             grams[name].add(rows, rows)
             crosses[name].add(target, rows)
 
-    if inner:
-        passes(teacher, family, list(inner), examples, batch_size, device, talk, "features", gather_features)
-    for block, names in inner.items():
-        for name in names:
-            _, tensors, keeps = variants[name]
-            linear = block.linears[-1]
-            matrix = solve(grams.pop(name).total, crosses.pop(name).total, joined(tensors, linear),
-                           kept(keeps[linear], block.has_bias), ridge=ridge)
-            solved[name] |= parted(matrix, tensors, linear)
+    if names:
+        passes(teacher, family, list(feed_forward), examples, batch_size, device, talk, "features", gather_features)
+    for name in names:
+        block, tensors, keeps = variants[name]
+        linear = block.linears[-1]
+        matrix = solve(grams.pop(name).total, crosses.pop(name).total, joined(tensors, linear),
+                       kept(keeps[linear], block.has_bias), ridge=ridge)
+        solved[name] |= parted(matrix, tensors, linear)
     return solved
 
+
+# --- attention -------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def attention_probabilities(model):
+    """While this is open, the model's attention blocks return their probabilities (others than "eager" don't)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def attention_rows(block, call, real, bases):
+    """What an attention block's solution needs of the data: (tokens, heads * width + heads * directions [+ 1]).
+
+    Per token: the teacher's context features; then, for every head, the mean of the value projection's inputs under
+    the head's attention, in a basis of a few directions; and a one if there are biases. Where the basis has fewer
+    directions than the model, it holds the principal ones of the first batch.
+
+    Args:
+        bases: {block: (d_model, directions)}; filled here on the block's first call.
+    """
+    *_, values, out = block.linears
+    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities, call.inputs[values])[real].float()
+    if block not in bases:
+        d_model = attended.shape[-1]
+        directions = min(d_model, max(1, VALUE_WIDTH // block.heads))
+        flat = attended.flatten(0, 1)                                                     # (tokens * heads, d_model)
+        bases[block] = (torch.eye(d_model, device=flat.device) if directions == d_model
+                        else torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -directions:])
+    features = call.inputs[out][real].float()                                             # (tokens, heads * width)
+    return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
+
+
+def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
+    """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
+
+    q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
+    projection moves within the basis: V' = V + D basisᵀ.
+
+    Args:
+        gram: sum of the products of `attention_rows`.
+        own: the teacher's tensors; `tensors`, `keeps`: the variant's.
+        rounds: how often the value projections are solved.
+    Returns:
+        the changed tensors.
+    """
+    *qkv, out = block.linears
+    values = qkv[-1]
+    if bool(keeps[values].all()) and bool(keeps[out].all()):
+        return {}
+    width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
+    inner, device = block.heads * width, gram.device
+    heads = keeps[values].view(block.heads, -1).all(dim=1).nonzero().flatten()            # (kept heads,)
+    c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()           # their context features
+    z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
+    one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
+    teacher_rows = torch.cat([torch.arange(inner, device=device), one])
+    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]                          # teacher's output by rows
+    weights, mask = joined(tensors, out), kept(keeps[out], block.has_bias)
+    columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])        # of the out-projection
+    plain, change = torch.cat([c, one]), None                                             # of the rows; no change yet
+
+    for turn in range(rounds + 1):
+        if change is None:
+            feature_gram, feature_cross = gram[plain][:, plain], cross[:, plain]
+        else:
+            spread = torch.zeros(len(z), len(plain), dtype=gram.dtype, device=device)     # rows' z to features
+            spread[:, :len(c)] = torch.block_diag(*change.transpose(1, 2))
+            mixed = gram[plain][:, z] @ spread
+            feature_gram = gram[plain][:, plain] + mixed + mixed.T + spread.T @ gram[z][:, z] @ spread
+            feature_cross = cross[:, plain] + cross[:, z] @ spread
+        weights = weights.clone()
+        weights[:, columns] = solve(feature_gram, feature_cross, weights[:, columns], mask[:, columns], ridge=ridge)
+        if turn < rounds:
+            error = cross[:, z] - weights[:, columns].to(gram.dtype) @ gram[plain][:, z]  # (d_model, heads * directions)
+            change = _solve_values(gram[z][:, z], error, weights[:, c].to(gram.dtype), len(heads), ridge)
+
+    moved = tensors[f"{values}.weight"].clone()
+    moved.view(block.heads, width, -1)[heads] += (change @ basis.T).to(moved.dtype)
+    return parted(weights, tensors, out) | {f"{values}.weight": moved}
+
+
+def _solve_values(gram, error, out, heads, ridge, iterations=40, tolerance=1e-4):
+    """The changes D_h that minimise ‖E − Σ_h Z_h D_hᵀ O_hᵀ‖² + damping ‖D‖², by conjugate gradients.
+
+    Args:
+        gram: ZᵀZ, (heads * directions, same); error: EᵀZ, (d_model, heads * directions); out: O, (d_model, heads *
+            width), for the kept heads.
+    Returns:
+        D: (heads, width, directions).
+    """
+    width, directions = out.shape[1] // heads, len(gram) // heads
+    pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)           # [h, g] = Z_hᵀ Z_g
+    products = out.T @ out                                                                # [g, h] = O_gᵀ O_h
+    damping = ridge * products.diagonal().mean() * gram.diagonal().mean()
+    products = products.view(heads, width, heads, width).permute(0, 2, 1, 3)
+    diagonal = (out.square().sum(0).view(heads, width, 1) * gram.diagonal().view(heads, 1, directions) + damping)
+    target = torch.einsum("ogw,ogr->gwr", out.view(-1, heads, width), error.view(-1, heads, directions))
+
+    def image(change):
+        moved = torch.einsum("hwr,hgrs->hgws", change, pairs)
+        return torch.einsum("ghvw,hgws->gvs", products, moved) + damping * change
+
+    change = torch.zeros_like(target)
+    residual, lowered = target, 0.0
+    direction = z = residual / diagonal
+    rho = (residual * z).sum()
+    for _ in range(iterations):
+        moved = image(direction)
+        curvature = (direction * moved).sum()
+        if not curvature > 0:
+            break
+        step = rho / curvature
+        change = change + step * direction
+        residual = residual - step * moved
+        gain = float(step * rho)
+        lowered += gain
+        if gain <= tolerance * lowered:
+            break
+        z = residual / diagonal
+        previous, rho = rho, (residual * z).sum()
+        direction = z + rho / previous * direction
+    return change
+
+
+# --- held-out error --------------------------------------------------------------------------------------------
 
 @in_full_precision
 def held_out_errors(teacher, family, variants, candidates, examples, *, batch_size, device, talk):

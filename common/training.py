@@ -198,7 +198,8 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
             started = now(device)
             loss, weight = compute()
             if training:
-                active[name].step(loss)
+                with torch.autocast(device.type, enabled=False):  # autocast is for the forward pass alone
+                    active[name].step(loss)
             losses[name].append(torch.stack([loss.detach().float() * weight, torch.as_tensor(weight, device=device)]))
             seconds[name] += now(device) - started
 

@@ -164,7 +164,7 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     name, (block, tensors, keeps) = next((name, v) for name, v in variants.items() if v[0].kind == "attention")
     data = examples(kind, 40)
     out = block.linears[-1]
-    solved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, **OPTIONS)[name]
+    solved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, value_rounds=0, **OPTIONS)[name]
     features, outputs = [], []
     linear = model.get_submodule(f"{block.name}.{out}")
 
@@ -188,6 +188,11 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     best, error = (np.sum((inputs @ weights - outputs)**2)
                    for weights in (np.linalg.lstsq(inputs, outputs, rcond=None)[0], found.T))
     assert error <= best * 1.001 + 1e-6 * np.sum(outputs**2)
+
+    # With the value projections solved as well, the block comes closer than any out-projection alone can.
+    moved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, value_rounds=1, **OPTIONS)[name]
+    (nmse,) = held_out_errors(model, family, {name: variants[name]}, {name: [moved]}, data, **OPTIONS)[name]
+    assert nmse * np.sum(outputs**2) < 0.99 * best
 
 
 def test_more_calibration_data_does_not_hurt_held_out(setting):
