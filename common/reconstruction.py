@@ -304,6 +304,8 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
             error = cross[:, z] - weights[:, columns].to(gram.dtype) @ gram[plain][:, z]  # (d_model, heads * directions)
             change = _solve_values(gram[z][:, z], error, weights[:, c].to(gram.dtype), len(heads), ridge)
 
+    if change is None:
+        return parted(weights, tensors, out)
     moved = tensors[f"{values}.weight"].clone()
     moved.view(block.heads, width, -1)[heads] += (change @ basis.T).to(moved.dtype)
     return parted(weights, tensors, out) | {f"{values}.weight": moved}
