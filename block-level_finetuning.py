@@ -33,14 +33,15 @@ def run(args):
     talk = cli.Talk(args.quiet)
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    from common import training
+    from common import stats, training
     from common.architectures import find_blocks
+    from common.checkpoints import Checkpoint
     from common.data import load_examples
     from common.library import FINE_TUNED, PRUNED, Library
     from common.masking import parameter_masks
     from common.models import data_source, load_model, load_tokenizer, resolve_device
 
-    training.check_stats(args.stats)
+    stats.check_stats(args.stats)
     device = resolve_device(args.device)
     loaded = load_model(args.model, device)
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -67,11 +68,11 @@ def run(args):
         parameters = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
         learners[pair] = training.Learner(parameters, parameter_masks(block, keeps), recipe,
                                           training.steps_of(train, recipe))
-    checkpoint = training.Checkpoint(Path(args.output) / "unfinished.checkpoint", {pair: keys[pair] for pair in todo})
+    checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {pair: keys[pair] for pair in todo})
 
     def write_stats(progress):
-        training.write_stats(args.stats, learners, progress)
-        training.write_variant_stats(per_variant_path(args.stats), learners)
+        stats.write_stats(args.stats, learners, progress)
+        stats.write_variant_stats(per_variant_path(args.stats), learners)
 
     def write_variant(pair, learner):
         name, variant = pair

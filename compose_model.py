@@ -20,8 +20,15 @@ def run(args):
     from common.composition import compose, select_variants, variant_keys
     from common.evaluation import parameter_counts
     from common.library import Library
-    from common.models import (data_source, load_model, load_tokenizer, read_record, reference, resolve_device,
-                               save_model)
+    from common.models import (
+        data_source,
+        load_model,
+        load_tokenizer,
+        read_record,
+        reference,
+        resolve_device,
+        save_model,
+    )
 
     loaded = load_model(args.model, resolve_device(args.device))
     chosen = select_variants(loaded, args.configurations, args.nth)

@@ -36,8 +36,7 @@ def run(args):
     from common import demo
     from common.architectures import FAMILIES
     from common.evaluation import parameter_counts
-    from common.models import (download, load_model, read_record, reference, resolve_device, save_model,
-                               save_tokenizer)
+    from common.models import download, load_model, read_record, reference, resolve_device, save_model, save_tokenizer
 
     talk = cli.Talk(args.quiet)
     device = resolve_device(args.device)

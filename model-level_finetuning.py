@@ -23,15 +23,23 @@ def build_parser():
 def run(args):
     talk = cli.Talk(args.quiet)
     check_writable(args.output, is_file=args.output.endswith(".pth"))
-    from common import training
+    from common import stats, training
+    from common.checkpoints import Checkpoint
     from common.composition import compose, select_variants, variant_keys
     from common.data import load_examples
     from common.evaluation import parameter_counts
     from common.library import Library
-    from common.models import (data_source, load_model, load_tokenizer, read_record, reference, resolve_device,
-                               save_model)
+    from common.models import (
+        data_source,
+        load_model,
+        load_tokenizer,
+        read_record,
+        reference,
+        resolve_device,
+        save_model,
+    )
 
-    training.check_stats(args.stats)
+    stats.check_stats(args.stats)
     device = resolve_device(args.device)
     loaded = load_model(args.model, device)
     chosen = select_variants(loaded, args.configurations, args.nth)
@@ -53,10 +61,10 @@ def run(args):
     masks = compose(model, chosen, library)
     learner = training.Learner(dict(model.named_parameters()), masks, recipe, training.steps_of(train, recipe))
     learners = {"model": learner}
-    checkpoint = training.Checkpoint(f"{args.output}.checkpoint", {"model": key})
+    checkpoint = Checkpoint(f"{args.output}.checkpoint", {"model": key})
     progress = training.fit(learners, training.model_batch(model), train, validation, recipe, device=device, talk=talk,
                             checkpoint=checkpoint,
-                            on_epoch=lambda progress: training.write_stats(args.stats, learners, progress))
+                            on_epoch=lambda progress: stats.write_stats(args.stats, learners, progress))
     measured = {"val_loss_before": learner.history[0][2], "val_loss": learner.best_loss,
                 "best_epoch": learner.best_epoch, "epochs": progress.epoch, **parameter_counts(model)}
     record = make_record("model-level_finetuning.py", key, original=identity, variants=chosen, recipe=recipe.to_json(),

@@ -16,9 +16,10 @@ import transformers
 
 from common import captions, reviews
 from common.architectures import FAMILIES
+from common.checkpoints import Checkpoint
 from common.data import TRANSLATION_STEMS, load_examples
 from common.records import atomic_folder
-from common.training import Checkpoint, Learner, Recipe, fit, model_batch, steps_of
+from common.training import Learner, Recipe, fit, model_batch, steps_of
 
 VERSION = 1  # part of the demo models' key: count it up when anything here, in captions or in reviews changes
 LONGEST = 128  # tokens

@@ -15,98 +15,18 @@ pruned weights. H and G are all that must be kept of the data. A bias is one mor
 
 Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
 layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
-neurons. The rows' supports differ, so all rows are solved at once by preconditioned conjugate gradients (Hestenes
-and Stiefel, 1952), masked: one matrix product an iteration. Rows that share one support need one Cholesky instead.
+neurons. The solver is in `least_squares`.
 """
 
 import contextlib
-import functools
 
 import torch
 
 from common.architectures import block_tensors, token_mask, watched
 from common.data import evaluation_batches
+from common.least_squares import conjugate_gradients, in_full_precision, solve
 
-VALUE_WIDTH = 1024  # heads times directions that the value projections can move in: bounds a Gram matrix to 4 MB or so
-
-
-# --- the solver ------------------------------------------------------------------------------------------------
-
-def in_full_precision(function):
-    """Run a function without gradients and outside any autocast region.
-
-    Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
-    """
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*args, **kwargs)
-    return run
-
-
-@in_full_precision
-def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200):
-    """The kept weights that minimise the reconstruction error (see the module's text).
-
-    Args:
-        gram: H, (in, in), symmetric, positive semi-definite.
-        cross: G, (out, in).
-        start: W, (out, in): where the search starts and what the ridge pulls towards; removed entries are ignored.
-        keep: bool (out, in), True = kept.
-        ridge: λ, relative to the mean of diag H.
-        tolerance: stop once an iteration lowers the objective by less than this fraction of what all have so far.
-    Returns:
-        W', (out, in), in `start`'s dtype, exactly zero where not kept.
-    """
-    used = keep.any(dim=0)  # a column that no row keeps (a removed head's) drops out of the problem
-    weights = torch.zeros_like(start)
-    if not bool(used.any()):
-        return weights
-    gram, cross, origin, mask = gram[used][:, used], cross[:, used], start[:, used].to(gram), keep[:, used]
-    damping = ridge * gram.diagonal().mean()
-    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    target = cross + damping * origin
-    if bool(mask.all()):
-        solved = _cholesky_solve(damped, target)
-    else:
-        solved = None
-    if solved is None:
-        solved = _conjugate_gradients(damped, target, origin, mask.to(gram.dtype), tolerance, max_iterations)
-    weights[:, used] = torch.where(mask, solved, 0).to(start.dtype)
-    return weights
-
-
-def _cholesky_solve(matrix, target):
-    """X with X · matrix = target, or None where the matrix is not positive definite to working precision."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if int(failed):
-        return None
-    return torch.cholesky_solve(target.T, factor).T
-
-
-def _conjugate_gradients(matrix, target, start, mask, tolerance, max_iterations):
-    """Rows x of the result solve (m·matrix·m) x = m·target for their own masks m; Jacobi-preconditioned."""
-    inverse_diagonal = 1 / matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny)
-    x = start * mask                                        # (out, in), as all below
-    residual = (target - x @ matrix) * mask
-    z = residual * inverse_diagonal
-    direction = z
-    rho = (residual * z).sum(dim=1, keepdim=True)           # (out, 1)
-    lowered = 0.0
-    for _ in range(max_iterations):
-        image = (direction @ matrix) * mask
-        curvature = (direction * image).sum(dim=1, keepdim=True)
-        step = torch.where(curvature > 0, rho / curvature, 0)  # a row that is solved has no curvature left
-        x = x + step * direction
-        residual = residual - step * image
-        gain = float((step * rho).sum())                    # by which this iteration lowered twice the objective
-        lowered += gain
-        if gain <= tolerance * lowered:
-            break
-        z = residual * inverse_diagonal
-        previous, rho = rho, (residual * z).sum(dim=1, keepdim=True)
-        direction = z + torch.where(previous > 0, rho / previous, 0) * direction
-    return x
+VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds an attention block's Gram matrix
 
 
 # --- statistics ------------------------------------------------------------------------------------------------
@@ -311,7 +231,7 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
     return parted(weights, tensors, out) | {f"{values}.weight": moved}
 
 
-def _solve_values(gram, error, out, heads, ridge, iterations=40, tolerance=1e-4):
+def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterations=40):
     """The changes D_h that minimise ‖E − Σ_h Z_h D_hᵀ O_hᵀ‖² + damping ‖D‖², by conjugate gradients.
 
     Args:
@@ -332,26 +252,8 @@ def _solve_values(gram, error, out, heads, ridge, iterations=40, tolerance=1e-4)
         moved = torch.einsum("hwr,hgrs->hgws", change, pairs)
         return torch.einsum("ghvw,hgws->gvs", products, moved) + damping * change
 
-    change = torch.zeros_like(target)
-    residual, lowered = target, 0.0
-    direction = z = residual / diagonal
-    rho = (residual * z).sum()
-    for _ in range(iterations):
-        moved = image(direction)
-        curvature = (direction * moved).sum()
-        if not curvature > 0:
-            break
-        step = rho / curvature
-        change = change + step * direction
-        residual = residual - step * moved
-        gain = float(step * rho)
-        lowered += gain
-        if gain <= tolerance * lowered:
-            break
-        z = residual / diagonal
-        previous, rho = rho, (residual * z).sum()
-        direction = z + rho / previous * direction
-    return change
+    return conjugate_gradients(image, target, torch.zeros_like(target), diagonal, lambda a, b: (a * b).sum(),
+                                tolerance=tolerance, max_iterations=max_iterations)
 
 
 # --- held-out error --------------------------------------------------------------------------------------------

@@ -5,10 +5,7 @@ of every block. In each batch `run_batch` hands every learner its loss; for bloc
 teacher pass, so that one pass serves all variants.
 """
 
-import csv
-import io
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -17,11 +14,8 @@ from common.data import evaluation_batches, training_batches
 from common.errors import UserError
 from common.masking import HeldMasks
 from common.models import now
-from common.records import atomic_file, check_writable
 
-STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
-BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -291,94 +285,3 @@ def block_batch(teacher, family, blocks):
         with torch.no_grad(), watched(teacher, [blocks[name] for name in variants], visit):
             family.run(teacher, batch)
     return run_batch
-
-
-# --- checkpoints and stats -------------------------------------------------------------------------------------
-
-class Checkpoint:
-    """The state of an unfinished run, in one file that is replaced after every epoch and removed at the end."""
-
-    def __init__(self, path, keys):
-        """`keys`: {learner name: digest of everything that determines it}; a file with other keys is not used."""
-        self.path = Path(path)
-        self.keys = {_text(name): key for name, key in keys.items()}
-
-    def read(self):
-        """The file's content, or None: it is not there, is damaged, or is about other learners."""
-        if not self.path.is_file():
-            return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            fits = all(content["keys"].get(name) == key for name, key in self.keys.items())
-        except Exception:  # damaged, or not ours: start anew, nothing of the user's is in it
-            return None
-        return content if fits else None
-
-    def resume(self, learners, talk):
-        """Load the learners' states, if the file is there and is about them; returns the rows so far."""
-        content = self.read()
-        if content is None:
-            return []
-        for name, learner in learners.items():
-            learner.load_state(content["learners"][_text(name)])
-        talk.say(f"resuming after epoch {content['rows'][-1][0]} from {self.path}")
-        return content["rows"]
-
-    def save(self, learners, rows):
-        with atomic_file(self.path) as handle:
-            torch.save({"keys": self.keys, "rows": rows,
-                        "learners": {_text(name): learner.state() for name, learner in learners.items()}}, handle)
-
-    def remove(self):
-        self.path.unlink(missing_ok=True)
-
-
-def _text(name):
-    return name if isinstance(name, str) else " ".join(name)
-
-
-def check_stats(path):
-    """Make sure, before any long work, that stats can be written to `path`, and that no other file is lost by it.
-
-    Raises:
-        UserError: it cannot be written, or holds something that is no stats CSV.
-    """
-    check_writable(path, is_file=True)
-    if Path(path).is_file():
-        with open(path, "rb") as handle:
-            if handle.readline().strip() not in (b"", ",".join(STATS_COLUMNS).encode()):
-                raise UserError(f"{path}: is there, and is no stats CSV; choose another file")
-
-
-def write_csv(path, columns, rows):
-    """A CSV file, atomically; NaN becomes an empty cell, floats keep all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])
-    with atomic_file(path) as handle:
-        handle.write(text.getvalue().encode())
-
-
-def write_stats(path, learners, progress):
-    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value."""
-    losses = [{row[0]: row[1:3] for row in learner.history} for learner in learners.values()]
-    rows, last = [], [None] * len(losses)
-    for epoch, train_seconds, val_seconds in progress.rows:
-        last = [history.get(epoch, previous) for history, previous in zip(losses, last)]
-        means = [sum(column) / len(column) for column in zip(*last)]
-        rows.append([epoch, *means, round(train_seconds, 3), round(val_seconds, 3)])
-    write_csv(path, STATS_COLUMNS, rows)
-
-
-def write_variant_stats(path, learners):
-    """The second CSV of block-level fine-tuning: a row per variant and epoch.
-
-    The rows of variants that an earlier run fine-tuned stay, so that the file tells of the whole library.
-    """
-    rows = [[*pair, *row] for pair, learner in learners.items() for row in learner.history]
-    if Path(path).is_file():
-        with open(path, encoding="utf-8", newline="") as handle:
-            rows = [row for row in csv.reader(handle) if len(row) == len(BLOCK_COLUMNS)
-                    and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS] + rows
-    write_csv(path, BLOCK_COLUMNS, rows)

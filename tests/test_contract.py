@@ -188,7 +188,7 @@ def test_result_is_one_line_of_json(finished, script):
 # --- the sources -----------------------------------------------------------------------------------------------
 
 FLOORS = {"errors": 0, "cli": 1, "records": 1, "schemes": 1, "masking": 2, "architectures": 2, "library": 2,
-          "models": 2, "data": 3, "captions": 3, "reviews": 3, "composition": 4, "evaluation": 4,
+          "models": 2, "checkpoints": 2, "stats": 2, "least_squares": 2, "data": 3, "captions": 3, "reviews": 3, "composition": 4, "evaluation": 4,
           "reconstruction": 4, "training": 4, "demo": 5}
 SCRIPT_FLOOR = 6
 SAME_FLOOR = {("models", "architectures"), ("schemes", "records")}  # the only ones; neither looks back

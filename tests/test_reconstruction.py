@@ -11,7 +11,8 @@ from common.architectures import FAMILIES, block_tensors, find_blocks
 from common.cli import Talk
 from common.data import Examples
 from common.masking import prune_block
-from common.reconstruction import held_out_errors, reconstruct, solve
+from common.least_squares import solve
+from common.reconstruction import held_out_errors, reconstruct
 
 CPU = torch.device("cpu")
 

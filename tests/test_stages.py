@@ -23,7 +23,9 @@ from matplotlib import image
 from test_bad_input import FEED_FORWARD, edited_json, files_in, rate
 from torch.nn.utils import prune
 
+from common import stats as stats_module
 from common import training
+from common.checkpoints import Checkpoint
 from common.library import Library
 
 PREFIX = "translate English to German: "
@@ -431,8 +433,8 @@ def interrupt(monkeypatch, target, name, when):
 
 @pytest.mark.parametrize("target, name, when, written", [
     (training.Learner, "step", 26 * 6 + 5, 0),   # in the middle of epoch 2: 26 variants took 6 steps each in epoch 1
-    (training.Checkpoint, "save", 2, 0),         # after epoch 1
-    (training, "write_stats", 3, 0),             # after epoch 2, the last
+    (Checkpoint, "save", 2, 0),         # after epoch 1
+    (stats_module, "write_stats", 3, 0),             # after epoch 2, the last
     (Library, "write", 3, 3)],                   # while the finished variants are handed over
     ids=["training", "epoch 1 saved", "stats written", "writing"])
 def test_block_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when,
@@ -455,8 +457,8 @@ def test_block_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, 
 
 
 @pytest.mark.parametrize("target, name, when", [
-    (training.Learner, "step", 6 + 3), (training.Checkpoint, "save", 2), (training.Checkpoint, "save", 3),
-    (training, "write_stats", 3)], ids=["training", "epoch 1 saved", "last epoch saved", "stats written"])
+    (training.Learner, "step", 6 + 3), (Checkpoint, "save", 2), (Checkpoint, "save", 3),
+    (stats_module, "write_stats", 3)], ids=["training", "epoch 1 saved", "last epoch saved", "stats written"])
 def test_model_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when):
     """Oracle: the chain's own, uninterrupted run."""
     arguments = ("model-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c",

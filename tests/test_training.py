@@ -11,12 +11,13 @@ from conftest import build_model
 from test_architectures import padded_batch
 
 from common.architectures import block_tensors, family_of, find_blocks
+from common.checkpoints import Checkpoint
 from common.cli import Talk
 from common.data import Examples
 from common.errors import UserError
 from common.masking import parameter_masks, prune_block
-from common.training import (Checkpoint, Learner, Progress, Recipe, block_batch, fit, model_batch, schedule, steps_of,
-                             write_stats, write_variant_stats)
+from common.stats import write_stats, write_variant_stats
+from common.training import Learner, Progress, Recipe, block_batch, fit, model_batch, schedule, steps_of
 
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"

@@ -1,0 +1,98 @@
+"""Masked least squares from sums over the data, for all rows of a weight matrix at once.
+
+Every row keeps entries of its own, so its normal equations are a different part of one Gram matrix. Solving them row
+by row would factor as many matrices; preconditioned conjugate gradients (Hestenes and Stiefel, 1952), with the masks
+inside, need one matrix product an iteration for all rows. Rows that share one support need a single Cholesky instead.
+"""
+
+import functools
+
+import torch
+
+
+def in_full_precision(function):
+    """Run a function without gradients and outside any autocast region.
+
+    Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
+    """
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+    return run
+
+
+@in_full_precision
+def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200):
+    """The kept weights that minimise the reconstruction error (see the module's text).
+
+    Args:
+        gram: H, (in, in), symmetric, positive semi-definite.
+        cross: G, (out, in).
+        start: W, (out, in): where the search starts and what the ridge pulls towards; removed entries are ignored.
+        keep: bool (out, in), True = kept.
+        ridge: λ, relative to the mean of diag H.
+        tolerance: stop once an iteration lowers the objective by less than this fraction of what all have so far.
+    Returns:
+        W', (out, in), in `start`'s dtype, exactly zero where not kept.
+    """
+    used = keep.any(dim=0)  # a column that no row keeps (a removed head's) drops out of the problem
+    weights = torch.zeros_like(start)
+    if not bool(used.any()):
+        return weights
+    gram, cross, origin, mask = gram[used][:, used], cross[:, used], start[:, used].to(gram), keep[:, used]
+    damping = ridge * gram.diagonal().mean()
+    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    target = cross + damping * origin
+    if bool(mask.all()):
+        solved = _cholesky_solve(damped, target)
+    else:
+        solved = None
+    if solved is None:
+        # Rows w of the result solve (m·damped·m) w = m·target for their own masks m.
+        mask_values = mask.to(gram.dtype)
+        solved = conjugate_gradients(
+            lambda rows: (rows @ damped) * mask_values, target * mask_values, origin * mask_values,
+            damped.diagonal().clamp_min(torch.finfo(gram.dtype).tiny), lambda a, b: (a * b).sum(dim=1, keepdim=True),
+            tolerance=tolerance, max_iterations=max_iterations)
+    weights[:, used] = torch.where(mask, solved, 0).to(start.dtype)
+    return weights
+
+
+def _cholesky_solve(matrix, target):
+    """X with X · matrix = target, or None where the matrix is not positive definite to working precision."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return None
+    return torch.cholesky_solve(target.T, factor).T
+
+
+def conjugate_gradients(apply, target, start, diagonal, inner, *, tolerance, max_iterations):
+    """x with apply(x) = target, for a symmetric, positive definite `apply`; Jacobi-preconditioned.
+
+    Args:
+        diagonal: of `apply`, in x's shape or broadcast to it.
+        inner: the inner product. One that sums over some dimensions only, and keeps them, solves the systems along
+            the others side by side, each with steps of its own.
+        tolerance: stop once an iteration lowers the objective by less than this fraction of what all have so far.
+    """
+    x = start
+    residual = target - apply(x)
+    z = residual / diagonal
+    direction = z
+    rho = inner(residual, z)
+    lowered = 0.0
+    for _ in range(max_iterations):
+        image = apply(direction)
+        curvature = inner(direction, image)
+        step = torch.where(curvature > 0, rho / curvature, 0)  # a system that is solved has no curvature left
+        x = x + step * direction
+        residual = residual - step * image
+        gain = float((step * rho).sum())                       # by which this iteration lowered twice the objective
+        lowered += gain
+        if gain <= tolerance * lowered:
+            break
+        z = residual / diagonal
+        previous, rho = rho, inner(residual, z)
+        direction = z + torch.where(previous > 0, rho / previous, 0) * direction
+    return x

@@ -1,0 +1,57 @@
+"""The CSVs that fine-tuning leaves: losses and seconds of every epoch."""
+
+import csv
+import io
+from pathlib import Path
+
+from common.errors import UserError
+from common.records import check_writable, write_bytes
+
+STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
+BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")
+
+
+def check_stats(path):
+    """Make sure, before any long work, that stats can be written to `path`, and that no other file is lost by it.
+
+    Raises:
+        UserError: it cannot be written, or holds something that is no stats CSV.
+    """
+    check_writable(path, is_file=True)
+    if Path(path).is_file():
+        with open(path, "rb") as handle:
+            if handle.readline().strip() not in (b"", ",".join(STATS_COLUMNS).encode()):
+                raise UserError(f"{path}: is there, and is no stats CSV; choose another file")
+
+
+def write_csv(path, columns, rows):
+    """A CSV file, atomically; NaN becomes an empty cell, floats keep all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_stats(path, learners, progress):
+    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value."""
+    losses = [{row[0]: row[1:3] for row in learner.history} for learner in learners.values()]
+    rows, last = [], [None] * len(losses)
+    for epoch, train_seconds, val_seconds in progress.rows:
+        last = [history.get(epoch, previous) for history, previous in zip(losses, last)]
+        means = [sum(column) / len(column) for column in zip(*last)]
+        rows.append([epoch, *means, round(train_seconds, 3), round(val_seconds, 3)])
+    write_csv(path, STATS_COLUMNS, rows)
+
+
+def write_variant_stats(path, learners):
+    """The second CSV of block-level fine-tuning: a row per variant and epoch.
+
+    The rows of variants that an earlier run fine-tuned stay, so that the file tells of the whole library.
+    """
+    rows = [[*pair, *row] for pair, learner in learners.items() for row in learner.history]
+    if Path(path).is_file():
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = [row for row in csv.reader(handle) if len(row) == len(BLOCK_COLUMNS)
+                    and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS] + rows
+    write_csv(path, BLOCK_COLUMNS, rows)
