@@ -519,8 +519,8 @@ def no_space(descriptor):
 @pytest.fixture
 def without_notes(monkeypatch):
     """Fine-tuning without the files that it writes as it goes, so that its real output is what meets the full disk."""
-    for name in ("Checkpoint.save", "write_stats", "write_variant_stats"):
-        monkeypatch.setattr(f"common.training.{name}", lambda *_: None)
+    for name in ("checkpoints.Checkpoint.save", "stats.write_stats", "stats.write_variant_stats"):
+        monkeypatch.setattr(f"common.{name}", lambda *_: None)
 
 
 @pytest.mark.parametrize("script", REMADE)
