@@ -53,7 +53,7 @@ def run(args):
         model, tokenizer, measured = demo.build(args.model_type, seed=args.seed, data_path=data_path, device=device,
                                                 talk=talk, checkpoint_path=f"{model_path}.checkpoint")
     else:
-        model, tokenizer = download(checkpoint, family)
+        model, tokenizer = download(checkpoint, family, talk)
         data_path, measured = family.data, {}
     save_tokenizer(tokenizer_path, tokenizer)
     record = make_record("download_model.py", key, model_type=args.model_type, measured=measured,

@@ -13,6 +13,7 @@ import traceback
 
 from common.errors import UserError
 
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 # What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,

@@ -176,7 +176,7 @@ def data_source(given, loaded):
     return given or resolve(loaded.record.get("data"), loaded.path) or loaded.family.data
 
 
-def download(checkpoint, family):
+def download(checkpoint, family, talk):
     """A model (float32) and its tokenizer from the hub: from the local cache if they are there, else the network.
 
     Raises:
@@ -184,6 +184,8 @@ def download(checkpoint, family):
     """
     model_class = getattr(transformers, family.model_class)
     for local_only in (True, False):
+        if not local_only:
+            talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
             return (model_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
                     transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only))

@@ -9,6 +9,7 @@ import torch
 import transformers
 from conftest import build_model, build_tokenizer
 
+from common.cli import Talk
 from common.errors import UserError
 from common.models import (data_source, download, fingerprint, load_model, load_tokenizer, read_record, reference,
                            resolve, resolve_device, save_model, save_tokenizer)
@@ -278,5 +279,5 @@ def test_a_checkpoint_that_is_not_to_be_had_is_reported_in_one_line(workshop, mo
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it would wait for the network
     family = load_model(workshop / "model" / "t5").family
     with pytest.raises(UserError, match="no-such/checkpoint: is not in the local cache") as error:
-        download("no-such/checkpoint", family)
+        download("no-such/checkpoint", family, Talk(quiet=True))
     assert "\n" not in str(error.value)
