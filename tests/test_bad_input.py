@@ -143,7 +143,8 @@ def test_unknown_device(refuses, arguments, script, device):
 def test_no_network_and_no_model_cached(workshop, chain, tmp_path):
     """In a process of its own: the hub's client looks for its cache, and whether it is offline, when it is imported."""
     started = time.monotonic()
-    process = call_apart("download_model.py", "t5", "--quiet", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    process = call_apart("download_model.py", "t5", "--quiet", cwd=tmp_path, HF_HUB_OFFLINE="1",
+                         HF_HOME=str(tmp_path / "empty"))
     assert time.monotonic() - started < 60  # no minutes of retries, on however busy a machine
     assert (process.returncode, process.stdout) == (2, "")
     assert is_one_line(process.stderr) and "google-t5/t5-small" in process.stderr and "t5-demo" in process.stderr
