@@ -19,6 +19,7 @@ def build_parser():
     parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
     parser.add_argument("--panels", type=cli.positive, default=1,
                         help="spread the CSVs evenly, in order, over so many panels")
+    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the loss")
     parser.add_argument("--title", help="heading of the picture")
     return parser
 
@@ -34,7 +35,7 @@ def run(args):
         raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(args.output, is_file=True)
     tables = [read_stats(path) for path in args.csv]
-    figure = draw(tables, labels, args.panels, args.title)
+    figure = draw(tables, labels, args.panels, args.log, args.title)
     picture = io.BytesIO()
     # without the date or version that matplotlib adds, equal inputs give equal files
     figure.savefig(picture, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
@@ -68,7 +69,7 @@ def read_stats(path):
     return numbers
 
 
-def draw(tables, labels, panels, title):
+def draw(tables, labels, panels, log, title):
     """The figure: validation loss as a solid line and training loss as a dotted one, a colour a table."""
     import matplotlib
 
@@ -87,6 +88,8 @@ def draw(tables, labels, panels, title):
         axis.plot([], [], color="grey", label="validation")
         axis.plot([], [], color="grey", linestyle=":", label="training")
         axis.set(xlabel="epoch", title=f"configuration {number}" if panels > 1 else "")
+        if log:
+            axis.set_yscale("log")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

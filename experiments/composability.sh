@@ -51,7 +51,7 @@ case $type in
 esac
 
 if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
-    block_args="--epochs 1 $block_args" model_args="--epochs 2 $model_args"
+    block_args="--method reconstruct $block_args" model_args="--epochs 2 $model_args"
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -131,7 +131,7 @@ for ((n = 0; n < count; n++)); do
     curves+=("$out/baseline-$n.csv" "$out/composed-$n.csv")
     labels+=("baseline" "composed")
 done
-"$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" -o "$out/loss.png" \
+"$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" --log -o "$out/loss.png" \
     --overwrite --quiet >/dev/null
 cat "$out/table.txt"
 echo "table: $out/table.txt and $out/table.json; picture: $out/loss.png; $((SECONDS - started)) s in all" >&2
