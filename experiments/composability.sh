@@ -12,8 +12,10 @@ usage: experiments/composability.sh [MODEL_TYPE] [options]
   -m, --model FOLDER     a model of your own, instead of downloading or building MODEL_TYPE
   --tokenizer FOLDER     its tokenizer, if not the one in its record or folder
   --data SOURCE          its data (folder or hub id), if not those in its record
-  --attention "R …"      attention rates, one for each configuration (default "0.25 0.5 0.25")
-  --linear "R …"         linear rates, one for each configuration    (default "0.3 0.3 0.5")
+  --attention "R …"      attention rates, one for each configuration (default "0.25 0.5 0.25"; distilbert-demo
+                         "0.5 0.5 0.75")
+  --linear "R …"         linear rates, one for each configuration (default "0.3 0.3 0.5"; distilbert-demo
+                         "0.5 0.7 0.5")
   -o, --output FOLDER    everything that is made (default results/MODEL_TYPE)
   --device NAME          auto, cpu, cuda, …
   --data-args "…"        further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
@@ -23,6 +25,7 @@ TEXT
 }
 
 type=t5-demo model= tokenizer= data= attention= linear= out= device=auto data_args= block_args= model_args=
+default_attention="0.25 0.5 0.25" default_linear="0.3 0.3 0.5"
 if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -52,6 +55,10 @@ esac
 
 if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
     block_args="--method reconstruct $block_args" model_args="--epochs 2 $model_args"
+fi
+if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb
+    default_attention="0.5 0.5 0.75" default_linear="0.5 0.7 0.5"
+    model_args="--lr 1e-3 $model_args"
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -95,8 +102,8 @@ from=()
 [[ -z $data ]] || from+=(--data "$data")
 
 if [[ ! -f $out/conf.json || -n $attention$linear ]]; then  # a conf.json that is there may have been edited: keep it
-    read -ra attention <<<"${attention:-0.25 0.5 0.25}"
-    read -ra linear <<<"${linear:-0.3 0.3 0.5}"
+    read -ra attention <<<"${attention:-$default_attention}"
+    read -ra linear <<<"${linear:-$default_linear}"
     stage config_generator.py -m "$model" -o "$out/conf.json" --attention "${attention[@]}" --linear "${linear[@]}" \
         -n ${#attention[@]} --overwrite >/dev/null
 fi
