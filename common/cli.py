@@ -146,6 +146,8 @@ def launch(parser, run, argv=None):
     """
     args = parser.parse_args(argv)
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # several processes would write the same outputs
+            raise UserError("the suite runs in one process; start it without torchrun or accelerate launch")
         print(json.dumps(run(args)), flush=True)
         return 0
     except UserError as error:

@@ -103,7 +103,7 @@ class Learner:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
             self.observe(1, float("nan"), after, seconds)
-            if self.best is previous:
+            if self.best is previous and previous is not None:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(previous[name])
 

@@ -569,3 +569,10 @@ def test_plot_flags_that_do_not_fit(refuses, arguments, monkeypatch, tmp_path, c
     monkeypatch.chdir(tmp_path)
     err = refuses("plot_loss.py", *arguments("plot_loss.py", changes))
     assert all(word in err for word in words), err
+
+
+def test_several_processes_are_refused(call, chain, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, result, err = call("prune_scheme_generator.py", "-i", chain / "conf.json", "-o", tmp_path / "scheme.json")
+    assert (code, result) == (2, None) and is_one_line(err) and "one process" in err
+    assert files_in(tmp_path) == {}
