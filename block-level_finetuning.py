@@ -20,12 +20,14 @@ def build_parser():
     parser.add_argument("--method", choices=["reconstruct", "train", "both"], default="both",
                         help="reconstruct: solve the kept weights in closed form; train: gradient descent on the error "
                              "of the block's output; both: gradient descent from the closed form's solution")
-    parser.add_argument("--calibration", type=cli.positive, default=1000,
-                        help="training examples that the closed form is solved on")
+    parser.add_argument("--calibration", type=cli.positive,
+                        help="training examples that the closed form is solved on; without it the model family's own")
+    parser.add_argument("--held-out", type=cli.positive, default=256,
+                        help="validation examples that the error of every variant is measured on")
     parser.add_argument("--ridge", type=cli.non_negative_number, default=1e-3,
                         help="the closed form's pull towards the pruned weights, relative to the mean of diag H")
     cli.add_data_flags(parser, batch_size=32)
-    cli.add_training_flags(parser, epochs=3, early_stop=2)
+    cli.add_training_flags(parser, epochs=1, early_stop=2)
     return parser
 
 
@@ -34,7 +36,7 @@ def run(args):
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     from common import stats, training
-    from common.architectures import find_blocks
+    from common.architectures import block_learning_rate, find_blocks
     from common.checkpoints import Checkpoint
     from common.data import load_examples
     from common.library import FINE_TUNED, PRUNED, Library
@@ -51,10 +53,12 @@ def run(args):
     train, validation = (load_examples(source, split, tokenizer, loaded.family, classes=loaded.model.config.num_labels,
                                        max_length=args.max_length, limit=args.limit)
                          for split in ("train", "validation"))
-    recipe = training.recipe_from(args, loaded.family.block_lr)
+    validation = validation.sample(args.held_out)
+    calibration = train.sample(args.calibration or loaded.family.calibration)
+    recipe = training.recipe_from(args, block_learning_rate(loaded.model))
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
-    made_from = [args.method, closed_form and [args.calibration, args.ridge], gradients and recipe.to_json(),
-                 train.fingerprint(), validation.fingerprint()]
+    made_from = [args.method, closed_form and [calibration.fingerprint(), args.ridge],
+                 gradients and [train.fingerprint(), recipe.to_json()], validation.fingerprint()]
     keys = {pair: digest([pruned.entry(*pair)["key"], *made_from]) for pair in pruned.variants()}
     todo = [pair for pair, key in keys.items() if not library.has(*pair, key, args.overwrite)]
     skipped = len(keys) - len(todo)
@@ -81,7 +85,7 @@ def run(args):
 
     rows = []
     if closed_form and checkpoint.read() is None:
-        rows = solve(learners, variants, loaded, train.sample(args.calibration), validation, args, device, talk)
+        rows = solve(learners, variants, loaded, calibration, validation, args, device, talk)
         write_stats(training.Progress(rows))
     if gradients:
         progress = training.fit(learners, training.block_batch(loaded.model, loaded.family, blocks), train, validation,

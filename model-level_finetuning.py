@@ -4,6 +4,7 @@
 With the pruned library this is the baseline, with the fine-tuned library the composed run; nothing else differs.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ def build_parser():
     parser.add_argument("-o", "--output", required=True, help="the fine-tuned model: .pth, or a folder")
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0)
+    parser.add_argument("--distill", type=cli.fraction, default=0.0, metavar="ALPHA",
+                        help="share of the original's predictions in the training loss (0: the task alone, 1: them alone)")
+    parser.add_argument("--target-loss", type=cli.positive_number,
+                        help="stop as soon as the validation loss is no higher than this")
     return parser
 
 
@@ -48,7 +53,7 @@ def run(args):
     train, validation = (load_examples(source, split, tokenizer, loaded.family, classes=loaded.model.config.num_labels,
                                        max_length=args.max_length, limit=args.limit)
                          for split in ("train", "validation"))
-    recipe = training.recipe_from(args, loaded.family.model_lr)
+    recipe = training.recipe_from(args, loaded.family.model_lr, target_loss=args.target_loss, distill=args.distill)
     identity = loaded.identity
     key = digest([identity["fingerprint"], variant_keys(library, chosen), recipe.to_json(),
                   train.fingerprint(), validation.fingerprint()])
@@ -58,11 +63,12 @@ def run(args):
         return {"output": args.output, "configuration": args.nth, "skipped": True, **record["measured"]}
 
     model = loaded.model
+    teacher = copy.deepcopy(model).requires_grad_(False) if recipe.distill else None
     masks = compose(model, chosen, library)
     learner = training.Learner(dict(model.named_parameters()), masks, recipe, training.steps_of(train, recipe))
     learners = {"model": learner}
     checkpoint = Checkpoint(f"{args.output}.checkpoint", {"model": key})
-    progress = training.fit(learners, training.model_batch(model), train, validation, recipe, device=device, talk=talk,
+    progress = training.fit(learners, training.model_batch(model, teacher, recipe.distill), train, validation, recipe, device=device, talk=talk,
                             checkpoint=checkpoint,
                             on_epoch=lambda progress: stats.write_stats(args.stats, learners, progress))
     measured = {"val_loss_before": learner.history[0][2], "val_loss": learner.best_loss,

@@ -30,8 +30,9 @@ class Family:
     run: Callable            # (model, batch): every block, but neither the head nor the loss
     data: str                # hub id of the study's data set
     checkpoint: str          # hub id of the study's model
-    model_lr: float          # peak learning rates that work, see the README's studies
-    block_lr: float
+    model_lr: float          # peak learning rate of whole models, see the README's studies
+    block_lr: float          # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
+    calibration: int         # training examples that make a well-determined closed form
     prefix: str = ""         # in front of every input text
 
 
@@ -64,14 +65,14 @@ FAMILIES = {
                  "T5DenseActDense": Layout("feed_forward", ("wi", "wo")),
                  "T5DenseGatedActDense": Layout("feed_forward", ("wi_0", "wi_1", "wo"))},
         run=_run_t5, data="bentrevett/multi30k", checkpoint="google-t5/t5-small",
-        model_lr=1e-3, block_lr=1e-3, prefix="translate English to German: "),
+        model_lr=1e-3, block_lr=1e-2, calibration=2000, prefix="translate English to German: "),
     "distilbert": Family(
         task="classification", model_class="DistilBertForSequenceClassification",
         layouts={"DistilBertSelfAttention": Layout("attention", ("q_lin", "k_lin", "v_lin", "out_lin"),
                                                    heads="n_heads"),
                  "FFN": Layout("feed_forward", ("lin1", "lin2"))},
         run=_run_distilbert, data="stanfordnlp/imdb", checkpoint="lvwerra/distilbert-imdb",
-        model_lr=2e-5, block_lr=2e-4),
+        model_lr=2e-5, block_lr=3e-3, calibration=800),
 }
 
 
@@ -98,6 +99,11 @@ def find_blocks(model):
             side = "decoder" if name.startswith("decoder.") else "encoder"
             blocks[name] = Block(name, layout.kind, layout.linears, heads, side, has_bias)
     return blocks
+
+
+def block_learning_rate(model):
+    """A peak learning rate for fine-tuning a model's blocks."""
+    return family_of(model.config).block_lr * 128 / model.config.hidden_size
 
 
 def prunable_modules(model):

@@ -77,6 +77,8 @@ def add_data_flags(parser, *, batch_size):
 def add_training_flags(parser, *, epochs, early_stop):
     """The flags of the two fine-tuning scripts."""
     parser.add_argument("--epochs", type=natural, default=epochs, help="passes over the training split, at most")
+    parser.add_argument("--epoch-size", type=positive,
+                        help="examples an epoch, with a validation after each; without it the whole training split")
     parser.add_argument("--lr", type=positive_number, help="peak learning rate; without it the model family's own")
     parser.add_argument("--warmup", type=fraction, default=0.1,
                         help="fraction of the steps in which the learning rate rises; it falls linearly afterwards")

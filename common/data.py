@@ -223,19 +223,31 @@ def load_examples(source, split, tokenizer, family, *, classes=None, max_length=
 
 # --- batching --------------------------------------------------------------------------------------------------
 
-def training_batches(examples, batch_size, seed, epoch):
+def training_batches(examples, batch_size, seed, epoch, size=None):
     """Positions of one epoch's batches: shuffled, but examples of like length together to save padding.
 
     The order depends on (seed, epoch) alone, so that a resumed run sees what the interrupted one would have seen.
+
+    Args:
+        epoch: counted from 1.
+        size: examples an epoch; None for all. Shorter epochs go on where the one before ended, so that each example
+            is seen once before any is seen again.
     """
-    shuffler = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(examples)))
-    shuffler.shuffle(order)
-    pool = SORTED_BATCHES * batch_size
-    order = [i for start in range(0, len(order), pool) for i in _by_length(examples, order[start:start + pool])]
+    total = len(examples)
+    size = min(size or total, total)
+    first, offset = divmod((epoch - 1) * size, total)  # which pass over all examples, and where in it
+    order = [position for number in (first, first + 1) for position in _shuffled(total, f"{seed}/pass {number}")]
+    order, pool = order[offset:offset + size], SORTED_BATCHES * batch_size
+    order = [i for start in range(0, size, pool) for i in _by_length(examples, order[start:start + pool])]
     batches = _chunks(order, batch_size)
-    shuffler.shuffle(batches)
+    random.Random(f"{seed}/epoch {epoch}").shuffle(batches)
     return batches
+
+
+def _shuffled(count, seed):
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def evaluation_batches(examples, batch_size):

@@ -20,7 +20,12 @@ BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember th
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in epochs, 0 = never."""
+    """How to train.
+
+    `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in
+    epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill`: the weight
+    of the teacher's logits in the training loss, see `model_batch`.
+    """
     epochs: int
     batch_size: int
     lr: float
@@ -30,15 +35,18 @@ class Recipe:
     early_stop: int
     precision: str
     seed: int
+    epoch_size: int | None = None
+    target_loss: float | None = None
+    distill: float = 0.0
 
     def to_json(self):
         return asdict(self)
 
 
-def recipe_from(args, default_lr):
+def recipe_from(args, default_lr, **others):
     """The recipe of a script's training flags (`cli.add_training_flags`)."""
     return Recipe(args.epochs, args.batch_size, args.lr or default_lr, args.warmup, args.weight_decay, args.clip,
-                  args.early_stop, args.precision, args.seed)
+                  args.early_stop, args.precision, args.seed, args.epoch_size, **others)
 
 
 # --- learners --------------------------------------------------------------------------------------------------
@@ -85,8 +93,9 @@ class Learner:
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        patience = self.recipe.early_stop
-        self.finished = epoch >= self.last_epoch or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+        patience, target = self.recipe.early_stop, self.recipe.target_loss
+        self.finished = (epoch >= self.last_epoch or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+                         or (target is not None and val_loss <= target))
 
     def restart_from(self, tensors, before, after, seconds):
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
@@ -219,7 +228,7 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
         train_loss, own_seconds, train_seconds = dict.fromkeys(active, float("nan")), dict.fromkeys(active, 0.0), 0.0
         if epoch > 0:
             torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout hangs on (seed, epoch) alone: resume is exact
-            order = training_batches(train, recipe.batch_size, recipe.seed, epoch)
+            order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
             train_loss, own_seconds, train_seconds = run(train, order, active, f"epoch {epoch}", True)
         with torch.no_grad():
             val_loss, own_val_seconds, val_seconds = run(validation, val_order, active, "validation", False)
@@ -238,16 +247,37 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
 
 def steps_of(examples, recipe):
     """Optimizer steps of a whole run."""
-    return recipe.epochs * -(-len(examples) // recipe.batch_size)
+    size = min(recipe.epoch_size or len(examples), len(examples))
+    return recipe.epochs * -(-size // recipe.batch_size)
 
 
 # --- what run_batch can be -------------------------------------------------------------------------------------
 
-def model_batch(model):
-    """`run_batch` for a whole model: the task's mean cross-entropy, over tokens or examples."""
+def model_batch(model, teacher=None, distill=0.0):
+    """`run_batch` for a whole model.
+
+    The loss is the task's mean cross-entropy, over tokens or examples; in training, with a share of `distill`, the
+    divergence KL(teacher || model) of the predicted distributions takes its place (Hinton et al., arXiv 1503.02531,
+    at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
+
+    Args:
+        teacher: the original model; needed if `distill` > 0.
+    """
+    if teacher is not None:
+        teacher.eval()  # dropout would make the targets noisy
+
     def run_batch(batch, active, consume, training):
         def compute():
-            return model(**batch).loss, (batch["labels"] != -100).sum().float()
+            output = model(**batch)
+            real = batch["labels"] != -100                          # (batch,) or (batch, length)
+            loss = output.loss
+            if training and distill:
+                with torch.no_grad():
+                    wanted = teacher(**batch).logits[real].float().log_softmax(-1)
+                divergence = torch.nn.functional.kl_div(output.logits[real].float().log_softmax(-1), wanted,
+                                                        reduction="batchmean", log_target=True)
+                loss = (1 - distill) * loss + distill * divergence
+            return loss, real.sum().float()
         for name, learner in active.items():
             model.train(training)
             consume(name, compute)

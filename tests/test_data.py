@@ -48,6 +48,13 @@ def test_training_order_depends_on_seed_and_epoch_alone():
     assert all(other != first for other in others) and all(a != b for a in others for b in others if a is not b)
 
 
+def test_short_epochs_show_every_example_once_before_any_twice():
+    examples = examples_of_lengths(random_lengths(100))
+    seen = [i for epoch in range(1, 11) for batch in training_batches(examples, 8, 0, epoch, size=30) for i in batch]
+    assert sorted(seen) == sorted(3 * list(range(100)))  # 10 epochs of 30 are three passes
+    assert len(set(seen[:90])) == 90
+
+
 def test_training_batches_hold_a_fraction_of_the_padding_of_random_ones():
     lengths = random_lengths(2000)
     order = list(range(2000))

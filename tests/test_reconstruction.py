@@ -1,5 +1,7 @@
 """The closed form against numpy's least squares, row by row, and what it may and may not touch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,13 @@ from conftest import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import reconstruction
 from common.architectures import FAMILIES, block_tensors, find_blocks
 from common.cli import Talk
 from common.data import Examples
 from common.masking import prune_block
 from common.least_squares import solve
-from common.reconstruction import held_out_errors, reconstruct
+from common.reconstruction import held_out_errors, reconstruct, some_positions
 
 CPU = torch.device("cpu")
 
@@ -207,6 +210,56 @@ def test_more_calibration_data_does_not_hurt_held_out(setting):
                                  **OPTIONS)
         means.append(sum(error for (error,) in errors.values()) / len(errors))
     assert means[1] <= means[0] * 1.01
+
+
+@pytest.mark.parametrize("bytes_allowed", [2**30, 1], ids=["all blocks together", "block by block"])
+def test_blocks_within_the_memory_allowed_share_a_pass_and_the_solution_is_the_same(setting, monkeypatch, bytes_allowed):
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.3)
+    data, batches = examples(kind, 32), 4
+    expected = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    monkeypatch.setattr(reconstruction, "STATISTICS_BYTES", bytes_allowed)
+    runs = []
+    counting = dataclasses.replace(family, run=lambda *args: (runs.append(1), family.run(*args)))
+    found = reconstruct(model, counting, variants, data, ridge=1e-3, **OPTIONS)
+    assert len(runs) == batches * (1 if bytes_allowed > 1 else len(variants))
+    for name in variants:
+        for key in expected[name]:
+            assert torch.equal(found[name][key], expected[name][key]), (name, key)
+
+
+def test_a_variant_is_solved_alike_alone_and_among_others(setting):
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.3)
+    data = examples(kind, 200)
+    together = reconstruct(model, family, variants, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+    for name in list(variants)[:2]:
+        alone = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+        for key in alone[name]:
+            assert torch.equal(alone[name][key], together[name][key]), (name, key)
+
+
+def test_positions_are_a_random_fraction_but_one_at_least():
+    counts = np.zeros(20)
+    for seed in range(2000):
+        chosen = some_positions(20, 0.25, str(seed)).tolist()
+        assert len(set(chosen)) == 5
+        counts[chosen] += 1
+    assert abs(counts / 2000 - 0.25).max() < 0.05  # five standard errors of a binomial count
+    assert len(some_positions(7, 0.001, "")) == 1 and sorted(some_positions(7, 3.0, "").tolist()) == list(range(7))
+
+
+def test_a_thinned_regression_comes_close_to_that_on_all_tokens(setting):
+    model, family, kind = setting
+    variants = pruned_variants(model, 2, 0.3)
+    data, held_out = examples(kind, 800), examples(kind, 64, seed=9)
+    options, errors = OPTIONS | {"batch_size": 32}, []
+    for oversampling in (1e9, 8):
+        solved = reconstruct(model, family, variants, data, ridge=1e-3, oversampling=oversampling, **options)
+        each = held_out_errors(model, family, variants, {name: [solved[name]] for name in variants}, held_out,
+                               **options)
+        errors.append(np.mean([error for (error,) in each.values()]))
+    assert errors[1] <= 1.1 * errors[0] + 1e-5
 
 
 def test_statistics_leave_autocast_out(setting):

@@ -82,6 +82,8 @@ def test_schedule_by_hand(total, warmup, factors):
 
 def test_steps_of_a_run_by_hand():
     assert steps_of(examples(10), recipe(epochs=3, batch_size=4)) == 9  # 4 + 4 + 2 examples an epoch
+    assert steps_of(examples(10), recipe(epochs=3, batch_size=4, epoch_size=5)) == 6  # 4 + 1
+    assert steps_of(examples(10), recipe(epochs=3, batch_size=4, epoch_size=99)) == 9
 
 
 def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
@@ -266,6 +268,32 @@ def test_model_loss_is_the_cross_entropy_over_real_labels(kind):
     assert (name, loss.item(), weight.item()) == ("model", pytest.approx(expected, rel=1e-5), count)
 
 
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_distillation_by_hand(kind):
+    """Oracle: -log p and the Kullback-Leibler divergence summed label by label in double precision."""
+    batch, teacher = padded_batch(kind), build_model(kind)
+    model = build_model(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_({"t5": 1.5, "distilbert": 8}[kind])
+        for module in model.modules():  # so that training mode, which distillation is for, is no noise here
+            for name in ("p", "dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+    found = {}
+    for training in (True, False):
+        model_batch(model, teacher, 0.25)(batch, {"model": None}, lambda _, compute: found.update(
+            {training: compute()[0].item()}), training)
+    assert not teacher.training
+    task, count = cross_entropy_by_hand(model, batch)
+    with torch.no_grad():
+        p, q = (m.eval()(**batch).logits.double().softmax(-1) for m in (teacher, model))
+    divergence = (p * (p / q).log()).sum(-1)[batch["labels"] != -100].sum().item() / count
+    assert divergence > 1e-3
+    assert found == {True: pytest.approx(0.75 * task + 0.25 * divergence, rel=1e-4),
+                     False: pytest.approx(task, rel=1e-5)}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_trains_with_dropout_and_is_validated_without(training):
     model = build_model("t5").train(not training)
@@ -339,6 +367,13 @@ def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_sto
     assert progress.epoch == last == len(learner.history) - 1 and learner.best_epoch == best
     assert learner.best_loss == losses[best] and learner.parameters["x"].item() == seen["x"][best]
     assert len(set(seen["x"])) == last + 1  # each epoch had weights of its own
+
+
+@pytest.mark.parametrize("losses, last", [([5, 3, 2, 1], 2), ([2, 1], 0), ([5, 4, 3], 2)], ids=str)
+def test_a_target_loss_ends_the_run_as_soon_as_it_is_reached(tmp_path, losses, last):
+    learners, progress, _ = scripted_fit(tmp_path, {"x": [float(loss) for loss in losses]},
+                                         recipe(epochs=len(losses) - 1, batch_size=4, target_loss=2.0))
+    assert progress.epoch == last and learners["x"].best_loss == losses[last]
 
 
 def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_path):
