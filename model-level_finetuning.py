@@ -20,6 +20,7 @@ def build_parser():
     cli.add_training_flags(parser, epochs=3, early_stop=0)
     parser.add_argument("--distill", type=cli.fraction, default=0.0, metavar="ALPHA",
                         help="share of the original's predictions in the training loss (0: the task alone, 1: them alone)")
+    parser.add_argument("--dropout", action="store_true", help="train with the model's own dropout instead of without")
     parser.add_argument("--target-loss", type=cli.positive_number,
                         help="stop as soon as the validation loss is no higher than this")
     return parser
@@ -53,7 +54,8 @@ def run(args):
     train, validation = (load_examples(source, split, tokenizer, loaded.family, classes=loaded.model.config.num_labels,
                                        max_length=args.max_length, limit=args.limit)
                          for split in ("train", "validation"))
-    recipe = training.recipe_from(args, loaded.family.model_lr, target_loss=args.target_loss, distill=args.distill)
+    recipe = training.recipe_from(args, loaded.family.model_lr, target_loss=args.target_loss, distill=args.distill,
+                                  dropout=args.dropout)
     identity = loaded.identity
     key = digest([identity["fingerprint"], variant_keys(library, chosen), recipe.to_json(),
                   train.fingerprint(), validation.fingerprint()])
@@ -68,8 +70,8 @@ def run(args):
     learner = training.Learner(dict(model.named_parameters()), masks, recipe, training.steps_of(train, recipe))
     learners = {"model": learner}
     checkpoint = Checkpoint(f"{args.output}.checkpoint", {"model": key})
-    progress = training.fit(learners, training.model_batch(model, teacher, recipe.distill), train, validation, recipe, device=device, talk=talk,
-                            checkpoint=checkpoint,
+    progress = training.fit(learners, training.model_batch(model, teacher, recipe.distill, recipe.dropout), train,
+                            validation, recipe, device=device, talk=talk, checkpoint=checkpoint,
                             on_epoch=lambda progress: stats.write_stats(args.stats, learners, progress))
     measured = {"val_loss_before": learner.history[0][2], "val_loss": learner.best_loss,
                 "best_epoch": learner.best_epoch, "epochs": progress.epoch, **parameter_counts(model)}

@@ -51,7 +51,7 @@ def build(model_type, *, seed, data_path, device, talk, checkpoint_path):
                     seed=seed)
     talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    fit({"model": learner}, model_batch(model), train, validation, recipe, device=device, talk=talk,
+    fit({"model": learner}, model_batch(model, dropout=True), train, validation, recipe, device=device, talk=talk,
         checkpoint=Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}))
     return model.eval(), tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
 

@@ -1,28 +1,93 @@
 """How good a model is, and how large: BLEU, accuracy, parameters."""
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutput
 
 from common.data import evaluation_batches
 from common.models import now
 
+# A step of the decoder holds one token of each example where the encoder holds all of them: greedy search takes so many
+# batches through the decoder at once. Its steps cost much the same for few rows as for many.
+DECODED_TOGETHER = 8
+DROPPED = 0.25  # once this fraction of the rows has ended they are dropped; copying the others' cache has its price too
+
 
 @torch.inference_mode()
 def translate(model, tokenizer, examples, *, batch_size, beams, max_new_tokens, device, talk):
-    """Translate all examples, batched by length.
+    """Translate all examples, batched by length, by `model.generate`: greedily with 1 beam, in `greedy`'s way then.
 
+    Args:
+        batch_size: examples that the encoder takes at once; the decoder takes as many, times the beams if there are
+            several, or times DECODED_TOGETHER.
+        max_new_tokens: longest translation in tokens, the end token counted in.
     Returns:
         (translations, seconds): detokenized strings in the order of the examples, and the time generation took.
     """
     model.eval()
+    search = {"num_beams": beams, "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
+    together = batch_size
+    if beams == 1:
+        search["custom_generate"] = greedy
+        together *= DECODED_TOGETHER
     translations = [None] * len(examples)
     started = now(device)
-    for positions in talk.progress(evaluation_batches(examples, batch_size), "translating"):
-        batch = examples.batch(positions, device)
-        tokens = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                                num_beams=beams, do_sample=False, max_new_tokens=max_new_tokens)
+    for positions in talk.progress(evaluation_batches(examples, together), "translating"):
+        states, mask = _encode(model, examples, positions, batch_size, device)
+        tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
         for position, text in zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
             translations[position] = text
     return translations, now(device) - started
+
+
+def _encode(model, examples, positions, batch_size, device):
+    """The encoder's states (examples, source length, d_model) and mask (examples, source length), batch by batch."""
+    states, masks = [], []
+    for start in range(0, len(positions), batch_size):
+        batch = examples.batch(positions[start:start + batch_size], device)
+        mask = batch["attention_mask"]
+        states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        masks += mask
+    return pad_sequence(states, batch_first=True), pad_sequence(masks, batch_first=True)
+
+
+def greedy(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
+    """`generate`'s greedy search, which does not go on computing the rows that have ended. Its `custom_generate`.
+
+    `generate` hands over what it has made of its arguments and the model's generation config. Not for logits
+    processors that look at the source (such as encoder_repetition_penalty): they do not know that rows are dropped.
+
+    Args:
+        input_ids: (examples, 1), the start token of each.
+        inputs: with "encoder_outputs", "attention_mask" (examples, source length) and "past_key_values", a dynamic cache.
+    Returns:
+        The token ids of each example, a list of lists: the start token, the translation, its end token if it has one.
+    """
+    states, cache = inputs["encoder_outputs"].last_hidden_state, inputs["past_key_values"]
+    # Added to the attention's scores. The model would make its like out of the plain mask again in every step.
+    mask = (1 - inputs["attention_mask"][:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # the examples that are in the batch yet
+    going = torch.ones_like(rows, dtype=torch.bool)
+    found = [None] * len(input_ids)
+    while True:
+        logits = model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=input_ids[:, -1:],
+                       past_key_values=cache, use_cache=True).logits[:, -1]  # (rows, vocabulary)
+        scores = logits_processor(input_ids, logits)
+        best = scores.max(dim=-1).indices  # twice as fast as argmax on a CPU
+        input_ids = torch.cat([input_ids, best[:, None]], dim=-1)
+        ended = going & stopping_criteria(input_ids, scores)
+        if not ended.any():
+            continue
+        for row, tokens in zip(rows[ended].tolist(), input_ids[ended].tolist()):
+            found[row] = tokens
+        going &= ~ended
+        left = int(going.sum())
+        if left == 0:
+            return found
+        if left <= (1 - DROPPED) * len(going):
+            cache.batch_select_indices(going)
+            states, mask, rows, input_ids = states[going], mask[going], rows[going], input_ids[going]
+            going = going[going]
 
 
 def bleu(translations, references):

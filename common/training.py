@@ -23,8 +23,8 @@ class Recipe:
     """How to train.
 
     `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in
-    epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill`: the weight
-    of the teacher's logits in the training loss, see `model_batch`.
+    epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill` and
+    `dropout`: see `model_batch`.
     """
     epochs: int
     batch_size: int
@@ -38,6 +38,7 @@ class Recipe:
     epoch_size: int | None = None
     target_loss: float | None = None
     distill: float = 0.0
+    dropout: bool = False
 
     def to_json(self):
         return asdict(self)
@@ -253,7 +254,7 @@ def steps_of(examples, recipe):
 
 # --- what run_batch can be -------------------------------------------------------------------------------------
 
-def model_batch(model, teacher=None, distill=0.0):
+def model_batch(model, teacher=None, distill=0.0, dropout=False):
     """`run_batch` for a whole model.
 
     The loss is the task's mean cross-entropy, over tokens or examples; in training, with a share of `distill`, the
@@ -262,6 +263,7 @@ def model_batch(model, teacher=None, distill=0.0):
 
     Args:
         teacher: the original model; needed if `distill` > 0.
+        dropout: train with the model's own. A pruned model has lost capacity and trains briefly: it rather needs none.
     """
     if teacher is not None:
         teacher.eval()  # dropout would make the targets noisy
@@ -279,7 +281,7 @@ def model_batch(model, teacher=None, distill=0.0):
                 loss = (1 - distill) * loss + distill * divergence
             return loss, real.sum().float()
         for name, learner in active.items():
-            model.train(training)
+            model.train(training and dropout)
             consume(name, compute)
     return run_batch
 

@@ -276,10 +276,6 @@ def test_distillation_by_hand(kind):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_({"t5": 1.5, "distilbert": 8}[kind])
-        for module in model.modules():  # so that training mode, which distillation is for, is no noise here
-            for name in ("p", "dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
     found = {}
     for training in (True, False):
         model_batch(model, teacher, 0.25)(batch, {"model": None}, lambda _, compute: found.update(
@@ -295,10 +291,11 @@ def test_distillation_by_hand(kind):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_model_trains_with_dropout_and_is_validated_without(training):
+@pytest.mark.parametrize("dropout", [True, False])
+def test_a_model_trains_with_dropout_if_asked_and_is_validated_without(training, dropout):
     model = build_model("t5").train(not training)
-    model_batch(model)(padded_batch("t5"), {"model": None}, lambda *_: None, training)
-    assert all(module.training is training for module in model.modules())
+    model_batch(model, dropout=dropout)(padded_batch("t5"), {"model": None}, lambda *_: None, training)
+    assert all(module.training is (training and dropout) for module in model.modules())
 
 
 def fit_model(path, plan, key="k", **options):
@@ -310,7 +307,7 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    progress = fit({"model": learner}, model_batch(model), data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
+    progress = fit({"model": learner}, model_batch(model, dropout=True), data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
                    checkpoint=Checkpoint(path, {"model": key}), **options)
     return learner, progress
 

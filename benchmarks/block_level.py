@@ -1,0 +1,266 @@
+"""The block-level stage: what its closed form costs, what sharing passes is worth, how good the results are.
+
+Figures, each over all variants of the given configurations, validation counted nowhere:
+
+- teacher-passes: seconds of the closed form, solutions included, in plain passes of the original over the same data;
+- reuse: all variants in one pass against a pass for each variant, for the closed form and for gradients;
+- equal-error: seconds of gradients until their held-out error is as low as the closed form's (needs -m);
+- composed: validation losses of the composed models, not fine-tuned as a whole (needs -m).
+
+Without -m: a model of the study's size with random weights, and random tokens. That is for speed alone.
+"""
+
+import copy
+import itertools
+import sys
+from statistics import fmean, median
+from types import SimpleNamespace
+
+import torch
+from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
+
+from common import training
+from common.architectures import (
+    FAMILIES,
+    block_learning_rate,
+    block_tensors,
+    find_blocks,
+    prunable_modules,
+    set_block,
+)
+from common.data import evaluation_batches, load_examples, training_batches
+from common.errors import UserError
+from common.masking import parameter_masks, prune_block
+from common.models import data_source, load_model, load_tokenizer, now, resolve_device
+from common.reconstruction import held_out_errors, reconstruct
+from common.schemes import make_scheme, uniform_configurations
+
+RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
+RIDGE = 1e-3                                    # the script's default; so are the numbers in `Bench.recipe`
+UNSAVED = SimpleNamespace(resume=lambda learners, talk: [], save=lambda learners, rows: None)
+
+
+def parser():
+    flags = build_parser(__doc__.partition("\n\n")[0])
+    flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
+    flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
+    flags.add_argument("--attention", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.25], metavar="RATE",
+                       help="attention rates, one for each configuration")
+    flags.add_argument("--linear", type=cli.rate, nargs="+", default=[0.3, 0.3, 0.5], metavar="RATE",
+                       help="rates of the Linears, one for each configuration")
+    flags.add_argument("--calibration", type=cli.positive, help="examples of the closed form (default: the family's)")
+    flags.add_argument("--held-out", type=cli.positive, default=256, help="validation examples for the blocks' errors")
+    flags.add_argument("--gradient-epochs", type=cli.positive, default=8,
+                       help="equal-error: epochs at most; the learning rate falls over all of them")
+    flags.add_argument("--epoch-size", type=cli.positive, help="equal-error: examples an epoch (default: calibration)")
+    flags.add_argument("--reuse-examples", type=cli.positive, default=256, help="reuse: examples of the gradient epoch")
+    flags.add_argument("--full-epoch", action="store_true",
+                       help="composed: also after an epoch of gradients over the whole training split")
+    flags.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), help="the figures wanted")
+    cli.add_data_flags(flags, batch_size=32)
+    return flags
+
+
+class Bench:
+    """A model, the variants of its blocks as {(block name, variant): (block, tensors, keeps)}, and the examples."""
+
+    def __init__(self, args):
+        self.args, self.device = args, resolve_device(args.device)
+        loaded = (load_model(args.model, self.device) if args.model else
+                  random_model(args.model_type, args.seed, self.device))
+        self.model, self.family, blocks = loaded.model, loaded.family, find_blocks(loaded.model)
+        scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), args.attention, args.linear))
+        self.configs, self.variants = scheme.configs, {}
+        for name, variant in scheme.variants():
+            pruned, keeps, _ = prune_block(blocks[name], block_tensors(self.model, blocks[name]),
+                                           scheme.blocks[name][variant])
+            self.variants[name, variant] = blocks[name], pruned, keeps
+        count = args.calibration or self.family.calibration
+        if args.model:
+            tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
+            self.train, self.validation = (
+                load_examples(source, split, tokenizer, self.family, classes=self.model.config.num_labels,
+                              max_length=args.max_length, limit=args.limit) for split in ("train", "validation"))
+            self.held_out = self.validation.sample(args.held_out)
+        else:
+            source, length = "random tokens", RANDOM_LENGTHS[args.model_type]
+            self.train = random_examples(loaded, max(count, args.reuse_examples), length, args.seed)
+        self.calibration = self.train.sample(count)
+        self.run_blocks = training.block_batch(self.model, self.family, blocks)
+        self.options = {"batch_size": args.batch_size, "device": self.device, "talk": cli.Talk(args.quiet)}
+        emit(figure="setting", model=str(loaded.path), parameters=sum(p.numel() for p in self.model.parameters()),
+             data=str(source), calibration=len(self.calibration), variants=len(self.variants), rounds=args.rounds,
+             attention=args.attention, linear=args.linear, batch_size=args.batch_size, **machine(self.device))
+
+    @torch.no_grad()
+    def teacher_pass(self):
+        for positions in evaluation_batches(self.calibration, self.args.batch_size):
+            self.family.run(self.model, self.calibration.batch(positions, self.device))
+
+    def closed_form(self, pairs):
+        """{pair: tensors}, and the seconds that took."""
+        started, variants = now(self.device), {pair: self.variants[pair] for pair in pairs}
+        solved = reconstruct(self.model, self.family, variants, self.calibration, ridge=RIDGE, **self.options)
+        return solved, now(self.device) - started
+
+    def better_of_both(self, solved):
+        """As the script has it: where a solution is no better on held-out examples, the pruned weights stay.
+
+        Returns:
+            {pair: tensors}, and of these and of the pruned weights {pair: NMSE}.
+        """
+        both = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in self.variants.items()}
+        errors = held_out_errors(self.model, self.family, self.variants, both, self.held_out, **self.options)
+        return ({pair: both[pair][after < before] for pair, (before, after) in errors.items()},
+                {pair: min(each) for pair, each in errors.items()}, {pair: each[0] for pair, each in errors.items()})
+
+    def recipe(self, epochs, epoch_size=None):
+        return training.Recipe(epochs=epochs, epoch_size=epoch_size, batch_size=self.args.batch_size,
+                               lr=block_learning_rate(self.model), warmup=0.1, weight_decay=0.01, clip=1.0,
+                               early_stop=2, precision="fp32", seed=self.args.seed)
+
+    def learners(self, recipe, steps):
+        return {pair: training.Learner({name: tensor.clone().requires_grad_() for name, tensor in tensors.items()},
+                                       parameter_masks(block, keeps), recipe, steps)
+                for pair, (block, tensors, keeps) in self.variants.items()}
+
+    def gradients(self, examples, recipe, target=0.0):
+        """Train all variants, from the pruned weights until their mean held-out error is no higher than `target`.
+
+        Returns:
+            {pair: tensors}; and for every epoch, from the one before training on, {pair: NMSE of the best weights so
+            far} and the seconds of training up to there.
+        """
+        learners, errors = self.learners(recipe, training.steps_of(examples, recipe)), []
+
+        def on_epoch(progress):
+            errors.append({pair: learner.best_loss for pair, learner in learners.items()})
+            for learner in learners.values():
+                learner.finished |= fmean(errors[-1].values()) <= target
+
+        progress = self.fit(learners, self.run_blocks, examples, self.held_out, recipe, on_epoch=on_epoch)
+        seconds = list(itertools.accumulate(train_seconds for _, train_seconds, _ in progress.rows))
+        return {pair: learner.parameters for pair, learner in learners.items()}, errors, seconds
+
+    def fit(self, learners, run_batch, examples, validation, recipe, **more):
+        return training.fit(learners, run_batch, examples, validation, recipe, device=self.device, checkpoint=UNSAVED,
+                            talk=self.options["talk"], **more)
+
+    def validation_loss(self, model):
+        """A model-level fine-tuning of no epochs."""
+        learner = training.Learner(dict(model.named_parameters()), {}, self.recipe(0), 0)
+        self.fit({"model": learner}, training.model_batch(model), self.train, self.validation, self.recipe(0))
+        return learner.best_loss
+
+
+# --- the figures -------------------------------------------------------------------------------------------------
+
+def compared(bench, figure, ways, **more):
+    """Two ways timed in turn, and the ratio of the first to the second."""
+    seconds = in_turn(ways, bench.args.rounds, bench.device)
+    return {"figure": figure, "seconds": {way: round(median(each), 4) for way, each in seconds.items()},
+            "ratio": ratio(*seconds.values()), **more}
+
+
+def teacher_passes(bench):
+    return [compared(bench, "closed form in teacher passes", {
+        "closed form": lambda: bench.closed_form(bench.variants), "teacher pass": bench.teacher_pass})]
+
+
+def reuse(bench):
+    examples = bench.train.sample(bench.args.reuse_examples)
+    batches = training_batches(examples, bench.args.batch_size, bench.args.seed, epoch=1)
+    learners = bench.learners(bench.recipe(1), 2 * len(batches) * (bench.args.rounds + 1))
+
+    def epoch(active):
+        for positions in batches:
+            bench.run_blocks(examples.batch(positions, bench.device), active,
+                             lambda name, compute: active[name].step(compute()[0]), True)
+
+    return [compared(bench, "reuse: closed form", {
+                "a pass a variant": lambda: [bench.closed_form([pair]) for pair in bench.variants],
+                "one pass": lambda: bench.closed_form(bench.variants)}),
+            compared(bench, "reuse: an epoch of gradients", {
+                "a run a variant": lambda: [epoch({pair: learner}) for pair, learner in learners.items()],
+                "one run": lambda: epoch(learners)}, examples=len(examples))]
+
+
+def equal_error(bench):
+    """On either side the error is that of the weights that the script would keep: the best on the held-out examples."""
+    solved, first = bench.closed_form(bench.variants)
+    _, closed, pruned = bench.better_of_both(solved)
+    recipe = bench.recipe(bench.args.gradient_epochs, bench.args.epoch_size or len(bench.calibration))
+    _, by_epoch, seconds = bench.gradients(bench.train, recipe, target=fmean(closed.values()))
+    _, second = bench.closed_form(bench.variants)  # once more, should the machine have become slower or faster
+
+    errors = {}
+    for kinds in (("attention", "feed_forward"), ("attention",), ("feed_forward",)):
+        pairs = [pair for pair, (block, _, _) in bench.variants.items() if block.kind in kinds]
+        if pairs:
+            curve = [fmean(epoch[pair] for pair in pairs) for epoch in by_epoch]
+            goal = fmean(closed[pair] for pair in pairs)
+            errors["all" if len(kinds) == 2 else kinds[0]] = {
+                "variants": len(pairs), "pruned": fmean(pruned[pair] for pair in pairs),
+                "closed_form": goal, "gradients_by_epoch": curve, "reached_in_epoch": first_at_most(curve, goal)}
+    reached = errors["all"]["reached_in_epoch"]
+    spent = seconds[-1 if reached is None else reached]
+    return [{"figure": "gradients by closed form, seconds to equal held-out error", "held_out_nmse": errors,
+             "seconds": {"closed form": [round(first, 3), round(second, 3)],
+                         "gradients_by_epoch": [round(each, 3) for each in seconds]},
+             "examples_an_epoch": min(recipe.epoch_size, len(bench.train)), "epochs_at_most": recipe.epochs,
+             "lr": recipe.lr, "ratio": round(spent / fmean([first, second]), 4), "reached": reached is not None,
+             "ratio_is": "a lower bound: never reached" if reached is None else "measured"}]
+
+
+def composed(bench):
+    solved, spent = bench.closed_form(bench.variants)
+    states = {"pruned": {pair: tensors for pair, (_, tensors, _) in bench.variants.items()},
+              "closed form": bench.better_of_both(solved)[0]}
+    seconds = {"closed form": round(spent, 3)}
+    splits = {"gradients, one epoch over the calibration examples": bench.calibration}
+    if bench.args.full_epoch:
+        splits["gradients, one epoch over the training split"] = bench.train
+    for state, examples in splits.items():
+        states[state], _, (*_, spent) = bench.gradients(examples, bench.recipe(1))
+        seconds[state] = round(spent, 3)
+
+    figures, dense = [], bench.validation_loss(bench.model)
+    for n, (attention, linear) in enumerate(zip(bench.args.attention, bench.args.linear)):
+        losses = {"dense": dense}
+        for state, tensors in states.items():
+            model = copy.deepcopy(bench.model)
+            for pair in bench.configs[n].items() & bench.variants.keys():
+                set_block(model, bench.variants[pair][0], tensors[pair])
+            losses[state] = bench.validation_loss(model)
+        figures.append({"figure": "validation loss of the composed model", "configuration": n, "attention": attention,
+                        "linear": linear, "validation_loss": losses, "validation_examples": len(bench.validation),
+                        "training_examples": len(bench.train), "seconds_of_all_variants": seconds})
+    return figures
+
+
+def first_at_most(curve, target):
+    """The first position whose value is no higher than `target`, or None."""
+    return next((position for position, value in enumerate(curve) if value <= target), None)
+
+
+FIGURES = {"teacher-passes": teacher_passes, "reuse": reuse, "equal-error": equal_error, "composed": composed}
+
+
+def run(args):
+    wanted = [name for name in FIGURES if name in args.only and (args.model or name in ("teacher-passes", "reuse"))]
+    if not wanted:
+        raise UserError(f"--only {' '.join(args.only)}: needs a trained model; give one with -m")
+    bench = Bench(args)
+    for name in wanted:
+        *figures, last = FIGURES[name](bench)
+        for each in figures if name == wanted[-1] else [*figures, last]:
+            emit(**each)
+    return last
+
+
+def main(argv=None):
+    return cli.launch(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What holding removed weights at zero adds to a model-level training step.
+
+Two copies of a pruned model take the same batches in turn, step by step: one with its masks, one with none. The ratio
+of the two is taken round by round. Rates of 0 compare two steps without masks: that is the noise. Where it is more than
+the masks cost, on a shared machine, go by their share of a masked step, timed within it.
+"""
+
+import copy
+import itertools
+import statistics
+import sys
+
+from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
+
+from common import training
+from common.architectures import FAMILIES, block_tensors, find_blocks, prunable_modules, set_block
+from common.data import load_examples, training_batches
+from common.masking import parameter_masks, prune_block
+from common.models import data_source, load_model, load_tokenizer, now, resolve_device
+from common.schemes import select, uniform_configurations
+
+SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a batch, and the mean length of random ones
+
+
+def parser():
+    flags = build_parser(__doc__)
+    flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
+    flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
+    flags.add_argument("--attention", type=cli.rate, default=0.5, help="pruning rate of the attention modules")
+    flags.add_argument("--linear", type=cli.rate, default=0.5, help="pruning rate of the Linears")
+    cli.add_data_flags(flags, batch_size=None)
+    flags.set_defaults(rounds=20)
+    return flags
+
+
+def prune(model, attention, linear):
+    """Prune all blocks of a model in place: {parameter name: bool mask}."""
+    configurations = uniform_configurations({}, prunable_modules(model), [attention], [linear])
+    _, removed = select(configurations, 0, "")
+    blocks = find_blocks(model)
+    masks = {}
+    for name, counts in removed.items():
+        pruned, keeps, _ = prune_block(blocks[name], block_tensors(model, blocks[name]), counts)
+        set_block(model, blocks[name], pruned)
+        masks |= {f"{name}.{parameter}": mask for parameter, mask in parameter_masks(blocks[name], keeps).items()}
+    return masks
+
+
+def stepper(model, learner, examples, batches, device):
+    """A function that takes the next batch's training step, as `training.fit` does."""
+    run_batch, positions = training.model_batch(model), itertools.cycle(batches)
+
+    def consume(_, compute):
+        learner.step(compute()[0])
+
+    return lambda: run_batch(examples.batch(next(positions), device), {"model": learner}, consume, True)
+
+
+def shares(step, held, rounds, device):
+    """Fraction of the seconds of `rounds` steps that each of a HeldMasks' two methods takes: {name: fraction}."""
+    spent = {"mask_gradients": 0.0, "apply": 0.0}
+
+    def timed(name, method):
+        def call():
+            started = now(device)
+            method()
+            spent[name] += now(device) - started
+        return call
+
+    for name in spent:
+        setattr(held, name, timed(name, getattr(held, name)))
+    started = now(device)
+    for _ in range(rounds):
+        step()
+    total = now(device) - started
+    return {name: round(seconds / total, 5) for name, seconds in spent.items()}
+
+
+def run(args):
+    device = resolve_device(args.device)
+    loaded = load_model(args.model, device) if args.model else random_model(args.model_type, args.seed, device)
+    model, family = loaded.model, loaded.family
+    batch_size, length = SIZES[model.config.model_type]
+    batch_size = args.batch_size or batch_size
+    if args.model:
+        examples = load_examples(data_source(args.data, loaded), "train", load_tokenizer(args.tokenizer, loaded), family,
+                                 classes=model.config.num_labels, max_length=args.max_length, limit=args.limit)
+    else:
+        examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
+    batches = training_batches(examples, batch_size, args.seed, epoch=1)
+    recipe = training.Recipe(epochs=1, epoch_size=None, batch_size=batch_size, lr=family.model_lr, warmup=0.1,
+                             weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=args.seed)
+    masks = prune(model, args.attention, args.linear)
+    emit(**machine(device))
+
+    learners, steps = {}, {}
+    for way, held in {"dense": {}, "masked": masks}.items():
+        own = copy.deepcopy(model)
+        learners[way] = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
+        steps[way] = stepper(own, learners[way], examples, batches, device)
+    seconds = in_turn(steps, args.rounds, device)
+    if not learners["masked"].held.intact():
+        raise RuntimeError("a removed weight is not zero")
+    return {"model": str(loaded.path), "batch_size": batch_size, "rounds": args.rounds,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "masked_parameters": sum(mask.numel() for mask in masks.values()),
+            "removed": sum(int((~mask).sum()) for mask in masks.values()),
+            "dense_seconds": round(statistics.median(seconds["dense"]), 4),
+            "masked_over_dense": ratio(seconds["masked"], seconds["dense"]),
+            "shares": shares(steps["masked"], learners["masked"].held, args.rounds, device)}
+
+
+def main(argv=None):
+    return cli.launch(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

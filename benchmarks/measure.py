@@ -1,0 +1,85 @@
+"""What the benchmarks share: ways timed in turn, figures as JSON lines, and models of true size with random weights."""
+
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
+
+import torch
+import transformers
+
+from common import cli
+from common.architectures import FAMILIES
+from common.data import Examples
+from common.models import LoadedModel, now
+
+
+def build_parser(description):
+    """The flags of every benchmark."""
+    parser = cli.build_parser(description, overwrite=False)
+    parser.add_argument("--rounds", type=cli.positive, default=5, help="how often the ways are timed, in turn")
+    return parser
+
+
+def machine(device):
+    """What the figures were measured on."""
+    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device),
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def emit(**figures):
+    """One JSON line on stdout."""
+    print(json.dumps(figures), flush=True)
+
+
+def in_turn(ways, rounds, device):
+    """Time several ways of doing one thing: a warm-up of each, then A B A B ….
+
+    Args:
+        ways: {name: callable}.
+    Returns:
+        {name: [seconds of every round]}.
+    """
+    for way in ways.values():
+        way()
+    seconds = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = now(device)
+            way()
+            seconds[name].append(now(device) - started)
+    return seconds
+
+
+def ratio(numerator, denominator):
+    """Median, smallest and largest of the ratios round by round; each round's two ran next to each other."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4), "max": round(max(ratios), 4)}
+
+
+# --- models of true size -----------------------------------------------------------------------------------------
+
+def random_model(family, seed, device):
+    """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone."""
+    torch.manual_seed(seed)
+    config = {"t5": transformers.T5Config(vocab_size=32128, decoder_start_token_id=0),   # its defaults are T5-small's
+              "distilbert": transformers.DistilBertConfig()}[family]
+    model = getattr(transformers, FAMILIES[family].model_class)(config)
+    return LoadedModel(model.to(device).eval(), Path(f"random-{family}"))
+
+
+def random_examples(loaded, count, length, seed):
+    """Random token sequences of `length` / 2 to `length` * 3 / 2, with as long a translation or a class each."""
+    draw = random.Random(seed)
+    def sequence():
+        return [draw.randrange(5, loaded.model.config.vocab_size)
+                for _ in range(draw.randint(max(1, length // 2), length * 3 // 2))]
+    inputs = [sequence() for _ in range(count)]
+    translates = loaded.family.task == "translation"
+    targets = [sequence() if translates else draw.randrange(2) for _ in inputs]
+    return Examples(loaded.family.task, inputs, targets, [("", "")] * count, pad=0)
