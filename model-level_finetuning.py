@@ -4,6 +4,7 @@
 With the pruned library this is the baseline, with the fine-tuned library the composed run; nothing else differs.
 """
 
+import argparse
 import copy
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ def build_parser():
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0)
     parser.add_argument("--distill", type=cli.fraction, default=0.0, metavar="ALPHA",
-                        help="share of the original's predictions in the training loss (0: the task alone, 1: them alone)")
-    parser.add_argument("--dropout", action="store_true", help="train with the model's own dropout instead of without")
+                        help="share of the original's predictions in the training loss (0: the labels alone)")
+    parser.add_argument("--dropout", action=argparse.BooleanOptionalAction,
+                        help="train with the model's own dropout or without; by default as it suits the model family")
     parser.add_argument("--target-loss", type=cli.positive_number,
                         help="stop as soon as the validation loss is no higher than this")
     return parser
@@ -55,7 +57,7 @@ def run(args):
                                        max_length=args.max_length, limit=args.limit)
                          for split in ("train", "validation"))
     recipe = training.recipe_from(args, loaded.family.model_lr, target_loss=args.target_loss, distill=args.distill,
-                                  dropout=args.dropout)
+                                  dropout=loaded.family.dropout if args.dropout is None else args.dropout)
     identity = loaded.identity
     key = digest([identity["fingerprint"], variant_keys(library, chosen), recipe.to_json(),
                   train.fingerprint(), validation.fingerprint()])

@@ -85,8 +85,8 @@ def run(args):
 
     for size in reversed(sizes):  # the one of equal batch size comes last: it is the result
         figures = {**setting, "batch_size": args.batch_size, "plain_batch_size": size, "rounds": args.rounds,
-                   "translate_seconds": round(statistics.median(seconds["translate"]), 3),
-                   "plain_seconds": round(statistics.median(seconds[size]), 3),
+                   "translate_seconds": round(statistics.median(seconds["translate"]), 4),
+                   "plain_seconds": round(statistics.median(seconds[size]), 4),
                    "translate_examples_per_second": round(len(examples) / statistics.median(seconds["translate"]), 2),
                    "plain_examples_per_second": round(len(examples) / statistics.median(seconds[size]), 2),
                    "throughput_ratio": ratio(seconds[size], seconds["translate"]),

@@ -83,8 +83,8 @@ def run(args):
     batch_size, length = SIZES[model.config.model_type]
     batch_size = args.batch_size or batch_size
     if args.model:
-        examples = load_examples(data_source(args.data, loaded), "train", load_tokenizer(args.tokenizer, loaded), family,
-                                 classes=model.config.num_labels, max_length=args.max_length, limit=args.limit)
+        examples = load_examples(data_source(args.data, loaded), "train", load_tokenizer(args.tokenizer, loaded),
+                                 family, classes=model.config.num_labels, max_length=args.max_length, limit=args.limit)
     else:
         examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)

@@ -31,6 +31,7 @@ class Family:
     data: str                # hub id of the study's data set
     checkpoint: str          # hub id of the study's model
     model_lr: float          # peak learning rate of whole models, see the README's studies
+    dropout: bool            # whether fine-tuning a whole pruned model briefly is better with the model's own dropout
     block_lr: float          # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
     calibration: int         # training examples that make a well-determined closed form
     prefix: str = ""         # in front of every input text
@@ -65,14 +66,14 @@ FAMILIES = {
                  "T5DenseActDense": Layout("feed_forward", ("wi", "wo")),
                  "T5DenseGatedActDense": Layout("feed_forward", ("wi_0", "wi_1", "wo"))},
         run=_run_t5, data="bentrevett/multi30k", checkpoint="google-t5/t5-small",
-        model_lr=1e-3, block_lr=1e-2, calibration=2000, prefix="translate English to German: "),
+        model_lr=1e-3, dropout=False, block_lr=1e-2, calibration=2000, prefix="translate English to German: "),
     "distilbert": Family(
         task="classification", model_class="DistilBertForSequenceClassification",
         layouts={"DistilBertSelfAttention": Layout("attention", ("q_lin", "k_lin", "v_lin", "out_lin"),
                                                    heads="n_heads"),
                  "FFN": Layout("feed_forward", ("lin1", "lin2"))},
         run=_run_distilbert, data="stanfordnlp/imdb", checkpoint="lvwerra/distilbert-imdb",
-        model_lr=2e-5, block_lr=3e-3, calibration=800),
+        model_lr=2e-5, dropout=True, block_lr=3e-3, calibration=800),
 }
 
 

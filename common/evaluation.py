@@ -7,10 +7,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from common.data import evaluation_batches
 from common.models import now
 
-# A step of the decoder holds one token of each example where the encoder holds all of them: greedy search takes so many
-# batches through the decoder at once. Its steps cost much the same for few rows as for many.
+# How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
+# the encoder holds all of them, and costs much the same for few rows as for many. Memory: the cache of so many batches.
 DECODED_TOGETHER = 8
-DROPPED = 0.25  # once this fraction of the rows has ended they are dropped; copying the others' cache has its price too
+DROPPED = 0.25  # once this fraction of the rows has ended they are dropped; to copy the others' cache has its price too
 
 
 @torch.inference_mode()

@@ -313,7 +313,7 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
         weights = weights.clone()
         weights[:, columns] = solve(feature_gram, feature_cross, weights[:, columns], mask[:, columns], ridge=ridge)
         if turn < rounds:
-            error = cross[:, z] - weights[:, columns].to(gram.dtype) @ gram[plain][:, z]  # (d_model, heads * directions)
+            error = cross[:, z] - weights[:, columns].to(gram.dtype) @ gram[plain][:, z]  # (d_model, same as z)
             change = _solve_values(gram[z][:, z], error, weights[:, c].to(gram.dtype), len(heads), ridge)
 
     if change is None:

@@ -263,7 +263,7 @@ def model_batch(model, teacher=None, distill=0.0, dropout=False):
 
     Args:
         teacher: the original model; needed if `distill` > 0.
-        dropout: train with the model's own. A pruned model has lost capacity and trains briefly: it rather needs none.
+        dropout: train with the model's own.
     """
     if teacher is not None:
         teacher.eval()  # dropout would make the targets noisy

@@ -18,11 +18,11 @@ SPELLINGS = {
     "config_generator.py": ["-m", "-o", "--attention", "--linear", "-n"],
     "prune_scheme_generator.py": ["-i", "-o"],
     "prune.py": ["-m", "-c", "-o"],
-    "block-level_finetuning.py": ["-m", "-p", "-o", "--stats", "-t", "--data", "--method", "--epochs", "--batch-size",
-                                  "--lr", "--early-stop"],
+    "block-level_finetuning.py": ["-m", "-p", "-o", "--stats", "-t", "--data", "--method", "--calibration", "--epochs",
+                                  "--batch-size", "--lr", "--early-stop"],
     "compose_model.py": ["-m", "-t", "-p", "-c", "-n", "-o"],
     "model-level_finetuning.py": ["-m", "-p", "-c", "-n", "-o", "--stats", "-t", "--data", "--epochs", "--batch-size",
-                                  "--lr", "--early-stop"],
+                                  "--lr", "--early-stop", "--distill", "--target-loss"],
     "evaluate-t5.py": ["-m", "-t", "--data", "--split", "--limit", "--batch-size", "--beams"],
     "evaluate-distilbert.py": ["-m", "-t", "--data", "--split", "--limit", "--batch-size", "--beams"],
     "plot_loss.py": ["CSV", "-o"],
@@ -188,8 +188,8 @@ def test_result_is_one_line_of_json(finished, script):
 # --- the sources -----------------------------------------------------------------------------------------------
 
 FLOORS = {"errors": 0, "cli": 1, "records": 1, "schemes": 1, "masking": 2, "architectures": 2, "library": 2,
-          "models": 2, "checkpoints": 2, "stats": 2, "least_squares": 2, "data": 3, "captions": 3, "reviews": 3, "composition": 4, "evaluation": 4,
-          "reconstruction": 4, "training": 4, "demo": 5}
+          "models": 2, "checkpoints": 2, "stats": 2, "least_squares": 2, "data": 3, "captions": 3, "reviews": 3,
+          "composition": 4, "evaluation": 4, "reconstruction": 4, "training": 4, "demo": 5}
 SCRIPT_FLOOR = 6
 SAME_FLOOR = {("models", "architectures"), ("schemes", "records")}  # the only ones; neither looks back
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in

@@ -307,8 +307,8 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    progress = fit({"model": learner}, model_batch(model, dropout=True), data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
-                   checkpoint=Checkpoint(path, {"model": key}), **options)
+    progress = fit({"model": learner}, model_batch(model, dropout=True), data, examples(6, seed=1), plan, device=CPU,
+                   talk=QUIET, checkpoint=Checkpoint(path, {"model": key}), **options)
     return learner, progress
 
 
