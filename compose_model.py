@@ -12,11 +12,14 @@ def build_parser():
     cli.add_library_flags(parser, library_help="the pruned or the fine-tuned library")
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
     parser.add_argument("-o", "--output", required=True, help="the composed model: folder (or .pth)")
+    cli.add_output_flags(parser)
     return parser
 
 
 def run(args):
     check_writable(args.output)
+    form = cli.output_form(args)
+    from common.compact import make_compact
     from common.composition import compose, select_variants, variant_keys
     from common.evaluation import parameter_counts
     from common.library import Library
@@ -35,14 +38,17 @@ def run(args):
     library = Library.open(args.library, loaded.identity["fingerprint"])
     tokenizer = load_tokenizer(args.tokenizer, loaded)
     identity, keys = loaded.identity, variant_keys(library, chosen)
-    key = digest([identity["fingerprint"], keys])
+    key = digest([identity["fingerprint"], keys, *form])
     if not is_done(args.output, read_record(args.output), key, args.overwrite):
-        masks = compose(loaded.model, chosen, library)
-        record = make_record("compose_model.py", key, original=identity, variants=chosen,
+        model, masks = loaded.model, compose(loaded.model, chosen, library)
+        if args.compact:
+            model, masks = make_compact(model, masks)
+        original = identity | {"model": reference(args.model, args.output)}
+        record = make_record("compose_model.py", key, original=original, variants=chosen,
                              data=reference(data_source(None, loaded), args.output),
                              tokenizer=reference(tokenizer.name_or_path, args.output))
-        save_model(args.output, loaded.model, record, masks=masks, tokenizer=tokenizer)
-        result = parameter_counts(loaded.model)
+        save_model(args.output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
+        result = parameter_counts(model)
     else:
         result = parameter_counts(load_model(args.output).model)
     cli.Talk(args.quiet).say(f"{args.output}: configuration {args.nth} out of {args.library}, "

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tune the composed model of one configuration, its removed weights held at zero.
+"""Fine-tune the composed model of one configuration, its removed weights held at zero (or taken out, --compact).
 
 With the pruned library this is the baseline, with the fine-tuned library the composed run; nothing else differs.
 """
@@ -17,6 +17,7 @@ def build_parser():
     parser = cli.build_parser(__doc__, overwrite=True)
     cli.add_library_flags(parser, library_help="the pruned library (baseline) or the fine-tuned one (composed)")
     parser.add_argument("-o", "--output", required=True, help="the fine-tuned model: .pth, or a folder")
+    cli.add_output_flags(parser)
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0)
     parser.add_argument("--distill", type=cli.fraction, default=0.0, metavar="ALPHA",
@@ -31,8 +32,10 @@ def build_parser():
 def run(args):
     talk = cli.Talk(args.quiet)
     check_writable(args.output, is_file=args.output.endswith(".pth"))
+    form = cli.output_form(args)
     from common import stats, training
     from common.checkpoints import Checkpoint
+    from common.compact import make_compact
     from common.composition import compose, select_variants, variant_keys
     from common.data import load_examples
     from common.evaluation import parameter_counts
@@ -60,7 +63,7 @@ def run(args):
                                   dropout=loaded.family.dropout if args.dropout is None else args.dropout)
     identity = loaded.identity
     key = digest([identity["fingerprint"], variant_keys(library, chosen), recipe.to_json(),
-                  train.fingerprint(), validation.fingerprint()])
+                  train.fingerprint(), validation.fingerprint(), *form])
     record = read_record(args.output)
     if is_done(args.output, record, key, args.overwrite) and Path(args.stats).exists():
         talk.say(f"{args.output}: is there already, made from the same inputs and settings")
@@ -69,6 +72,8 @@ def run(args):
     model = loaded.model
     teacher = copy.deepcopy(model).requires_grad_(False) if recipe.distill else None
     masks = compose(model, chosen, library)
+    if args.compact:
+        model, masks = make_compact(model, masks)
     learner = training.Learner(dict(model.named_parameters()), masks, recipe, training.steps_of(train, recipe))
     learners = {"model": learner}
     checkpoint = Checkpoint(f"{args.output}.checkpoint", {"model": key})
@@ -77,11 +82,12 @@ def run(args):
                             on_epoch=lambda progress: stats.write_stats(args.stats, learners, progress))
     measured = {"val_loss_before": learner.history[0][2], "val_loss": learner.best_loss,
                 "best_epoch": learner.best_epoch, "epochs": progress.epoch, **parameter_counts(model)}
-    record = make_record("model-level_finetuning.py", key, original=identity, variants=chosen, recipe=recipe.to_json(),
+    original = identity | {"model": reference(args.model, args.output)}
+    record = make_record("model-level_finetuning.py", key, original=original, variants=chosen, recipe=recipe.to_json(),
                          library_stage=library.record["stage"], measured=measured,
                          data=reference(source, args.output),
                          tokenizer=reference(tokenizer.name_or_path, args.output))
-    save_model(args.output, model.eval(), record, masks=masks, tokenizer=tokenizer)
+    save_model(args.output, model.eval(), record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
     checkpoint.remove()
     talk.say(f"{args.output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
              f"(epoch {measured['best_epoch']})")

@@ -41,7 +41,9 @@ def run(args):
         removed = scheme.blocks[name][variant]
         pruned, keeps, by_rate = prune_block(blocks[name], tensors[name], removed)
         library.write(blocks[name], variant, pruned, keeps, keys[name, variant],
-                      heads_removed=count_removed_heads(blocks[name], keeps), weights_removed_by_rate=by_rate,
+                      heads_removed=count_removed(keeps[blocks[name].linears[0]], blocks[name].heads),
+                      neurons_removed=count_removed(keeps[blocks[name].linears[-1]].T, blocks[name].neurons),
+                      weights_removed_by_rate=by_rate,
                       weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()})
     skipped = len(keys) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
@@ -49,10 +51,10 @@ def run(args):
     for i, (config, requested) in enumerate(zip(scheme.configs, scheme.requested)):
         measured = measure(library, config, blocks, tensors)
         sparsity.append({kind: {"requested": requested[kind], "measured": measured[kind]} for kind in requested})
-        sparsity[-1]["linear"]["measured_with_removed_heads"] = measured["linear with heads"]
+        sparsity[-1]["linear"]["measured_in_all"] = measured["linear in all"]
         talk.say(f"configuration {i}: " + "; ".join(
             f"{kind}: requested {rate:.4f}, measured {measured[kind]:.4f}" for kind, rate in requested.items())
-            + f" ({measured['linear with heads']:.4f} with the removed heads' columns)")
+            + f" ({measured['linear in all']:.4f} with what went with heads and neurons)")
     return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
 
 
@@ -60,26 +62,28 @@ def measure(library, config, blocks, tensors):
     """The fractions that a configuration's variants really remove, counted on their masks when they were made.
 
     Returns:
-        {"attention": of the heads, "linear": of the Linears' weights by their own rates, "linear with heads": the
-        same and the out-projections' columns of removed heads on top}.
+        {"attention": of the heads, "feed_forward": of the neurons, "linear": of the Linears' weights by their own
+        rates, "linear in all": the same with the out-projections' columns of removed heads and all of removed neurons}.
     """
-    removed, total = dict.fromkeys(("attention", "linear", "linear with heads"), 0), {"attention": 0, "linear": 0}
+    removed, total = dict.fromkeys(("attention", "feed_forward", "linear", "linear in all"), 0), {}
     for name, variant in config.items():
         block = blocks[name]
         linears = block.linears[-1:] if block.kind == "attention" else block.linears
-        total["attention"] += block.heads
-        total["linear"] += sum(tensors[name][f"{linear}.weight"].numel() for linear in linears)
+        weights = sum(tensors[name][f"{linear}.weight"].numel() for linear in linears)
+        for kind, size in (("attention", block.heads), ("feed_forward", block.neurons), ("linear", weights)):
+            total[kind] = total.get(kind, 0) + size
         if variant != schemes.DENSE:
             entry = library.entry(name, variant)
             removed["attention"] += entry["heads_removed"]
+            removed["feed_forward"] += entry.get("neurons_removed", 0)  # absent in libraries of before there were any
             removed["linear"] += sum(entry["weights_removed_by_rate"].values())
-            removed["linear with heads"] += sum(entry["weights_removed"][linear] for linear in linears)
-    return {kind: round(count / max(total[kind.removesuffix(" with heads")], 1), 6) for kind, count in removed.items()}
+            removed["linear in all"] += sum(entry["weights_removed"][linear] for linear in linears)
+    return {kind: round(count / max(total[kind.removesuffix(" in all")], 1), 6) for kind, count in removed.items()}
 
 
-def count_removed_heads(block, keeps):
-    """Heads whose rows are gone from the first projection, counted on its mask."""
-    return int((~keeps[block.linears[0]].view(block.heads, -1)).all(dim=1).sum()) if block.heads else 0
+def count_removed(keep, parts):
+    """How many heads or neurons a mask removes altogether; their rows lie one after the other."""
+    return int((~keep.reshape(parts, -1)).all(dim=1).sum()) if parts else 0
 
 
 def main(argv=None):

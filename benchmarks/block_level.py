@@ -30,6 +30,7 @@ from common.architectures import (
 )
 from common.data import evaluation_batches, load_examples, training_batches
 from common.errors import UserError
+from common.evaluation import accuracy, classify
 from common.masking import parameter_masks, prune_block
 from common.models import data_source, load_model, load_tokenizer, now, resolve_device
 from common.reconstruction import held_out_errors, reconstruct
@@ -69,7 +70,8 @@ class Bench:
         loaded = (load_model(args.model, self.device) if args.model else
                   random_model(args.model_type, args.seed, self.device))
         self.model, self.family, blocks = loaded.model, loaded.family, find_blocks(loaded.model)
-        scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), args.attention, args.linear))
+        rates = [{"attention": attention, "linear": linear} for attention, linear in zip(args.attention, args.linear)]
+        scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), rates))
         self.configs, self.variants = scheme.configs, {}
         for name, variant in scheme.variants():
             pruned, keeps, _ = prune_block(blocks[name], block_tensors(self.model, blocks[name]),
@@ -152,6 +154,12 @@ class Bench:
         self.fit({"model": learner}, training.model_batch(model), self.train, self.validation, self.recipe(0))
         return learner.best_loss
 
+    def accuracy(self, model):
+        """Of a classifier on the validation split; None of a translation model."""
+        if self.family.task != "classification":
+            return None
+        return accuracy(classify(model, self.validation, **self.options)[0], self.validation.targets)
+
 
 # --- the figures -------------------------------------------------------------------------------------------------
 
@@ -226,14 +234,15 @@ def composed(bench):
 
     figures, dense = [], bench.validation_loss(bench.model)
     for n, (attention, linear) in enumerate(zip(bench.args.attention, bench.args.linear)):
-        losses = {"dense": dense}
+        losses, accuracies = {"dense": dense}, {"dense": bench.accuracy(bench.model)}
         for state, tensors in states.items():
             model = copy.deepcopy(bench.model)
             for pair in bench.configs[n].items() & bench.variants.keys():
                 set_block(model, bench.variants[pair][0], tensors[pair])
-            losses[state] = bench.validation_loss(model)
+            losses[state], accuracies[state] = bench.validation_loss(model), bench.accuracy(model)
         figures.append({"figure": "validation loss of the composed model", "configuration": n, "attention": attention,
-                        "linear": linear, "validation_loss": losses, "validation_examples": len(bench.validation),
+                        "linear": linear, "validation_loss": losses, "validation_accuracy": accuracies,
+                        "validation_examples": len(bench.validation),
                         "training_examples": len(bench.train), "seconds_of_all_variants": seconds})
     return figures
 

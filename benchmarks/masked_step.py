@@ -6,20 +6,28 @@ the masks cost, on a shared machine, go by their share of a masked step, timed w
 """
 
 import copy
-import itertools
 import statistics
 import sys
 
-from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
+from measure import (
+    SIZES,
+    build_parser,
+    cli,
+    emit,
+    in_turn,
+    machine,
+    model_recipe,
+    prune,
+    random_examples,
+    random_model,
+    ratio,
+    stepper,
+)
 
 from common import training
-from common.architectures import FAMILIES, block_tensors, find_blocks, prunable_modules, set_block
+from common.architectures import FAMILIES
 from common.data import load_examples, training_batches
-from common.masking import parameter_masks, prune_block
 from common.models import data_source, load_model, load_tokenizer, now, resolve_device
-from common.schemes import select, uniform_configurations
-
-SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a batch, and the mean length of random ones
 
 
 def parser():
@@ -31,29 +39,6 @@ def parser():
     cli.add_data_flags(flags, batch_size=None)
     flags.set_defaults(rounds=20)
     return flags
-
-
-def prune(model, attention, linear):
-    """Prune all blocks of a model in place: {parameter name: bool mask}."""
-    configurations = uniform_configurations({}, prunable_modules(model), [attention], [linear])
-    _, removed = select(configurations, 0, "")
-    blocks = find_blocks(model)
-    masks = {}
-    for name, counts in removed.items():
-        pruned, keeps, _ = prune_block(blocks[name], block_tensors(model, blocks[name]), counts)
-        set_block(model, blocks[name], pruned)
-        masks |= {f"{name}.{parameter}": mask for parameter, mask in parameter_masks(blocks[name], keeps).items()}
-    return masks
-
-
-def stepper(model, learner, examples, batches, device):
-    """A function that takes the next batch's training step, as `training.fit` does."""
-    run_batch, positions = training.model_batch(model), itertools.cycle(batches)
-
-    def consume(_, compute):
-        learner.step(compute()[0])
-
-    return lambda: run_batch(examples.batch(next(positions), device), {"model": learner}, consume, True)
 
 
 def shares(step, held, rounds, device):
@@ -88,9 +73,8 @@ def run(args):
     else:
         examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe = training.Recipe(epochs=1, epoch_size=None, batch_size=batch_size, lr=family.model_lr, warmup=0.1,
-                             weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=args.seed)
-    masks = prune(model, args.attention, args.linear)
+    recipe = model_recipe(family, batch_size, args.seed)
+    masks = prune(model, {"attention": args.attention, "linear": args.linear})
     emit(**machine(device))
 
     learners, steps = {}, {}

@@ -1,5 +1,6 @@
 """What the benchmarks share: ways timed in turn, figures as JSON lines, and models of true size with random weights."""
 
+import itertools
 import json
 import os
 import platform
@@ -13,10 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 import torch
 import transformers
 
-from common import cli
-from common.architectures import FAMILIES
+from common import cli, training
+from common.architectures import FAMILIES, block_tensors, find_blocks, prunable_modules, set_block
 from common.data import Examples
+from common.masking import parameter_masks, prune_block
 from common.models import LoadedModel, now
+from common.schemes import select, uniform_configurations
+
+SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
 
 
 def build_parser(description):
@@ -60,6 +65,39 @@ def ratio(numerator, denominator):
     """Median, smallest and largest of the ratios round by round; each round's two ran next to each other."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4), "max": round(max(ratios), 4)}
+
+
+# --- pruned models and training steps -----------------------------------------------------------------------------
+
+def prune(model, rates):
+    """Prune all blocks of a model in place, at one rate for each kind of module: {parameter name: bool mask}."""
+    modules = prunable_modules(model, neurons="feed_forward" in rates)
+    _, removed = select(uniform_configurations({}, modules, [rates]), 0, "")
+    blocks = find_blocks(model)
+    masks = {}
+    for name, counts in removed.items():
+        pruned, keeps, _ = prune_block(blocks[name], block_tensors(model, blocks[name]), counts)
+        set_block(model, blocks[name], pruned)
+        masks |= {f"{name}.{parameter}": mask for parameter, mask in parameter_masks(blocks[name], keeps).items()}
+    return masks
+
+
+def model_recipe(family, batch_size, seed):
+    """That of model-level fine-tuning by its defaults."""
+    return training.Recipe(epochs=1, epoch_size=None, batch_size=batch_size, lr=family.model_lr, warmup=0.1,
+                           weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=seed,
+                           dropout=family.dropout)
+
+
+def stepper(model, learner, examples, batches, device):
+    """A function that takes the next batch's training step, as `training.fit` does."""
+    run_batch = training.model_batch(model, dropout=learner.recipe.dropout)
+    positions = itertools.cycle(batches)
+
+    def consume(_, compute):
+        learner.step(compute()[0])
+
+    return lambda: run_batch(examples.batch(next(positions), device), {"model": learner}, consume, True)
 
 
 # --- models of true size -----------------------------------------------------------------------------------------

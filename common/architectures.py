@@ -26,6 +26,7 @@ class Family:
     """What the suite must know of a model type."""
     task: str                # "translation" or "classification"
     model_class: str         # in transformers
+    compact_class: str       # in modeling_compact
     layouts: dict            # {module class name: Layout}
     run: Callable            # (model, batch): every block, but neither the head nor the loss
     data: str                # hub id of the study's data set
@@ -44,6 +45,7 @@ class Block:
     kind: str                # "attention" or "feed_forward"
     linears: tuple           # names within the block; the last is the output
     heads: int               # 0 for a feed-forward block
+    neurons: int             # 0 for an attention block
     side: str                # whose tokens flow through it: "encoder" or "decoder"
     has_bias: bool
 
@@ -59,9 +61,11 @@ def _run_distilbert(model, batch):
     model.distilbert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
 
+COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, see `modeling_compact`
 FAMILIES = {
     "t5": Family(
         task="translation", model_class="T5ForConditionalGeneration",
+        compact_class="CompactT5ForConditionalGeneration",
         layouts={"T5Attention": Layout("attention", ("q", "k", "v", "o"), heads="n_heads"),
                  "T5DenseActDense": Layout("feed_forward", ("wi", "wo")),
                  "T5DenseGatedActDense": Layout("feed_forward", ("wi_0", "wi_1", "wo"))},
@@ -69,6 +73,7 @@ FAMILIES = {
         model_lr=1e-3, dropout=False, block_lr=1e-2, calibration=2000, prefix="translate English to German: "),
     "distilbert": Family(
         task="classification", model_class="DistilBertForSequenceClassification",
+        compact_class="CompactDistilBertForSequenceClassification",
         layouts={"DistilBertSelfAttention": Layout("attention", ("q_lin", "k_lin", "v_lin", "out_lin"),
                                                    heads="n_heads"),
                  "FFN": Layout("feed_forward", ("lin1", "lin2"))},
@@ -78,14 +83,15 @@ FAMILIES = {
 
 
 def family_of(config):
-    """The family of a transformers config.
+    """The family of a transformers config, a compact model's or not.
 
     Raises:
         UserError: the suite does not know the model type.
     """
-    if config.model_type not in FAMILIES:
+    family = FAMILIES.get(config.model_type.removeprefix(COMPACT))
+    if family is None:
         raise UserError(f"model type {config.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
-    return FAMILIES[config.model_type]
+    return family
 
 
 def find_blocks(model):
@@ -93,12 +99,13 @@ def find_blocks(model):
     layouts = family_of(model.config).layouts
     blocks = {}
     for name, module in model.named_modules():
-        layout = layouts.get(type(module).__name__)
+        layout = next((layouts[c.__name__] for c in type(module).__mro__ if c.__name__ in layouts), None)
         if layout:
             heads = getattr(module, layout.heads) if layout.heads else 0
+            neurons = 0 if layout.heads else getattr(module, layout.linears[-1]).in_features
             has_bias = getattr(module, layout.linears[0]).bias is not None
             side = "decoder" if name.startswith("decoder.") else "encoder"
-            blocks[name] = Block(name, layout.kind, layout.linears, heads, side, has_bias)
+            blocks[name] = Block(name, layout.kind, layout.linears, heads, neurons, side, has_bias)
     return blocks
 
 
@@ -107,12 +114,17 @@ def block_learning_rate(model):
     return family_of(model.config).block_lr * 128 / model.config.hidden_size
 
 
-def prunable_modules(model):
-    """What a configuration can give a rate to, in the form of `conf.json`'s "modules"."""
+def prunable_modules(model, neurons=False):
+    """What a configuration can give a rate to, in the form of `conf.json`'s "modules".
+
+    `neurons`: list the feed-forward modules too, whose neurons can be removed.
+    """
     modules = {}
     for block in find_blocks(model).values():
         if block.kind == "attention":
             modules[block.name] = {"kind": "attention", "heads": block.heads}
+        elif neurons:
+            modules[block.name] = {"kind": "feed_forward", "neurons": block.neurons}
         for linear in block.linears[-1:] if block.kind == "attention" else block.linears:
             weight = model.get_submodule(f"{block.name}.{linear}").weight
             modules[f"{block.name}.{linear}"] = {"kind": "linear", "weights": weight.numel()}
@@ -168,6 +180,18 @@ class BlockCall:
         """What enters one of the block's Linears then: (batch, length, in)."""
         self.replay(tensors)
         return self.seen[linear]
+
+
+def feed(model, block, tensors, rows):
+    """Run a feed-forward block with `tensors` for its own on rows (tokens, d_model).
+
+    Returns:
+        what enters its output Linear, (tokens, neurons), and its output, (tokens, d_model).
+    """
+    calls = []
+    with watched(model, [block], lambda block, call: calls.append(call)):
+        functional_call(model.get_submodule(block.name), tensors, (rows[None],))
+    return calls[0].inputs[block.linears[-1]][0], calls[0].output[0]
 
 
 def _hidden(output):

@@ -63,6 +63,56 @@ def add_library_flags(parser, *, library_help):
     parser.add_argument("-n", "--nth", type=natural, required=True, help="which configuration, counted from 0")
 
 
+def add_search_flags(parser):
+    """The flags of config_generator.py's search."""
+    group = parser.add_argument_group("search", "configurations of variants that a library holds")
+    group.add_argument("--search", metavar="LIBRARY", help="a library with the variants of the configurations in -c")
+    group.add_argument("-c", "--configurations", default="grid.json",
+                       help="what the library was made for, see --grid")
+    group.add_argument("--budget", type=positive_number, nargs="+", metavar="X",
+                       help="what each wanted model may cost: up to 1 a fraction of the original's blocks, above it the "
+                            "whole model's parameters, multiply-adds, bytes or milliseconds a batch")
+    group.add_argument("--budget-of", type=natural, nargs="+", metavar="N",
+                       help="as much as the N-th configuration in -c costs")
+    group.add_argument("--measure", choices=["parameters", "multiply-adds", "bytes", "latency"], default="parameters",
+                       help="what a budget is counted in; latency is measured on this device")
+    group.add_argument("--objective", choices=["loss", "kl"], default="loss",
+                       help="what must rise least: the task's loss, or the divergence from the original's predictions")
+    group.add_argument("--score-examples", type=positive, default=256,
+                       help="validation examples that variants and models are scored on")
+    group.add_argument("--rounds", type=natural, default=1,
+                       help="how often a choice is mended by scoring all variants within the chosen model")
+    group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
+    add_data_flags(parser, batch_size=32)
+
+
+def add_output_flags(parser):
+    """The flags of the two scripts that write a configuration's model."""
+    parser.add_argument("--compact", action="store_true",
+                        help="take removed heads and neurons out of the model, so that it really is smaller and faster")
+    parser.add_argument("--sparse", action="store_true",
+                        help="a weights file whose size follows the non-zeros, for this suite's scripts to read")
+
+
+def output_form(args):
+    """What was asked for of `add_output_flags`: part of the output's key.
+
+    Raises:
+        UserError: a sparse .pth.
+    """
+    if args.sparse and args.output.endswith(".pth"):
+        raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
+    return [name for name in ("compact", "sparse") if getattr(args, name)]
+
+
+def add_report_flags(parser):
+    """The flags of the two evaluation scripts that report a model's size and speed."""
+    parser.add_argument("--report", metavar="FILE",
+                        help="JSON file for size, multiply-adds and seconds, measured beside the original's")
+    parser.add_argument("--original", metavar="MODEL",
+                        help="the model to report beside; without it the one that the model's record names")
+
+
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
@@ -76,10 +126,10 @@ def add_data_flags(parser, *, batch_size):
 
 def add_training_flags(parser, *, epochs, early_stop):
     """The flags of the two fine-tuning scripts."""
-    parser.add_argument("--epochs", type=natural, default=epochs, help="passes over the training split, at most")
+    parser.add_argument("--epochs", type=natural, default=epochs, help="epochs, at most")
     parser.add_argument("--epoch-size", type=positive,
                         help="examples an epoch, with a validation after each; without it the whole training split")
-    parser.add_argument("--lr", type=positive_number, help="peak learning rate; without it the model family's own")
+    parser.add_argument("--lr", type=positive_number, help="peak learning rate; without it what suits the model")
     parser.add_argument("--warmup", type=fraction, default=0.1,
                         help="fraction of the steps in which the learning rate rises; it falls linearly afterwards")
     parser.add_argument("--weight-decay", type=non_negative_number, default=0.01, help="AdamW's decoupled decay")

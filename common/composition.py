@@ -30,12 +30,13 @@ def check_variant(where, block, tensors, removed):
     Args:
         block: an `architectures.Block`, or None if the model has none of that name.
         tensors: the block's own.
-        removed: {"heads", "weights"}, see `schemes.Scheme`.
+        removed: {"heads", "weights"} and perhaps "neurons", see `schemes.Scheme`.
     Raises:
         UserError: the counts are of no such block; someone changed conf.json's "modules".
     """
     sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
     fits = (block is not None and removed["heads"] < max(block.heads, 1)
+            and removed.get("neurons", 0) < max(block.neurons, 1)
             and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items()))
     if not fits:
         raise UserError(f"{where}: does not fit the model; its 'modules' were changed: "

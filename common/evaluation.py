@@ -59,7 +59,8 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
 
     Args:
         input_ids: (examples, 1), the start token of each.
-        inputs: with "encoder_outputs", "attention_mask" (examples, source length) and "past_key_values", a dynamic cache.
+        inputs: with "encoder_outputs", "attention_mask" (examples, source length) and "past_key_values", a dynamic
+            cache.
     Returns:
         The token ids of each example, a list of lists: the start token, the translation, its end token if it has one.
     """

@@ -22,6 +22,36 @@ def in_full_precision(function):
     return run
 
 
+def with_ones(rows, has_bias):
+    """Rows (tokens, in), with a column of ones if the Linear has a bias: (tokens, in + 1)."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if has_bias else rows
+
+
+def joined(tensors, linear):
+    """A Linear's weight (out, in), with its bias as a last column if it has one."""
+    weight, bias = tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias")
+    return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+
+
+def parted(matrix, tensors, linear):
+    """The inverse of `joined`: {"o.weight": …, "o.bias": …}."""
+    if f"{linear}.bias" not in tensors:
+        return {f"{linear}.weight": matrix}
+    return {f"{linear}.weight": matrix[:, :-1].contiguous(), f"{linear}.bias": matrix[:, -1].contiguous()}
+
+
+def kept(masks, tensors, linear):
+    """A Linear's mask (out, in), with its bias's as a last column if it has one, from masks by parameter name."""
+    keep, bias = masks[f"{linear}.weight"], f"{linear}.bias"
+    if bias not in tensors:
+        return keep
+    return torch.cat([keep, masks.get(bias, keep.new_ones(len(keep)))[:, None]], dim=1)
+
+
+def at_least_float32(rows):
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
 @in_full_precision
 def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200):
     """The kept weights that minimise the reconstruction error (see the module's text).
@@ -36,11 +66,13 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200
     Returns:
         W', (out, in), in `start`'s dtype, exactly zero where not kept.
     """
-    used = keep.any(dim=0)  # a column that no row keeps (a removed head's) drops out of the problem
+    # A column that no row keeps (a removed head's or neuron's) drops out of the problem, and so does a row.
+    rows, used = keep.any(dim=1), keep.any(dim=0)
     weights = torch.zeros_like(start)
     if not bool(used.any()):
         return weights
-    gram, cross, origin, mask = gram[used][:, used], cross[:, used], start[:, used].to(gram), keep[:, used]
+    gram, cross, origin, mask = (gram[used][:, used], cross[rows][:, used], start[rows][:, used].to(gram),
+                                 keep[rows][:, used])
     damping = ridge * gram.diagonal().mean()
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     target = cross + damping * origin
@@ -55,7 +87,7 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=1e-4, max_iterations=200
             lambda rows: (rows @ damped) * mask_values, target * mask_values, origin * mask_values,
             damped.diagonal().clamp_min(torch.finfo(gram.dtype).tiny), lambda a, b: (a * b).sum(dim=1, keepdim=True),
             tolerance=tolerance, max_iterations=max_iterations)
-    weights[:, used] = torch.where(mask, solved, 0).to(start.dtype)
+    weights[rows[:, None] & used] = torch.where(mask, solved, 0).to(start.dtype).flatten()
     return weights
 
 

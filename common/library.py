@@ -127,6 +127,12 @@ class Library:
             "shapes": {name: list(array.shape) for name, array in arrays.items()}, **measured}
         write_json(self.folder / RECORD_NAME, self.record)
 
+    def annotate(self, block, scores):
+        """Add the "score" of some of a block's variants to their entries: {variant: JSON value}."""
+        for variant, score in scores.items():
+            self.entry(block, variant)["score"] = score
+        write_json(self.folder / RECORD_NAME, self.record)
+
     def read(self, block, variant):
         """One variant as torch tensors, checked against its record.
 

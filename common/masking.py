@@ -40,16 +40,29 @@ def head_scores(q, k, v, heads):
     return rows.abs().sum(dim=1, dtype=torch.float64)
 
 
+def neuron_scores(inner, out):
+    """l1 norm of every feed-forward neuron: of its row in the inner Linears and its column in the output Linear.
+
+    Args:
+        inner: weights of shape (neurons, d_model); out: weight of shape (d_model, neurons).
+    Returns:
+        float64 tensor of shape (neurons,).
+    """
+    rows = torch.cat([*(w.detach() for w in inner), out.detach().T], dim=1)  # (neurons, d_model * Linears)
+    return rows.abs().sum(dim=1, dtype=torch.float64)
+
+
 def prune_block(block, tensors, removed):
-    """Prune one block: whole heads by the l1 of Q, K and V, Linears by l1, unstructured.
+    """Prune one block: whole heads by the l1 of Q, K and V, whole neurons by l1, Linears by l1, unstructured.
 
     A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection. The
-    out-projection's own weights are ranked over the whole of it at its own rate; the heads' columns go on top.
+    out-projection's own weights are ranked over the whole of it at its own rate; the heads' columns go on top. So it is
+    with neurons: their rows (and biases) in the inner Linears and their columns in the output Linear.
 
     Args:
         block: an `architectures.Block`.
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
-        removed: {"heads": heads removed, "weights": {Linear: weights removed}}.
+        removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed}}.
     Returns:
         (pruned, keeps, by_rate): new tensors with zeros where pruned; bool masks {Linear: (out, in)}; and
         {Linear: weights removed by its own rate}, measured on the masks.
@@ -59,13 +72,17 @@ def prune_block(block, tensors, removed):
     for name, count in removed["weights"].items():
         keeps[name] = keep_largest(tensors[f"{name}.weight"].abs(), count)
         by_rate[name] = int((~keeps[name]).sum())
+    *inner, out = block.linears
+    weights = [tensors[f"{name}.weight"] for name in inner]
+    features = None  # which of the output Linear's inputs stay
     if removed["heads"]:
-        *qkv, out = block.linears
-        scores = head_scores(*(tensors[f"{name}.weight"] for name in qkv), block.heads)
         # A head's width is q's rows over the heads; T5 lets it differ from d_model over the heads.
-        width = tensors[f"{qkv[0]}.weight"].shape[0] // block.heads
-        features = keep_largest(scores, removed["heads"]).repeat_interleave(width)  # (heads * width,)
-        for name in qkv:
+        width = weights[0].shape[0] // block.heads
+        features = keep_largest(head_scores(*weights, block.heads), removed["heads"]).repeat_interleave(width)
+    elif removed.get("neurons"):
+        features = keep_largest(neuron_scores(weights, tensors[f"{out}.weight"]), removed["neurons"])
+    if features is not None:
+        for name in inner:
             keeps[name] &= features[:, None]
         keeps[out] &= features[None, :]
     masks = parameter_masks(block, keeps)
@@ -76,14 +93,19 @@ def prune_block(block, tensors, removed):
 
 
 def parameter_masks(block, keeps):
-    """Masks by parameter name, a removed head's q/k/v bias included: {"q.weight": bool (out, in), "q.bias": (out,)}.
+    """Masks by parameter name, a removed head's or neuron's biases included: {"q.weight": bool (out, in), "q.bias":
+    (out,)}.
 
-    The biases follow from the weights: a row of q, k or v is removed only with its head, as a whole. Biases
-    elsewhere are never pruned.
+    The biases follow from the weights: a row of q, k or v is removed only with its head, as a whole; a neuron has lost
+    all its weights, those that come in and those that go out. Biases elsewhere are never pruned.
     """
     masks = {f"{name}.weight": keep for name, keep in keeps.items()}
-    if block.kind == "attention":
-        masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in block.linears[:-1] if block.has_bias}
+    *inner, out = block.linears
+    if block.has_bias and block.kind == "attention":
+        masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in inner}
+    elif block.has_bias:
+        used = torch.stack([keeps[out].any(dim=0), *(keeps[name].any(dim=1) for name in inner)]).any(dim=0)
+        masks |= {f"{name}.bias": used for name in inner}
     return masks
 
 

@@ -17,10 +17,15 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
-from common.architectures import family_of, find_blocks
+from common import modeling_compact
+from common.architectures import COMPACT, FAMILIES, family_of, find_blocks
 from common.errors import UserError
 from common.records import FORMAT_VERSION, RECORD_NAME, atomic_file, atomic_folder, read_json, write_json
+from common.sparse import load_sparse, save_sparse
+
+DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -81,6 +86,14 @@ def fingerprint(model):
     return sha.hexdigest()
 
 
+def model_class(model_type):
+    """The class of a known model type's models, compact or not."""
+    family = FAMILIES[model_type.removeprefix(COMPACT)]
+    if model_type.startswith(COMPACT):
+        return getattr(modeling_compact, family.compact_class)
+    return getattr(transformers, family.model_class)
+
+
 # --- loading ---------------------------------------------------------------------------------------------------
 
 def load_model(path, device="cpu"):
@@ -105,9 +118,16 @@ def _load_folder(path):
         raise UserError(f"{path}: is not a model folder (it has no config.json)")
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        model_class = getattr(transformers, family_of(config).model_class)
-        model, report = model_class.from_pretrained(path, local_files_only=True, dtype=torch.float32,
-                                                    use_safetensors=True, output_loading_info=True)
+        family_of(config)
+        loading = dict(dtype=torch.float32, output_loading_info=True)
+        if (path / SPARSE_NAME).is_file():
+            model, report = model_class(config.model_type).from_pretrained(
+                None, config=config, state_dict=load_sparse(path / SPARSE_NAME), **loading)
+            if model.can_generate():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+        else:
+            model, report = model_class(config.model_type).from_pretrained(path, local_files_only=True,
+                                                                           use_safetensors=True, **loading)
     except UserError as error:  # a model type that is not supported
         raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -118,7 +138,7 @@ def _load_folder(path):
         raise UserError(f"{path}: its safetensors file is damaged: {error}") from None
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(report["missing_keys"])[:3] or sorted(map(str, report["mismatched_keys"]))[:3]
-        raise UserError(f"{path}: its weights are not those of a {model_class.__name__} (such as {missing})")
+        raise UserError(f"{path}: its weights are not those of a {type(model).__name__} (such as {missing})")
     record = read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else {}
     return LoadedModel(model, path, record)
 
@@ -135,7 +155,8 @@ def _load_pth(path):
         raise UserError(f"{path}: is not a model file that model-level_finetuning.py wrote")
     try:
         config = transformers.AutoConfig.for_model(**json.loads(content["config"]))
-        model = getattr(transformers, family_of(config).model_class)(config)
+        family_of(config)
+        model = model_class(config.model_type)(config)
         model.load_state_dict(content["state_dict"])
         generation = json.loads(content["generation_config"])
         if generation:
@@ -182,12 +203,12 @@ def download(checkpoint, family, talk):
     Raises:
         UserError: no such checkpoint, or no network and nothing cached.
     """
-    model_class = getattr(transformers, family.model_class)
+    hub_class = getattr(transformers, family.model_class)
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            return (model_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
+            return (hub_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
                     transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only))
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -215,13 +236,14 @@ def resolve(named, model_path):
 
 # --- saving ----------------------------------------------------------------------------------------------------
 
-def save_model(path, model, record, *, masks=None, tokenizer=None):
+def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False):
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
     Args:
         record: from `records.make_record`.
-        masks: {parameter name: bool tensor}, kept in a `.pth`.
+        masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
+        sparse: let the size of a folder's weights file follow the non-zeros; `load_model` alone reads it then.
     """
     path = Path(path)
     if path.suffix == ".pth":
@@ -230,7 +252,7 @@ def save_model(path, model, record, *, masks=None, tokenizer=None):
                    "config": json.dumps(model.config.to_dict(), sort_keys=True),
                    "generation_config": json.dumps(generation.to_dict() if generation else None),
                    "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-                   "masks": {name: mask.cpu() for name, mask in (masks or {}).items()},
+                   "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
                    "record": json.dumps(record)}
         with atomic_file(path) as handle:
             torch.save(content, handle)
@@ -240,6 +262,9 @@ def save_model(path, model, record, *, masks=None, tokenizer=None):
             warnings.simplefilter("ignore")
             try:
                 model.save_pretrained(folder)
+                if sparse:
+                    save_sparse(folder / SPARSE_NAME, load_file(folder / DENSE_NAME))
+                    (folder / DENSE_NAME).unlink()
             except Exception as error:  # safetensors tells of a full disk in its own way
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 if type(error).__name__ != "SafetensorError" or not number:

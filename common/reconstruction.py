@@ -11,67 +11,38 @@ pruned weights. A bias is one more column of W over a constant input.
   their context features, which are the teacher's own, so one H serves every variant of the block, and G = W H. The
   block's output is linear in the value projections too, so these are solved next, and the out-projection once more.
 - Feed-forward: the inner Linears are solved from the teacher's inputs (one H, again for all variants), then the
-  output Linear on the features that they really produce for the same inputs.
+  output Linear on the features that they really produce for the same inputs. Where whole neurons are all that is
+  missing, these features are the teacher's, and one H serves all variants here too.
 
 A regression is well determined long before every token is in it, so each block uses a random part of the calibration
 tokens: about `oversampling` for each unknown of a row. An attention block sums its H as the teacher runs; a
 feed-forward block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with
-h heads of width w, and for feed-forward with d_ff neurons:
+h heads of width w, at most, and for feed-forward with d_ff neurons:
 
     4 · (h·w + VALUE_WIDTH + 1)²        and        4 · oversampling · d_ff · d_model
 
 Blocks share a teacher pass while together they stay within STATISTICS_BYTES; a model that needs more is done in
 several passes. While a block is solved, some three matrices of the size of its H come on top: (h·w + VALUE_WIDTH)²
-or d_ff².
+or d_ff², and for feed-forward its inputs twice over.
 
 Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
 layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
 neurons. The solver is in `least_squares`.
 """
 
-import contextlib
 import random
 
 import torch
-from torch.func import functional_call
 
-from common.architectures import block_tensors, token_mask, watched
+from common.architectures import block_tensors, feed, token_mask, watched
+from common.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.data import FIXED_SEED, evaluation_batches
-from common.least_squares import conjugate_gradients, in_full_precision, solve
+from common.least_squares import at_least_float32, in_full_precision, joined, kept, parted, solve, with_ones
+from common.masking import parameter_masks
 
 OVERSAMPLING = 8            # tokens for each unknown of a row
-VALUE_WIDTH = 1024          # heads times directions that value projections can move in
 STATISTICS_BYTES = 2**30    # of the blocks that share a teacher pass
 CHUNK = 4096                # tokens that go through a feed-forward block at once
-
-
-# --- matrices with their biases --------------------------------------------------------------------------------
-
-def with_ones(rows, has_bias):
-    """Rows (tokens, in), with a column of ones if the Linear has a bias: (tokens, in + 1)."""
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if has_bias else rows
-
-
-def joined(tensors, linear):
-    """A Linear's weight (out, in), with its bias as a last column if it has one."""
-    weight, bias = tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias")
-    return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
-
-
-def parted(matrix, tensors, linear):
-    """The inverse of `joined`: {"o.weight": …, "o.bias": …}."""
-    if f"{linear}.bias" not in tensors:
-        return {f"{linear}.weight": matrix}
-    return {f"{linear}.weight": matrix[:, :-1].contiguous(), f"{linear}.bias": matrix[:, -1].contiguous()}
-
-
-def kept(keep, has_bias):
-    """A weight's mask (out, in), with a column for the bias, which is always kept."""
-    return torch.cat([keep, keep.new_ones(len(keep), 1)], dim=1) if has_bias else keep
-
-
-def at_least_float32(rows):
-    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 # --- the stage -------------------------------------------------------------------------------------------------
@@ -114,14 +85,6 @@ def unknowns(block, tensors):
     """The length of a row of a block's largest regression."""
     out = tensors[f"{block.linears[-1]}.weight"].shape[1]
     return out + block.heads * directions(block, tensors) + block.has_bias
-
-
-def directions(block, tensors):
-    """In how many directions each of a block's value projections may move (0: it has none)."""
-    if block.kind != "attention":
-        return 0
-    d_model = tensors[f"{block.linears[-2]}.weight"].shape[1]
-    return min(d_model, max(1, VALUE_WIDTH // block.heads))
 
 
 def groups(own, oversampling):
@@ -194,6 +157,10 @@ def some_positions(length, fraction, seed):
 def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
     """Solve the inner Linears of all variants, then their output Linears on what these then produce.
 
+    Where nothing but whole neurons is missing, the inner rows that are left have the teacher's weights and inputs, and
+    nothing to mend. Such variants share the features' sums, and with no other mask on it, the output Linear's rows
+    share a support: one Cholesky is the exact solution.
+
     Args:
         inputs: of the block, (tokens, d_model).
         own: the teacher's tensors.
@@ -207,145 +174,39 @@ def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
     chunks = inputs.split(CHUNK)
     targets = [feed(teacher, block, own, chunk)[1].to(gram) for chunk in chunks]
 
-    def solution(linear, gram, cross, tensors, keeps):
-        return parted(solve(gram, cross, joined(tensors, linear), kept(keeps[linear], block.has_bias), ridge=ridge),
-                      tensors, linear)
-
-    solved = {}
-    for name, (tensors, keeps) in variants.items():
-        new = dict(tensors)
-        for linear in inner:
-            if not bool(keeps[linear].all()):  # else it has the teacher's weights and inputs: nothing to mend
-                new |= solution(linear, gram, joined(own, linear).to(gram) @ gram, tensors, keeps)
+    def feature_sums(tensors):
         feature_gram, cross = 0, 0
         for chunk, target in zip(chunks, targets):
-            features = at_least_float32(with_ones(feed(teacher, block, new, chunk)[0], block.has_bias))
+            features = at_least_float32(with_ones(feed(teacher, block, tensors, chunk)[0], block.has_bias))
             feature_gram, cross = feature_gram + features.T @ features, cross + target.T @ features
-        solved[name] = new | solution(out, feature_gram, cross, tensors, keeps)
+        return feature_gram, cross
+
+    solved, shared = {}, None
+    for name, (tensors, keeps) in variants.items():
+        masks = parameter_masks(block, keeps)
+
+        def solution(linear, gram, cross):
+            return parted(solve(gram, cross, joined(tensors, linear), kept(masks, tensors, linear), ridge=ridge),
+                          tensors, linear)
+
+        if lost_neurons_alone(block, keeps):
+            shared = shared or feature_sums(own)
+            solved[name] = tensors | solution(out, *shared)
+            continue
+        new = dict(tensors)
+        for linear in inner:
+            if not bool(keeps[linear].all()):
+                new |= solution(linear, gram, joined(own, linear).to(gram) @ gram)
+        solved[name] = new | solution(out, *feature_sums(new))
     return solved
 
 
-def feed(teacher, block, tensors, rows):
-    """Run a feed-forward block with `tensors` for its own on rows (tokens, d_model).
-
-    Returns:
-        what enters its output Linear, (tokens, d_ff), and its output, (tokens, d_model).
-    """
-    calls = []
-    with watched(teacher, [block], lambda block, call: calls.append(call)):
-        functional_call(teacher.get_submodule(block.name), tensors, (rows[None],))
-    return calls[0].inputs[block.linears[-1]][0], calls[0].output[0]
-
-
-# --- attention -------------------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def attention_probabilities(model):
-    """While this is open, the model's attention blocks return their probabilities (others than "eager" don't)."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def attention_rows(block, call, some, real, directions, bases):
-    """What an attention block's solution needs of the data: (tokens, heads * width + heads * directions [+ 1]).
-
-    Per token: the teacher's context features; then, for every head, the mean of the value projection's inputs under
-    the head's attention, in a basis of a few directions; and a one if there are biases. Where the basis has fewer
-    directions than the model, it holds the principal ones of the first batch.
-
-    Args:
-        some: the positions to read; `real`: which tokens there are no padding, (batch, positions).
-        bases: {block: (d_model, directions)}; filled here on the block's first call.
-    """
-    *_, values, out = block.linears
-    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])[real]
-    attended = at_least_float32(attended)                                                 # (tokens, heads, d_model)
-    if block not in bases:
-        d_model, flat = attended.shape[-1], attended.flatten(0, 1)
-        bases[block] = (torch.eye(d_model).to(flat) if directions == d_model
-                        else torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -directions:])
-    features = call.inputs[out][:, some][real].to(attended)                               # (tokens, heads * width)
-    return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
-
-
-def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
-    """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
-
-    q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
-    projection moves within the basis: V' = V + D basisᵀ.
-
-    Args:
-        gram: sum of the products of `attention_rows`.
-        own: the teacher's tensors; `tensors`, `keeps`: the variant's.
-        rounds: how often the value projections are solved.
-    Returns:
-        the changed tensors.
-    """
-    *qkv, out = block.linears
-    values = qkv[-1]
-    if bool(keeps[values].all()) and bool(keeps[out].all()):
-        return {}
-    width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
-    inner, device = block.heads * width, gram.device
-    heads = keeps[values].view(block.heads, -1).all(dim=1).nonzero().flatten()            # (kept heads,)
-    c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()           # their context features
-    z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
-    one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
-    teacher_rows = torch.cat([torch.arange(inner, device=device), one])
-    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]                          # teacher's output by rows
-    weights, mask = joined(tensors, out), kept(keeps[out], block.has_bias)
-    columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])        # of the out-projection
-    plain, change = torch.cat([c, one]), None                                             # of the rows; no change yet
-
-    for turn in range(rounds + 1):
-        if change is None:
-            feature_gram, feature_cross = gram[plain][:, plain], cross[:, plain]
-        else:
-            spread = torch.zeros(len(z), len(plain), dtype=gram.dtype, device=device)     # rows' z to features
-            spread[:, :len(c)] = torch.block_diag(*change.transpose(1, 2))
-            mixed = gram[plain][:, z] @ spread
-            feature_gram = gram[plain][:, plain] + mixed + mixed.T + spread.T @ gram[z][:, z] @ spread
-            feature_cross = cross[:, plain] + cross[:, z] @ spread
-        weights = weights.clone()
-        weights[:, columns] = solve(feature_gram, feature_cross, weights[:, columns], mask[:, columns], ridge=ridge)
-        if turn < rounds:
-            error = cross[:, z] - weights[:, columns].to(gram.dtype) @ gram[plain][:, z]  # (d_model, same as z)
-            change = _solve_values(gram[z][:, z], error, weights[:, c].to(gram.dtype), len(heads), ridge)
-
-    if change is None:
-        return parted(weights, tensors, out)
-    moved = tensors[f"{values}.weight"].clone()
-    moved.view(block.heads, width, -1)[heads] += (change @ basis.T).to(moved.dtype)
-    return parted(weights, tensors, out) | {f"{values}.weight": moved}
-
-
-def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterations=40):
-    """The changes D_h that minimise ‖E − Σ_h Z_h D_hᵀ O_hᵀ‖² + damping ‖D‖², by conjugate gradients.
-
-    Args:
-        gram: ZᵀZ, (heads * directions, same); error: EᵀZ, (d_model, heads * directions); out: O, (d_model, heads *
-            width), for the kept heads.
-    Returns:
-        D: (heads, width, directions).
-    """
-    width, directions = out.shape[1] // heads, len(gram) // heads
-    pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)           # [h, g] = Z_hᵀ Z_g
-    products = out.T @ out                                                                # [g, h] = O_gᵀ O_h
-    damping = ridge * products.diagonal().mean() * gram.diagonal().mean()
-    products = products.view(heads, width, heads, width).permute(0, 2, 1, 3)
-    diagonal = (out.square().sum(0).view(heads, width, 1) * gram.diagonal().view(heads, 1, directions) + damping)
-    target = torch.einsum("ogw,ogr->gwr", out.view(-1, heads, width), error.view(-1, heads, directions))
-
-    def image(change):
-        moved = torch.einsum("hwr,hgrs->hgws", change, pairs)
-        return torch.einsum("ghvw,hgws->gvs", products, moved) + damping * change
-
-    return conjugate_gradients(image, target, torch.zeros_like(target), diagonal, lambda a, b: (a * b).sum(),
-                                tolerance=tolerance, max_iterations=max_iterations)
+def lost_neurons_alone(block, keeps):
+    """Whether each neuron has all its rows in the inner Linears, or none of them and no column in the output Linear."""
+    *inner, out = block.linears
+    whole = torch.stack([keeps[linear].all(dim=1) for linear in inner]).all(dim=0)         # (neurons,)
+    gone = ~torch.stack([*(keeps[linear].any(dim=1) for linear in inner), keeps[out].any(dim=0)]).any(dim=0)
+    return bool((whole | gone).all())
 
 
 # --- held-out error --------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ A configuration gives every module a pruning rate. A scheme turns the rates into
 variant of every block by what is really removed, and says which variant each configuration uses where. Rates that
 remove the same heads and weights are therefore one variant, made once.
 
-A block is one attention or feed-forward sublayer. In the names of the modules it is the attention module itself,
-or the module that holds the feed-forward Linears.
+A block is one attention or feed-forward sublayer. In the names of the modules it is the attention or feed-forward
+module itself, or the module that holds the feed-forward Linears.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.records import FORMAT_VERSION, digest, read_json
 
 DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
-SIZES = {"attention": "heads", "linear": "weights"}  # kinds of modules, and what a rate takes a fraction of
+# Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
+SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
 CONFIGURATIONS_BY = "config_generator.py"
 SCHEME_BY = "prune_scheme_generator.py"
 
@@ -34,7 +35,8 @@ class Configurations:
 class Scheme:
     """`conf_prune.json`.
 
-    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}}
+    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}}; where neurons are
+    removed, their number is there as "neurons".
     `configs`: one {block: variant or "dense"} a configuration, over all blocks.
     `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
     """
@@ -57,22 +59,31 @@ class Scheme:
         return sum(variant != DENSE for config in self.configs for variant in config.values())
 
 
-def uniform_configurations(model, modules, attention_rates, linear_rates):
-    """The i-th configuration: every attention module at the i-th attention rate, every Linear at the i-th linear rate.
+def uniform_configurations(model, modules, rates):
+    """The i-th configuration: every module at the i-th rate of its kind.
 
+    Args:
+        rates: one {kind of module: rate} a configuration.
     Raises:
-        UserError: the lists differ in length, or a rate is not usable for a module.
+        UserError: a rate is not usable for a module.
     """
-    if len(attention_rates) != len(linear_rates):
-        raise UserError(f"--attention has {len(attention_rates)} rates and --linear {len(linear_rates)}; "
-                        "both need one for each configuration")
-    rates = {"attention": attention_rates, "linear": linear_rates}
-    configs = [{name: rates[module["kind"]][i] for name, module in modules.items()}
-               for i in range(len(attention_rates))]
+    configs = [{name: each[module["kind"]] for name, module in modules.items()} for each in rates]
     for i, config in enumerate(configs):
         for name, rate in config.items():
             _check_rate(rate, modules[name], f"configuration {i}: {name}")
     return Configurations(model, modules, configs)
+
+
+def grid_rates(attention, linear, feed_forward=None):
+    """As few {kind of module: rate} as bring every attention rate, and every feed-forward rate, together with every
+    linear rate. A block has rates of one of the two kinds, and linear ones, so it then has every combination."""
+    rates = []
+    for each in linear:
+        for n in range(max(len(attention), len(feed_forward or ()))):
+            rates.append({"attention": attention[n % len(attention)], "linear": each})
+            if feed_forward:
+                rates[-1]["feed_forward"] = feed_forward[n % len(feed_forward)]
+    return rates
 
 
 def read_configurations(path):
@@ -129,10 +140,11 @@ def _check_rate(rate, module, where):
         raise UserError(f"{where}: the rate must be a number such as 0.3, not {rate!r}")
     if not 0 <= rate < 1:  # NaN is outside too
         raise UserError(f"{where}: rate {rate} is outside [0, 1): it is the fraction that is removed")
-    if module["kind"] == "attention" and removed_count(rate, module["heads"]) >= module["heads"]:
-        heads = module["heads"]
-        raise UserError(f"{where}: rate {rate} removes all {heads} heads; the largest usable rate is "
-                        f"{(heads - 1) / heads:g} ({heads - 1} of {heads} heads)")
+    parts = SIZES[module["kind"]]
+    size = module[parts]
+    if parts != "weights" and removed_count(rate, size) >= size:
+        raise UserError(f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is "
+                        f"{(size - 1) / size:g} ({size - 1} of {size} {parts})")
 
 
 def removed_count(rate, size):
@@ -160,7 +172,7 @@ def make_scheme(configurations):
     """The distinct variants of every block over all configurations."""
     block_modules = {}  # block: the modules that lie in it, in the model's order
     for name, module in configurations.modules.items():
-        block = name if module["kind"] == "attention" else name.rpartition(".")[0]
+        block = name.rpartition(".")[0] if module["kind"] == "linear" else name
         block_modules.setdefault(block, []).append(name)
     blocks = {block: {} for block in block_modules}
     configs = []
@@ -170,10 +182,12 @@ def make_scheme(configurations):
             removed = {"heads": 0, "weights": {}}
             for name in names:
                 module = configurations.modules[name]
-                if module["kind"] == "attention":
-                    removed["heads"] = removed_count(config.get(name, 0), module["heads"])
-                else:
-                    removed["weights"][name.rpartition(".")[2]] = removed_count(config.get(name, 0), module["weights"])
+                parts = SIZES[module["kind"]]
+                count = removed_count(config.get(name, 0), module[parts])
+                if parts == "weights":
+                    removed["weights"][name.rpartition(".")[2]] = count
+                elif count:
+                    removed[parts] = count
             variant = _variant_name(removed)
             chosen[block] = variant
             if variant != DENSE:
@@ -193,7 +207,7 @@ def _mean_rates(modules, config):
 
 
 def _variant_name(removed):
-    counts = {"heads": removed["heads"], **removed["weights"]}
+    counts = {"heads": removed["heads"], "neurons": removed.get("neurons", 0), **removed["weights"]}
     return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Composability at work: several pruned versions of one model, each fine-tuned twice for the same number of epochs,
-# from the pruned weights (baseline) and from the library of fine-tuned blocks (composed). Ends with a table and a
-# picture. Rerun it after an interruption or a change of conf.json: what is there already is not made again.
+# from the pruned weights (baseline) and from the library of fine-tuned blocks (composed), with the removed heads and
+# neurons really taken out. Ends with a table and two pictures. Rerun it after an interruption or a change of conf.json: what is there already is not made again.
 set -euo pipefail
 
 usage() {
@@ -16,6 +16,7 @@ usage: experiments/composability.sh [MODEL_TYPE] [options]
                          "0.5 0.5 0.75")
   --linear "R …"         linear rates, one for each configuration (default "0.3 0.3 0.5"; distilbert-demo
                          "0.5 0.7 0.5")
+  --feed-forward "R …"   rates of feed-forward neurons, one for each configuration (default: none are removed)
   -o, --output FOLDER    everything that is made (default results/MODEL_TYPE)
   --device NAME          auto, cpu, cuda, …
   --data-args "…"        further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
@@ -24,13 +25,13 @@ usage: experiments/composability.sh [MODEL_TYPE] [options]
 TEXT
 }
 
-type=t5-demo model= tokenizer= data= attention= linear= out= device=auto data_args= block_args= model_args=
+type=t5-demo model= tokenizer= data= attention= linear= feed_forward= out= device=auto data_args= block_args= model_args=
 default_attention="0.25 0.5 0.25" default_linear="0.3 0.3 0.5"
 if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        -m | --model | --tokenizer | --data | --attention | --linear | -o | --output | --device | --data-args \
+        -m | --model | --tokenizer | --data | --attention | --linear | --feed-forward | -o | --output | --device | --data-args \
             | --block-args | --model-args)
             [[ $# -ge 2 ]] || { echo "composability.sh: error: $1 needs a value" >&2; exit 2; } ;;&
         -m | --model) model=$2 ;;
@@ -38,6 +39,7 @@ while [[ $# -gt 0 ]]; do
         --data) data=$2 ;;
         --attention) attention=$2 ;;
         --linear) linear=$2 ;;
+        --feed-forward) feed_forward=$2 ;;
         -o | --output) out=$2 ;;
         --device) device=$2 ;;
         --data-args) data_args=$2 ;;
@@ -79,12 +81,12 @@ note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
 score() {  # score FILE MODEL: evaluate a model, unless FILE is newer than it
     local changed=$2
     [[ -d $2 ]] && changed=$2/record.json
-    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" "${from[@]}" $data_args
+    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" --report "${1%.json}-report.json" "${from[@]}" $data_args
 }
 
 compose_and_score() {  # compose_and_score LIBRARY NTH
     stage compose_model.py -m "$model" -p "$out/$1" -c "$out/conf.json" -n "$2" ${tokenizer:+-t "$tokenizer"} \
-        -o "$out/$1-$2" --overwrite >/dev/null
+        -o "$out/$1-$2" --compact --overwrite >/dev/null
     score "$out/$1-$2.json" "$out/$1-$2"
 }
 
@@ -101,11 +103,12 @@ from=()
 [[ -z $tokenizer ]] || from+=(-t "$tokenizer")
 [[ -z $data ]] || from+=(--data "$data")
 
-if [[ ! -f $out/conf.json || -n $attention$linear ]]; then  # a conf.json that is there may have been edited: keep it
+if [[ ! -f $out/conf.json || -n $attention$linear$feed_forward ]]; then  # a conf.json that is there may have been edited: keep it
     read -ra attention <<<"${attention:-$default_attention}"
     read -ra linear <<<"${linear:-$default_linear}"
+    read -ra feed_forward <<<"$feed_forward"
     stage config_generator.py -m "$model" -o "$out/conf.json" --attention "${attention[@]}" --linear "${linear[@]}" \
-        -n ${#attention[@]} --overwrite >/dev/null
+        ${feed_forward:+--feed-forward "${feed_forward[@]}"} -n ${#attention[@]} --overwrite >/dev/null
 fi
 note "$out/scheme.json" prune_scheme_generator.py -i "$out/conf.json" -o "$out/conf_prune.json" --overwrite
 note "$out/prune.json" prune.py -m "$model" -c "$out/conf_prune.json" -o "$out/pruned"
@@ -117,7 +120,7 @@ for ((n = 0; n < count; n++)); do
     for run in baseline:pruned composed:tuned; do
         name=${run%:*}-$n
         note "$out/$name-training.json" model-level_finetuning.py -m "$model" -p "$out/${run#*:}" \
-            -c "$out/conf.json" -n "$n" -o "$out/$name.pth" --stats "$out/$name.csv" --overwrite \
+            -c "$out/conf.json" -n "$n" -o "$out/$name.pth" --stats "$out/$name.csv" --compact --overwrite \
             "${from[@]}" $data_args $model_args
     done
 done
@@ -133,12 +136,17 @@ done
 while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 
 "$PYTHON" "$repository/experiments/summarize.py" "$out" >"$out/table.txt"
-curves=() labels=()
+curves=() labels=() reports=() points=() series=()
 for ((n = 0; n < count; n++)); do
     curves+=("$out/baseline-$n.csv" "$out/composed-$n.csv")
     labels+=("baseline" "composed")
+    reports+=("$out/baseline-$n-report.json" "$out/composed-$n-report.json")
+    points+=("$n" "$n")
+    series+=("baseline" "composed")
 done
 "$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" --log -o "$out/loss.png" \
     --overwrite --quiet >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]}" --labels "${points[@]}" --series "${series[@]}" \
+    --original "$out/dense-report.json" -o "$out/pareto.png" >/dev/null
 cat "$out/table.txt"
-echo "table: $out/table.txt and $out/table.json; picture: $out/loss.png; $((SECONDS - started)) s in all" >&2
+echo "table: $out/table.txt and $out/table.json; pictures: $out/loss.png, $out/pareto.png; $((SECONDS - started)) s in all" >&2

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 METRICS = ("bleu", "accuracy")
+COSTS = {"parameters": "parameters", "nonzero_parameters": "non-zeros", "bytes_on_disk": "bytes on disk",
+         "bytes_in_memory": "in memory", "multiply_adds": "multiply-adds", "seconds_per_batch": "seconds a batch",
+         "seconds_per_generated_token": "a generated token"}
 STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
 
 
@@ -31,7 +34,8 @@ def summarize(folder):
                          "baseline": best["val_loss"], "composed": min(row["val_loss"] for row in curves["composed"])},
             "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
             "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
-            "composed_seconds_in_all": curves["composed"][-1]["seconds"]})
+            "composed_seconds_in_all": curves["composed"][-1]["seconds"],
+            "cost": read(folder / f"composed-{n}-report.json")["figures"]})
     return {"metric": metric, "configurations": rows, "blocks": read(folder / "scheme.json"),
             "sweep_seconds": sweep_seconds(folder, rows, configurations["configs"])}
 
@@ -79,17 +83,21 @@ def as_text(summary):
     heads = ["configuration", *STATES, "baseline's best loss", "composed reaches it"]
     lines = []
     for row in summary["configurations"]:
-        rates = ", ".join(f"{kind} {row[f'{kind}_rate']:g}" for kind in ("attention", "linear"))
+        rates = ", ".join(f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}"
+                          for kind in ("attention", "linear", "feed_forward") if f"{kind}_rate" in row)
         best, reached = row["baseline_best"], row["composed_reaches_it"]
         lines.append([f"{row['configuration']}: {rates}", *(f"{row['quality'][state]:.{digits}f}" for state in STATES),
                       f"{row['val_loss']['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
                       f"epoch {reached['epoch']}, {reached['seconds']:.0f} s" if reached else
                       f"no ({row['val_loss']['composed']:.4f})"])
-    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [heads, *lines]]
+    costs = [(name, title) for name, title in COSTS.items() if name in summary["configurations"][0]["cost"]]
+    ratios = [[str(row["configuration"]), *(f"{row['cost'][name]['ratio']:.2f}" for name, _ in costs)]
+              for row in summary["configurations"]]
     blocks, sweep = summary["blocks"], summary["sweep_seconds"]
     return "\n".join([
-        f"quality: {summary['metric']}", *table, "",
+        f"quality: {summary['metric']}", *aligned([heads, *lines]), "",
+        "the composed models' size and time, by the original's:",
+        *aligned([["configuration", *(title for _, title in costs)], *ratios]), "",
         f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
         "seconds until every configuration is as good as its baseline's best:",
         f"  baseline                 {sweep['baseline']:8.1f}",
@@ -97,6 +105,12 @@ def as_text(summary):
         f"(block level {sweep['block_level_with_reuse']:.1f})",
         f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
         f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)"])
+
+
+def aligned(lines):
+    """Cells as lines of text, their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
 if __name__ == "__main__":

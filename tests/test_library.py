@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.library import FINE_TUNED, PRUNED, Library, pack, unpack
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
-BLOCK = Block("encoder.0.ff", "feed_forward", ("wi", "wo"), 0, "encoder", False)
+BLOCK = Block("encoder.0.ff", "feed_forward", ("wi", "wo"), heads=0, neurons=5, side="encoder", has_bias=False)
 VARIANT = "wi-3"
 
 

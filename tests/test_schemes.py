@@ -27,7 +27,8 @@ def scheme_of(*configs, modules=MODULES):
 
 
 def issue_configurations():
-    return uniform_configurations(MODEL, MODULES, [0.25, 0.5, 0.25], [0.3, 0.3, 0.5])
+    return uniform_configurations(MODEL, MODULES, [
+        {"attention": 0.25, "linear": 0.3}, {"attention": 0.5, "linear": 0.3}, {"attention": 0.25, "linear": 0.5}])
 
 
 # --- counts --------------------------------------------------------------------------------------------------------
@@ -112,23 +113,23 @@ def test_uniform_rates_go_to_the_modules_of_their_kind():
                                          for name, module in MODULES.items()}
 
 
-@pytest.mark.parametrize("attention, linear, words", [
-    ([0.5], [0.5, 0.5], "--attention has 1 rates and --linear 2"),
-    ([0.9, 0.95], [0, 0], "configuration 1: 0.attn: rate 0.95 removes all 8 heads; the largest usable rate is 0.875")])
-def test_uniform_rates_that_cannot_be_used_are_refused(attention, linear, words):
+@pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])
+def test_uniform_rates_that_cannot_be_used_are_refused(kind, parts):
+    modules = {"0.part": {"kind": kind, parts: 8}}
     with pytest.raises(UserError) as error:
-        uniform_configurations(MODEL, MODULES, attention, linear)
-    assert words in str(error.value)
+        uniform_configurations(MODEL, modules, [{kind: 0.9}, {kind: 0.95}])
+    assert (f"configuration 1: 0.part: rate 0.95 removes all 8 {parts}; the largest usable rate is 0.875"
+            in str(error.value))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 8, 12])
 def test_the_rate_that_the_message_calls_the_largest_usable_one_is_usable(heads):
     modules = {"a": {"kind": "attention", "heads": heads}}
     with pytest.raises(UserError) as error:
-        uniform_configurations(MODEL, modules, [0.999], [0])
+        uniform_configurations(MODEL, modules, [{"attention": 0.999}])
     largest = float(str(error.value).split("usable rate is ")[1].split(" ")[0])
     assert removed_count(largest, heads) == heads - 1
-    uniform_configurations(MODEL, modules, [largest], [0])
+    uniform_configurations(MODEL, modules, [{"attention": largest}])
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,201 @@
+"""Searching configurations: scoring a library's variants, and picking those that lose least within a budget."""
+
+import copy
+
+from common import search
+from common.architectures import block_tensors, find_blocks, set_block
+from common.errors import UserError
+from common.models import now
+from common.records import digest
+from common.schemes import DENSE, SIZES, make_scheme
+from common.scoring import score_block
+
+
+class Candidates:
+    """The variants that a model can be composed of, and what they do to its loss."""
+
+    def __init__(self, loaded, configurations, library, examples, *, objective, batch_size, device, talk):
+        """
+        Args:
+            loaded: the original, a `LoadedModel`.
+            configurations: those whose variants are the candidates, a `schemes.Configurations`.
+            library: an open `Library` that holds these.
+            examples: `data.Examples` with targets, not those that anything was trained on.
+            objective: "loss" or "kl", see `score_block`.
+        Raises:
+            UserError: the library lacks a variant.
+        """
+        self.loaded, self.library, self.examples, self.objective = loaded, library, examples, objective
+        self.scheme = make_scheme(configurations)
+        self.blocks = find_blocks(loaded.model)
+        self.options = {"batch_size": batch_size, "device": device, "talk": talk}
+        self.keys = {pair: digest([library.entry(*pair)["key"], library.record["model"]["fingerprint"],
+                                   examples.fingerprint()]) for pair in self.scheme.variants()}
+        self.variants = {name: [DENSE, *self.scheme.blocks.get(name, ())] for name in self.blocks}
+        self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
+        self.known = {}     # {choice: {"loss", "kl"}}
+        self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
+
+    def tensors(self, name, variant):
+        """A block's tensors, on the device."""
+        if variant == DENSE:
+            return block_tensors(self.loaded.model, self.blocks[name])
+        tensors, _ = self.library.read(self.blocks[name], variant)
+        return {parameter: tensor.to(self.options["device"]) for parameter, tensor in tensors.items()}
+
+    def keeps(self):
+        """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
+        return {name: {variant: self.library.read(self.blocks[name], variant)[1] for variant in variants}
+                for name, variants in self.scheme.blocks.items()}
+
+    def compose(self, choice):
+        """The model of a {block: variant}; the same object each time."""
+        for name, variant in choice.items():
+            if self.inside[name] != variant:
+                set_block(self.composed, self.blocks[name], self.tensors(name, variant))
+                self.inside[name] = variant
+        return self.composed
+
+    def real(self, choice):
+        """{"loss", "kl"} of the composed model, measured."""
+        key = tuple(choice[name] for name in self.blocks)
+        if key not in self.known:
+            started = now(self.options["device"])
+            self.known[key] = score_block(self.compose(choice), self.loaded.model, self.blocks, None, {},
+                                          self.examples, **self.options)[None]
+            if self.seconds["one pass"] is None:
+                self.seconds["one pass"] = now(self.options["device"]) - started
+        return self.known[key]
+
+    def dense(self):
+        """{"loss", "kl"} of the original."""
+        return self.real(dict.fromkeys(self.blocks, DENSE))
+
+    def scores(self):
+        """By how much each variant alone raises the objective: {block: {variant: number}}.
+
+        What the library's record knows already, of the same variant and examples, is taken from there; what is found
+        out is written there, block by block.
+        """
+        device, dense = self.options["device"], self.dense()
+        started = now(device)
+        found = {name: {DENSE: 0.0} for name in self.blocks}
+        for name, variants in self.scheme.blocks.items():
+            todo = [variant for variant in variants if (self.library.entry(name, variant).get("score") or {}).get("key")
+                    != self.keys[name, variant]]
+            if todo:
+                tensors = {variant: self.tensors(name, variant) for variant in todo}
+                scores = score_block(self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples,
+                                     **self.options)
+                self.library.annotate(name, {variant: {"key": self.keys[name, variant], **scores[variant]}
+                                             for variant in todo})
+                self.scored += len(todo)
+            for variant in variants:
+                found[name][variant] = (self.library.entry(name, variant)["score"][self.objective]
+                                        - dense[self.objective])
+        self.seconds["scores"] += now(device) - started
+        return found
+
+    def predicted(self, choice, scores):
+        """The objective of a choice, as the scores' sum has it."""
+        return self.dense()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
+
+    def conditional(self, choice):
+        """The objective of the composed model with one block replaced: {block: {variant: number}}."""
+        found = {}
+        for name, variants in self.variants.items():
+            others = [variant for variant in variants if variant != choice[name]]
+            scores = score_block(self.compose(choice), self.loaded.model, self.blocks, name,
+                                 {variant: self.tensors(name, variant) for variant in others}, self.examples,
+                                 **self.options)
+            found[name] = {choice[name] if variant is None else variant: score[self.objective]
+                           for variant, score in scores.items()}
+        return found
+
+
+def limits(cost, budgets):
+    """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
+    parameters, multiply-adds, bytes or milliseconds of the whole model."""
+    unit = 1e-3 if cost.measure == "latency" else 1
+    return [budget * cost.original if budget <= 1 else budget * unit - cost.rest for budget in budgets]
+
+
+def check_feasible(cost, limits):
+    """Make sure that there are choices within all limits.
+
+    Raises:
+        UserError: naming the range of those that there are.
+    """
+    least, most = (sum(pick(each.values()) for each in cost.blocks.values()) for pick in (min, max))
+    unit = 1e-3 if cost.measure == "latency" else 1
+    for limit in limits:
+        if limit < least:
+            raise UserError(
+                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's "
+                f"variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
+                f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} "
+                f"({'milliseconds' if cost.measure == 'latency' else cost.measure})")
+
+
+def choice_of(candidates, nth, path):
+    """The n-th configuration that the library was made for, as a {block: variant}.
+
+    Raises:
+        UserError: there is none.
+    """
+    count = len(candidates.scheme.configs)
+    if nth >= count:
+        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
+    return {name: candidates.scheme.configs[nth].get(name, DENSE) for name in candidates.blocks}
+
+
+def find(candidates, cost, limit, scores, *, rounds):
+    """The best choice whose blocks cost no more than `limit`, and figures.
+
+    Returns:
+        ({block: variant}, {"cost": of the whole model, "fraction": of the original's blocks, "predicted": the objective
+        as the scores' sum has it, "history": as measured, of the scores' choice and after each round of exchanges,
+        "loss", "kl": of the choice}).
+    """
+    started, objective = now(candidates.options["device"]), candidates.objective
+    additive = search.choose(scores, cost.blocks, limit)
+    choice, history = search.improve(
+        additive, cost.blocks, limit, lambda choice: candidates.real(choice)[objective], candidates.conditional,
+        rounds=rounds)
+    candidates.seconds["search"] += now(candidates.options["device"]) - started
+    return choice, {"cost": cost.of(choice) + cost.rest, "fraction": cost.of(choice) / cost.original,
+                    "predicted": candidates.predicted(additive, scores), "history": history, **candidates.real(choice)}
+
+
+def report(candidates, cost, scores, found, uniform):
+    """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices."""
+    variants = []
+    for (name, variant) in candidates.keys:
+        entry = candidates.library.entry(name, variant)
+        variants.append({"block": name, "variant": variant, "removed": candidates.scheme.blocks[name][variant],
+                         "loss": entry["score"]["loss"], "kl": entry["score"]["kl"], "nmse": entry.get("nmse_after"),
+                         "cost": cost.blocks[name][variant], "fraction": cost.blocks[name][variant]
+                         / cost.blocks[name][DENSE]})
+    same = [{"configuration": n, "fraction": cost.of(choice) / cost.original,
+             "predicted": candidates.predicted(choice, scores), **candidates.real(choice)}
+            for n, choice in uniform.items()]
+    return {"measure": cost.measure, "objective": candidates.objective, "original": cost.original, "rest": cost.rest,
+            "dense": candidates.dense(), "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
+            "variants": variants, "uniform": same,
+            "searched": [figures | {"choice": choice} for choice, figures in found],
+            "models": [{"choice": dict(zip(candidates.blocks, key)), **values,
+                        "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores)}
+                       for key, values in candidates.known.items()],
+            "seconds": candidates.seconds}
+
+
+def rates_of(choice, candidates, modules):
+    """A choice as a configuration, {module: rate}: rates that remove just what its variants do."""
+    config = {}
+    for name, module in modules.items():
+        block = name.rpartition(".")[0] if module["kind"] == "linear" else name
+        removed = candidates.scheme.blocks[block][choice[block]] if choice[block] != DENSE else {"weights": {}}
+        parts = SIZES[module["kind"]]
+        count = removed["weights"].get(name.rpartition(".")[2], 0) if parts == "weights" else removed.get(parts, 0)
+        config[name] = count / module[parts]
+    return config

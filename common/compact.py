@@ -1,0 +1,93 @@
+"""Making a model really smaller: taking out the heads and feed-forward neurons that no longer do anything.
+
+A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
+inner Linear or its column in the output Linear is. What is left computes the same function, up to the order of sums.
+"""
+
+import copy
+
+import torch
+
+from common.architectures import COMPACT, block_tensors, feed, find_blocks
+from common.models import model_class
+
+
+@torch.no_grad()
+def make_compact(model, masks):
+    """A compact copy of a model (see `modeling_compact`), on the same device.
+
+    Args:
+        model: one of a known family; may be compact already.
+        masks: {parameter name: bool mask}, True = kept.
+    Returns:
+        (compact model, its masks).
+    """
+    state, masks = copy.deepcopy(model.state_dict()), dict(masks)
+    settings = {name: value for name, value in model.config.to_dict().items()
+                if name not in ("model_type", "architectures", "auto_map", "transformers_version")}
+    kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
+
+    def cut(name, dimension, index):
+        for tensors in (state, masks):
+            if name in tensors:
+                tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
+
+    for block in find_blocks(model).values():
+        *inner, out = block.linears
+        if block.kind == "attention":
+            heads = working_heads(block, block_tensors(model, block))
+            numbers = kept_heads.get(block.name, range(block.heads))
+            kept_heads[block.name] = [numbers[head] for head in heads.tolist()]
+            width = state[f"{block.name}.{out}.weight"].shape[1] // block.heads
+            index = (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
+        else:
+            index, constant = working_neurons(model, block)
+            kept_neurons[block.name] = len(index)
+            if constant is not None:
+                state[f"{block.name}.{out}.bias"] = state[f"{block.name}.{out}.bias"] + constant
+        for linear in inner:
+            cut(f"{block.name}.{linear}.weight", 0, index)
+            cut(f"{block.name}.{linear}.bias", 0, index)
+        cut(f"{block.name}.{out}.weight", 1, index)
+
+    compact_class = model_class(COMPACT + model.config.model_type.removeprefix(COMPACT))
+    config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
+    compact = compact_class.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype,
+                                            attn_implementation=model.config._attn_implementation)
+    if model.can_generate():
+        compact.generation_config = model.generation_config
+    return compact.to(model.device).train(model.training), masks
+
+
+def working_heads(block, tensors):
+    """The numbers of the heads that have a part in an attention block's output; one at least, as T5's cache needs."""
+    *_, values, out = block.linears
+    silent = (tensors[f"{values}.weight"] == 0).all(dim=1)                                     # (heads * width,)
+    if block.has_bias:
+        silent &= tensors[f"{values}.bias"] == 0
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)                                        # (heads * width,)
+    works = ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
+    return works.nonzero().flatten() if bool(works.any()) else works.new_zeros(1, dtype=torch.long)
+
+
+def working_neurons(model, block):
+    """The numbers of the neurons whose part in a feed-forward block's output depends on its input.
+
+    Returns:
+        (index, constant): constant (d_model,), what the others add to the output; None if that is nothing.
+    """
+    tensors = block_tensors(model, block)
+    *inner, out = block.linears
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)                                        # (neurons,)
+    empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])       # (inner, neurons)
+    probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])
+    features = feed(model, block, tensors, probe[None])[0][0]
+    # With no weights in any inner Linear, a neuron is constant; without those of one of a gated block's two, it is
+    # so if that takes it to zero (as it does wherever the activation function passes through the origin).
+    constant = empty.all(dim=0) | (empty.any(dim=0) & (features == 0))
+    if f"{out}.bias" not in tensors:
+        constant &= features == 0
+    gone = unread | constant
+    gone[0] &= not bool(gone.all())  # a module needs one neuron, if it is to be a module
+    added = tensors[f"{out}.weight"][:, gone] @ features[gone]
+    return (~gone).nonzero().flatten(), added if bool(added.any()) else None

@@ -1,0 +1,88 @@
+"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly."""
+
+import numpy as np
+
+from common.errors import UserError
+
+SCALE = 1e4  # of the largest coefficient: the solver's tolerances are absolute, some 1e-6
+
+
+def choose(scores, costs, budget, *, current=None, changes=None):
+    """One variant for every block, so that the scores' sum is smallest and the costs' sum is within the budget.
+
+    The costs are added up in the blocks' order, and their sum is within the budget to the last bit.
+
+    Args:
+        scores, costs: {block: {variant: number}}; lower is better.
+        budget: in the costs' unit.
+        current, changes: change at most `changes` blocks of the {block: variant} `current`.
+    Returns:
+        {block: variant}.
+    Raises:
+        UserError: no combination is within the budget; the message names the range of those that are.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_array
+
+    pairs = [(block, variant) for block, variants in scores.items() for variant in variants]
+    least, most = (sum(pick(costs[block][variant] for variant in scores[block]) for block in scores)
+                   for pick in (min, max))
+    if least > budget:
+        raise UserError(f"a budget of {budget:.6g} is infeasible: the variants cost {least:.6g} to {most:.6g}")
+    score, _ = _above_the_least(scores, pairs)
+    cost, unit = _above_the_least(costs, pairs)
+    number = {block: i for i, block in enumerate(scores)}
+    one_each = coo_array((np.ones(len(pairs)), ([number[block] for block, _ in pairs], range(len(pairs)))))
+    constraints = [LinearConstraint(one_each, 1, 1),
+                   LinearConstraint(cost[None], ub=(budget - least) / unit)]
+    if changes is not None:
+        stays = np.array([current[block] == variant for block, variant in pairs], dtype=float)
+        constraints.append(LinearConstraint(stays[None], lb=len(scores) - changes))
+    while True:
+        result = milp(score, integrality=np.ones(len(pairs)), bounds=Bounds(0, 1), constraints=constraints,
+                      options={"mip_rel_gap": 0})
+        if result.x is None:
+            raise UserError(f"a budget of {budget:.6g} cannot be met: {result.message}")
+        taken = result.x > 0.5
+        chosen = dict(pair for pair, one in zip(pairs, taken) if one)
+        if sum(costs[block][variant] for block, variant in chosen.items()) <= budget:
+            return chosen
+        # Within the solver's tolerance alone, so not this combination. The next one is still the best of the others.
+        constraints.append(LinearConstraint(taken[None].astype(float), ub=len(scores) - 1))
+
+
+def _above_the_least(values, pairs):
+    """By how much each pair's value is above its block's smallest, (pairs,), the largest being SCALE; and the unit."""
+    least = {block: min(each.values()) for block, each in values.items()}
+    above = np.array([values[block][variant] - least[block] for block, variant in pairs], dtype=float)
+    unit = above.max() / SCALE or 1.0
+    return above / unit, unit
+
+
+def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
+    """Mend a choice where the blocks' scores don't add up.
+
+    In each round all variants are scored anew, within the model of the choice so far, and the best exchange of a few
+    blocks by these scores is tried out: of all that it takes, then of four, two and one. The first one that really
+    lowers the loss is kept.
+
+    Args:
+        chosen: {block: variant}.
+        real_loss: function of a choice, the model's loss.
+        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}.
+    Returns:
+        (choice, [real loss of the first choice and after each round that lowered it]).
+    """
+    history = [real_loss(chosen)]
+    for _ in range(rounds):
+        scores = conditional(chosen)
+        for changes in (len(chosen), 4, 2, 1):
+            candidate = choose(scores, costs, budget, current=chosen, changes=changes)
+            loss = real_loss(candidate) if candidate != chosen else history[-1]
+            if loss < history[-1]:
+                break
+        else:
+            break
+        chosen = candidate
+        history.append(loss)
+    return chosen, history

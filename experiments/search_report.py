@@ -1,0 +1,122 @@
+"""The table and the pictures of search.sh: searched against uniform configurations at equal cost.
+
+Reads the files that search.sh leaves in a folder, writes table.json, rates.png and prediction.png there, and prints the
+table as text.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from summarize import METRICS, aligned, read
+
+WAYS = ("uniform", "searched")
+
+
+def summarize(folder):
+    """The figures of the experiment in `folder`, as JSON values."""
+    report = read(folder / "search.json")
+    metric = next(name for name in METRICS if name in read(folder / "dense.json"))
+    dense = report["dense"]["loss"]
+    rows = []
+    for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
+        row = {"uniform_configuration": uniform["configuration"], "kept": {"uniform": uniform["fraction"],
+                                                                           "searched": searched["fraction"]},
+               "loss": {"uniform": uniform["loss"], "searched": searched["loss"]},
+               "gap_closed": (uniform["loss"] - searched["loss"]) / (uniform["loss"] - dense),
+               "predicted": searched["predicted"], "history": searched["history"]}
+        for stage in ("composed", "finetuned"):
+            files = {way: folder / f"{way}-{n}-{stage}.json" for way in WAYS}
+            if all(file.exists() for file in files.values()):
+                row[f"{stage}_{metric}"] = {way: read(file)[metric] for way, file in files.items()}
+                training = {way: folder / f"{way}-{n}-training.json" for way in WAYS}
+                if stage == "finetuned":
+                    row["finetuned_loss"] = {way: read(file)["val_loss"] for way, file in training.items()}
+        rows.append(row)
+    return {"metric": metric, "measure": report["measure"], "dense_loss": dense,
+            f"dense_{metric}": read(folder / "dense.json")[metric], "budgets": rows, "seconds": report["seconds"],
+            "library_seconds": read_lines(folder / "block-level.jsonl"), "variants": len(report["variants"]),
+            "blocks": len(report["blocks"]), "rank_correlation": rank_correlation(report)}
+
+
+def read_lines(path):
+    """The seconds of all runs that made the library."""
+    with open(path, encoding="utf-8") as lines:
+        return sum(json.loads(line)["seconds"] for line in lines)
+
+
+def rank_correlation(report):
+    """Spearman's, of predicted and measured loss over all models that the search measured."""
+    from scipy.stats import spearmanr
+
+    models = report["models"]
+    return float(spearmanr(*([model[which] for model in models] for which in ("predicted", report["objective"])))[0])
+
+
+def as_text(summary):
+    """The table for people."""
+    metric, digits = summary["metric"], {"bleu": 1, "accuracy": 3}[summary["metric"]]
+    heads = ["kept", "loss uniform", "searched", "gap closed"]
+    for stage in ("composed", "finetuned"):
+        if f"{stage}_{metric}" in summary["budgets"][0]:
+            heads += [f"{metric} {stage}: uniform", "searched"]
+    if "finetuned_loss" in summary["budgets"][0]:
+        heads += ["loss finetuned: uniform", "searched"]
+    lines = []
+    for row in summary["budgets"]:
+        line = [f"{row['kept']['searched']:.3f}", *(f"{row['loss'][way]:.4f}" for way in WAYS),
+                f"{row['gap_closed']:.0%}"]
+        for stage in ("composed", "finetuned"):
+            line += [f"{row[f'{stage}_{metric}'][way]:.{digits}f}" for way in WAYS if f"{stage}_{metric}" in row]
+        line += [f"{row['finetuned_loss'][way]:.4f}" for way in WAYS if "finetuned_loss" in row]
+        lines.append(line)
+    spent, one = summary["seconds"], summary["seconds"]["one pass"]
+    return "\n".join([
+        f"kept: fraction of the blocks' {summary['measure']}; loss: validation; dense loss {summary['dense_loss']:.4f}, "
+        f"{metric} {summary[f'dense_{metric}']:.{digits}f}", *aligned([heads, *lines]), "",
+        f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
+        f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
+        f"search {spent['search'] / one:.0f}",
+        f"rank correlation of the predicted and the measured loss: {summary['rank_correlation']:.3f}"])
+
+
+def draw_rates(conf, summary, path):
+    """Which rates went where: a row a module, a column a budget."""
+    from matplotlib import pyplot
+
+    names = [name for name in conf["modules"] if any(config.get(name) for config in conf["configs"])]
+    figure, axis = pyplot.subplots(figsize=(2.5 + 0.8 * len(conf["configs"]) + 3, 1 + 0.22 * len(names)))
+    rates = [[config.get(name, 0) for config in conf["configs"]] for name in names]
+    image = axis.imshow(rates, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axis.set_xticks(range(len(conf["configs"])), [f"{row['kept']['searched']:.2f}" for row in summary["budgets"]])
+    axis.set_yticks(range(len(names)), names, fontsize=6)
+    axis.set_xlabel(f"fraction of the blocks' {summary['measure']} kept")
+    figure.colorbar(image, label="pruning rate")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def draw_prediction(report, path):
+    """The loss by the scores' sum, against the measured one."""
+    from matplotlib import pyplot
+
+    objective = report["objective"]
+    figure, axis = pyplot.subplots(figsize=(4.6, 4.2))
+    points = [(model["predicted"], model[objective]) for model in report["models"]]
+    axis.scatter(*zip(*points), s=14)
+    ends = [min(map(min, points)), max(map(max, points))]
+    axis.plot(ends, ends, color="grey", linewidth=1)
+    axis.set(xlabel=f"{objective} by the scores' sum", ylabel=f"{objective}, measured")
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window is wanted, and there may be no display
+    experiment = Path(sys.argv[1])
+    figures = summarize(experiment)
+    (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    draw_rates(read(experiment / "conf.json"), figures, experiment / "rates.png")
+    draw_prediction(read(experiment / "search.json"), experiment / "prediction.png")
+    print(as_text(figures))

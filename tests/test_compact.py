@@ -1,0 +1,670 @@
+"""Compact models against the masked models that they are made of: the same logits, translations and losses.
+
+Sizes are worked by hand. In the tiny T5 a head has 4 · 6 · 32 = 768 weights and a neuron 2 · 32, gated 3 · 32; in the
+tiny DistilBERT, with the biases, a head has 4 · 8 · 32 + 3 · 8 = 1048 and a neuron 2 · 32 + 1.
+"""
+
+import csv
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT, build_model, load_script, t5_config
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from test_evaluation import ENDS, token_rows
+from test_models import same_state
+
+from common.architectures import find_blocks
+from common.compact import make_compact
+from common.data import Examples
+from common.models import load_model, save_model
+
+KINDS = ["t5", "t5-gated", "distilbert"]
+# Parameters of a head and of a neuron.
+PRICES = {"t5": (768, 64), "t5-gated": (768, 96), "t5-deep": (768, 64), "distilbert": (1048, 65)}
+HEADS, NEURONS = 4, 48
+OUTPUTS = ["folder", "sparse", "file.pth"]
+
+
+def t5_blocks(layers):
+    """The names of the blocks of a T5 with so many layers on each side."""
+    return [*(f"encoder.block.{i}.layer.{name}" for i in range(layers) for name in (
+                "0.SelfAttention", "1.DenseReluDense")),
+            *(f"decoder.block.{i}.layer.{name}" for i in range(layers) for name in (
+                "0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"))]
+
+
+T5_BLOCKS = t5_blocks(2)
+DISTILBERT_BLOCKS = [f"distilbert.transformer.layer.{i}.{name}" for i in range(2) for name in ("attention", "ffn")]
+BLOCKS = {"t5": T5_BLOCKS, "t5-gated": T5_BLOCKS, "t5-deep": t5_blocks(3), "distilbert": DISTILBERT_BLOCKS}
+ROW_CLEARED = {"first": slice(0, 1), "last": slice(-1, None), "out": slice(0, 0), "all": slice(None)}
+
+
+def is_attention(name):
+    return name.lower().endswith("attention")
+
+
+def lively(kind):
+    """A tiny model in which every head and neuron counts: DistilBERT's initial weights are small, its biases zero.
+
+    "t5-deep" has a third layer: a second one that shares the position bias, and hands it on.
+    """
+    if kind == "t5-deep":
+        torch.manual_seed(0)
+        return transformers.T5ForConditionalGeneration(t5_config(num_layers=3, num_decoder_layers=3)).eval()
+    model = build_model(kind)
+    for name, parameter in model.named_parameters():
+        if kind == "distilbert" and "layer_norm" not in name.lower():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def talkative(kind):
+    """A tiny T5 whose translations differ and end at different times.
+
+    With weights twice as large softmax would be so sharp that float32 no longer gives logits to 1e-4.
+    """
+    torch.manual_seed(0)
+    gated = {"feed_forward_proj": "gated-gelu"} if kind == "t5-gated" else {}
+    model = transformers.T5ForConditionalGeneration(t5_config(initializer_factor=1.5, **gated)).eval()
+    model.lm_head.weight = torch.nn.Parameter(1.5 * torch.randn_like(model.lm_head.weight))  # tied, it would echo
+    model.generation_config.eos_token_id = ENDS
+    return model
+
+
+@torch.no_grad()
+def silence(model, cut):
+    """Zero what `cut` does not keep, in place, as `cut` says: {block: (numbers kept, key of ROW_CLEARED)}.
+
+    With "last" and "out" the rows of the last inner Linear go, or the columns of the output Linear. A feed-forward
+    neuron keeps its biases, and has a constant value then; a head does not.
+
+    Returns:
+        {parameter: bool mask} of the weights that were touched, True = kept.
+    """
+    masks, blocks = {}, find_blocks(model)
+    for name, (kept, where) in cut.items():
+        *inner, out = (model.get_submodule(f"{name}.{linear}") for linear in blocks[name].linears)
+        size = blocks[name].heads or blocks[name].neurons
+        gone = torch.tensor([number not in kept for number in range(size)])
+        gone = gone.repeat_interleave(out.in_features // size)
+        for linear in inner[ROW_CLEARED[where]]:
+            linear.weight[gone] = 0
+            if is_attention(name) and linear.bias is not None:
+                linear.bias[gone] = 0
+        if where in ("out", "all"):
+            out.weight[:, gone] = 0
+        for linear in blocks[name].linears:
+            masks[f"{name}.{linear}.weight"] = model.get_submodule(f"{name}.{linear}").weight != 0
+    return masks
+
+
+def cuts(kind):
+    """A strategy of any heads of every attention module, at least one, and any neurons of every feed-forward module."""
+    heads = st.tuples(st.sets(st.integers(0, HEADS - 1), min_size=1), st.sampled_from(["last", "out", "all"]))
+    bits = st.integers(0, 2 ** NEURONS - 1)
+    neurons = st.tuples(bits.map(lambda number: {i for i in range(NEURONS) if number >> i & 1}),
+                        st.sampled_from(list(ROW_CLEARED)))
+    return st.fixed_dictionaries({name: heads if is_attention(name) else neurons for name in BLOCKS[kind]})
+
+
+def drawn_cut(kind, seed):
+    """One such, always the same."""
+    draw = random.Random(seed)
+    cut = {}
+    for name in BLOCKS[kind]:
+        if is_attention(name):
+            cut[name] = set(draw.sample(range(HEADS), draw.randint(1, 3))), draw.choice(["last", "out", "all"])
+        else:
+            cut[name] = set(draw.sample(range(NEURONS), draw.randint(8, 40))), draw.choice(list(ROW_CLEARED))
+    return cut
+
+
+def every(kind, heads, neurons, where="all"):
+    """The cut that keeps the same heads and neurons everywhere."""
+    return {name: (heads if is_attention(name) else neurons, where) for name in BLOCKS[kind]}
+
+
+def masked_and_compact(kind, cut, make=lively):
+    masked = make(kind)
+    silence(masked, cut)
+    return masked, make_compact(masked, {})[0]
+
+
+def size_of(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def padded_batch(kind):
+    """Five examples of 9, 7, 4, 2 tokens and one."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.tensor([[position < length for position in range(9)] for length in (9, 7, 4, 2, 1)])
+    ids = torch.randint(2, 64, (5, 9), generator=generator).masked_fill(~real, 0)
+    batch = {"input_ids": ids, "attention_mask": real.long()}
+    if kind != "distilbert":
+        batch["decoder_input_ids"] = torch.randint(2, 64, (5, 6), generator=generator)
+        batch["decoder_attention_mask"] = real.long()[[1, 0, 3, 2, 2], :6]
+    return batch
+
+
+@torch.no_grad()
+def logits(model, kind):
+    return model(**padded_batch(kind)).logits
+
+
+def same_logits(masked, compact, kind):
+    """To 1e-5 in float32; and in float64 as near as it can tell, or as float32 adds what goes into a bias."""
+    for attention in ("eager", "sdpa"):
+        masked.set_attn_implementation(attention)
+        compact.set_attn_implementation(attention)
+        expected = logits(masked, kind)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(compact.double(), kind), logits(masked.double(), kind), rtol=0,
+                               atol=1e-6 if kind == "distilbert" else 1e-12)
+    masked.float(), compact.float()
+
+
+# --- the same function -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["t5-deep", "t5-gated", "distilbert"])
+@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@given(data=st.data())
+def test_any_heads_and_neurons_can_go_and_the_logits_stay(kind, data):
+    """Oracle: the masked model. What is left of it, and how much that is, is worked by hand."""
+    cut, masked = data.draw(cuts(kind)), lively(kind)
+    compact, masks = make_compact(masked, silence(masked, cut))
+    same_logits(masked, compact, kind)
+
+    kept_heads = {name: sorted(kept) for name, (kept, _) in cut.items() if is_attention(name)}
+    kept_neurons = {name: max(len(kept), 1) for name, (kept, _) in cut.items() if not is_attention(name)}
+    assert (compact.config.kept_heads, compact.config.kept_neurons) == (kept_heads, kept_neurons)
+    head, neuron = PRICES[kind]
+    assert size_of(compact) == (size_of(masked) - head * sum(HEADS - len(kept) for kept in kept_heads.values())
+                                - neuron * sum(NEURONS - kept for kept in kept_neurons.values()))
+    parameters = dict(compact.named_parameters())
+    assert len(masks) == sum(4 if is_attention(name) else 3 if kind == "t5-gated" else 2 for name in BLOCKS[kind])
+    for name, mask in masks.items():
+        assert mask.shape == parameters[name].shape and torch.equal(parameters[name] != 0, mask), name
+
+
+SEARCHES = [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["t5", "t5-gated"])
+def test_the_translations_stay(kind, seed):
+    """Oracle: the masked model's token ids, by every search; and by the suite's own greedy one."""
+    masked, compact = masked_and_compact(kind, drawn_cut(kind, seed), talkative)
+    batch = padded_batch(kind)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    found = []
+    for search in SEARCHES:
+        expected = masked.generate(**inputs, **search, do_sample=False, max_new_tokens=12)
+        assert torch.equal(compact.generate(**inputs, **search, do_sample=False, max_new_tokens=12), expected), search
+        found.append(expected.tolist())
+    greedy, beams, static, uncached = found
+    assert greedy == static == uncached
+    assert len({tuple(row) for row in greedy}) > 2 and len({token for row in greedy for token in row}) > 5
+
+    draw = random.Random(seed)
+    sources = [[draw.randrange(3, 64) for _ in range(draw.randint(2, 14))] for _ in range(24)]
+    examples = Examples("translation", sources, [[1]] * 24, [("", "")] * 24, pad=0)
+    rows = token_rows(masked, examples)
+    assert token_rows(compact, examples) == rows
+    assert len({tuple(row) for row in rows}) > 8 and len({len(row) for row in rows}) > 3
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5-gated"])
+def test_loss_and_gradients_of_what_is_left_stay(kind):
+    """Oracle: the masked model's gradients, cut at the kept heads and neurons by hand.
+
+    A run in inference mode comes first: what it leaves behind must not stand in training's way.
+    """
+    cut = every(kind, {1, 3}, set(range(5, 25)))
+    masked, compact = masked_and_compact(kind, cut)
+    batch = padded_batch(kind)
+    with torch.inference_mode():
+        compact(**batch)
+    gradients = []
+    for model in (masked, compact):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+                       labels=batch["decoder_input_ids"])
+        output.loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    features = torch.tensor([*range(6, 12), *range(18, 24)])  # of heads 1 and 3
+    for name, gradient in gradients[0].items():
+        block, _, linear = name.removesuffix(".weight").rpartition(".")
+        index = features if is_attention(block) else torch.arange(5, 25)
+        if block in cut and linear != "relative_attention_bias":
+            gradient = gradient.index_select(1 if linear in ("o", "wo") else 0, index)
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_model_stays_as_it_is(kind):
+    masked, compact = masked_and_compact(kind, {})
+    assert same_state(compact, masked) and size_of(compact) == size_of(masked)
+    assert torch.equal(logits(compact, kind), logits(masked, kind))
+
+
+def test_weights_that_are_not_tied_stay_so():
+    """As in Google's gated checkpoints: the head that makes the logits has weights of its own."""
+    masked = talkative("t5")
+    silence(masked, every("t5", {0, 2}, set(range(24))))
+    compact = make_compact(masked, {})[0]
+    assert torch.equal(compact.lm_head.weight, masked.lm_head.weight)
+    assert not torch.equal(compact.lm_head.weight, compact.shared.weight)
+
+
+def test_mode_attention_and_generation_config_are_the_originals():
+    model = lively("t5")
+    model.set_attn_implementation("eager")
+    model.generation_config.num_beams = 3
+    compact = make_compact(model.train(), {})[0]
+    assert compact.training and compact.config._attn_implementation == "eager"
+    assert compact.generation_config.num_beams == 3
+    assert not make_compact(model.eval(), {})[0].training
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_the_original_is_left_alone(kind):
+    """A compact model is a copy: to train it must not move the original, which may be its teacher."""
+    masked, compact = masked_and_compact(kind, every(kind, {0}, {0}))
+    before = {name: parameter.detach().clone() for name, parameter in masked.named_parameters()}
+    with torch.no_grad():
+        for parameter in compact.parameters():
+            parameter.fill_(7.0)
+    assert [name for name, parameter in masked.named_parameters() if not torch.equal(parameter, before[name])] == []
+
+
+# --- what may go ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("where", ["last", "out", "all"])
+@pytest.mark.parametrize("kind, left", [
+    ("t5", 33408 - 6 * 3 * 768 - 4 * 47 * 64),                       # 6 attention and 4 feed-forward modules
+    ("t5-gated", 39552 - 6 * 3 * 768 - 4 * 47 * 96),
+    ("distilbert", 20290 - 2 * 3 * 1048 - 2 * 47 * 65)])
+def test_where_all_is_silent_one_head_and_one_neuron_stay(kind, left, where):
+    masked, compact = masked_and_compact(kind, every(kind, set(), set(), where))
+    assert size_of(compact) == left
+    assert set(map(tuple, compact.config.kept_heads.values())) == {(0,)}
+    assert set(compact.config.kept_neurons.values()) == {1}
+    same_logits(masked, compact, kind)
+    if kind != "distilbert":
+        expected = masked.generate(**padded_batch(kind) | {"max_new_tokens": 6})
+        assert torch.equal(compact.generate(**padded_batch(kind) | {"max_new_tokens": 6}), expected)
+
+
+def test_a_constant_neuron_goes_into_the_output_bias():
+    """By hand: lin1's row 5 is zero and its bias 0.7, so the neuron is gelu(0.7), whatever the input."""
+    masked = lively("distilbert")
+    feed_forward = masked.distilbert.transformer.layer[0].ffn
+    with torch.no_grad():
+        feed_forward.lin1.weight[5] = 0
+        feed_forward.lin1.bias[5] = 0.7
+    compact = make_compact(masked, {})[0]
+    smaller = compact.distilbert.transformer.layer[0].ffn
+    assert smaller.lin1.weight.shape == (47, 32) and smaller.lin2.weight.shape == (32, 47)
+    gelu = 0.7 * 0.5 * (1 + math.erf(0.7 / math.sqrt(2)))
+    torch.testing.assert_close(smaller.lin2.bias, feed_forward.lin2.bias + gelu * feed_forward.lin2.weight[:, 5])
+    same_logits(masked, compact, "distilbert")
+
+
+@pytest.mark.parametrize("activation, where, left", [
+    ("relu", "first", 20), ("sigmoid", "first", 48), ("sigmoid", "out", 20), ("gated-gelu", "first", 20),
+    ("gated-gelu", "last", 20), ("gated-sigmoid", "first", 48), ("gated-sigmoid", "last", 20)])
+def test_a_neuron_that_still_says_something_stays(activation, where, left):
+    """By hand: the sigmoid of 0 is 0.5, which T5 has no output bias for; as a gate it lets half of its input pass."""
+    torch.manual_seed(0)
+    masked = transformers.T5ForConditionalGeneration(
+        t5_config(feed_forward_proj=activation)).eval()
+    silence(masked, every("t5", set(range(HEADS)), set(range(20)), where))
+    compact = make_compact(masked, {})[0]
+    assert set(compact.config.kept_neurons.values()) == {left}
+    same_logits(masked, compact, "t5")
+
+
+@pytest.mark.parametrize("linear", ["q", "k"])
+def test_a_head_without_queries_or_keys_stays(linear):
+    """It looks everywhere alike, and passes on what it sees."""
+    masked = lively("t5")
+    with torch.no_grad():
+        for name in filter(is_attention, T5_BLOCKS):
+            masked.get_submodule(f"{name}.{linear}").weight[:6] = 0
+    compact = make_compact(masked, {})[0]
+    assert size_of(compact) == 33408
+    same_logits(masked, compact, "t5")
+
+
+@torch.no_grad()
+def leave_one_weight(weight, part):
+    """Zero a slice of rows of a weight, all but one entry."""
+    weight[part, :-1] = 0
+    weight[part][1:] = 0
+
+
+@pytest.mark.parametrize("which", ["inner", "out"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_with_a_single_weight_left_stays(kind, which):
+    """Of head 1 and of neuron 3 one weight is left among the values or inner rows, or in the output."""
+    masked = lively(kind)
+    for name, block in find_blocks(masked).items():
+        width = masked.get_submodule(f"{name}.{block.linears[-1]}").in_features // (block.heads or block.neurons)
+        part = slice(width, 2 * width) if block.heads else slice(3, 4)
+        weight = masked.get_submodule(f"{name}.{block.linears[-2 if which == 'inner' else -1]}").weight
+        leave_one_weight(weight if which == "inner" else weight.T, part)
+    compact = make_compact(masked, {})[0]
+    assert size_of(compact) == size_of(masked)
+    same_logits(masked, compact, kind)
+
+
+def test_a_head_of_nothing_but_a_value_bias_stays():
+    masked = lively("distilbert")
+    with torch.no_grad():
+        for layer in masked.distilbert.transformer.layer:
+            layer.attention.v_lin.weight[:8] = 0
+    compact = make_compact(masked, {})[0]
+    assert size_of(compact) == size_of(masked)
+    same_logits(masked, compact, "distilbert")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compact_model_can_be_made_smaller(tmp_path, kind):
+    """Of heads 0, 2 and 3 the second goes: 2 by the original's count. So it is after a reload too."""
+    masked, compact = masked_and_compact(kind, every(kind, {0, 2, 3}, set(range(40))))
+    whole = size_of(lively(kind))
+    save_model(tmp_path / "m", compact, {})
+    for model in (compact, load_model(tmp_path / "m").model):
+        silence(model, every(kind, {0, 2}, set(range(10, 40))))
+        smaller, _ = make_compact(model, {})
+        assert set(map(tuple, smaller.config.kept_heads.values())) == {(0, 3)}
+        assert set(smaller.config.kept_neurons.values()) == {30}
+        head, neuron = PRICES[kind]
+        assert size_of(smaller) == (whole - 2 * head * sum(map(is_attention, BLOCKS[kind]))
+                                    - 18 * neuron * sum(not is_attention(name) for name in BLOCKS[kind]))
+        silence(masked, every(kind, {0, 3}, set(range(10, 40))))
+        same_logits(masked, smaller, kind)
+
+
+# --- on disk -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
+    """Oracle for the config: the settings of the model before it was made compact."""
+    masked, compact = masked_and_compact(kind, drawn_cut(kind, 0))
+    masks = {name: torch.rand_like(parameter) > 0.3 if parameter.dim() == 2 else torch.ones_like(parameter).bool()
+             for name, parameter in compact.named_parameters()}  # a vector's removes nothing, and is not kept
+    save_model(tmp_path / output, compact, {"key": "k"}, masks=masks, sparse=output == "sparse")
+    loaded = load_model(tmp_path / output)
+    assert same_state(loaded.model, compact) and type(loaded.model) is type(compact) and loaded.record == {"key": "k"}
+    assert torch.equal(logits(loaded.model, kind), logits(compact, kind))
+    if output == "file.pth":
+        removing = {name: mask for name, mask in masks.items() if mask.dim() == 2}
+        assert loaded.masks.keys() == removing.keys()
+        assert all(torch.equal(loaded.masks[name], mask) for name, mask in removing.items())
+    if kind != "distilbert":
+        assert loaded.model.generation_config.eos_token_id == masked.generation_config.eos_token_id
+        assert loaded.model.lm_head.weight is loaded.model.shared.weight  # still tied
+    new = {"model_type", "architectures", "auto_map", "kept_heads", "kept_neurons", "original_activation",
+           "transformers_version", "dtype", "_name_or_path"}
+    plain, own = masked.config, loaded.model.config
+    assert (own.kept_heads, own.kept_neurons) == (compact.config.kept_heads, compact.config.kept_neurons)
+    assert {name: getattr(own, name) for name in plain.to_dict().keys() - new} == {
+        name: getattr(plain, name) for name in plain.to_dict().keys() - new}
+    assert getattr(own, "activation" if kind == "distilbert" else "feed_forward_proj") == {
+        "t5": "relu", "t5-gated": "gated-gelu", "distilbert": "gelu"}[kind]
+
+
+def test_classes_and_their_names_survive(tmp_path):
+    config = transformers.DistilBertConfig(vocab_size=64, dim=32, n_heads=4, n_layers=2, hidden_dim=48, num_labels=3,
+                                           id2label={0: "bad", 1: "middling", 2: "good"}, activation="relu",
+                                           label2id={"bad": 0, "middling": 1, "good": 2})
+    model = transformers.DistilBertForSequenceClassification(config).eval()
+    silence(model, every("distilbert", {1}, {0, 1}))
+    save_model(tmp_path / "m", make_compact(model, {})[0], {})
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
+    assert (loaded.config.id2label, loaded.config.label2id) == (config.id2label, config.label2id)
+    assert loaded.config.activation == "relu"
+    torch.testing.assert_close(logits(loaded, "distilbert"), logits(model, "distilbert"), rtol=1e-5, atol=1e-5)
+
+
+AUTO_CLASSES = {"t5": "AutoModelForSeq2SeqLM", "distilbert": "AutoModelForSequenceClassification"}
+PROGRAM = """
+import json, os, sys, torch, transformers
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+folder, root, batches = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+tensors = {kind: {name: torch.tensor(rows) for name, rows in batch.items()} for kind, batch in batches.items()}
+
+def answers(t5, distilbert):
+    ids = t5.generate(input_ids=tensors["t5"]["input_ids"], num_beams=3, max_new_tokens=10, do_sample=False)
+    return {"t5": t5(**tensors["t5"]).logits.tolist(), "ids": ids.tolist(),
+            "distilbert": distilbert(**tensors["distilbert"]).logits.tolist()}
+
+def auto(**options):
+    return [getattr(transformers, name).from_pretrained(f"{folder}/{kind}", **options)
+            for kind, name in (("t5", "AutoModelForSeq2SeqLM"), ("distilbert", "AutoModelForSequenceClassification"))]
+
+def say(case, models):
+    print(json.dumps({"case": case, "suite": "common" in sys.modules, "answers": answers(*models)}), flush=True)
+
+if os.fork() == 0:  # two new processes for one import of transformers: in this one the suite is there
+    sys.path.insert(0, root)
+    import common.models
+    say("import common.models", auto())
+    os._exit(0)
+os.wait()
+models = auto(trust_remote_code=True)
+say("trust_remote_code", models)
+for kind, model in zip(("t5", "distilbert"), models):
+    model.save_pretrained(f"{folder}/{kind}-again")
+sys.path.insert(0, root)  # from here on the suite is there beside the folders' own code
+from common.models import load_model
+say("both, load_model", [load_model(f"{folder}/{kind}").model for kind in ("t5", "distilbert")])
+say("both, an auto class", auto())
+"""
+CASES = [("import common.models", True), ("trust_remote_code", False), ("both, load_model", True),
+         ("both, an auto class", True)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with a compact model of each kind, and what they answer to the padded batches."""
+    folder, found = tmp_path_factory.mktemp("compact"), {}
+    for kind in AUTO_CLASSES:
+        _, model = masked_and_compact(kind, drawn_cut(kind, 1), talkative if kind == "t5" else lively)
+        save_model(folder / kind, model, {})
+        found[kind] = logits(model, kind).tolist()
+        if kind == "t5":
+            found["ids"] = model.generate(input_ids=padded_batch(kind)["input_ids"], num_beams=3, max_new_tokens=10,
+                                          do_sample=False).tolist()
+    assert len({token for row in found["ids"] for token in row}) > 5
+    return folder, found
+
+
+def test_auto_classes_load_it_in_a_new_process(folders, tmp_path):
+    """Oracle: what the model said before it was saved. Without the suite the folder itself holds the code."""
+    folder, expected = folders
+    batches = {kind: {name: tensor.tolist() for name, tensor in padded_batch(kind).items()} for kind in AUTO_CLASSES}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder, ROOT, json.dumps(batches)], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["case"], line["suite"]) for line in lines] == CASES, done.stderr
+    for line in lines:
+        assert [name for name in expected if line["answers"][name] != expected[name]] == [], line["case"]
+    for kind in AUTO_CLASSES:  # saved again by the process that had only the folder's own code
+        assert same_state(load_model(folder / f"{kind}-again").model, load_model(folder / kind).model)
+        assert (folder / f"{kind}-again" / "modeling_compact.py").is_file()
+
+
+@pytest.mark.parametrize("kind, plain", [("t5", transformers.T5ForConditionalGeneration),
+                                         ("t5", transformers.T5EncoderModel), ("t5", transformers.T5Config),
+                                         ("distilbert", transformers.DistilBertForSequenceClassification),
+                                         ("distilbert", transformers.DistilBertModel)])
+def test_a_plain_class_refuses_it_and_says_what_to_do(folders, kind, plain):
+    with pytest.raises(Exception) as error:
+        plain.from_pretrained(folders[0] / kind)
+    assert f"{AUTO_CLASSES[kind]}.from_pretrained" in str(error.value)
+    assert "trust_remote_code=True" in str(error.value)
+
+
+# --- the scripts ---------------------------------------------------------------------------------------------------
+
+FORMS = {"masked": [], "compact": ["--compact"], "sparse": ["--sparse"], "both": ["--compact", "--sparse"]}
+
+
+def succeed(script, *arguments):
+    assert load_script(script).main([*map(str, arguments), "--quiet"]) == 0, script
+
+
+def composing(folder, output, *flags):
+    return ("compose_model.py", "-m", folder / "original", "-p", folder / "pruned", "-c", folder / "conf.json",
+            "-n", 0, "-o", output, *flags)
+
+
+@pytest.fixture(scope="module")
+def stages(workshop, chain, tmp_path_factory):
+    """A folder with a T5 that translates, its configuration, its library, and its composed model in four forms.
+
+    In each of its feed-forward modules wi's rows of 6 neurons are the smallest, so that `--linear 0.3` removes them
+    whole. Their columns of wo make up for it: relu(x / 1000) · 1000 = relu(x).
+    """
+    folder, plain = tmp_path_factory.mktemp("stages"), workshop / "model" / "t5"
+    succeed("config_generator.py", "-m", plain, "-o", folder / "dense.json", "--attention", 0, "--linear", 0, "-n", 1)
+    succeed("model-level_finetuning.py", "-m", plain, "-p", chain / "pruned", "-c", folder / "dense.json", "-n", 0,
+            "-o", folder / "trained.pth", "--stats", folder / "trained.csv", "--epochs", 12, "--batch-size", 8,
+            "--lr", 0.01)
+    trained = load_model(folder / "trained.pth")
+    with torch.no_grad():
+        for name in T5_BLOCKS:
+            if not is_attention(name):
+                trained.model.get_submodule(f"{name}.wi").weight[7:13] /= 1000
+                trained.model.get_submodule(f"{name}.wo").weight[:, 7:13] *= 1000
+    save_model(folder / "original", trained.model, {part: {"folder": str(workshop / part / "t5")}
+                                                    for part in ("tokenizer", "data")})
+    succeed("config_generator.py", "-m", folder / "original", "-o", folder / "conf.json", "--attention", 0.25,
+            "--linear", 0.3, "-n", 1)
+    succeed("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
+    succeed("prune.py", "-m", folder / "original", "-c", folder / "conf_prune.json", "-o", folder / "pruned")
+    for output, flags in FORMS.items():
+        succeed(*composing(folder, folder / output, *flags))
+    return folder
+
+
+@pytest.fixture
+def succeeds(call):
+    """succeeds(script, *arguments): its result, once it is sure that it has one."""
+    def run(script, *arguments):
+        code, result, err = call(script, *arguments)
+        assert code == 0, err
+        return result
+    return run
+
+
+SMALL = 33408 - 6 * 768 - 4 * 6 * 64  # a head of each attention module and 6 neurons of each feed-forward module less
+
+
+def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds):
+    """Oracles: the masked model's BLEU and its weights that are not zero; the sizes worked by hand."""
+    results = {name: succeeds("evaluate-t5.py", "-m", stages / name) for name in FORMS}
+    assert {name: result["parameters"] for name, result in results.items()} == {
+        "masked": 33408, "compact": SMALL, "sparse": 33408, "both": SMALL}
+    assert 1 < results["masked"]["bleu"] < 100
+    assert {result["bleu"] for result in results.values()} == {results["masked"]["bleu"]}
+    masked, compact = (load_model(stages / name).model for name in ("masked", "compact"))
+    same_logits(masked, compact, "t5")
+    # What is gone was zero, but for the columns of wo that read neurons without input.
+    unread = sum(int((masked.get_submodule(f"{name}.wo").weight[:, 7:13] != 0).sum())
+                 for name in T5_BLOCKS if not is_attention(name))
+    nonzero = sum(int((parameter != 0).sum()) for parameter in masked.parameters())
+    assert results["compact"]["nonzero_parameters"] == nonzero - unread
+    assert results["both"]["nonzero_parameters"] == nonzero - unread
+
+
+def test_a_composed_form_is_kept_and_none_is_taken_for_another(stages, call, succeeds):
+    def weights():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for name in FORMS
+                for path in (stages / name).glob("*.safetensors")}
+
+    before = weights()
+    assert sorted(path.name for path in before) == ["model.safetensors"] * 2 + ["sparse.safetensors"] * 2
+    for output, flags in FORMS.items():
+        result = succeeds(*composing(stages, stages / output, *flags))
+        assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
+        for other in FORMS.values():
+            if other != flags:
+                code, result, err = call(*composing(stages, stages / output, *other))
+                assert (code, result, err.count("\n")) == (2, None, 1) and "pass --overwrite" in err
+    assert weights() == before
+
+
+def test_overwriting_changes_the_form(stages, succeeds, tmp_path):
+    for flags in reversed(FORMS.values()):
+        result = succeeds(*composing(stages, tmp_path / "m", *flags, "--overwrite"))
+        assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
+        assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == [
+            "sparse.safetensors" if "--sparse" in flags else "model.safetensors"]
+        assert (tmp_path / "m" / "modeling_compact.py").exists() == ("--compact" in flags)
+
+
+def test_fine_tuning_runs_the_same_course(stages, succeeds, tmp_path):
+    """Oracle: the run without --compact; T5 trains without dropout, and what is zero gets no gradient."""
+    courses, results = {}, {}
+    for name, flags in (("masked", []), ("compact", ["--compact"])):
+        results[name] = succeeds("model-level_finetuning.py", "-m", stages / "original", "-p", stages / "pruned", "-c",
+                                 stages / "conf.json", "-n", 0, "-o", tmp_path / f"{name}.pth", "--stats",
+                                 tmp_path / f"{name}.csv", "--epochs", 3, "--batch-size", 8, *flags)
+        with open(tmp_path / f"{name}.csv", encoding="utf-8", newline="") as handle:
+            courses[name] = [[float(row[column]) for column in ("train_loss", "val_loss")]
+                             for row in list(csv.DictReader(handle))[1:]]  # epoch 0 trains nothing
+    assert {name: result["parameters"] for name, result in results.items()} == {"masked": 33408, "compact": SMALL}
+    assert len(courses["masked"]) == 3 and len({loss for row in courses["masked"] for loss in row}) == 6
+    for row, expected in zip(courses["compact"], courses["masked"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+    assert results["compact"]["val_loss_before"] == pytest.approx(results["masked"]["val_loss_before"], rel=1e-5)
+    tuned = load_model(tmp_path / "compact.pth")
+    parameters = dict(tuned.model.named_parameters())
+    assert len(tuned.masks) == 6 + 4 * 2  # q, k and v had lost whole heads alone
+    for name, mask in tuned.masks.items():
+        assert torch.equal(parameters[name] != 0, mask) or name.endswith(".wo.weight"), name
+        assert mask.shape == parameters[name].shape and not parameters[name][~mask].any(), name
+
+
+def test_a_compact_model_can_be_an_original(stages, succeeds, tmp_path):
+    """By hand: a third of its 3 heads is one. Oracle for what is left: the same composed without --compact."""
+    original = stages / "compact"
+    succeeds("config_generator.py", "-m", original, "-o", tmp_path / "conf.json", "--attention", 0.34, "--linear", 0.2,
+             "-n", 1)
+    modules = json.loads((tmp_path / "conf.json").read_text(encoding="utf-8"))["modules"]
+    assert {name: module["heads"] for name, module in modules.items() if module["kind"] == "attention"} == {
+        name: 3 for name in T5_BLOCKS if is_attention(name)}
+    assert modules["encoder.block.0.layer.1.DenseReluDense.wi"]["weights"] == 42 * 32
+    succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "conf_prune.json")
+    succeeds("prune.py", "-m", original, "-c", tmp_path / "conf_prune.json", "-o", tmp_path / "pruned")
+    bleu = set()
+    for output, flags, parameters in (("masked", [], SMALL), ("compact", ["--compact"], SMALL - 6 * 768)):
+        result = succeeds("compose_model.py", "-m", original, "-p", tmp_path / "pruned", "-c", tmp_path / "conf.json",
+                          "-n", 0, "-o", tmp_path / output, *flags)
+        assert result["parameters"] == parameters
+        bleu.add(succeeds("evaluate-t5.py", "-m", tmp_path / output)["bleu"])
+    assert len(bleu) == 1 and bleu.pop() > 0
+    before, masked, compact = (load_model(path).model for path in (
+        original, tmp_path / "masked", tmp_path / "compact"))
+    same_logits(masked, compact, "t5")
+    for name, heads in compact.config.kept_heads.items():  # by the numbers of the first original
+        rows = (masked.get_submodule(name).q.weight != 0).view(3, -1).any(dim=1)
+        assert heads == [number for number, kept in zip(before.config.kept_heads[name], rows) if kept]
+        assert len(heads) == 2

@@ -1,0 +1,611 @@
+"""What a model costs, worked by hand for the tiny models; reports of evaluations, and the picture and table of them."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import build_model, distilbert_config, load_script
+from matplotlib import image
+from test_bad_input import other_model  # noqa: F401  a fixture
+from test_contract import is_one_line
+from test_models import same_state
+
+from common import evaluation, report
+from common.compact import make_compact
+from common.models import load_model, save_model
+from common.sparse import load_sparse
+
+T5_LAYER = {"encoder": ["0.SelfAttention", "1.DenseReluDense"],
+            "decoder": ["0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"]}
+DISTILBERT = "distilbert.transformer.layer"
+STATED = {"t5": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
+          "distilbert": {"batch_size": 8, "input_tokens": 128}}
+FIGURES = ["parameters", "nonzero_parameters", "bytes_on_disk", "bytes_in_memory", "multiply_adds",
+           "seconds_per_batch"]
+EVALUATE = {"t5": "evaluate-t5.py", "distilbert": "evaluate-distilbert.py"}
+PARETO = "experiments/pareto.py"
+# The tiny T5: an embedding of 64 · 32, six attention modules of 4 · 24 · 32, four feed-forward modules of 2 · 48 · 32,
+# position biases of 2 · 32 · 4 and 12 norms of 32. Its embedding is the head as well.
+T5_SIZE = 2048 + 6 * 3072 + 4 * 3072 + 256 + 12 * 32
+# The tiny DistilBERT with 128 positions: embeddings of (64 + 128) · 32 and a norm of 2 · 32; two layers of four
+# Linears of 32 · 33, two of 48 · 33 and 32 · 49, and two norms; a head of 32 · 33 and 2 · 33.
+DISTILBERT_SIZE = 192 * 32 + 64 + 2 * (4 * 1056 + 1584 + 1568 + 128) + 1056 + 66
+
+
+def build(kind):
+    """A tiny model that takes an input of the stated length; DistilBERT's usual tiny one has 64 positions."""
+    if kind != "distilbert":
+        return build_model(kind)
+    torch.manual_seed(0)
+    config = distilbert_config(max_position_embeddings=128)
+    return transformers.DistilBertForSequenceClassification(config).eval()
+
+
+def saved(path, model):
+    """A model that was saved and loaded again."""
+    save_model(path, model, {})
+    return load_model(path)
+
+
+@torch.no_grad()
+def without(model, heads, neurons):
+    """A compact copy of a T5 or DistilBERT that has lost the first heads and neurons of every module."""
+    for name, module in model.named_modules():
+        if name.endswith(("Attention", "attention")):
+            rows = [linear for linear in module.children() if isinstance(linear, torch.nn.Linear)]
+            width = rows[0].out_features // 4
+            for linear in rows[:3]:
+                linear.weight[:heads * width] = 0
+                if linear.bias is not None:
+                    linear.bias[:heads * width] = 0
+            rows[3].weight[:, :heads * width] = 0
+        elif name.endswith(("DenseReluDense", "ffn")):
+            rows = [linear for linear in module.children() if isinstance(linear, torch.nn.Linear)]
+            rows[-1].weight[:, :neurons] = 0
+    return make_compact(model, {})[0]
+
+
+# --- multiply-adds ---------------------------------------------------------------------------------------------
+
+def t5_products(heads, neurons, inner):
+    """By hand, for 32 tokens on each side; `inner`: Linears before a feed-forward module's last."""
+    width, tokens = heads * 6, 32
+    projections = 4 * tokens * 32 * width                    # q, k, v and o, of as many queries as keys
+    scores, context = tokens * tokens * width, tokens * tokens * width
+    attention = projections + scores + context
+    feed_forward = (inner + 1) * tokens * 32 * neurons
+    encoder, decoder = attention + feed_forward, 2 * attention + feed_forward
+    return 2 * encoder + 2 * decoder + tokens * 32 * 64      # the last: logits of 64 pieces for each position
+
+
+def distilbert_products(heads, neurons):
+    """By hand, for 128 tokens: the classifier reads the first alone."""
+    width, tokens = heads * 8, 128
+    attention = 4 * tokens * 32 * width + 2 * tokens * tokens * width
+    return 2 * (attention + 2 * tokens * 32 * neurons) + 32 * 32 + 32 * 2
+
+
+PRODUCTS = {"t5": lambda heads, neurons: t5_products(heads, neurons, inner=1),
+            "t5-gated": lambda heads, neurons: t5_products(heads, neurons, inner=2), "distilbert": distilbert_products}
+
+
+def test_the_formulas_by_hand():
+    """T5: 2 · (98304 + 49152 + 98304) + 2 · (2 · 147456 + 98304) + 65536; DistilBERT: 2 · 1966080 + 1088."""
+    assert PRODUCTS["t5"](4, 48) == 2 * 245760 + 2 * 393216 + 65536 == 1343488
+    assert PRODUCTS["distilbert"](4, 48) == 2 * (524288 + 1048576 + 393216) + 1088 == 3933248
+
+
+@pytest.mark.parametrize("attention", ["as loaded", "eager"])
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_multiply_adds_are_those_of_the_formula(tmp_path, kind, attention):
+    """Scores and context are counted whichever way attention is computed."""
+    loaded = saved(tmp_path / "m", build(kind))
+    if attention != "as loaded":
+        loaded.model.set_attn_implementation(attention)
+    assert report.multiply_adds(loaded) == PRODUCTS[kind](4, 48)
+
+
+@pytest.mark.parametrize("attention", ["as loaded", "eager"])
+@pytest.mark.parametrize("heads, neurons", [(1, 24), (3, 47), (1, 0)])
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_a_compact_models_are_those_of_the_formula_with_its_heads_and_neurons(tmp_path, kind, heads, neurons,
+                                                                              attention):
+    loaded = saved(tmp_path / "m", without(build(kind), heads, neurons))
+    if attention != "as loaded":
+        loaded.model.set_attn_implementation(attention)
+    assert report.multiply_adds(loaded) == PRODUCTS[kind](4 - heads, 48 - neurons)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("output", ["folder", "file.pth"])
+@pytest.mark.parametrize("kind, parameters, buffers", [
+    ("t5", T5_SIZE, 0), ("distilbert", DISTILBERT_SIZE, 8 * 128)])  # DistilBERT's numbers of its positions, int64
+def test_sizes_of_a_model(tmp_path, kind, parameters, buffers, output):
+    """Parameters worked by hand; of the file by os.path. 100 entries of one weight are made zero beforehand."""
+    model = build(kind)
+    with torch.no_grad():
+        next(module for module in model.modules() if isinstance(module, torch.nn.Linear)).weight.view(-1)[:100] = 0
+    zeros = sum(int((parameter == 0).sum()) for parameter in model.parameters())
+    assert zeros >= 100
+    sizes = report.sizes(saved(tmp_path / output, model))
+    weights = tmp_path / output / "model.safetensors" if output == "folder" else tmp_path / output
+    assert sizes == {"parameters": parameters, "nonzero_parameters": parameters - zeros,
+                     "bytes_on_disk": os.path.getsize(weights), "bytes_in_memory": 4 * parameters + buffers}
+    assert sizes["bytes_on_disk"] > 4 * parameters
+
+
+def test_a_tied_head_counts_once_and_a_head_of_its_own_for_itself(tmp_path):
+    """By hand: T5's head is its embedding, 64 · 32; untied, these come on top."""
+    loaded = saved(tmp_path / "m", build("t5"))
+    counts = []
+    for _ in range(2):
+        sizes = report.sizes(loaded)
+        counts.append((sizes["parameters"], sizes["bytes_in_memory"]))
+        loaded.model.lm_head.weight = torch.nn.Parameter(loaded.model.shared.weight.detach().clone())
+    assert counts == [(T5_SIZE, 4 * T5_SIZE), (T5_SIZE + 2048, 4 * (T5_SIZE + 2048))]
+
+
+@pytest.mark.parametrize("kind, head, neuron, buffers", [("t5", 768, 64, 0), ("distilbert", 4 * 256 + 24, 65, 1024)])
+def test_a_compact_model_is_smaller_by_its_heads_and_neurons(tmp_path, kind, head, neuron, buffers):
+    """By hand: a head of 4 matrices (and 3 biases), a neuron of a row and a column (and a bias), in every module."""
+    whole, attention, forward = {"t5": (T5_SIZE, 6, 4), "distilbert": (DISTILBERT_SIZE, 2, 2)}[kind]
+    left = whole - attention * head - forward * 20 * neuron
+    loaded = saved(tmp_path / "m", without(build(kind), 1, 20))
+    sizes = report.sizes(loaded)
+    assert (sizes["parameters"], sizes["bytes_in_memory"]) == (left, 4 * left + buffers)
+    assert sizes["bytes_on_disk"] == os.path.getsize(tmp_path / "m" / "model.safetensors")
+
+
+def test_bytes_on_disk_of_a_sparse_file_are_its_own(tmp_path):
+    model = build("t5")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter[:, ::2] = 0
+    save_model(tmp_path / "m", model, {}, sparse=True)
+    loaded = load_model(tmp_path / "m")
+    assert same_state(loaded.model, model) and load_sparse(tmp_path / "m" / "sparse.safetensors")
+    sizes = report.sizes(loaded)
+    assert sizes["bytes_on_disk"] == os.path.getsize(tmp_path / "m" / "sparse.safetensors") < 4 * T5_SIZE
+    assert sizes["bytes_in_memory"] == 4 * T5_SIZE
+
+
+def test_files_that_are_never_loaded_are_no_weights_on_disk(tmp_path):
+    """A folder from the hub often has the same weights as a pickle too, and a trainer's arguments."""
+    save_model(tmp_path / "m", build("t5"), {})
+    for name in ("pytorch_model.bin", "training_args.bin"):
+        (tmp_path / "m" / name).write_bytes(b"not even a pickle")
+    assert report.sizes(load_model(tmp_path / "m"))["bytes_on_disk"] == os.path.getsize(
+        tmp_path / "m" / "model.safetensors")
+
+
+# --- --report --------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def models(workshop, tmp_path_factory):
+    """A folder with, for "t5" and "distilbert", KIND/original and KIND/compact, which was composed of it."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in EVALUATE:
+        record = {part: {"folder": str(workshop / part / kind)} for part in ("tokenizer", "data")}
+        home = folder / kind
+        home.mkdir()
+        save_model(home / "original", build(kind), record)
+        original = home / "original"
+        for script, *arguments in [
+                ("config_generator.py", "-m", original, "-o", home / "conf.json", "--attention", 0.25, "--linear", 0.3,
+                 "--feed-forward", 0.5, "-n", 1),
+                ("prune_scheme_generator.py", "-i", home / "conf.json", "-o", home / "conf_prune.json"),
+                ("prune.py", "-m", original, "-c", home / "conf_prune.json", "-o", home / "pruned"),
+                ("compose_model.py", "-m", original, "-p", home / "pruned", "-c", home / "conf.json", "-n", 0,
+                 "-o", home / "compact", "--compact")]:
+            assert load_script(script).main([*map(str, arguments), "--quiet"]) == 0, script
+    return folder
+
+
+@pytest.fixture
+def one_round(monkeypatch):
+    """Time everything once, without a warm-up: what is tested here is not how long it takes."""
+    monkeypatch.setattr(report, "ROUNDS", 1)
+    monkeypatch.setattr(report, "WARM_UP", 0)
+
+
+@pytest.fixture
+def evaluate(call):
+    """evaluate(kind, model, *flags): evaluate 8 examples: (exit code, result, stderr)."""
+    def run(kind, model, *flags):
+        short = ("--max-new-tokens", 4) if kind == "t5" else ()
+        return call(EVALUATE[kind], "-m", model, "--limit", 8, *short, *flags)
+    return run
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def positive_seconds(figures, of):
+    return all(isinstance(figures[name][of], float) and 0 < figures[name][of] < 60
+               for name in figures if name.startswith("seconds"))
+
+
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(models, evaluate, one_round, tmp_path,
+                                                                               kind):
+    """By hand: 3 of 4 heads and 24 of 48 neurons are left. Figures of each model alone are tested above."""
+    path, compact = tmp_path / "made" / "report.json", models / kind / "compact"
+    code, result, err = evaluate(kind, compact, "--report", path)
+    assert code == 0, err
+    assert result.pop("report") == str(path)
+    content = read_json(path)
+    assert content["evaluation"] == result
+    assert {"bleu" if kind == "t5" else "accuracy", "examples", "parameters"} <= result.keys()
+    assert (content["input"], content["rounds"], content["model"]) == (STATED[kind], 1, str(compact))
+    assert os.path.samefile(content["original"], models / kind / "original")
+    assert "name it with --original" not in err
+
+    figures = content["figures"]
+    assert list(figures) == FIGURES + ["seconds_per_generated_token"] * (kind == "t5")
+    for name, each in figures.items():
+        assert each.keys() == {"model", "original", "ratio"}
+        assert each["ratio"] == round(each["model"] / each["original"], 4), name
+    whole, head, neuron, attention, forward = {
+        "t5": (T5_SIZE, 768, 64, 6, 4), "distilbert": (DISTILBERT_SIZE, 1048, 65, 2, 2)}[kind]
+    left = whole - attention * head - forward * 24 * neuron
+    assert figures["parameters"] == {"model": left, "original": whole, "ratio": round(left / whole, 4)}
+    for of, folder in (("model", compact), ("original", models / kind / "original")):
+        assert figures["bytes_on_disk"][of] == os.path.getsize(folder / "model.safetensors")
+        assert figures["bytes_in_memory"][of] == 4 * figures["parameters"][of] + (1024 if kind == "distilbert" else 0)
+        loaded = load_model(folder).model
+        assert figures["nonzero_parameters"][of] == sum(int((p != 0).sum()) for p in loaded.parameters())
+        assert positive_seconds(figures, of)
+    assert result["parameters"] == left
+
+
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_reported_multiply_adds_are_those_of_the_formula(models, evaluate, one_round, tmp_path, kind):
+    code, _, err = evaluate(kind, models / kind / "compact", "--report", tmp_path / "report.json")
+    assert code == 0, err
+    whole, left = PRODUCTS[kind](4, 48), PRODUCTS[kind](3, 24)
+    assert read_json(tmp_path / "report.json")["figures"]["multiply_adds"] == {
+        "model": left, "original": whole, "ratio": round(left / whole, 4)}
+
+
+def test_without_the_flag_nothing_is_written_or_measured(models, evaluate, monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "write_report", lambda *_: pytest.fail("was called"))
+    before = list(models.rglob("*"))
+    code, result, err = evaluate("t5", models / "t5" / "compact")
+    assert code == 0 and "report" not in result, err
+    assert list(models.rglob("*")) == before
+
+
+def test_seconds_are_medians_of_what_is_measured_after_the_warm_up(models, monkeypatch):
+    """By hand: a clock that advances by 1, 2, 3, … s; two models in turn, one figure each, two turns of warm-up.
+
+    The seconds of the first are then 1, 3 | 5, 7, 9, those of the second 2, 4 | 6, 8, 10, and its parts are two.
+    """
+    monkeypatch.setattr(report, "ROUNDS", 3)
+    monkeypatch.setattr(report, "WARM_UP", 2)
+    runs, clock = [], [0.0]
+
+    def run():
+        runs.append(1)
+        clock[0] += len(runs)
+
+    monkeypatch.setattr(report, "ways_to_run", lambda parts: {"seconds_per_batch": (run, parts)})
+    monkeypatch.setattr(report, "now", lambda device: clock[0])
+    assert report.speeds({"model": 1, "original": 2}, torch.device("cpu")) == {
+        "model": {"seconds_per_batch": 7.0}, "original": {"seconds_per_batch": 4.0}}
+    assert len(runs) == 10
+
+
+def test_the_timed_translation_has_the_stated_length(models, monkeypatch):
+    """A model that would end at once is made to go on: 32 tokens after the start, over which the seconds are spread."""
+    loaded = load_model(models / "t5" / "compact")
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()
+        loaded.model.lm_head.weight[1] = 1.0  # the end token
+    run, parts = report.ways_to_run(loaded)["seconds_per_generated_token"]
+    assert run().shape == (1, 33) and parts == 32
+    run, parts = report.ways_to_run(loaded)["seconds_per_batch"]
+    assert run().logits.shape == (8, 32, 64) and parts == 1
+
+
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_a_model_whose_original_is_unknown_is_reported_alone(models, evaluate, one_round, tmp_path, kind):
+    code, result, err = evaluate(kind, models / kind / "original", "--report", tmp_path / "report.json")
+    assert code == 0, err
+    line = f"{tmp_path / 'report.json'}: the original is not known, and not reported beside the model; name it"
+    assert [each for each in err.splitlines() if each.startswith(line)] and "--original" in err
+    content = read_json(tmp_path / "report.json")
+    assert content["original"] is None and content["figures"]["parameters"]["model"] == result["parameters"]
+    assert {(each["original"], each["ratio"]) for each in content["figures"].values()} == {(None, None)}
+    assert positive_seconds(content["figures"], "model")
+
+
+def test_an_original_that_is_gone_is_unknown_and_can_be_named(models, evaluate, one_round, tmp_path):
+    """A record names the original by its place beside the model, which a copy elsewhere has lost."""
+    shutil.copytree(models / "t5" / "compact", tmp_path / "copy" / "compact")
+    data = ("--data", read_json(models / "t5" / "original" / "record.json")["data"]["folder"])
+    tokenizer = ("-t", read_json(models / "t5" / "original" / "record.json")["tokenizer"]["folder"])
+    given = ("t5", tmp_path / "copy" / "compact", *data, *tokenizer, "--report", tmp_path / "report.json")
+    code, _, err = evaluate(*given)
+    assert code == 0 and "name it with --original" in err, err
+    assert read_json(tmp_path / "report.json")["original"] is None
+    code, _, err = evaluate(*given, "--original", models / "t5" / "original")
+    assert code == 0 and "name it with --original" not in err, err
+    content = read_json(tmp_path / "report.json")
+    assert content["original"] == str(models / "t5" / "original")
+    assert content["figures"]["parameters"]["original"] == T5_SIZE
+
+
+def test_a_model_beside_itself_has_the_ratio_one(models, evaluate, one_round, tmp_path):
+    model = models / "distilbert" / "original"
+    code, _, err = evaluate("distilbert", model, "--report", tmp_path / "report.json", "--original", model)
+    assert code == 0, err
+    figures = read_json(tmp_path / "report.json")["figures"]
+    assert {figures[name]["ratio"] for name in FIGURES[:5]} == {1.0}
+
+
+def test_another_models_original_is_refused(models, evaluate, other_model, monkeypatch, tmp_path):  # noqa: F811
+    """Before anything is translated."""
+    monkeypatch.setattr(evaluation, "translate", lambda *_, **__: pytest.fail("was called"))
+    compact = models / "t5" / "compact"
+    code, result, err = evaluate("t5", compact, "--report", tmp_path / "report.json", "--original", other_model)
+    assert (code, result) == (2, None) and is_one_line(err), err
+    assert f"{other_model}: is not the original of {compact}" in err and "--original" in err
+    assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("kind, other", [("t5", "distilbert"), ("distilbert", "t5")])
+def test_an_original_of_another_task_is_refused(models, evaluate, one_round, tmp_path, kind, other):
+    """The model has no record of what it was made from; but a classifier's figures do not go beside a translator's."""
+    code, result, err = evaluate(kind, models / kind / "original", "--report", tmp_path / "report.json",
+                                 "--original", models / other / "original")
+    assert "Traceback" not in err, err
+    assert (code, result) == (2, None) and is_one_line(err), err
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_an_original_that_is_not_there_is_refused(models, evaluate, tmp_path):
+    code, result, err = evaluate("t5", models / "t5" / "compact", "--report", tmp_path / "report.json", "--original",
+                                 tmp_path / "nowhere")
+    assert (code, result) == (2, None) and is_one_line(err) and f"{tmp_path / 'nowhere'}: no such model" in err, err
+
+
+@pytest.mark.parametrize("place", ["below a file", "a folder"])
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_evaluated(models, evaluate, monkeypatch,
+                                                                                 tmp_path, kind, place):
+    for name in ("translate", "classify"):
+        monkeypatch.setattr(evaluation, name, lambda *_, **__: pytest.fail("was called"))
+    (tmp_path / "file").write_text("precious")
+    path = tmp_path / "file" / "report.json" if place == "below a file" else tmp_path
+    code, result, err = evaluate(kind, models / kind / "compact", "--report", path)
+    assert (code, result) == (2, None) and is_one_line(err) and str(path) in err, err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_of_fewer_positions_than_the_stated_input_is_no_bug(workshop, evaluate, one_round, tmp_path):
+    """The usual tiny DistilBERT has 64 positions, and is evaluated without a report. Exit code 1 would be a bug."""
+    model = workshop / "model" / "distilbert"
+    assert evaluate("distilbert", model)[0] == 0
+    code, _, err = evaluate("distilbert", model, "--report", tmp_path / "report.json")
+    assert "Traceback" not in err and code in (0, 2), err
+
+
+# --- the picture -----------------------------------------------------------------------------------------------
+
+def written(path, metric, quality, **figures):
+    """A made-up report."""
+    content = {"evaluation": {metric: quality}, "figures": {
+        name: {"model": value, "original": None, "ratio": None} for name, value in figures.items()}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """Four of a translation model: the third is larger and worse than the second, and slower."""
+    return [written(tmp_path / f"{name}.json", "bleu", bleu, nonzero_parameters=size, bytes_on_disk=4 * size,
+                    multiply_adds=9 * size, seconds_per_batch=seconds, seconds_per_generated_token=seconds / 9)
+            for name, bleu, size, seconds in (("small", 20.0, 1e6, 0.01), ("middling", 30.0, 2e6, 0.02),
+                                              ("beaten", 25.0, 3e6, 0.03), ("large", 33.0, 4e6, 0.04))]
+
+
+@pytest.mark.parametrize("points, line", [
+    ([], []),
+    ([(3, 5.0)], [(3, 5.0)]),
+    ([(4, 33), (1, 20), (3, 25), (2, 30)], [(1, 20), (2, 30), (4, 33)]),  # (2, 30) beats (3, 25) in both
+    ([(1, 30), (2, 30), (2, 20)], [(1, 30)]),                             # no better at a higher cost
+    ([(1, 10), (1, 12), (1, 11)], [(1, 12)]),                             # the best at the same cost
+    ([(2, 7), (2, 7)], [(2, 7)]),                                         # twins are one
+    ([(1, 3), (2, 2), (3, 1)], [(1, 3)]),
+    ([(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)])])
+def test_the_frontier_by_hand(points, line):
+    assert load_script(PARETO).frontier(points) == line
+
+
+@pytest.mark.parametrize("more", [[], ["--series", "a", "a", "b", "b"], ["--labels", "1", "2", "3", "4"],
+                                  ["--against", "multiply_adds", "seconds_per_generated_token", "seconds_per_batch"]],
+                         ids=["plain", "series", "labels", "three panels"])
+def test_the_picture_is_drawn(call, reports, tmp_path, more):
+    """Oracle: matplotlib reads it back; two panels are 10 by 4.2 inches at 120 dots an inch, three are 15."""
+    picture = tmp_path / "pareto.png"
+    code, result, err = call(PARETO, *reports, "-o", picture, *more)
+    assert code == 0, err
+    assert result == {"output": str(picture), "points": 4}
+    pixels = image.imread(picture)
+    assert pixels.shape[:2] == (504, 1800 if "--against" in more else 1200)
+    assert pixels.std() > 0.01 and pixels.min() < 0.5  # something is on it
+
+
+@pytest.mark.parametrize("suffix, start", [("svg", b"<?xml"), ("pdf", b"%PDF"), ("PNG", b"\x89PNG")])
+def test_the_picture_has_the_format_of_its_name(call, reports, tmp_path, suffix, start):
+    code, _, err = call(PARETO, *reports, "--original", reports[3], "-o", tmp_path / f"pareto.{suffix}")
+    assert code == 0, err
+    assert (tmp_path / f"pareto.{suffix}").read_bytes().startswith(start)
+
+
+def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
+    """Oracle: matplotlib's own artists. MB and ms are 10⁶ bytes and 10⁻³ s; the broken line leaves "beaten" out."""
+    pareto = load_script(PARETO)
+    points = [pareto.read_point(path) for path in reports]
+    figure = pareto.draw(points, list("1234"), [""] * 4, points[3], ["bytes_on_disk", "seconds_per_batch"])
+    disk, batch = figure.axes
+    assert (disk.get_xlabel(), batch.get_xlabel(), disk.get_ylabel()) == ("MB on disk", "ms per batch", "bleu")
+    assert disk.lines[0].get_xydata().tolist() == [[4, 20], [8, 30], [16, 33]]
+    dots, star = disk.collections
+    assert dots.get_offsets().tolist() == [[4, 20], [8, 30], [12, 25], [16, 33]]
+    assert star.get_offsets().tolist() == [[16, 33]]
+    assert [text.get_text() for text in disk.texts] == list("1234")
+    np.testing.assert_allclose(batch.collections[0].get_offsets(), [[10, 20], [20, 30], [30, 25], [40, 33]])
+
+
+def refused(call, tmp_path, *arguments):
+    """The one line that the picture's script ends with, once it is sure that there is no picture."""
+    code, result, err = call(PARETO, *arguments)
+    assert "Traceback" not in err, err
+    assert (code, result) == (2, None) and is_one_line(err), err
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".gif")]
+    return err
+
+
+@pytest.mark.parametrize("flag", ["--labels", "--series"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_wrong_number_of_names_is_refused(call, reports, tmp_path, flag, count):
+    err = refused(call, tmp_path, *reports, "-o", tmp_path / "p.png", flag, *"abcde"[:count])
+    assert f"{flag} has {count} names for 4 reports" in err
+
+
+@pytest.mark.parametrize("content", [
+    "{}", "[]", "{", '"bleu"', '{"evaluation": 1, "figures": {}}', '{"evaluation": {}, "figures": {}}',
+    '{"evaluation": {"bleu": 1.0}}', '{"evaluation": {"bleu": 1.0}, "figures": []}',
+    '{"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}', '{"bleu": 1.0, "examples": 16}'])
+def test_what_is_no_report_is_refused(call, reports, tmp_path, content):
+    """The last is the JSON line of an evaluation without a report."""
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    for arguments in ((*reports, path), (*reports, "--original", path)):
+        assert str(path) in refused(call, tmp_path, *arguments, "-o", tmp_path / "p.png")
+
+
+def test_a_report_that_is_not_there_is_refused(call, reports, tmp_path):
+    err = refused(call, tmp_path, *reports, tmp_path / "none.json", "-o", tmp_path / "p.png")
+    assert f"{tmp_path / 'none.json'}: no such file" in err and "--report" in err
+
+
+@pytest.mark.parametrize("name", ["p.gif", "p", "p.png.txt"])
+def test_a_bad_suffix_is_refused_with_the_good_ones(call, reports, tmp_path, name):
+    err = refused(call, tmp_path, *reports, "-o", tmp_path / name)
+    assert f"{tmp_path / name}: must end in one of .png, .pdf, .svg" in err
+    assert not (tmp_path / name).exists()
+
+
+def test_reports_of_two_kinds_are_not_compared(call, reports, tmp_path):
+    other = written(tmp_path / "accuracy.json", "accuracy", 0.9, bytes_on_disk=1e6, seconds_per_batch=0.1)
+    for arguments in ((*reports, other), (*reports, "--original", other)):
+        err = refused(call, tmp_path, *arguments, "-o", tmp_path / "p.png")
+        assert f"{other}: reports accuracy and has no bleu" in err and "compare models of one kind" in err
+
+
+def test_an_axis_that_a_report_lacks_is_named(call, tmp_path):
+    path = written(tmp_path / "accuracy.json", "accuracy", 0.9, bytes_on_disk=1e6, seconds_per_batch=0.1)
+    err = refused(call, tmp_path, path, "-o", tmp_path / "p.png", "--against", "seconds_per_generated_token")
+    assert f"{path}: reports accuracy and has no seconds_per_generated_token" in err
+
+
+def test_a_picture_of_real_reports(call, models, evaluate, one_round, tmp_path):
+    """What the evaluation writes is what the picture reads."""
+    for name in ("compact", "original"):
+        code, _, err = evaluate("distilbert", models / "distilbert" / name, "--report", tmp_path / f"{name}.json")
+        assert code == 0, err
+    code, result, err = call(PARETO, tmp_path / "compact.json", "--original", tmp_path / "original.json", "-o",
+                             tmp_path / "p.png", "--against", "bytes_on_disk", "multiply_adds", "seconds_per_batch")
+    assert code == 0 and result["points"] == 1, err
+    metric, quality, figures = load_script(PARETO).read_point(tmp_path / "compact.json")
+    assert metric == "accuracy" and quality == read_json(tmp_path / "compact.json")["evaluation"]["accuracy"]
+    assert figures["parameters"] == DISTILBERT_SIZE - 2 * 1048 - 2 * 24 * 65
+
+
+# --- the table -------------------------------------------------------------------------------------------------
+
+HEADER = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
+RATIOS = {"parameters": 0.61, "nonzero_parameters": 0.52, "bytes_on_disk": 0.63, "bytes_in_memory": 0.64,
+          "multiply_adds": 0.75, "seconds_per_batch": 0.86, "seconds_per_generated_token": 1.07}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """What composability.sh leaves for two configurations of two blocks, made up; the second has other ratios."""
+    files = {"conf_prune.json": {"requested": [{"attention": 0.25, "linear": 0.3, "feed_forward": 0.5},
+                                               {"attention": 0.5, "linear": 0.3, "feed_forward": 0.5}],
+                                 "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}]},
+             "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4}, "dense.json": {"bleu": 40.0}}
+    for n in range(2):
+        for i, name in enumerate(("pruned", "tuned", "baseline", "composed")):
+            files[f"{name}-{n}.json"] = {"bleu": 10.0 * n + i}
+        files[f"composed-{n}-report.json"] = {"figures": {
+            name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()}}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; composed gets there in 5 + 1 s, or not at all.
+    for n, composed in enumerate(("0,,3.0,0,0\n1,2.5,1.9,5,1\n", "0,,3.0,0,0\n1,2.5,2.1,5,1\n")):
+        (tmp_path / f"baseline-{n}.csv").write_text(HEADER + "0,,4.0,0,0\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n")
+        (tmp_path / f"composed-{n}.csv").write_text(HEADER + composed)
+    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
+    (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
+    return tmp_path
+
+
+def test_columns_lie_below_each_other():
+    aligned = load_script("experiments/summarize.py").aligned
+    assert aligned([["a", "bb", "c"], ["dddd", "e", "f"]]) == ["a     bb  c", "dddd  e   f"]
+    assert aligned([["a", ""], ["bb", ""]]) == ["a", "bb"]
+
+
+def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
+    """The ratios of composed-N-report.json stand in the text, under their names, a line a configuration."""
+    summarize = load_script("experiments/summarize.py")
+    summary = summarize.summarize(experiment)
+    assert [row["cost"]["parameters"]["ratio"] for row in summary["configurations"]] == [0.61, 0.62]
+    lines = summarize.as_text(summary).splitlines()
+    assert lines[0] == "quality: bleu"
+    assert lines[2].split("  ")[0] == "0: attention 0.25, linear 0.3, feed-forward 0.5"
+    assert lines[2].split()[-14:-9] == ["40.0", "0.0", "1.0", "2.0", "3.0"]
+    assert lines[2].endswith("2.0000, epoch 2, 22 s  epoch 1, 6 s") and lines[3].endswith("no (2.1000)")
+    title = lines.index("the composed models' size and time, by the original's:")
+    heads = ["configuration", "parameters", "non-zeros", "bytes on disk", "in memory", "multiply-adds",
+             "seconds a batch", "a generated token"]
+    assert lines[title + 1] == "  ".join(heads)
+    for n in range(2):
+        line = lines[title + 2 + n]
+        starts = [lines[title + 1].index(head) for head in heads]
+        cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None])]
+        assert cells == [str(n), *(f"{ratio + n / 100:.2f}" for ratio in RATIOS.values())]
+    assert "blocks to fine-tune: 3 with reuse, 4 without" in lines
+
+
+def test_a_figure_that_no_model_has_is_no_column(experiment):
+    """Classifiers generate no tokens."""
+    for n in range(2):
+        path = experiment / f"composed-{n}-report.json"
+        content = read_json(path)
+        del content["figures"]["seconds_per_generated_token"]
+        path.write_text(json.dumps(content))
+    summarize = load_script("experiments/summarize.py")
+    text = summarize.as_text(summarize.summarize(experiment))
+    assert "a generated token" not in text and "1.07" not in text and "0.86" in text
+
+
+def test_seconds_of_the_sweep_by_hand(experiment):
+    """Block level: 7 s with reuse, of which the variants' own are 6; without, (1 + 1 + 3) + (1 + 2 + 3).
+
+    The baselines take 22 s each until they are best. Composed, 6 s until as good, and 6 s without getting there.
+    """
+    sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]
+    assert sweep == {"baseline": 44.0, "composed_with_reuse": 7 + 12, "composed_without_reuse": 11 + 12,
+                     "block_level_with_reuse": 7.0, "block_level_without_reuse": 11.0, "not_reached": [1]}

@@ -1,0 +1,371 @@
+"""Scores against the model with the block really replaced; costs against the composed model and its compact copy.
+
+The scores' oracle runs one example at a time, so that nothing is ever padded, through a copy of the model.
+"""
+
+import copy
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import distilbert_config, t5_config
+from test_compact import lively
+
+from common import costs
+from common.architectures import block_tensors, find_blocks, set_block
+from common.cli import Talk
+from common.compact import make_compact
+from common.data import Examples
+from common.masking import prune_block
+from common.models import LoadedModel, save_model
+from common.report import multiply_adds
+from common.schemes import DENSE
+from common.scoring import score_block
+
+KINDS = ["t5", "t5-gated", "distilbert"]
+CPU = torch.device("cpu")
+COUNT = 5
+OPTIONS = dict(batch_size=2, device=CPU, talk=Talk(quiet=True))  # batches of 2, 2 and 1
+
+
+def random_examples(kind):
+    """Inputs of 2 to 9 tokens and targets of 1 to 6, or classes."""
+    draw = random.Random(0)
+
+    def tokens(least, most):
+        return [draw.randrange(3, 64) for _ in range(draw.randint(least, most))]
+
+    inputs = [tokens(2, 9) for _ in range(COUNT)]
+    if kind == "distilbert":
+        return Examples("classification", inputs, [i % 2 for i in range(COUNT)], [("", 0)] * COUNT, pad=0)
+    return Examples("translation", inputs, [tokens(1, 6) for _ in range(COUNT)], [("", "")] * COUNT, pad=0)
+
+
+def pruned_and_shaken(model, block):
+    """Two variants of a block: half its heads or neurons gone, and all its tensors multiplied by random numbers."""
+    own = block_tensors(model, block)
+    half = {"heads": block.heads // 2, "neurons": block.neurons // 2, "weights": {}}
+    torch.manual_seed(1)
+    return {"half": prune_block(block, own, half)[0],
+            "shaken": {name: tensor.detach() * torch.randn_like(tensor) for name, tensor in own.items()}}
+
+
+@torch.no_grad()
+def log_probabilities(model, examples):
+    """Of every real token or example, each example run alone: (tokens, classes)."""
+    rows = []
+    for source, target in zip(examples.inputs, examples.targets):
+        decoder = {}
+        if examples.task == "translation":
+            decoder = {"decoder_input_ids": torch.tensor([[0, *target[:-1]]])}
+        rows.append(model(input_ids=torch.tensor([source]), **decoder).logits.flatten(0, -2))
+    return torch.cat(rows).double().log_softmax(-1)
+
+
+def expected_score(model, teacher, examples):
+    """{"loss", "kl"} by torch's own cross-entropy and divergence."""
+    found, wanted = log_probabilities(model, examples), log_probabilities(teacher, examples)
+    flat = sum(examples.targets, []) if examples.task == "translation" else examples.targets
+    divergence = torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="sum") / len(flat)
+    return {"loss": torch.nn.functional.cross_entropy(found, torch.tensor(flat)).item(), "kl": divergence.item()}
+
+
+def with_block(model, block, tensors):
+    replaced = copy.deepcopy(model)
+    set_block(replaced, block, tensors)
+    return replaced
+
+
+def close(score):
+    return pytest.approx(score, rel=0, abs=1e-5)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_model_with_the_block_replaced(kind):
+    """Oracle: torch's cross_entropy and kl_div on the logits of a copy whose block was overwritten."""
+    model, examples = lively(kind), random_examples(kind)
+    own = expected_score(model, model, examples)
+    differences = []
+    blocks = find_blocks(model)
+    for name, block in blocks.items():
+        variants = pruned_and_shaken(model, block)
+        scores = score_block(model, model, blocks, name, variants, examples, **OPTIONS)
+        assert list(scores) == [None, *variants]
+        assert scores[None] == close(own) and scores[None]["kl"] == 0
+        for variant, tensors in variants.items():
+            expected = expected_score(with_block(model, block, tensors), model, examples)
+            assert scores[variant] == close(expected), (name, variant)
+            differences += [abs(expected["loss"] - own["loss"]), expected["kl"]]
+    assert min(differences) > 1e-4  # each block's replacement is well above the tolerance
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_scores_within_a_composed_model_diverge_from_the_teacher(kind):
+    """The model has its first and its last block replaced already. Oracle: a copy with one more of its own."""
+    teacher, examples = lively(kind), random_examples(kind)
+    model, blocks = copy.deepcopy(teacher), find_blocks(teacher)
+    names = list(blocks)
+    for name in (names[0], names[-1]):
+        set_block(model, blocks[name], pruned_and_shaken(teacher, blocks[name])["half"])
+    composed = expected_score(model, teacher, examples)
+    assert composed["kl"] > 1e-3
+    for name in names:
+        shaken = pruned_and_shaken(teacher, blocks[name])["shaken"]
+        scores = score_block(model, teacher, blocks, name, {"shaken": shaken}, examples, **OPTIONS)
+        expected = expected_score(with_block(model, blocks[name], shaken), teacher, examples)
+        assert scores == {None: close(composed), "shaken": close(expected)}, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_block_the_model_is_scored_as_it_is(kind):
+    """Oracles: torch on one example at a time; and 0, since nothing diverges from itself."""
+    model, examples = lively(kind), random_examples(kind)
+    assert score_block(model, model, find_blocks(model), None, {}, examples, **OPTIONS) == {
+        None: close(expected_score(model, model, examples))}
+    twin = copy.deepcopy(model)  # the teacher's own pass is then a second one
+    assert score_block(model, twin, find_blocks(model), None, {}, examples, **OPTIONS)[None]["kl"] == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_scoring_leaves_the_model_as_it_was(kind, fails):
+    """Also when it ends early, at a tensor of a wrong shape. Oracle: the state and the logits of before."""
+    model, examples = lively(kind), random_examples(kind)
+    blocks = find_blocks(model)
+    name = list(blocks)[2]
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    logits = log_probabilities(model, examples)
+    variants = pruned_and_shaken(model, blocks[name])
+    if fails:
+        variants["half"] = {key: tensor[:, :5] if tensor.dim() == 2 else tensor
+                            for key, tensor in variants["half"].items()}
+        with pytest.raises(RuntimeError, match="shape"):
+            score_block(model, model, blocks, name, variants, examples, **OPTIONS)
+    else:
+        score_block(model, model, blocks, name, variants, examples, **OPTIONS)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert torch.equal(log_probabilities(model, examples), logits)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("kind, place", [("t5", 0), ("t5", 2), ("t5", 7), ("t5", 9), ("distilbert", 1)])
+def test_what_comes_before_the_block_is_not_computed_again(kind, place, conditional):
+    """By hand: three batches; in each a block runs once, and from the replaced one on once more for both variants.
+
+    The tiny T5's blocks run in the order of its modules: 2 · 2 in the encoder, then 2 · 3 in the decoder.
+    """
+    model, examples = lively(kind), random_examples(kind)
+    teacher = copy.deepcopy(model) if conditional else model
+    blocks, calls = find_blocks(model), Counter()
+    for owner, side in ((model, "model"), *(((teacher, "teacher"),) if conditional else ())):
+        for name, block in blocks.items():
+            owner.get_submodule(f"{name}.{block.linears[-1]}").register_forward_hook(
+                lambda *_, key=(side, name): calls.update([key]))
+    names = list(blocks)
+    score_block(model, teacher, blocks, names[place], pruned_and_shaken(model, blocks[names[place]]), examples,
+                **OPTIONS)
+    expected = {("model", name): 3 if i < place else 9 for i, name in enumerate(names)}
+    assert calls == expected | ({("teacher", name): 3 for name in names} if conditional else {})
+
+
+# --- costs -----------------------------------------------------------------------------------------------------
+
+def all_different(kind):
+    """A tiny model without a single zero, that takes an input of the stated length.
+
+    "t5-odd" has a width of 29: its matrices' sizes are no multiples of eight.
+    """
+    if kind == "t5-odd":
+        torch.manual_seed(0)
+        model = transformers.T5ForConditionalGeneration(t5_config(d_model=29)).eval()
+    elif kind != "distilbert":
+        model = lively(kind)
+    else:
+        model = transformers.DistilBertForSequenceClassification(distilbert_config(max_position_embeddings=128)).eval()
+        for name, parameter in model.named_parameters():
+            torch.nn.init.normal_(parameter, mean=float("layer_norm.weight" in name.lower()), std=0.3)
+    assert nonzeros(model) == sum(parameter.numel() for parameter in model.parameters())
+    return model
+
+
+def grid_variants(model, rates=(0, 0.3, 0.6)):
+    """All combinations of heads or neurons and unstructured rates: {block: {variant: (tensors, masks)}}."""
+    variants = {}
+    for name, block in find_blocks(model).items():
+        own = block_tensors(model, block)
+        variants[name] = {}
+        for part in (0, 1, 3) if block.kind == "attention" else (0, 11, 40):
+            for each in rates:
+                linears = block.linears[-1:] if block.kind == "attention" else block.linears
+                removed = {"heads": part if block.kind == "attention" else 0,
+                           "neurons": 0 if block.kind == "attention" else part,
+                           "weights": {linear: round(each * own[f"{linear}.weight"].numel()) for linear in linears}}
+                if part or each:
+                    variants[name][f"{part}_{each}"] = prune_block(block, own, removed)[:2]
+    return variants
+
+
+def masks_of(variants):
+    return {name: {variant: masks for variant, (_, masks) in each.items()} for name, each in variants.items()}
+
+
+def composed_of(model, variants, choice):
+    """A copy of the model with the chosen variants in it."""
+    composed = copy.deepcopy(model)
+    for name, variant in choice.items():
+        if variant != DENSE:
+            set_block(composed, find_blocks(composed)[name], variants[name][variant][0])
+    return composed
+
+
+def chosen(variants, seed):
+    """A random choice; 0: the original."""
+    draw = random.Random(seed)
+    return {name: draw.choice([DENSE, *each]) if seed else DENSE for name, each in variants.items()}
+
+
+def nonzeros(model):
+    return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
+
+
+def stored_bytes(model, folder):
+    """The size of a model's sparse file without its header: 8 bytes that tell the header's length, and the header."""
+    save_model(folder, model, {}, sparse=True)
+    content = (folder / "sparse.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert json.loads(content[8:8 + length])["__metadata__"]
+    return len(content) - 8 - length
+
+
+def costs_of(measure, model, variants, choices):
+    """The whole model's cost of each choice."""
+    cost = costs.count(measure, LoadedModel(model, Path("model")), masks_of(variants), CPU)
+    return [cost.of(choice) + cost.rest for choice in choices]
+
+
+def composed_and_compact(model, variants, choices):
+    for choice in choices:
+        composed = composed_of(model, variants, choice)
+        yield composed, make_compact(composed, {})[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_the_composed_models_nonzeros(kind):
+    """Oracle: torch's count of the non-zeros of all its parameters."""
+    model = all_different(kind)
+    variants = grid_variants(model)
+    choices = [chosen(variants, seed) for seed in range(4)]
+    found = costs_of("parameters", model, variants, choices)
+    assert found == [nonzeros(composed_of(model, variants, choice)) for choice in choices]
+    assert found[0] == max(found) and len(set(found)) == 4
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "t5-odd"])
+def test_bytes_are_those_of_the_compact_models_sparse_file(kind, tmp_path):
+    """Oracle: the size of the file of its compact copy, less what its own first eight bytes say of the header."""
+    model = all_different(kind)
+    variants = grid_variants(model)
+    choices = [chosen(variants, seed) for seed in range(4)]
+    found = costs_of("bytes", model, variants, choices)
+    assert found == [stored_bytes(compact, tmp_path / "compact")
+                     for _, compact in composed_and_compact(model, variants, choices)]
+    assert found[0] == max(found) and len(set(found)) == 4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiply_adds_are_those_of_the_compact_model(kind, attention):
+    """Oracle: what torch's FlopCounterMode counts in a forward pass of the composed model's compact copy."""
+    model = all_different(kind)
+    model.set_attn_implementation(attention)
+    variants = grid_variants(model)
+    choices = [chosen(variants, seed) for seed in range(3)]
+    found = costs_of("multiply-adds", model, variants, choices)
+    assert found == [multiply_adds(LoadedModel(compact, Path("compact")))
+                     for _, compact in composed_and_compact(model, variants, choices)]
+    assert found[0] == max(found) and len(set(found)) == 3
+
+
+@pytest.mark.parametrize("measure", ["parameters", "multiply-adds", "bytes"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_costs_where_single_weights_leave_neurons_empty(kind, measure, tmp_path):
+    """At 0.95 some neurons lose a row or a column, though not all they have. Oracles: as above."""
+    model = all_different(kind)
+    model.set_attn_implementation("eager")
+    variants, blocks = grid_variants(model, rates=(0.95,)), find_blocks(model)
+    choice = {name: "0_0.95" if blocks[name].neurons else DENSE for name in variants}
+    rows = [mask.any(dim=1) for name in variants if blocks[name].neurons
+            for mask in list(variants[name]["0_0.95"][1].values())[:-1]]
+    assert any(not row.all() and row.any() for row in rows)
+    ((composed, compact),) = composed_and_compact(model, variants, [choice])
+    expected = {"parameters": lambda: nonzeros(composed), "bytes": lambda: stored_bytes(compact, tmp_path / "compact"),
+                "multiply-adds": lambda: multiply_adds(LoadedModel(compact, Path("compact")))}[measure]()
+    assert costs_of(measure, model, variants, [choice]) == [expected]
+
+
+@pytest.mark.parametrize("measure", ["multiply-adds", "bytes"])
+def test_costs_of_a_head_that_nothing_reads(measure, tmp_path):
+    """By hand: head 1 has the smallest weights in the out-projection, which all go: 6 of 24 columns. Oracles: as above.
+
+    The compact model has three heads in that block then, though no head was removed as such.
+    """
+    model, name = all_different("t5"), "encoder.block.1.layer.0.SelfAttention"
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        model.get_submodule(name).o.weight[:, 6:12] *= 1e-6
+    block = find_blocks(model)[name]
+    variants = {name: {"unread": prune_block(block, block_tensors(model, block),
+                                             {"heads": 0, "weights": {"o": 6 * 32}})[:2]}}
+    choice = {each: "unread" if each == name else DENSE for each in find_blocks(model)}
+    ((_, compact),) = composed_and_compact(model, variants, [choice])
+    assert compact.config.kept_heads[name] == [0, 2, 3]
+    expected = (stored_bytes(compact, tmp_path / "compact") if measure == "bytes"
+                else multiply_adds(LoadedModel(compact, Path("compact"))))
+    assert costs_of(measure, model, variants, [choice]) == [expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_originals_costs(kind):
+    """By hand. A tiny T5's attention block has 4 · 24 · 32 weights, a feed-forward Linear 48 · 32."""
+    model = all_different(kind)
+    loaded = LoadedModel(model, Path("model"))
+    if kind == "distilbert":  # 128 tokens; the head, of 32 · 32 and 2 · 32, reads the first one
+        blocks = 2 * 4 * (32 * 32 + 32) + 2 * (48 * 32 + 48 + 32 * 48 + 32)
+        products = 2 * 128 * (4 * 32 * 32 + 2 * 48 * 32) + 2 * 2 * 128 * 128 * 32
+        head = 32 * 32 + 2 * 32
+    else:  # 32 tokens on each side; the vocabulary's projection is of 64 · 32
+        blocks = 6 * 4 * 24 * 32 + 4 * {"t5": 2, "t5-gated": 3}[kind] * 48 * 32
+        products, head = 32 * blocks + 6 * 2 * 32 * 32 * 24, 32 * 64 * 32
+    for measure, original, rest in (("parameters", blocks, nonzeros(model) - blocks),
+                                    ("bytes", 4 * blocks, 4 * (nonzeros(model) - blocks)),
+                                    ("multiply-adds", products, head)):
+        cost = costs.count(measure, loaded, {}, CPU)
+        assert (cost.original, cost.rest) == (original, rest), measure
+        assert cost.of({name: DENSE for name in cost.blocks}) == original
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seconds_hang_on_the_number_of_heads_and_neurons_alone(kind, monkeypatch):
+    """By hand: of 9 variants and the original, those with the same first number have as many heads or neurons."""
+    monkeypatch.setattr(costs, "ROUNDS", 2)
+    monkeypatch.setattr(costs, "WARM_UP", 1)
+    model = all_different(kind)
+    variants = grid_variants(model)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    cost = costs.count("latency", LoadedModel(model, Path("model")), masks_of(variants), CPU)
+    assert list(cost.blocks) == list(find_blocks(model)) and cost.rest >= 0
+    for name, each in cost.blocks.items():
+        assert each.keys() == {DENSE, *variants[name]} and min(each.values()) > 0
+        sizes = {}
+        for variant, seconds in each.items():
+            sizes.setdefault("0" if variant == DENSE else variant.split("_")[0], set()).add(seconds)
+        assert len(sizes) == 3 and all(len(seconds) == 1 for seconds in sizes.values()), name
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
