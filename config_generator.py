@@ -86,9 +86,9 @@ def search(args):
     library = Library.open(args.search, loaded.identity["fingerprint"])
     validation = load_examples(data_source(args.data, loaded), "validation", load_tokenizer(args.tokenizer, loaded),
                                loaded.family, classes=loaded.model.config.num_labels, max_length=args.max_length,
-                               limit=args.limit).sample(args.score_examples)
-    candidates = budgets.Candidates(loaded, grid, library, validation, objective=args.objective,
-                                    batch_size=args.batch_size, device=device, talk=talk)
+                               limit=args.limit)
+    candidates = budgets.Candidates(loaded, grid, library, validation, number=args.score_examples,
+                                    objective=args.objective, batch_size=args.batch_size, device=device, talk=talk)
     cost = costs.count(args.measure, loaded, candidates.keeps(), device)
     uniform = {n: budgets.choice_of(candidates, n, args.configurations) for n in args.budget_of or ()}
     limits = budgets.limits(cost, args.budget or ()) + [cost.of(choice) for choice in uniform.values()]
@@ -98,10 +98,11 @@ def search(args):
     scores = candidates.scores()
     talk.say(f"{args.search}: {candidates.scored} variants scored, "
              f"{len(candidates.keys) - candidates.scored} had been scored before")
-    found = [budgets.find(candidates, cost, limit, scores, rounds=args.rounds) for limit in limits]
+    found = budgets.find(candidates, cost, limits, scores, rounds=args.rounds)
     for limit, (_, figures) in zip(limits, found):
         talk.say(f"budget {limit / cost.original:.4f} of the blocks' {args.measure}: {figures['fraction']:.4f} used, "
-                 f"{args.objective} {figures[args.objective]:.4f} ({figures['predicted']:.4f} by the scores' sum)")
+                 f"{args.objective} {figures[args.objective]:.4f} ({figures['additive']:.4f} before exchanges, "
+                 f"{figures['predicted']:.4f} by the scores' sum)")
     if args.report:
         write_json(args.report, budgets.report(candidates, cost, scores, found, uniform))
     configurations = schemes.Configurations(

@@ -41,8 +41,8 @@ def run(args):
         removed = scheme.blocks[name][variant]
         pruned, keeps, by_rate = prune_block(blocks[name], tensors[name], removed)
         library.write(blocks[name], variant, pruned, keeps, keys[name, variant],
-                      heads_removed=count_removed(keeps[blocks[name].linears[0]], blocks[name].heads),
-                      neurons_removed=count_removed(keeps[blocks[name].linears[-1]].T, blocks[name].neurons),
+                      heads_removed=count_heads_removed(blocks[name], keeps),
+                      neurons_removed=count_neurons_removed(blocks[name], keeps),
                       weights_removed_by_rate=by_rate,
                       weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()})
     skipped = len(keys) - len(todo)
@@ -54,7 +54,7 @@ def run(args):
         sparsity[-1]["linear"]["measured_in_all"] = measured["linear in all"]
         talk.say(f"configuration {i}: " + "; ".join(
             f"{kind}: requested {rate:.4f}, measured {measured[kind]:.4f}" for kind, rate in requested.items())
-            + f" ({measured['linear in all']:.4f} with what went with heads and neurons)")
+            + f" ({measured['linear in all']:.4f} with those of removed heads and neurons)")
     return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
 
 
@@ -81,9 +81,20 @@ def measure(library, config, blocks, tensors):
     return {kind: round(count / max(total[kind.removesuffix(" in all")], 1), 6) for kind, count in removed.items()}
 
 
-def count_removed(keep, parts):
-    """How many heads or neurons a mask removes altogether; their rows lie one after the other."""
-    return int((~keep.reshape(parts, -1)).all(dim=1).sum()) if parts else 0
+def count_heads_removed(block, keeps):
+    """How many heads of a block have lost all their rows of q; these lie one head after the other."""
+    return int((~keeps[block.linears[0]].reshape(block.heads, -1)).all(dim=1).sum()) if block.heads else 0
+
+
+def count_neurons_removed(block, keeps):
+    """How many neurons of a block have lost all weights, those that come in and those that go out."""
+    if not block.neurons:
+        return 0
+    *inner, out = block.linears
+    kept = keeps[out].any(dim=0)
+    for linear in inner:
+        kept = kept | keeps[linear].any(dim=1)
+    return int((~kept).sum())
 
 
 def main(argv=None):

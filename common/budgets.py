@@ -11,26 +11,31 @@ from common.schemes import DENSE, SIZES, make_scheme
 from common.scoring import score_block
 
 
+FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
+
+
 class Candidates:
     """The variants that a model can be composed of, and what they do to its loss."""
 
-    def __init__(self, loaded, configurations, library, examples, *, objective, batch_size, device, talk):
+    def __init__(self, loaded, configurations, library, validation, *, number, objective, batch_size, device, talk):
         """
         Args:
             loaded: the original, a `LoadedModel`.
             configurations: those whose variants are the candidates, a `schemes.Configurations`.
             library: an open `Library` that holds these.
-            examples: `data.Examples` with targets, not those that anything was trained on.
+            validation: `data.Examples` with targets, not those that anything was trained on.
+            number: how many of them variants and models are scored on.
             objective: "loss" or "kl", see `score_block`.
         Raises:
             UserError: the library lacks a variant.
         """
-        self.loaded, self.library, self.examples, self.objective = loaded, library, examples, objective
+        self.loaded, self.library, self.objective = loaded, library, objective
+        self.validation, self.examples = validation, validation.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.options = {"batch_size": batch_size, "device": device, "talk": talk}
         self.keys = {pair: digest([library.entry(*pair)["key"], library.record["model"]["fingerprint"],
-                                   examples.fingerprint()]) for pair in self.scheme.variants()}
+                                   self.examples.fingerprint()]) for pair in self.scheme.variants()}
         self.variants = {name: [DENSE, *self.scheme.blocks.get(name, ())] for name in self.blocks}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}     # {choice: {"loss", "kl"}}
@@ -61,11 +66,18 @@ class Candidates:
         key = tuple(choice[name] for name in self.blocks)
         if key not in self.known:
             started = now(self.options["device"])
-            self.known[key] = score_block(self.compose(choice), self.loaded.model, self.blocks, None, {},
-                                          self.examples, **self.options)[None]
+            self.known[key] = self._measure(choice, self.examples)
             if self.seconds["one pass"] is None:
                 self.seconds["one pass"] = now(self.options["device"]) - started
         return self.known[key]
+
+    def validate(self, choice):
+        """{"loss", "kl"} of the composed model on all validation examples."""
+        return self._measure(choice, self.validation)
+
+    def _measure(self, choice, examples):
+        return score_block(self.compose(choice), self.loaded.model, self.blocks, None, {}, examples,
+                           **self.options)[None]
 
     def dense(self):
         """{"loss", "kl"} of the original."""
@@ -100,13 +112,19 @@ class Candidates:
         """The objective of a choice, as the scores' sum has it."""
         return self.dense()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
 
-    def conditional(self, choice):
-        """The objective of the composed model with one block replaced: {block: {variant: number}}."""
-        found = {}
-        for name, variants in self.variants.items():
-            others = [variant for variant in variants if variant != choice[name]]
+    def conditional(self, choice, variants):
+        """The objective of the composed model with one block replaced, on some of the examples.
+
+        Args:
+            variants: those that are worth it, {block: [variant]}.
+        Returns:
+            {block: {variant: number}}, of these and of the choice's own.
+        """
+        examples, found = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
+        for name in self.blocks:
+            others = [variant for variant in variants[name] if variant != choice[name]]
             scores = score_block(self.compose(choice), self.loaded.model, self.blocks, name,
-                                 {variant: self.tensors(name, variant) for variant in others}, self.examples,
+                                 {variant: self.tensors(name, variant) for variant in others}, examples,
                                  **self.options)
             found[name] = {choice[name] if variant is None else variant: score[self.objective]
                            for variant, score in scores.items()}
@@ -149,26 +167,44 @@ def choice_of(candidates, nth, path):
     return {name: candidates.scheme.configs[nth].get(name, DENSE) for name in candidates.blocks}
 
 
-def find(candidates, cost, limit, scores, *, rounds):
-    """The best choice whose blocks cost no more than `limit`, and figures.
+def find(candidates, cost, limits, scores, *, rounds):
+    """The best choice for each of some limits of what its blocks cost, in this order.
 
     Returns:
-        ({block: variant}, {"cost": of the whole model, "fraction": of the original's blocks, "predicted": the objective
-        as the scores' sum has it, "history": as measured, of the scores' choice and after each round of exchanges,
-        "loss", "kl": of the choice}).
+        [({block: variant}, figures)]: "cost", of the whole model; "fraction", of the original's blocks; "predicted",
+        the objective of the choice that the scores' sum says is best, and "additive", its measured one; "history", the
+        measured objective before the first and after each round of exchanges that lowered it; "loss" and "kl", of the
+        choice.
     """
     started, objective = now(candidates.options["device"]), candidates.objective
-    additive = search.choose(scores, cost.blocks, limit)
-    choice, history = search.improve(
-        additive, cost.blocks, limit, lambda choice: candidates.real(choice)[objective], candidates.conditional,
-        rounds=rounds)
+    variants, found, within = search.efficient(scores, cost.blocks), {}, None
+
+    def real(choice):
+        return candidates.real(choice)[objective]
+
+    def conditional(choice):
+        nonlocal within
+        within = candidates.conditional(choice, variants)
+        return within
+
+    for limit in sorted(set(limits), reverse=True):
+        additive = choice = search.choose(scores, cost.blocks, limit)
+        if within:  # what was found out in the model of the budget above
+            choice = min(additive, search.choose(within, cost.blocks, limit), key=real)
+        choice, history = search.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
+        found[limit] = choice, {
+            "cost": cost.of(choice) + cost.rest, "fraction": cost.of(choice) / cost.original,
+            "predicted": candidates.predicted(additive, scores), "additive": real(additive), "history": history,
+            **candidates.real(choice)}
     candidates.seconds["search"] += now(candidates.options["device"]) - started
-    return choice, {"cost": cost.of(choice) + cost.rest, "fraction": cost.of(choice) / cost.original,
-                    "predicted": candidates.predicted(additive, scores), "history": history, **candidates.real(choice)}
+    return [found[limit] for limit in limits]
 
 
 def report(candidates, cost, scores, found, uniform):
-    """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices."""
+    """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices.
+
+    "validation" is measured on all validation examples, the rest on those that the scores are from.
+    """
     variants = []
     for (name, variant) in candidates.keys:
         entry = candidates.library.entry(name, variant)
@@ -177,12 +213,14 @@ def report(candidates, cost, scores, found, uniform):
                          "cost": cost.blocks[name][variant], "fraction": cost.blocks[name][variant]
                          / cost.blocks[name][DENSE]})
     same = [{"configuration": n, "fraction": cost.of(choice) / cost.original,
-             "predicted": candidates.predicted(choice, scores), **candidates.real(choice)}
-            for n, choice in uniform.items()]
+             "predicted": candidates.predicted(choice, scores), **candidates.real(choice),
+             "validation": candidates.validate(choice)} for n, choice in uniform.items()]
+    searched = [figures | {"choice": choice, "validation": candidates.validate(choice)} for choice, figures in found]
     return {"measure": cost.measure, "objective": candidates.objective, "original": cost.original, "rest": cost.rest,
-            "dense": candidates.dense(), "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
+            "dense": candidates.dense() | {"validation": candidates.validate(dict.fromkeys(candidates.blocks, DENSE))},
+            "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
             "variants": variants, "uniform": same,
-            "searched": [figures | {"choice": choice} for choice, figures in found],
+            "searched": searched,
             "models": [{"choice": dict(zip(candidates.blocks, key)), **values,
                         "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores)}
                        for key, values in candidates.known.items()],

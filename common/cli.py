@@ -76,12 +76,13 @@ def add_search_flags(parser):
                        help="as much as the N-th configuration in -c costs")
     group.add_argument("--measure", choices=["parameters", "multiply-adds", "bytes", "latency"], default="parameters",
                        help="what a budget is counted in; latency is measured on this device")
-    group.add_argument("--objective", choices=["loss", "kl"], default="loss",
-                       help="what must rise least: the task's loss, or the divergence from the original's predictions")
-    group.add_argument("--score-examples", type=positive, default=256,
+    group.add_argument("--objective", choices=["loss", "kl"], default="kl",
+                       help="what must rise least: the divergence from the original's predictions, or the task's loss, "
+                            "which takes many more examples to tell two variants apart")
+    group.add_argument("--score-examples", type=positive, default=128,
                        help="validation examples that variants and models are scored on")
     group.add_argument("--rounds", type=natural, default=1,
-                       help="how often a choice is mended by scoring all variants within the chosen model")
+                       help="how often, at most, a choice is mended by scoring variants within the chosen model")
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
     add_data_flags(parser, batch_size=32)
 

@@ -1,5 +1,9 @@
 """The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly."""
 
+import contextlib
+import os
+import sys
+
 import numpy as np
 
 from common.errors import UserError
@@ -39,8 +43,9 @@ def choose(scores, costs, budget, *, current=None, changes=None):
         stays = np.array([current[block] == variant for block, variant in pairs], dtype=float)
         constraints.append(LinearConstraint(stays[None], lb=len(scores) - changes))
     while True:
-        result = milp(score, integrality=np.ones(len(pairs)), bounds=Bounds(0, 1), constraints=constraints,
-                      options={"mip_rel_gap": 0})
+        with silent_stdout():
+            result = milp(score, integrality=np.ones(len(pairs)), bounds=Bounds(0, 1), constraints=constraints,
+                          options={"mip_rel_gap": 0})
         if result.x is None:
             raise UserError(f"a budget of {budget:.6g} cannot be met: {result.message}")
         taken = result.x > 0.5
@@ -59,12 +64,38 @@ def _above_the_least(values, pairs):
     return above / unit, unit
 
 
+@contextlib.contextmanager
+def silent_stdout():
+    """While this is open, nothing gets to stdout: the solver has messages there that no option switches off."""
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as nothing:
+        stdout = os.dup(1)
+        try:
+            os.dup2(nothing.fileno(), 1)
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+
+
+def efficient(scores, costs):
+    """The variants of each block that no other one beats, with a lower score at no higher cost: {block: [variant]}."""
+    found = {}
+    for block, variants in scores.items():
+        found[block], least = [], float("inf")
+        for variant in sorted(variants, key=lambda variant: (costs[block][variant], scores[block][variant])):
+            if scores[block][variant] < least:
+                found[block].append(variant)
+                least = scores[block][variant]
+    return found
+
+
 def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
     """Mend a choice where the blocks' scores don't add up.
 
-    In each round all variants are scored anew, within the model of the choice so far, and the best exchange of a few
-    blocks by these scores is tried out: of all that it takes, then of four, two and one. The first one that really
-    lowers the loss is kept.
+    In each round all variants are scored anew, within the model of the choice so far. By these scores the best exchange
+    of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
+    lowers the real loss most is kept; the search ends where none does.
 
     Args:
         chosen: {block: variant}.
@@ -75,14 +106,13 @@ def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
     """
     history = [real_loss(chosen)]
     for _ in range(rounds):
-        scores = conditional(chosen)
-        for changes in (len(chosen), 4, 2, 1):
+        scores, best, changes = conditional(chosen), chosen, len(chosen)
+        while changes:
             candidate = choose(scores, costs, budget, current=chosen, changes=changes)
-            loss = real_loss(candidate) if candidate != chosen else history[-1]
-            if loss < history[-1]:
-                break
-        else:
+            best = min(best, candidate, key=real_loss)
+            changes //= 2
+        if best == chosen:
             break
-        chosen = candidate
-        history.append(loss)
+        chosen = best
+        history.append(real_loss(chosen))
     return chosen, history

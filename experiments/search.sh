@@ -14,21 +14,21 @@ usage: experiments/search.sh [MODEL_TYPE] [options]
   --tokenizer FOLDER     its tokenizer, if not the one in its record or folder
   --data SOURCE          its data (folder or hub id), if not those in its record
   --attention "R …"      the grid's attention rates (default "0 0.25 0.5 0.75")
-  --linear "R …"         the grid's linear rates (default "0 0.3 0.5 0.7")
+  --linear "R …"         the grid's linear rates (default "0 0.3 0.5 0.7 0.9")
   --feed-forward "R …"   the grid's rates of feed-forward neurons (default: none are removed)
-  --budgets-of "N …"     the uniform configurations of the grid whose costs are the budgets (default "4 9 10 13 14")
+  --budgets-of "N …"     the uniform configurations of the grid whose costs are the budgets (default "5 9 10 13 14")
   --measure NAME         parameters (default), multiply-adds, bytes or latency
   -o, --output FOLDER    everything that is made (default results/search-MODEL_TYPE)
   --device NAME          auto, cpu, cuda, …
   --data-args "…"        further flags for every stage that reads data
   --block-args "…"       further flags for block-level_finetuning.py (default "--method reconstruct")
-  --search-args "…"      further flags for the search, such as "--rounds 0 --score-examples 400"
+  --search-args "…"      further flags for the search, such as "--rounds 2 --score-examples 256"
   --model-args "…"       further flags for model-level_finetuning.py; "none" leaves that stage out
 TEXT
 }
 
-type=t5-demo model= tokenizer= data= attention="0 0.25 0.5 0.75" linear="0 0.3 0.5 0.7" feed_forward= out= device=auto
-budgets="4 9 10 13 14" measure=parameters data_args= block_args="--method reconstruct" search_args= model_args=
+type=t5-demo model= tokenizer= data= attention="0 0.25 0.5 0.75" linear="0 0.3 0.5 0.7 0.9" feed_forward= out= device=auto
+budgets="5 9 10 13 14" measure=parameters data_args= block_args="--method reconstruct" search_args= model_args=
 if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in

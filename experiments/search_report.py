@@ -17,14 +17,14 @@ def summarize(folder):
     """The figures of the experiment in `folder`, as JSON values."""
     report = read(folder / "search.json")
     metric = next(name for name in METRICS if name in read(folder / "dense.json"))
-    dense = report["dense"]["loss"]
+    dense = report["dense"]["validation"]["loss"]
     rows = []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
-        row = {"uniform_configuration": uniform["configuration"], "kept": {"uniform": uniform["fraction"],
-                                                                           "searched": searched["fraction"]},
-               "loss": {"uniform": uniform["loss"], "searched": searched["loss"]},
-               "gap_closed": (uniform["loss"] - searched["loss"]) / (uniform["loss"] - dense),
-               "predicted": searched["predicted"], "history": searched["history"]}
+        loss = {"uniform": uniform["validation"]["loss"], "searched": searched["validation"]["loss"]}
+        row = {"uniform_configuration": uniform["configuration"],
+               "kept": {"uniform": uniform["fraction"], "searched": searched["fraction"]}, "loss": loss,
+               "gap_closed": (loss["uniform"] - loss["searched"]) / (loss["uniform"] - dense),
+               "predicted": searched["predicted"], "additive": searched["additive"], "history": searched["history"]}
         for stage in ("composed", "finetuned"):
             files = {way: folder / f"{way}-{n}-{stage}.json" for way in WAYS}
             if all(file.exists() for file in files.values()):
@@ -36,7 +36,7 @@ def summarize(folder):
     return {"metric": metric, "measure": report["measure"], "dense_loss": dense,
             f"dense_{metric}": read(folder / "dense.json")[metric], "budgets": rows, "seconds": report["seconds"],
             "library_seconds": read_lines(folder / "block-level.jsonl"), "variants": len(report["variants"]),
-            "blocks": len(report["blocks"]), "rank_correlation": rank_correlation(report)}
+            "blocks": len(report["blocks"]), "models": len(report["models"]), "rank_correlation": rank_correlation(report)}
 
 
 def read_lines(path):
@@ -46,7 +46,7 @@ def read_lines(path):
 
 
 def rank_correlation(report):
-    """Spearman's, of predicted and measured loss over all models that the search measured."""
+    """Spearman's, of the predicted and the measured objective over all models that the search measured."""
     from scipy.stats import spearmanr
 
     models = report["models"]
@@ -72,12 +72,13 @@ def as_text(summary):
         lines.append(line)
     spent, one = summary["seconds"], summary["seconds"]["one pass"]
     return "\n".join([
-        f"kept: fraction of the blocks' {summary['measure']}; loss: validation; dense loss {summary['dense_loss']:.4f}, "
-        f"{metric} {summary[f'dense_{metric}']:.{digits}f}", *aligned([heads, *lines]), "",
+        f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; dense: loss "
+        f"{summary['dense_loss']:.4f}, {metric} {summary[f'dense_{metric}']:.{digits}f}", *aligned([heads, *lines]), "",
         f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
         f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
         f"search {spent['search'] / one:.0f}",
-        f"rank correlation of the predicted and the measured loss: {summary['rank_correlation']:.3f}"])
+        f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the search "
+        f"measured: {summary['rank_correlation']:.3f}"])
 
 
 def draw_rates(conf, summary, path):

@@ -91,7 +91,7 @@ def as_text(summary):
                       f"epoch {reached['epoch']}, {reached['seconds']:.0f} s" if reached else
                       f"no ({row['val_loss']['composed']:.4f})"])
     costs = [(name, title) for name, title in COSTS.items() if name in summary["configurations"][0]["cost"]]
-    ratios = [[str(row["configuration"]), *(f"{row['cost'][name]['ratio']:.2f}" for name, _ in costs)]
+    ratios = [[str(row["configuration"]), *(as_ratio(row["cost"][name]["ratio"]) for name, _ in costs)]
               for row in summary["configurations"]]
     blocks, sweep = summary["blocks"], summary["sweep_seconds"]
     return "\n".join([
@@ -105,6 +105,10 @@ def as_text(summary):
         f"(block level {sweep['block_level_with_reuse']:.1f})",
         f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
         f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)"])
+
+
+def as_ratio(ratio):
+    return "-" if ratio is None else f"{ratio:.2f}"  # none without an original that is known
 
 
 def aligned(lines):

@@ -344,8 +344,8 @@ def grid(workshop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(workshop, grid):
     """The folder in which four configurations have been searched for; result.json holds what the script said."""
-    script, *arguments = searching(grid, workshop / "model" / "t5", "conf.json", *BUDGETS, "--report",
-                                   grid / "report.json", "--quiet")
+    script, *arguments = searching(grid, workshop / "model" / "t5", "conf.json", *BUDGETS, "--objective", "loss",
+                                   "--report", grid / "report.json", "--quiet")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert load_script(script).main([*map(str, arguments)]) == 0
     (grid / "result.json").write_text(out.getvalue())
@@ -510,10 +510,12 @@ def test_the_report_holds_what_a_picture_needs(found):
     assert result["measure"] == "parameters" and result["configurations"] == 4
     assert report["blocks"] == dict.fromkeys(T5_BLOCKS, 3072)
     assert report["rest"] == 64 * 32 + 2 * 32 * 4 + 12 * 32  # embedding, position biases, norms
-    assert report["dense"] == result["dense"] and report["dense"]["kl"] == 0
+    assert {name: report["dense"][name] for name in ("loss", "kl")} == result["dense"] and report["dense"]["kl"] == 0
     dense = report["dense"]["loss"]
-    assert [{name: value for name, value in each.items() if name != "choice"}
+    assert [{name: value for name, value in each.items() if name not in ("choice", "validation")}
             for each in report["searched"]] == result["found"]
+    for each in (report["dense"], *report["uniform"], *report["searched"]):  # all examples were scored on here
+        assert each["validation"] == {"loss": each["loss"], "kl": each["kl"]}
     assert {name: round(value, 3) for name, value in report["seconds"].items()} == result["seconds"]
 
     record = read_json(found / "tuned" / "record.json")["variants"]
@@ -532,7 +534,7 @@ def test_the_report_holds_what_a_picture_needs(found):
 
     for n, each in zip((1, 2), report["uniform"], strict=True):
         choice = scheme["configs"][n]
-        assert set(each) == {"configuration", "fraction", "predicted", "loss", "kl"}
+        assert set(each) == {"configuration", "fraction", "predicted", "loss", "kl", "validation"}
         assert each["configuration"] == n and each["predicted"] == predicted(choice)
         assert each["fraction"] == sum(kept_weights(found / "tuned", *pair) for pair in choice.items()) / ALL
     assert all(each["predicted"] == predicted(each["choice"]) for each in report["models"])
@@ -547,7 +549,8 @@ def test_the_report_holds_what_a_picture_needs(found):
 def test_a_second_run_scores_nothing_and_finds_the_same(succeeds, workshop, copied):
     """Oracle: the first run's figures, its configuration, and the files."""
     before, first = files_in(copied), read_json(copied / "result.json")
-    result = succeeds(*searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000))
+    result = succeeds(*searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000, "--objective",
+                                 "loss"))
     assert (first["scored"], result["scored"]) == (30, 0)
     assert result["found"] == first["found"][1:2] and result["dense"] == first["dense"]
     again = copied / "again.json"
@@ -595,7 +598,7 @@ def test_other_examples_score_anew(succeeds, workshop, copied, tokenizer):
     sample = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.family).sample(8)
     assert len(sample) == 8
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(loaded.model, tokenizer, sample.texts), abs=1e-5)
-    assert result["found"][0]["history"] == [result["found"][0]["loss"]]  # no rounds
+    assert result["found"][0]["history"] == [result["found"][0]["kl"]]  # no rounds
 
 
 # --- other measures, objectives and families -------------------------------------------------------------------
