@@ -48,7 +48,7 @@ def run(args):
     counts = {name: report.multiply_adds(each) for name, each in (("compact", compact), ("original", original))}
     promised = counts["original"] / counts["compact"]
     emit(model=str(original.path), attention=args.attention, feed_forward=args.feed_forward, rounds=args.rounds,
-         input=report.INPUTS[original.family.task], multiply_adds=counts, promised_speed_up=round(promised, 4),
+         input=report.stated_input(original), multiply_adds=counts, promised_speed_up=round(promised, 4),
          parameters={name: sum(p.numel() for p in each.model.parameters())
                      for name, each in (("compact", compact), ("original", original))}, **machine(device))
 

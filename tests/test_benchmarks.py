@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, build_model, load_script
@@ -13,9 +14,11 @@ from test_stages import loss_per_token, pairs_of, teacher, tokenizer  # noqa: F4
 
 from common.architectures import prunable_modules
 from common.errors import UserError
+from common.models import LoadedModel
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import block_level
+import compact
 import composability
 
 BASELINE = [(5.0, 0.0), (3.0, 10.0), (4.0, 20.0), (2.0, 30.0)]  # losses and seconds after epochs 0 to 3
@@ -155,6 +158,30 @@ def test_block_level(workshop, chain, teacher, tokenizer, capsys):  # noqa: F811
 def test_block_level_needs_a_trained_model_for_losses(capsys):
     code, figures, err = lines(block_level, capsys, "--only", "equal-error")
     assert (code, figures) == (2, []) and "-m" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind, figures", [
+    ("t5", ["seconds_per_batch", "seconds_per_generated_token"]), ("distilbert", ["seconds_per_batch"])])
+def test_compact(capsys, monkeypatch, kind, figures):
+    """Oracle for the sizes: weights counted by hand, half of what the blocks have."""
+    whole = build_model(kind)
+    monkeypatch.setattr(compact, "random_model", lambda *_: LoadedModel(whole, Path("tiny")))
+    monkeypatch.setitem(compact.SIZES, kind, (4, 8))
+    code, (setting, *forward, step), err = lines(compact, capsys, "--model-type", kind, "--rounds", 2)
+    assert (code, err) == (0, "")
+    half = {"t5": (6 * 4 * 24 * 32 + 4 * 2 * 48 * 32) // 2,                                  # out-projections' biases stay
+            "distilbert": (2 * (4 * 32 * 32 + 3 * 32) + 2 * (2 * 48 * 32 + 48)) // 2}[kind]
+    parameters = setting["parameters"]
+    assert parameters["original"] - parameters["compact"] == half
+    counts = setting["multiply_adds"]
+    assert setting["promised_speed_up"] == pytest.approx(counts["original"] / counts["compact"], abs=1e-4) and (
+        setting["promised_speed_up"] > 1.1)
+    assert [each["figure"] for each in forward] == figures
+    for each in forward:
+        median = each["speed_up"]["median"]
+        assert each["share_of_promise"] == pytest.approx(median / setting["promised_speed_up"], rel=1e-3)
+    for spread in (*(each["speed_up"] for each in forward), step["ratio"]):
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
 
 
 def test_composability(workshop, tmp_path, capsys, monkeypatch):

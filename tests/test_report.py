@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import build_model, distilbert_config, load_script
+from conftest import ROOT, build_model, distilbert_config, load_script
 from matplotlib import image
 from test_bad_input import other_model  # noqa: F401  a fixture
 from test_contract import is_one_line
@@ -609,3 +609,71 @@ def test_seconds_of_the_sweep_by_hand(experiment):
     sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]
     assert sweep == {"baseline": 44.0, "composed_with_reuse": 7 + 12, "composed_without_reuse": 11 + 12,
                      "block_level_with_reuse": 7.0, "block_level_without_reuse": 11.0, "not_reached": [1]}
+
+
+# --- the table of a search -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def search_folder(tmp_path, monkeypatch):
+    """What search.sh leaves for two budgets, made up."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")  # where the script finds its neighbour
+    def measured(loss, **more):
+        return {"loss": loss + 0.5, "kl": 0.1, "validation": {"loss": loss, "kl": 0.1}, "fraction": 0.5, **more}
+
+    searched = {"predicted": 0.1, "additive": 0.3, "history": [0.3, 0.2], "choice": {"a": "dense"}}
+    report = {"measure": "parameters", "objective": "kl", "dense": measured(1.0), "blocks": {"a": 10, "b": 10},
+              "variants": [{}] * 3, "uniform": [measured(3.0, configuration=9), measured(2.0, configuration=4)],
+              "searched": [measured(1.5, **searched), measured(1.75, **searched)],
+              "models": [{"predicted": x, "kl": y, "loss": -y} for x, y in ((0, 0), (1, 5), (2, 4), (3, 9))],
+              "seconds": {"one pass": 2.0, "scores": 8.0, "search": 5.0}}
+    conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
+    files = {"search.json": report, "conf.json": conf, "dense.json": {"bleu": 40.0}}
+    for n, (way, bleu) in enumerate((("uniform", 10.0), ("searched", 20.0))):
+        for budget in range(2):
+            files[f"{way}-{budget}-composed.json"] = {"bleu": bleu + budget}
+            files[f"{way}-{budget}-finetuned.json"] = {"bleu": bleu + 5 + budget}
+            files[f"{way}-{budget}-training.json"] = {"val_loss": 1.25 + n / 10}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
+    return tmp_path
+
+
+def test_a_searchs_table_by_hand(search_folder):
+    """Gaps of 2 and 1 to the original, of which 1.5 and 0.25 are closed. Ranks 0 1 2 3 and 0 2 1 3: 1 - 6 · 2 / 60."""
+    search_report = load_script("experiments/search_report.py")
+    summary = search_report.summarize(search_folder)
+    assert [row["gap_closed"] for row in summary["budgets"]] == [0.75, 0.25]
+    assert summary["rank_correlation"] == pytest.approx(0.8) and summary["library_seconds"] == 7.0
+    text = search_report.as_text(summary)
+    lines = text.splitlines()
+    assert "dense: loss 1.0000, bleu 40.0" in lines[0]
+    assert lines[2].split() == ["0.500", "3.0000", "1.5000", "75%", "10.0", "20.0", "15.0", "25.0", "1.2500", "1.3500"]
+    assert lines[3].split()[3:5] == ["25%", "11.0"]
+    assert "library 4, scores 4, search 2" in text and "(2.0 s each)" in text and "over the 4 models" in text
+
+
+def test_without_fine_tuning_its_columns_are_left_out(search_folder):
+    for path in (*search_folder.glob("*-finetuned.json"), *search_folder.glob("*-training.json")):
+        path.unlink()
+    search_report = load_script("experiments/search_report.py")
+    lines = search_report.as_text(search_report.summarize(search_folder)).splitlines()
+    assert "finetuned" not in lines[1] and lines[2].split()[-2:] == ["10.0", "20.0"]
+
+
+def test_a_searchs_pictures_show_its_rates_and_its_predictions(search_folder, tmp_path):
+    """Oracle: the values that matplotlib was given."""
+    from matplotlib import pyplot
+
+    search_report = load_script("experiments/search_report.py")
+    summary = search_report.summarize(search_folder)
+    search_report.draw_rates(read_json(search_folder / "conf.json"), summary, tmp_path / "rates.png")
+    axis = pyplot.gcf().axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "a.o"]  # b keeps everything
+    assert axis.images[0].get_array().tolist() == [[0.5, 0.25], [0.9, 0.0]]
+    search_report.draw_prediction(read_json(search_folder / "search.json"), tmp_path / "prediction.png")
+    points = pyplot.gcf().axes[0].collections[0].get_offsets().tolist()
+    assert points == [[0, 0], [1, 5], [2, 4], [3, 9]]
+    for name in ("rates.png", "prediction.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    pyplot.close("all")

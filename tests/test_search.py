@@ -260,6 +260,36 @@ def test_where_all_exchanges_together_fail_one_is_tried():
     assert (choice, history) == ({"a": "y", "b": "x"}, [5, 4])
 
 
+def test_the_exchange_that_lowers_the_loss_most_is_kept():
+    """By hand: by the scores within xxxx each block is better as y, by 1, 2, 3 and 4; of all together, y in the last
+    two blocks is best. Exchanges of up to four, two and one block are tried."""
+    gain = dict(zip("abcd", (1, 2, 3, 4)))
+    losses = {"yyyy": 9, "xxyy": 4, "xxxy": 6, "xxxx": 10}
+
+    def loss(choice):
+        return losses["".join(choice.values())]
+
+    def conditional(choice):
+        return {block: {variant: 10 - (variant == "y") * gain[block] for variant in "xy"} for block in gain}
+
+    costs = {block: {"x": 1, "y": 1} for block in gain}
+    choice, history = search.improve(dict.fromkeys(gain, "x"), costs, 4, loss, conditional, rounds=1)
+    assert ("".join(choice.values()), history) == ("xxyy", [10, 4])
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_efficient_variants_are_those_that_none_beats(data):
+    """Oracle: every variant against every other one. Of equal ones, one is left; the best choice needs no other."""
+    scores, costs, _ = data.draw(instances(COSTS["whole"]))
+    found = search.efficient(scores, costs)
+    for block, variants in found.items():
+        pairs = {variant: (costs[block][variant], scores[block][variant]) for variant in scores[block]}
+        unbeaten = {pair for pair in pairs.values() if not any(
+            cost <= pair[0] and score <= pair[1] and (cost, score) != pair for cost, score in pairs.values())}
+        assert len(variants) == len(unbeaten) and {pairs[variant] for variant in variants} == unbeaten
+
+
 def test_no_rounds_return_the_start():
     """By hand: its loss is measured, and nothing else is."""
     start = {"a": "half", "b": "half", "c": "dense"}
