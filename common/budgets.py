@@ -149,8 +149,8 @@ def check_feasible(cost, limits):
     for limit in limits:
         if limit < least:
             raise UserError(
-                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's "
-                f"variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
+                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's"
+                f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
                 f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} "
                 f"({'milliseconds' if cost.measure == 'latency' else cost.measure})")
 

@@ -66,12 +66,12 @@ def add_library_flags(parser, *, library_help):
 def add_search_flags(parser):
     """The flags of config_generator.py's search."""
     group = parser.add_argument_group("search", "configurations of variants that a library holds")
-    group.add_argument("--search", metavar="LIBRARY", help="a library with the variants of the configurations in -c")
+    group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
     group.add_argument("-c", "--configurations", default="grid.json",
                        help="what the library was made for, see --grid")
     group.add_argument("--budget", type=positive_number, nargs="+", metavar="X",
-                       help="what each wanted model may cost: up to 1 a fraction of the original's blocks, above it the "
-                            "whole model's parameters, multiply-adds, bytes or milliseconds a batch")
+                       help="what each wanted model may cost: up to 1 a fraction of the original's blocks, above it "
+                            "the whole model's parameters, multiply-adds, bytes or milliseconds a batch")
     group.add_argument("--budget-of", type=natural, nargs="+", metavar="N",
                        help="as much as the N-th configuration in -c costs")
     group.add_argument("--measure", choices=["parameters", "multiply-adds", "bytes", "latency"], default="parameters",

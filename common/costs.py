@@ -1,8 +1,8 @@
 """What each variant of each block costs: parameters, multiply-adds, bytes or seconds of a model composed of it.
 
-All four are additive over the blocks; what lies outside of them (embeddings, norms, head) is one more number. Parameters
-are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out; single removed
-weights count for bytes alone.
+All four are additive over the blocks; what lies outside of them (embeddings, norms, head) is one more number.
+Parameters are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out;
+single removed weights count for bytes alone.
 """
 
 import copy

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Composability at work: several pruned versions of one model, each fine-tuned twice for the same number of epochs,
 # from the pruned weights (baseline) and from the library of fine-tuned blocks (composed), with the removed heads and
-# neurons really taken out. Ends with a table and two pictures. Rerun it after an interruption or a change of conf.json: what is there already is not made again.
+# neurons really taken out. Ends with a table and two pictures. Rerun it after an interruption or a change of conf.json:
+# what is there already is not made again.
 set -euo pipefail
 
 usage() {
@@ -25,14 +26,15 @@ usage: experiments/composability.sh [MODEL_TYPE] [options]
 TEXT
 }
 
-type=t5-demo model= tokenizer= data= attention= linear= feed_forward= out= device=auto data_args= block_args= model_args=
+type=t5-demo model= tokenizer= data= attention= linear= feed_forward= out= device=auto
+data_args= block_args= model_args=
 default_attention="0.25 0.5 0.25" default_linear="0.3 0.3 0.5"
 if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        -m | --model | --tokenizer | --data | --attention | --linear | --feed-forward | -o | --output | --device | --data-args \
-            | --block-args | --model-args)
+        -m | --model | --tokenizer | --data | --attention | --linear | --feed-forward | -o | --output | --device \
+            | --data-args | --block-args | --model-args)
             [[ $# -ge 2 ]] || { echo "composability.sh: error: $1 needs a value" >&2; exit 2; } ;;&
         -m | --model) model=$2 ;;
         --tokenizer) tokenizer=$2 ;;
@@ -49,12 +51,6 @@ while [[ $# -gt 0 ]]; do
     esac
     shift 2
 done
-case $type in
-    t5 | t5-demo) evaluate=evaluate-t5.py ;;
-    distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
-    *) echo "composability.sh: error: unknown model type $type (see --help)" >&2; exit 2 ;;
-esac
-
 if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
     block_args="--epoch-size 2000 $block_args" model_args="--epochs 2 $model_args"
 fi
@@ -63,26 +59,9 @@ if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes mo
     model_args="--lr 1e-3 $model_args"
 fi
 
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-ensure_environment "$repository/requirements.txt"
-out=${out:-$repository/results/$type}
-mkdir -p "$out"
-started=$SECONDS
-
-stage() {  # stage SCRIPT ARGS…: run one of the suite's scripts
-    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
-}
-
-note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
-    stage "${@:2}" >"$1.part"
-    mv "$1.part" "$1"
-}
-
-score() {  # score FILE MODEL: evaluate a model, unless FILE is newer than it
-    local changed=$2
-    [[ -d $2 ]] && changed=$2/record.json
-    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" --report "${1%.json}-report.json" "${from[@]}" $data_args
-}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=${out:-$(dirname "$here")/results/$type}
+source "$here/stages.sh"
 
 compose_and_score() {  # compose_and_score LIBRARY NTH
     stage compose_model.py -m "$model" -p "$out/$1" -c "$out/conf.json" -n "$2" ${tokenizer:+-t "$tokenizer"} \
@@ -95,15 +74,7 @@ side_by_side() {  # side_by_side COMMAND…: run in the background, two at a tim
     OMP_NUM_THREADS=$half_the_cores "$@" &
 }
 
-if [[ -z $model ]]; then
-    model=$repository/model/$type
-    note "$out/download.json" download_model.py "$type" -o "$repository"
-fi
-from=()
-[[ -z $tokenizer ]] || from+=(-t "$tokenizer")
-[[ -z $data ]] || from+=(--data "$data")
-
-if [[ ! -f $out/conf.json || -n $attention$linear$feed_forward ]]; then  # a conf.json that is there may have been edited: keep it
+if [[ ! -f $out/conf.json || -n $attention$linear$feed_forward ]]; then  # one that is there may have been edited
     read -ra attention <<<"${attention:-$default_attention}"
     read -ra linear <<<"${linear:-$default_linear}"
     read -ra feed_forward <<<"$feed_forward"
@@ -149,4 +120,5 @@ done
 "$PYTHON" "$repository/experiments/pareto.py" "${reports[@]}" --labels "${points[@]}" --series "${series[@]}" \
     --original "$out/dense-report.json" -o "$out/pareto.png" >/dev/null
 cat "$out/table.txt"
-echo "table: $out/table.txt and $out/table.json; pictures: $out/loss.png, $out/pareto.png; $((SECONDS - started)) s in all" >&2
+echo "table: $out/table.txt and $out/table.json; pictures: $out/loss.png, $out/pareto.png;" \
+    "$((SECONDS - started)) s in all" >&2

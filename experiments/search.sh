@@ -27,7 +27,8 @@ usage: experiments/search.sh [MODEL_TYPE] [options]
 TEXT
 }
 
-type=t5-demo model= tokenizer= data= attention="0 0.25 0.5 0.75" linear="0 0.3 0.5 0.7 0.9" feed_forward= out= device=auto
+type=t5-demo model= tokenizer= data= out= device=auto
+attention="0 0.25 0.5 0.75" linear="0 0.3 0.5 0.7 0.9" feed_forward=
 budgets="5 9 10 13 14" measure=parameters data_args= block_args="--method reconstruct" search_args= model_args=
 if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
 while [[ $# -gt 0 ]]; do
@@ -54,44 +55,15 @@ while [[ $# -gt 0 ]]; do
     esac
     shift 2
 done
-case $type in
-    t5 | t5-demo) evaluate=evaluate-t5.py ;;
-    distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
-    *) echo "search.sh: error: unknown model type $type (see --help)" >&2; exit 2 ;;
-esac
 if [[ $type == *-demo && -z $model && -z $model_args ]]; then
     model_args="--epochs 1"
     [[ $type == t5-demo ]] || model_args+=" --lr 1e-3"
 fi
 
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-ensure_environment "$repository/requirements.txt"
-out=${out:-$repository/results/search-$type}
-mkdir -p "$out"
-started=$SECONDS
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=${out:-$(dirname "$here")/results/search-$type}
+source "$here/stages.sh"
 
-stage() {  # stage SCRIPT ARGS…: run one of the suite's scripts
-    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
-}
-
-note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
-    stage "${@:2}" >"$1.part"
-    mv "$1.part" "$1"
-}
-
-score() {  # score FILE MODEL: evaluate a model, unless FILE is newer than it
-    local changed=$2
-    [[ -d $2 ]] && changed=$2/record.json
-    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" --report "${1%.json}-report.json" "${from[@]}" $data_args
-}
-
-if [[ -z $model ]]; then
-    model=$repository/model/$type
-    note "$out/download.json" download_model.py "$type" -o "$repository"
-fi
-from=()
-[[ -z $tokenizer ]] || from+=(-t "$tokenizer")
-[[ -z $data ]] || from+=(--data "$data")
 read -ra attention <<<"$attention"
 read -ra linear <<<"$linear"
 read -ra feed_forward <<<"$feed_forward"

@@ -36,7 +36,8 @@ def summarize(folder):
     return {"metric": metric, "measure": report["measure"], "dense_loss": dense,
             f"dense_{metric}": read(folder / "dense.json")[metric], "budgets": rows, "seconds": report["seconds"],
             "library_seconds": read_lines(folder / "block-level.jsonl"), "variants": len(report["variants"]),
-            "blocks": len(report["blocks"]), "models": len(report["models"]), "rank_correlation": rank_correlation(report)}
+            "blocks": len(report["blocks"]), "models": len(report["models"]),
+            "rank_correlation": rank_correlation(report)}
 
 
 def read_lines(path):
@@ -77,8 +78,8 @@ def as_text(summary):
         f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
         f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
         f"search {spent['search'] / one:.0f}",
-        f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the search "
-        f"measured: {summary['rank_correlation']:.3f}"])
+        f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the "
+        f"search measured: {summary['rank_correlation']:.3f}"])
 
 
 def draw_rates(conf, summary, path):

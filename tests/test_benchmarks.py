@@ -169,7 +169,8 @@ def test_compact(capsys, monkeypatch, kind, figures):
     monkeypatch.setitem(compact.SIZES, kind, (4, 8))
     code, (setting, *forward, step), err = lines(compact, capsys, "--model-type", kind, "--rounds", 2)
     assert (code, err) == (0, "")
-    half = {"t5": (6 * 4 * 24 * 32 + 4 * 2 * 48 * 32) // 2,                                  # out-projections' biases stay
+    half = {"t5": (6 * 4 * 24 * 32 + 4 * 2 * 48 * 32) // 2,
+            # Biases of out-projections and output Linears stay.
             "distilbert": (2 * (4 * 32 * 32 + 3 * 32) + 2 * (2 * 48 * 32 + 48)) // 2}[kind]
     parameters = setting["parameters"]
     assert parameters["original"] - parameters["compact"] == half
