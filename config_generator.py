@@ -99,10 +99,6 @@ def search(args):
     talk.say(f"{args.search}: {candidates.scored} variants scored, "
              f"{len(candidates.keys) - candidates.scored} had been scored before")
     found = budgets.find(candidates, cost, limits, scores, rounds=args.rounds)
-    for limit, (_, figures) in zip(limits, found):
-        talk.say(f"budget {limit / cost.original:.4f} of the blocks' {args.measure}: {figures['fraction']:.4f} used, "
-                 f"{args.objective} {figures[args.objective]:.4f} ({figures['additive']:.4f} before exchanges, "
-                 f"{figures['predicted']:.4f} by the scores' sum)")
     if args.report:
         write_json(args.report, budgets.report(candidates, cost, scores, found, uniform))
     configurations = schemes.Configurations(

@@ -10,7 +10,6 @@ from common.records import digest
 from common.schemes import DENSE, SIZES, make_scheme
 from common.scoring import score_block
 
-
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
 
 
@@ -36,7 +35,6 @@ class Candidates:
         self.options = {"batch_size": batch_size, "device": device, "talk": talk}
         self.keys = {pair: digest([library.entry(*pair)["key"], library.record["model"]["fingerprint"],
                                    self.examples.fingerprint()]) for pair in self.scheme.variants()}
-        self.variants = {name: [DENSE, *self.scheme.blocks.get(name, ())] for name in self.blocks}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}     # {choice: {"loss", "kl"}}
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -76,8 +74,8 @@ class Candidates:
         return self._measure(choice, self.validation)
 
     def _measure(self, choice, examples):
-        return score_block(self.compose(choice), self.loaded.model, self.blocks, None, {}, examples,
-                           **self.options)[None]
+        model = self.compose(choice) if set(choice.values()) != {DENSE} else self.loaded.model  # one pass, not two
+        return score_block(model, self.loaded.model, self.blocks, None, {}, examples, **self.options)[None]
 
     def dense(self):
         """{"loss", "kl"} of the original."""
@@ -196,6 +194,11 @@ def find(candidates, cost, limits, scores, *, rounds):
             "cost": cost.of(choice) + cost.rest, "fraction": cost.of(choice) / cost.original,
             "predicted": candidates.predicted(additive, scores), "additive": real(additive), "history": history,
             **candidates.real(choice)}
+        figures = found[limit][1]
+        candidates.options["talk"].say(
+            f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
+            f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} by "
+            "the scores' sum)")
     candidates.seconds["search"] += now(candidates.options["device"]) - started
     return [found[limit] for limit in limits]
 
