@@ -197,8 +197,8 @@ def find(candidates, cost, limits, scores, *, rounds):
         figures = found[limit][1]
         candidates.options["talk"].say(
             f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
-            f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} by "
-            "the scores' sum)")
+            f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} "
+            "by the scores' sum)")
     candidates.seconds["search"] += now(candidates.options["device"]) - started
     return [found[limit] for limit in limits]
 

@@ -118,7 +118,7 @@ done
 "$PYTHON" "$repository/plot_loss.py" "${curves[@]}" --labels "${labels[@]}" --panels "$count" --log -o "$out/loss.png" \
     --overwrite --quiet >/dev/null
 "$PYTHON" "$repository/experiments/pareto.py" "${reports[@]}" --labels "${points[@]}" --series "${series[@]}" \
-    --original "$out/dense-report.json" -o "$out/pareto.png" >/dev/null
+    --original "$out/dense-report.json" --relative -o "$out/pareto.png" >/dev/null
 cat "$out/table.txt"
 echo "table: $out/table.txt and $out/table.json; pictures: $out/loss.png, $out/pareto.png;" \
     "$((SECONDS - started)) s in all" >&2

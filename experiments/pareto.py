@@ -15,8 +15,8 @@ from common.records import atomic_file, check_writable, read_json
 FORMATS = ("png", "pdf", "svg")
 METRICS = ("bleu", "accuracy")
 AXES = {"nonzero_parameters": ("million parameters that are not zero", 1e6), "bytes_on_disk": ("MB on disk", 1e6),
-        "multiply_adds": ("million multiply-adds", 1e6), "seconds_per_batch": ("ms per batch", 1e-3),
-        "seconds_per_generated_token": ("ms per generated token", 1e-3)}
+        "bytes_in_memory": ("MB in memory", 1e6), "multiply_adds": ("million multiply-adds", 1e6),
+        "seconds_per_batch": ("ms per batch", 1e-3), "seconds_per_generated_token": ("ms per generated token", 1e-3)}
 
 
 def build_parser():
@@ -25,23 +25,29 @@ def build_parser():
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="a name for each report; without it its file's")
     parser.add_argument("--series", nargs="+", metavar="NAME",
                         help="which series each report belongs to; a series has a colour and a line of its own")
-    parser.add_argument("--against", nargs="+", choices=AXES, default=["bytes_on_disk", "seconds_per_batch"],
+    parser.add_argument("--against", nargs="+", choices=AXES, default=["bytes_in_memory", "seconds_per_batch"],
                         help="a panel for each")
+    parser.add_argument("--relative", action="store_true",
+                        help="figures by the original's, as each report measured the two side by side; seconds of "
+                             "different runs compare badly on a machine that does other work too")
     parser.add_argument("--original", metavar="REPORT", help="the original model's own report, drawn as a star")
     parser.add_argument("-o", "--output", required=True, help="the picture, .png, .svg or .pdf")
     return parser
 
 
-def read_point(path):
-    """(quality's name, its value, {figure: value}) of a report.
+def read_point(path, relative=False):
+    """(quality's name, its value, {figure: value}) of a report; `relative`: {figure: ratio to the original's}.
 
     Raises:
-        UserError: not a report.
+        UserError: not a report, or it has no such ratios.
     """
     report = read_json(path, "evaluate-t5.py --report or evaluate-distilbert.py --report")
     try:
         metric = next(name for name in METRICS if name in report["evaluation"])
-        return metric, report["evaluation"][metric], {name: each["model"] for name, each in report["figures"].items()}
+        figures = {name: each["ratio" if relative else "model"] for name, each in report["figures"].items()}
+        if None in figures.values():
+            raise UserError(f"{path}: has no ratios to the original; evaluate the model again, with --original")
+        return metric, report["evaluation"][metric], figures
     except (AttributeError, KeyError, TypeError, StopIteration):
         raise UserError(f"{path}: is not a report of an evaluation script") from None
 
@@ -56,8 +62,8 @@ def frontier(points):
     return line
 
 
-def draw(points, labels, series, original, axes):
-    """The figure: a panel an axis, a colour a series, the original as a star."""
+def draw(points, labels, series, original, axes, relative=False):
+    """The figure: a panel an axis, a colour a series, the original as a star; `relative`: the figures are ratios."""
     import matplotlib
 
     matplotlib.use("Agg")  # no window is wanted, and there may be no display
@@ -65,7 +71,7 @@ def draw(points, labels, series, original, axes):
 
     figure, panels = pyplot.subplots(1, len(axes), figsize=(5 * len(axes), 4.2), squeeze=False, sharey=True)
     for panel, axis in zip(panels[0], axes):
-        title, unit = AXES[axis]
+        title, unit = (f"{axis.replace('_', ' ')}, by the original's", 1) if relative else AXES[axis]
         for name in dict.fromkeys(series):
             mine = [(values[axis] / unit, quality, label) for (_, quality, values), label, owner
                     in zip(points, labels, series) if owner == name]
@@ -94,14 +100,16 @@ def run(args):
     if suffix not in FORMATS:
         raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(args.output, is_file=True)
-    points = [read_point(path) for path in args.reports]
+    points = [read_point(path, args.relative) for path in args.reports]
     original = read_point(args.original) if args.original else None
+    if original and args.relative:
+        original = (*original[:2], dict.fromkeys(original[2], 1.0))
     for path, point in zip([*args.reports, args.original], [*points, *([original] if original else [])]):
         lacking = [axis for axis in args.against if axis not in point[2]]
         if lacking or point[0] != points[0][0]:
             raise UserError(f"{path}: reports {point[0]} and has no {', '.join(lacking) or points[0][0]}; "
                             "compare models of one kind")
-    figure = draw(points, labels, series, original, args.against)
+    figure = draw(points, labels, series, original, args.against, args.relative)
     with atomic_file(args.output) as handle:
         figure.savefig(handle, format=suffix, dpi=120)
     return {"output": args.output, "points": len(points)}

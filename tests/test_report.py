@@ -411,7 +411,8 @@ def written(path, metric, quality, **figures):
 def reports(tmp_path):
     """Four of a translation model: the third is larger and worse than the second, and slower."""
     return [written(tmp_path / f"{name}.json", "bleu", bleu, nonzero_parameters=size, bytes_on_disk=4 * size,
-                    multiply_adds=9 * size, seconds_per_batch=seconds, seconds_per_generated_token=seconds / 9)
+                    multiply_adds=9 * size, bytes_in_memory=5 * size, seconds_per_batch=seconds,
+                    seconds_per_generated_token=seconds / 9)
             for name, bleu, size, seconds in (("small", 20.0, 1e6, 0.01), ("middling", 30.0, 2e6, 0.02),
                                               ("beaten", 25.0, 3e6, 0.03), ("large", 33.0, 4e6, 0.04))]
 
@@ -465,6 +466,29 @@ def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
     np.testing.assert_allclose(batch.collections[0].get_offsets(), [[10, 20], [20, 30], [30, 25], [40, 33]])
 
 
+def test_a_relative_picture_has_the_reports_ratios(call, reports, tmp_path):
+    """By hand. The original is at 1, whatever its own report says; a report without ratios is refused."""
+    for n, path in enumerate(reports):
+        content = read_json(path)
+        for figure in content["figures"].values():
+            figure |= {"original": 1.0, "ratio": (n + 1) / 8}
+        path.write_text(json.dumps(content))
+    pareto = load_script(PARETO)
+    points = [pareto.read_point(path, relative=True) for path in reports]
+    (panel,) = pareto.draw(points, list("1234"), [""] * 4, (*points[3][:2], {"bytes_on_disk": 1.0}), ["bytes_on_disk"],
+                           relative=True).axes
+    assert panel.get_xlabel() == "bytes on disk, by the original's"
+    dots, star = panel.collections
+    assert dots.get_offsets().tolist() == [[0.125, 20], [0.25, 30], [0.375, 25], [0.5, 33]]
+    assert star.get_offsets().tolist() == [[1, 33]]
+    alone = written(tmp_path / "alone.json", "bleu", 40.0, nonzero_parameters=9e6, bytes_on_disk=36e6,
+                    multiply_adds=8e7, seconds_per_batch=0.1, seconds_per_generated_token=0.01)
+    arguments = ("--relative", "--against", "multiply_adds", "-o", tmp_path / "p.png")
+    assert "--original" in refused(call, tmp_path, *reports, alone, *arguments)
+    code, result, err = call(PARETO, *reports, "--original", alone, *arguments)
+    assert (code, result["points"]) == (0, 4), err
+
+
 def refused(call, tmp_path, *arguments):
     """The one line that the picture's script ends with, once it is sure that there is no picture."""
     code, result, err = call(PARETO, *arguments)
@@ -506,7 +530,7 @@ def test_a_bad_suffix_is_refused_with_the_good_ones(call, reports, tmp_path, nam
 
 
 def test_reports_of_two_kinds_are_not_compared(call, reports, tmp_path):
-    other = written(tmp_path / "accuracy.json", "accuracy", 0.9, bytes_on_disk=1e6, seconds_per_batch=0.1)
+    other = written(tmp_path / "accuracy.json", "accuracy", 0.9, bytes_in_memory=1e6, seconds_per_batch=0.1)
     for arguments in ((*reports, other), (*reports, "--original", other)):
         err = refused(call, tmp_path, *arguments, "-o", tmp_path / "p.png")
         assert f"{other}: reports accuracy and has no bleu" in err and "compare models of one kind" in err
