@@ -100,7 +100,8 @@ for ((n = 0; n < ${#budgets[@]}; n++)); do
 done
 
 "$PYTHON" "$repository/experiments/pareto.py" "${reports[@]}" --labels "${labels[@]}" --series "${series[@]}" \
-    --original "$out/dense-report.json" --relative --against nonzero_parameters seconds_per_batch -o "$out/pareto.png" >/dev/null
+    --original "$out/dense-report.json" --relative --against nonzero_parameters multiply_adds seconds_per_batch \
+    -o "$out/pareto.png" >/dev/null
 "$PYTHON" "$repository/experiments/search_report.py" "$out" >"$out/table.txt"
 cat "$out/table.txt"
 echo "table: $out/table.txt and $out/table.json; pictures: $out/pareto.png, rates.png and prediction.png beside it;" \
