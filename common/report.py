@@ -104,9 +104,14 @@ def example_batch(loaded, count):
 @torch.inference_mode()
 def multiply_adds(loaded):
     """Multiply-adds of the matrix products in one forward pass over one example of the stated lengths."""
+    return count_products(lambda: loaded.model(**example_batch(loaded, 1)))
+
+
+def count_products(run):
+    """Multiply-adds of the matrix products in whatever a function does."""
     # The counter does not know the fused attention of CPUs; the one that it knows multiplies as much.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loaded.model(**example_batch(loaded, 1))
+        run()
     return counter.get_total_flops() // 2  # an addition and a multiplication are two
 
 

@@ -104,6 +104,16 @@ def call(capsys):
     return run
 
 
+@pytest.fixture
+def succeeds(call):
+    """succeeds(script, *arguments): its result, once it is sure that it has one."""
+    def run(script, *arguments):
+        code, result, err = call(script, *arguments)
+        assert code == 0, err
+        return result
+    return run
+
+
 def call_apart(script, *arguments, cwd, **environment):
     """Run a script in a process of its own, from a foreign folder."""
     return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, text=True,

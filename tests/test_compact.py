@@ -564,16 +564,6 @@ def stages(workshop, chain, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def succeeds(call):
-    """succeeds(script, *arguments): its result, once it is sure that it has one."""
-    def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert code == 0, err
-        return result
-    return run
-
-
 SMALL = 33408 - 6 * 768 - 4 * 6 * 64  # a head of each attention module and 6 neurons of each feed-forward module less
 
 

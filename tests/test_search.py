@@ -382,16 +382,6 @@ def found(workshop, grid):
     return grid
 
 
-@pytest.fixture
-def succeeds(call):
-    """succeeds(script, *arguments): its result, once it is sure that it has one."""
-    def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert code == 0, err
-        return result
-    return run
-
-
 @pytest.fixture(scope="module")
 def tokenizer(workshop):
     return transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "t5")

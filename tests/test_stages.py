@@ -35,16 +35,6 @@ SECONDS = {"train_seconds", "val_seconds", "seconds", "examples_per_second"}
 
 
 @pytest.fixture
-def succeeds(call):
-    """succeeds(script, *arguments): its result, once it is sure that it has one."""
-    def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert code == 0, err
-        return result
-    return run
-
-
-@pytest.fixture
 def edited_chain(chain, tmp_path, succeeds):
     """A copy of the chain's conf.json, scheme and libraries in which one configuration has one other rate."""
     for name in ("pruned", "tuned"):
