@@ -97,12 +97,13 @@ for ((n = 0; n < count; n++)); do
 done
 
 half_the_cores=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
-side_by_side score "$out/dense.json" "$model"
+side_by_side score "$out/dense.json" "$model" "$out/dense-report.json"
 for ((n = 0; n < count; n++)); do
     side_by_side compose_and_score pruned "$n"
     side_by_side compose_and_score tuned "$n"
-    side_by_side score "$out/baseline-$n.json" "$out/baseline-$n.pth"
-    side_by_side score "$out/composed-$n.json" "$out/composed-$n.pth"
+    for run in baseline composed; do
+        side_by_side score "$out/$run-$n.json" "$out/$run-$n.pth" "$out/$run-$n-report.json"
+    done
 done
 while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 

@@ -79,7 +79,7 @@ note "$out/found.json" config_generator.py -m "$model" --search "$out/library" -
     --budget-of "${budgets[@]}" --measure "$measure" -o "$out/conf.json" --report "$out/search.json" --overwrite \
     "${from[@]}" $data_args $search_args
 
-score "$out/dense.json" "$model"
+score "$out/dense.json" "$model" "$out/dense-report.json"
 reports=() labels=() series=()
 for ((n = 0; n < ${#budgets[@]}; n++)); do
     for way in "uniform:$out/grid.json:${budgets[n]}" "searched:$out/conf.json:$n"; do
@@ -87,7 +87,7 @@ for ((n = 0; n < ${#budgets[@]}; n++)); do
         name=$name-$n
         wanted=(-m "$model" -p "$out/library" -c "$configurations" -n "$nth" --compact --overwrite)
         stage compose_model.py "${wanted[@]}" ${tokenizer:+-t "$tokenizer"} -o "$out/$name" >/dev/null
-        score "$out/$name-composed.json" "$out/$name"
+        score "$out/$name-composed.json" "$out/$name" "$out/$name-composed-report.json"
         if [[ $model_args != none ]]; then
             note "$out/$name-training.json" model-level_finetuning.py "${wanted[@]}" -o "$out/$name.pth" \
                 --stats "$out/$name.csv" "${from[@]}" $data_args $model_args

@@ -22,10 +22,10 @@ note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
     mv "$1.part" "$1"
 }
 
-score() {  # score FILE MODEL: evaluate a model and report its costs, unless FILE is newer than the model
-    local changed=$2 report=${1%.json}-report.json
+score() {  # score FILE MODEL [REPORT]: evaluate a model, and report its costs, unless FILE is newer than the model
+    local changed=$2
     [[ -d $2 ]] && changed=$2/record.json
-    [[ $1 -nt $changed && -f $report ]] || note "$1" "$evaluate" -m "$2" --report "$report" "${from[@]}" $data_args
+    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" ${3:+--report "$3"} "${from[@]}" $data_args
 }
 
 if [[ -z $model ]]; then
