@@ -52,7 +52,7 @@ while [[ $# -gt 0 ]]; do
     shift 2
 done
 if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
-    block_args="--epoch-size 2000 $block_args" model_args="--epochs 2 $model_args"
+    block_args="--epoch-size 2000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
 if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb
     default_attention="0.5 0.5 0.75" default_linear="0.5 0.7 0.5"
