@@ -92,7 +92,7 @@ def score_block(model, teacher, blocks, name, variants, examples, *, batch_size,
     sums = {variant: torch.zeros(2, dtype=torch.float64) for variant in (None, *variants)}
     total = 0
     with Replaceable(model, blocks).opened() as replaceable:
-        for positions in talk.progress(evaluation_batches(examples, batch_size), name):
+        for positions in talk.progress(evaluation_batches(examples, batch_size), name or "model"):
             batch = examples.batch(positions, device)
             real = batch["labels"] != -100                                    # (batch,) or (batch, length)
             count = int(real.sum())
