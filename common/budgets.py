@@ -7,7 +7,7 @@ from common.architectures import block_tensors, find_blocks, set_block
 from common.errors import UserError
 from common.models import now
 from common.records import digest
-from common.schemes import DENSE, SIZES, make_scheme
+from common.schemes import DENSE, SIZES, block_of, make_scheme
 from common.scoring import score_block
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
@@ -33,8 +33,8 @@ class Candidates:
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.options = {"batch_size": batch_size, "device": device, "talk": talk}
-        self.keys = {pair: digest([library.entry(*pair)["key"], library.record["model"]["fingerprint"],
-                                   self.examples.fingerprint()]) for pair in self.scheme.variants()}
+        scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
+        self.keys = {pair: digest([library.entry(*pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}     # {choice: {"loss", "kl"}}
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -234,7 +234,7 @@ def rates_of(choice, candidates, modules):
     """A choice as a configuration, {module: rate}: rates that remove just what its variants do."""
     config = {}
     for name, module in modules.items():
-        block = name.rpartition(".")[0] if module["kind"] == "linear" else name
+        block = block_of(name, module)
         removed = candidates.scheme.blocks[block][choice[block]] if choice[block] != DENSE else {"weights": {}}
         parts = SIZES[module["kind"]]
         count = removed["weights"].get(name.rpartition(".")[2], 0) if parts == "weights" else removed.get(parts, 0)

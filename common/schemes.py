@@ -168,11 +168,16 @@ def select(configurations, nth, path):
     return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
 
 
+def block_of(name, module):
+    """The name of the block that a module of `conf.json` lies in."""
+    return name.rpartition(".")[0] if module["kind"] == "linear" else name
+
+
 def make_scheme(configurations):
     """The distinct variants of every block over all configurations."""
     block_modules = {}  # block: the modules that lie in it, in the model's order
     for name, module in configurations.modules.items():
-        block = name.rpartition(".")[0] if module["kind"] == "linear" else name
+        block = block_of(name, module)
         block_modules.setdefault(block, []).append(name)
     blocks = {block: {} for block in block_modules}
     configs = []

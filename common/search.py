@@ -93,14 +93,15 @@ def efficient(scores, costs):
 def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
     """Mend a choice where the blocks' scores don't add up.
 
-    In each round all variants are scored anew, within the model of the choice so far. By these scores the best exchange
+    In each round variants are scored anew, within the model of the choice so far. By these scores the best exchange
     of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
     lowers the real loss most is kept; the search ends where none does.
 
     Args:
         chosen: {block: variant}.
         real_loss: function of a choice, the model's loss.
-        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}.
+        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}, for the
+            variants worth trying and the choice's own.
     Returns:
         (choice, [real loss of the first choice and after each round that lowered it]).
     """

@@ -51,7 +51,7 @@ while [[ $# -gt 0 ]]; do
     esac
     shift 2
 done
-if [[ $type == *-demo && -z $model ]]; then  # short runs keep the demo within five minutes on two cores
+if [[ $type == *-demo && -z $model ]]; then  # short runs: the demo is to take minutes
     block_args="--epoch-size 2000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
 if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb
