@@ -90,7 +90,7 @@ def search(args):
     candidates = budgets.Candidates(loaded, grid, library, validation, number=args.score_examples,
                                     objective=args.objective, batch_size=args.batch_size, device=device, talk=talk)
     cost = costs.count(args.measure, loaded, candidates.keeps(), device)
-    uniform = {n: budgets.choice_of(candidates, n, args.configurations) for n in args.budget_of or ()}
+    uniform = {n: candidates.configuration(n, args.configurations) for n in args.budget_of or ()}
     limits = budgets.limits(cost, args.budget or ()) + [cost.of(choice) for choice in uniform.values()]
     if not limits:
         raise UserError("--search: give one budget or more, with --budget or --budget-of")

@@ -7,7 +7,7 @@ from common.architectures import block_tensors, find_blocks, set_block
 from common.errors import UserError
 from common.models import now
 from common.records import digest
-from common.schemes import DENSE, SIZES, block_of, make_scheme
+from common.schemes import DENSE, SIZES, block_of, make_scheme, nth_choice
 from common.scoring import score_block
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
@@ -38,6 +38,16 @@ class Candidates:
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}     # {choice: {"loss", "kl"}}
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
+
+    def configuration(self, nth, path):
+        """The n-th of the configurations, read from `path`, as a {block: variant} of all the model's blocks.
+
+        Raises:
+            UserError: there is none.
+        """
+        return dict.fromkeys(self.blocks, DENSE) | nth_choice(self.scheme, nth, path)
+
+    # A variant is read anew wherever it is needed: those of a whole grid may be more than memory holds.
 
     def tensors(self, name, variant):
         """A block's tensors, on the device."""
@@ -142,7 +152,7 @@ def check_feasible(cost, limits):
     Raises:
         UserError: naming the range of those that there are.
     """
-    least, most = (sum(pick(each.values()) for each in cost.blocks.values()) for pick in (min, max))
+    least, most = search.cost_range(cost.blocks)
     unit = 1e-3 if cost.measure == "latency" else 1
     for limit in limits:
         if limit < least:
@@ -151,18 +161,6 @@ def check_feasible(cost, limits):
                 f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
                 f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} "
                 f"({'milliseconds' if cost.measure == 'latency' else cost.measure})")
-
-
-def choice_of(candidates, nth, path):
-    """The n-th configuration that the library was made for, as a {block: variant}.
-
-    Raises:
-        UserError: there is none.
-    """
-    count = len(candidates.scheme.configs)
-    if nth >= count:
-        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
-    return {name: candidates.scheme.configs[nth].get(name, DENSE) for name in candidates.blocks}
 
 
 def find(candidates, cost, limits, scores, *, rounds):

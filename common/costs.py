@@ -5,13 +5,11 @@ Parameters are those that are kept. For the others, heads and neurons count as g
 single removed weights count for bytes alone.
 """
 
-import copy
 import math
 import statistics
 from dataclasses import dataclass
 
 import torch
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from common import modeling_compact
 from common.architectures import find_blocks, watched
@@ -19,8 +17,6 @@ from common.masking import parameter_masks
 from common.models import now
 from common.report import INPUTS, ROUNDS, WARM_UP, example_batch, multiply_adds
 from common.schemes import DENSE
-
-MEASURES = ("parameters", "multiply-adds", "bytes", "latency")
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,10 @@ class Costs:
 
 
 def count(measure, loaded, keeps, device):
-    """The costs of all variants by one of MEASURES.
+    """The costs of all variants.
 
     Args:
+        measure: "parameters", "multiply-adds", "bytes" or "latency".
         loaded: the original, a `LoadedModel`.
         keeps: {block: {variant: {Linear: bool mask}}}.
     """
@@ -143,10 +140,7 @@ def _seconds(loaded, blocks, keeps, device):
         for masks in keeps[name].values():
             parts = left(block, masks)
             if len(parts) not in modules[name]:
-                module = copy.deepcopy(loaded.model.get_submodule(name))
-                if type(module) is T5Attention:  # it could not take its part of the position bias
-                    module = modeling_compact.CompactT5Attention(module)
-                modeling_compact.keep_parts(module, parts.tolist())
+                module = modeling_compact.smaller(loaded.model.get_submodule(name), parts.tolist())
                 modules[name][len(parts)] = module.eval()
         times[name] = {size: [] for size in modules[name]}
 

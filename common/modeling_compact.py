@@ -10,6 +10,8 @@ In a saved `config.json` a notice stands for the activation function, whose name
 that is given the folder refuses at once and says what to do; it would otherwise tell of shapes that don't fit.
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers import (
@@ -143,6 +145,14 @@ def make_smaller(model, config):
         keep_parts(model.get_submodule(name), heads)
     for name, neurons in (config.kept_neurons or {}).items():
         keep_parts(model.get_submodule(name), range(neurons))
+
+
+def smaller(module, parts):
+    """A module that does what some heads or neurons of `module` do; that one stays as it is."""
+    is_plain = isinstance(module, T5Attention) and not isinstance(module, CompactT5Attention)
+    own = CompactT5Attention(module) if is_plain else copy.deepcopy(module)
+    keep_parts(own, parts)
+    return own
 
 
 def keep_parts(module, parts):

@@ -152,6 +152,18 @@ def removed_count(rate, size):
     return round(rate * size)
 
 
+def nth_choice(scheme, nth, path):
+    """The n-th configuration's {block: variant}, "dense" among them.
+
+    Raises:
+        UserError: there is no n-th configuration.
+    """
+    count = len(scheme.configs)
+    if not 0 <= nth < count:
+        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
+    return scheme.configs[nth]
+
+
 def select(configurations, nth, path):
     """The scheme's {block: variant} of the n-th configuration, and the variants' counts.
 
@@ -160,11 +172,8 @@ def select(configurations, nth, path):
     Raises:
         UserError: there is no n-th configuration.
     """
-    count = len(configurations.configs)
-    if not 0 <= nth < count:
-        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
     scheme = make_scheme(configurations)
-    chosen = {block: variant for block, variant in scheme.configs[nth].items() if variant != DENSE}
+    chosen = {block: variant for block, variant in nth_choice(scheme, nth, path).items() if variant != DENSE}
     return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
 
 

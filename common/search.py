@@ -1,4 +1,8 @@
-"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly."""
+"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly.
+
+The problem is chapter 11 of Kellerer, Pferschy and Pisinger, Knapsack Problems (2004); the solver is HiGHS, a
+branch-and-bound one, as scipy has it.
+"""
 
 import contextlib
 import os
@@ -29,8 +33,7 @@ def choose(scores, costs, budget, *, current=None, changes=None):
     from scipy.sparse import coo_array
 
     pairs = [(block, variant) for block, variants in scores.items() for variant in variants]
-    least, most = (sum(pick(costs[block][variant] for variant in scores[block]) for block in scores)
-                   for pick in (min, max))
+    least, most = cost_range({block: {variant: costs[block][variant] for variant in scores[block]} for block in scores})
     if least > budget:
         raise UserError(f"a budget of {budget:.6g} is infeasible: the variants cost {least:.6g} to {most:.6g}")
     score, _ = _above_the_least(scores, pairs)
@@ -54,6 +57,11 @@ def choose(scores, costs, budget, *, current=None, changes=None):
             return chosen
         # Within the solver's tolerance alone, so not this combination. The next one is still the best of the others.
         constraints.append(LinearConstraint(taken[None].astype(float), ub=len(scores) - 1))
+
+
+def cost_range(costs):
+    """The least and the most that a combination of {block: {variant: cost}} costs."""
+    return tuple(sum(pick(each.values()) for each in costs.values()) for pick in (min, max))
 
 
 def _above_the_least(values, pairs):
