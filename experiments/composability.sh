@@ -52,7 +52,7 @@ while [[ $# -gt 0 ]]; do
     shift 2
 done
 if [[ $type == *-demo && -z $model ]]; then  # short runs: the demo is to take minutes
-    block_args="--epoch-size 2000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
+    block_args="--epoch-size 1000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
 if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb
     default_attention="0.5 0.5 0.75" default_linear="0.5 0.7 0.5"
@@ -67,11 +67,6 @@ compose_and_score() {  # compose_and_score LIBRARY NTH
     stage compose_model.py -m "$model" -p "$out/$1" -c "$out/conf.json" -n "$2" ${tokenizer:+-t "$tokenizer"} \
         -o "$out/$1-$2" --compact --overwrite >/dev/null
     score "$out/$1-$2.json" "$out/$1-$2"
-}
-
-side_by_side() {  # side_by_side COMMAND…: run in the background, two at a time; only what isn't timed runs so
-    while (($(jobs -rp | wc -l) >= 2)); do wait -n; done
-    OMP_NUM_THREADS=$half_the_cores "$@" &
 }
 
 if [[ ! -f $out/conf.json || -n $attention$linear$feed_forward ]]; then  # one that is there may have been edited
@@ -96,16 +91,14 @@ for ((n = 0; n < count; n++)); do
     done
 done
 
-half_the_cores=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
-side_by_side score "$out/dense.json" "$model" "$out/dense-report.json"
+score "$out/dense.json" "$model" "$out/dense-report.json"
 for ((n = 0; n < count; n++)); do
-    side_by_side compose_and_score pruned "$n"
-    side_by_side compose_and_score tuned "$n"
+    compose_and_score pruned "$n"
+    compose_and_score tuned "$n"
     for run in baseline composed; do
-        side_by_side score "$out/$run-$n.json" "$out/$run-$n.pth" "$out/$run-$n-report.json"
+        score "$out/$run-$n.json" "$out/$run-$n.pth" "$out/$run-$n-report.json"
     done
 done
-while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 
 "$PYTHON" "$repository/experiments/summarize.py" "$out" >"$out/table.txt"
 curves=() labels=() reports=() points=() series=()

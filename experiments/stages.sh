@@ -1,6 +1,6 @@
 # Sourced by the experiments, once they have read their flags: `type model tokenizer data out device data_args`.
 # Sets `evaluate`, the evaluation script; `from`, the flags of stages that read data; `model`, downloaded if need be;
-# and `started`. Defines `stage`, `note` and `score`.
+# and `started`. Defines `stage`, `note` and `score`. All stages run in one Python process (run_stages.py).
 
 case $type in
     t5 | t5-demo) evaluate=evaluate-t5.py ;;
@@ -13,8 +13,17 @@ ensure_environment "$repository/requirements.txt"
 mkdir -p "$out"
 started=$SECONDS
 
+coproc python_process { exec "$PYTHON" "$repository/experiments/run_stages.py"; }
+
 stage() {  # stage SCRIPT ARGS…: run one of the suite's scripts
-    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
+    local status line
+    printf '%s\0' $(($# + 1)) "$@" --device "$device" >&"${python_process[1]}"
+    IFS=' ' read -r status line <&"${python_process[0]}" || {
+        echo "$(basename "$0"): error: the Python process ended in the middle of $1" >&2
+        return 1
+    }
+    [[ -z $line ]] || printf '%s\n' "$line"
+    return "$status"
 }
 
 note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
@@ -25,7 +34,7 @@ note() {  # note FILE SCRIPT ARGS…: run a script, keep its JSON line in FILE
 score() {  # score FILE MODEL [REPORT]: evaluate a model, and report its costs, unless FILE is newer than the model
     local changed=$2
     [[ -d $2 ]] && changed=$2/record.json
-    [[ $1 -nt $changed ]] || note "$1" "$evaluate" -m "$2" ${3:+--report "$3"} "${from[@]}" $data_args
+    [[ $1 -nt $changed && (-z ${3-} || -f $3) ]] || note "$1" "$evaluate" -m "$2" ${3:+--report "$3"} "${from[@]}" $data_args
 }
 
 if [[ -z $model ]]; then

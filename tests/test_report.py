@@ -1,4 +1,4 @@
-"""What a model costs, worked by hand for the tiny models; reports of evaluations, and the picture and table of them."""
+"""What a model costs, worked by hand for the tiny models; reports of evaluations, and the picture of them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ROOT, build_model, distilbert_config, load_script
+from conftest import build_model, distilbert_config, load_script
 from matplotlib import image
 from test_bad_input import other_model  # noqa: F401  a fixture
 from test_contract import is_one_line
@@ -553,151 +553,3 @@ def test_a_picture_of_real_reports(call, models, evaluate, one_round, tmp_path):
     metric, quality, figures = load_script(PARETO).read_point(tmp_path / "compact.json")
     assert metric == "accuracy" and quality == read_json(tmp_path / "compact.json")["evaluation"]["accuracy"]
     assert figures["parameters"] == DISTILBERT_SIZE - 2 * 1048 - 2 * 24 * 65
-
-
-# --- the table -------------------------------------------------------------------------------------------------
-
-HEADER = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
-RATIOS = {"parameters": 0.61, "nonzero_parameters": 0.52, "bytes_on_disk": 0.63, "bytes_in_memory": 0.64,
-          "multiply_adds": 0.75, "seconds_per_batch": 0.86, "seconds_per_generated_token": 1.07}
-
-
-@pytest.fixture
-def experiment(tmp_path):
-    """What composability.sh leaves for two configurations of two blocks, made up; the second has other ratios."""
-    files = {"conf_prune.json": {"requested": [{"attention": 0.25, "linear": 0.3, "feed_forward": 0.5},
-                                               {"attention": 0.5, "linear": 0.3, "feed_forward": 0.5}],
-                                 "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}]},
-             "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4}, "dense.json": {"bleu": 40.0}}
-    for n in range(2):
-        for i, name in enumerate(("pruned", "tuned", "baseline", "composed")):
-            files[f"{name}-{n}.json"] = {"bleu": 10.0 * n + i}
-        files[f"composed-{n}-report.json"] = {"figures": {
-            name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()}}
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; composed gets there in 5 + 1 s, or not at all.
-    for n, composed in enumerate(("0,,3.0,0,0\n1,2.5,1.9,5,1\n", "0,,3.0,0,0\n1,2.5,2.1,5,1\n")):
-        (tmp_path / f"baseline-{n}.csv").write_text(HEADER + "0,,4.0,0,0\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n")
-        (tmp_path / f"composed-{n}.csv").write_text(HEADER + composed)
-    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
-    (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
-    return tmp_path
-
-
-def test_columns_lie_below_each_other():
-    aligned = load_script("experiments/summarize.py").aligned
-    assert aligned([["a", "bb", "c"], ["dddd", "e", "f"]]) == ["a     bb  c", "dddd  e   f"]
-    assert aligned([["a", ""], ["bb", ""]]) == ["a", "bb"]
-
-
-def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
-    """The ratios of composed-N-report.json stand in the text, under their names, a line a configuration."""
-    summarize = load_script("experiments/summarize.py")
-    summary = summarize.summarize(experiment)
-    assert [row["cost"]["parameters"]["ratio"] for row in summary["configurations"]] == [0.61, 0.62]
-    lines = summarize.as_text(summary).splitlines()
-    assert lines[0] == "quality: bleu"
-    assert lines[2].split("  ")[0] == "0: attention 0.25, linear 0.3, feed-forward 0.5"
-    assert lines[2].split()[-14:-9] == ["40.0", "0.0", "1.0", "2.0", "3.0"]
-    assert lines[2].endswith("2.0000, epoch 2, 22 s  epoch 1, 6 s") and lines[3].endswith("no (2.1000)")
-    title = lines.index("the composed models' size and time, by the original's:")
-    heads = ["configuration", "parameters", "non-zeros", "bytes on disk", "in memory", "multiply-adds",
-             "seconds a batch", "a generated token"]
-    assert lines[title + 1] == "  ".join(heads)
-    for n in range(2):
-        line = lines[title + 2 + n]
-        starts = [lines[title + 1].index(head) for head in heads]
-        cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None])]
-        assert cells == [str(n), *(f"{ratio + n / 100:.2f}" for ratio in RATIOS.values())]
-    assert "blocks to fine-tune: 3 with reuse, 4 without" in lines
-
-
-def test_a_figure_that_no_model_has_is_no_column(experiment):
-    """Classifiers generate no tokens."""
-    for n in range(2):
-        path = experiment / f"composed-{n}-report.json"
-        content = read_json(path)
-        del content["figures"]["seconds_per_generated_token"]
-        path.write_text(json.dumps(content))
-    summarize = load_script("experiments/summarize.py")
-    text = summarize.as_text(summarize.summarize(experiment))
-    assert "a generated token" not in text and "1.07" not in text and "0.86" in text
-
-
-def test_seconds_of_the_sweep_by_hand(experiment):
-    """Block level: 7 s with reuse, of which the variants' own are 6; without, (1 + 1 + 3) + (1 + 2 + 3).
-
-    The baselines take 22 s each until they are best. Composed, 6 s until as good, and 6 s without getting there.
-    """
-    sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]
-    assert sweep == {"baseline": 44.0, "composed_with_reuse": 7 + 12, "composed_without_reuse": 11 + 12,
-                     "block_level_with_reuse": 7.0, "block_level_without_reuse": 11.0, "not_reached": [1]}
-
-
-# --- the table of a search -------------------------------------------------------------------------------------
-
-@pytest.fixture
-def search_folder(tmp_path, monkeypatch):
-    """What search.sh leaves for two budgets, made up."""
-    monkeypatch.syspath_prepend(ROOT / "experiments")  # where the script finds its neighbour
-    def measured(loss, **more):
-        return {"loss": loss + 0.5, "kl": 0.1, "validation": {"loss": loss, "kl": 0.1}, "fraction": 0.5, **more}
-
-    searched = {"predicted": 0.1, "additive": 0.3, "history": [0.3, 0.2], "choice": {"a": "dense"}}
-    report = {"measure": "parameters", "objective": "kl", "dense": measured(1.0), "blocks": {"a": 10, "b": 10},
-              "variants": [{}] * 3, "uniform": [measured(3.0, configuration=9), measured(2.0, configuration=4)],
-              "searched": [measured(1.5, **searched), measured(1.75, **searched)],
-              "models": [{"predicted": x, "kl": y, "loss": -y} for x, y in ((0, 0), (1, 5), (2, 4), (3, 9))],
-              "seconds": {"one pass": 2.0, "scores": 8.0, "search": 5.0}}
-    conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
-    files = {"search.json": report, "conf.json": conf, "dense.json": {"bleu": 40.0}}
-    for n, (way, bleu) in enumerate((("uniform", 10.0), ("searched", 20.0))):
-        for budget in range(2):
-            files[f"{way}-{budget}-composed.json"] = {"bleu": bleu + budget}
-            files[f"{way}-{budget}-finetuned.json"] = {"bleu": bleu + 5 + budget}
-            files[f"{way}-{budget}-training.json"] = {"val_loss": 1.25 + n / 10}
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
-    return tmp_path
-
-
-def test_a_searchs_table_by_hand(search_folder):
-    """Gaps of 2 and 1 to the original, of which 1.5 and 0.25 are closed. Ranks 0 1 2 3 and 0 2 1 3: 1 - 6 · 2 / 60."""
-    search_report = load_script("experiments/search_report.py")
-    summary = search_report.summarize(search_folder)
-    assert [row["gap_closed"] for row in summary["budgets"]] == [0.75, 0.25]
-    assert summary["rank_correlation"] == pytest.approx(0.8) and summary["library_seconds"] == 7.0
-    text = search_report.as_text(summary)
-    lines = text.splitlines()
-    assert "dense: loss 1.0000, bleu 40.0" in lines[0]
-    assert lines[2].split() == ["0.500", "3.0000", "1.5000", "75%", "10.0", "20.0", "15.0", "25.0", "1.2500", "1.3500"]
-    assert lines[3].split()[3:5] == ["25%", "11.0"]
-    assert "library 4, scores 4, search 2" in text and "(2.0 s each)" in text and "over the 4 models" in text
-
-
-def test_without_fine_tuning_its_columns_are_left_out(search_folder):
-    for path in (*search_folder.glob("*-finetuned.json"), *search_folder.glob("*-training.json")):
-        path.unlink()
-    search_report = load_script("experiments/search_report.py")
-    lines = search_report.as_text(search_report.summarize(search_folder)).splitlines()
-    assert "finetuned" not in lines[1] and lines[2].split()[-2:] == ["10.0", "20.0"]
-
-
-def test_a_searchs_pictures_show_its_rates_and_its_predictions(search_folder, tmp_path):
-    """Oracle: the values that matplotlib was given."""
-    from matplotlib import pyplot
-
-    search_report = load_script("experiments/search_report.py")
-    summary = search_report.summarize(search_folder)
-    search_report.draw_rates(read_json(search_folder / "conf.json"), summary, tmp_path / "rates.png")
-    axis = pyplot.gcf().axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "a.o"]  # b keeps everything
-    assert axis.images[0].get_array().tolist() == [[0.5, 0.25], [0.9, 0.0]]
-    search_report.draw_prediction(read_json(search_folder / "search.json"), tmp_path / "prediction.png")
-    points = pyplot.gcf().axes[0].collections[0].get_offsets().tolist()
-    assert points == [[0, 0], [1, 5], [2, 4], [3, 9]]
-    for name in ("rates.png", "prediction.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    pyplot.close("all")
