@@ -48,6 +48,12 @@ def build_model(kind):
     return transformers.T5ForConditionalGeneration(t5_config(**gated)).eval()
 
 
+def only_removed_is_zero(weight, keep):
+    """Whether all removed entries are zero, and no more of the kept ones than may come out as zero by chance: one."""
+    weight, keep = torch.as_tensor(weight), torch.as_tensor(keep)
+    return not bool(weight[~keep].any()) and int((weight[keep] == 0).sum()) <= 1
+
+
 def build_tokenizer(kind):
     words = sorted({*NOUNS, *VERBS, *NOUNS.values(), *VERBS.values(), "the", "a", "das", "ein", "translate", "English",
                     "to", "German:", "good", "bad", "film"})
