@@ -202,8 +202,12 @@ def regression(block, tensors, keeps, features):
 
 @pytest.mark.parametrize("mixture, ridge", [("neurons", 1e-3), ("more neurons", 1.0)])
 def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting, mixture, ridge):  # noqa: F811
-    """Row by row, T5's without a bias and DistilBERT's with one. Oracle for the features: a plain forward pass."""
+    """Row by row, T5's without a bias and DistilBERT's with one. Oracle for the features: a plain forward pass.
+
+    In float64, since float32's sums alone move the objective of a row that fits to 1e-6 of its power by 1e-4.
+    """
     model, family, kind = setting
+    model.double()
     data, variants = examples(kind, 40), variants_of(model, kind, [mixture])
     solved = reconstruct(model, family, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
@@ -215,7 +219,7 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
         for row in range(len(found)):
             best, reached = (objective(inputs, outputs[:, [row]], weights[[row]], start[[row]], damping, keep[[row]])
                              for weights in (expected, found))
-            assert abs(reached - best) <= 1e-4 * best, (pair, row)
+            assert abs(reached - best) <= 1e-6 * best, (pair, row)
         assert not np.allclose(found, start, rtol=1e-2), pair  # there was something to solve
 
 
