@@ -182,16 +182,13 @@ class BlockCall:
         return self.seen[linear]
 
 
-def feed(model, block, tensors, rows):
-    """Run a feed-forward block with `tensors` for its own on rows (tokens, d_model).
-
-    Returns:
-        what enters its output Linear, (tokens, neurons), and its output, (tokens, d_model).
-    """
-    calls = []
+def features(model, block, tensors, rows):
+    """What enters a feed-forward block's output Linear, (tokens, neurons), for rows (tokens, d_model) and `tensors`."""
+    calls, out = [], block.linears[-1]
+    no_outputs = {name: tensors[name][:0] for name in (f"{out}.weight", f"{out}.bias") if name in tensors}
     with watched(model, [block], lambda block, call: calls.append(call)):
-        functional_call(model.get_submodule(block.name), tensors, (rows[None],))
-    return calls[0].inputs[block.linears[-1]][0], calls[0].output[0]
+        functional_call(model.get_submodule(block.name), tensors | no_outputs, (rows[None],))
+    return calls[0].inputs[out][0]
 
 
 def _hidden(output):

@@ -66,11 +66,11 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
         own: the teacher's tensors; `tensors`, `keeps`: the variant's.
         rounds: how often the value projections are solved.
     Returns:
-        the changed tensors.
+        the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
     *qkv, out = block.linears
     values = qkv[-1]
-    if bool(keeps[values].all()) and bool(keeps[out].all()):
+    if bool(keeps[values].all() & keeps[out].all()) or not bool(torch.isfinite(gram).all()):
         return {}
     width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
     inner, device = block.heads * width, gram.device
@@ -127,5 +127,5 @@ def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterati
         moved = torch.einsum("hwr,hgrs->hgws", change, pairs)
         return torch.einsum("ghvw,hgws->gvs", products, moved) + damping * change
 
-    return conjugate_gradients(image, target, torch.zeros_like(target), diagonal, lambda a, b: (a * b).sum(),
-                                tolerance=tolerance, max_iterations=max_iterations)
+    return conjugate_gradients(image, target, torch.zeros_like(target), lambda rest: rest / diagonal,
+                               lambda a, b: (a * b).sum(), tolerance=tolerance, max_iterations=max_iterations)

@@ -8,7 +8,7 @@ import copy
 
 import torch
 
-from common.architectures import COMPACT, block_tensors, feed, find_blocks
+from common.architectures import COMPACT, block_tensors, features, find_blocks
 from common.models import model_class
 
 
@@ -81,13 +81,13 @@ def working_neurons(model, block):
     unread = (tensors[f"{out}.weight"] == 0).all(dim=0)                                        # (neurons,)
     empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])       # (inner, neurons)
     probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])
-    features = feed(model, block, tensors, probe[None])[0][0]
+    values = features(model, block, tensors, probe[None])[0]                                   # (neurons,)
     # With no weights in any inner Linear, a neuron is constant; without those of one of a gated block's two, it is
     # so if that takes it to zero (as it does wherever the activation function passes through the origin).
-    constant = empty.all(dim=0) | (empty.any(dim=0) & (features == 0))
+    constant = empty.all(dim=0) | (empty.any(dim=0) & (values == 0))
     if f"{out}.bias" not in tensors:
-        constant &= features == 0
+        constant &= values == 0
     gone = unread | constant
     gone[0] &= not bool(gone.all())  # a module needs one neuron, if it is to be a module
-    added = tensors[f"{out}.weight"][:, gone] @ features[gone]
+    added = tensors[f"{out}.weight"][:, gone] @ values[gone]
     return (~gone).nonzero().flatten(), added if bool(added.any()) else None

@@ -34,10 +34,20 @@ import random
 
 import torch
 
-from common.architectures import block_tensors, feed, token_mask, watched
+from common.architectures import block_tensors, features, token_mask, watched
 from common.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.data import FIXED_SEED, evaluation_batches
-from common.least_squares import at_least_float32, in_full_precision, joined, kept, parted, solve, with_ones
+from common.least_squares import (
+    add_products,
+    at_least_float32,
+    in_full_precision,
+    joined,
+    kept,
+    parted,
+    solve,
+    whole,
+    with_ones,
+)
 from common.masking import parameter_masks
 
 OVERSAMPLING = 8            # tokens for each unknown of a row
@@ -129,16 +139,13 @@ def gather(teacher, family, blocks, examples, batch_size, device, talk, oversamp
                               f"{FIXED_SEED}/{number}/{block.name}").to(device)
         if block.kind == "attention":
             rows = attention_rows(block, call, some, real[:, some], directions(block, own[block]), bases)
-            if block in grams:
-                grams[block].addmm_(rows.T, rows)
-            else:
-                grams[block] = rows.T @ rows
+            grams[block] = add_products(grams.get(block), rows)
         else:
             inputs[block].append(call.inputs[block.linears[0]][:, some][real[:, some]])
 
     with attention_probabilities(teacher):
         passes(teacher, family, blocks, examples, batch_size, device, talk, "statistics", visit)
-    return {block: (grams[block], bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
+    return {block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
             for block in blocks}
 
 
@@ -170,16 +177,20 @@ def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
     """
     *inner, out = block.linears
     rows = at_least_float32(with_ones(inputs, block.has_bias))
-    gram = rows.T @ rows
+    gram = whole(add_products(None, rows))
     chunks = inputs.split(CHUNK)
-    targets = [feed(teacher, block, own, chunk)[1].to(gram) for chunk in chunks]
+
+    def feature_rows(tensors, chunk):
+        return at_least_float32(with_ones(features(teacher, block, tensors, chunk), block.has_bias))
+
+    targets = [feature_rows(own, chunk) @ joined(own, out).to(gram).T for chunk in chunks]
 
     def feature_sums(tensors):
-        feature_gram, cross = 0, 0
+        feature_gram, cross = None, 0
         for chunk, target in zip(chunks, targets):
-            features = at_least_float32(with_ones(feed(teacher, block, tensors, chunk)[0], block.has_bias))
-            feature_gram, cross = feature_gram + features.T @ features, cross + target.T @ features
-        return feature_gram, cross
+            rows = feature_rows(tensors, chunk)
+            feature_gram, cross = add_products(feature_gram, rows), cross + target.T @ rows
+        return whole(feature_gram), cross
 
     solved, shared = {}, None
     for name, (tensors, keeps) in variants.items():

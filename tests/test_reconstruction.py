@@ -13,8 +13,8 @@ from common import reconstruction
 from common.architectures import FAMILIES, block_tensors, find_blocks
 from common.cli import Talk
 from common.data import Examples
+from common.least_squares import add_products, preconditioner, solve, whole
 from common.masking import prune_block
-from common.least_squares import solve
 from common.reconstruction import held_out_errors, reconstruct, some_positions
 
 CPU = torch.device("cpu")
@@ -99,6 +99,77 @@ def test_a_row_that_keeps_nothing_comes_back_as_zeros():
     assert torch.equal(found, torch.tensor([[0.0] * 4, [0, 0, 1, 0], [0] * 4]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), width=st.integers(1, 40),
+       counts=st.lists(st.integers(0, 20), min_size=1, max_size=3))
+def test_products_added_by_halves_are_the_gram_matrix(seed, width, counts):
+    generator, lower = torch.Generator().manual_seed(seed), None
+    parts = [torch.randn(count, width, generator=generator, dtype=torch.float64) for count in counts]
+    for rows in parts:
+        lower = add_products(lower, rows)
+    rows, gram = torch.cat(parts), whole(lower)
+    assert torch.equal(gram, gram.T) and torch.allclose(gram, rows.T @ rows, rtol=1e-12, atol=1e-12)
+
+
+def preconditioned(case, ridge):
+    """For each row of a problem: m·H·m over its kept weights, and the preconditioner there, both dense."""
+    inputs, _, _, keep = case
+    gram = torch.tensor(inputs.T @ inputs)
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    mask = torch.tensor(keep).double()
+    apply = preconditioner(gram, mask)
+    columns = torch.stack([apply(unit * mask) for unit in torch.eye(len(gram)).double()], dim=-1)   # (rows, in, in)
+    for row, kept in enumerate(torch.tensor(keep)):
+        assert not columns[row][~kept].any()
+        yield gram[kept][:, kept], columns[row][kept][:, kept]
+
+
+def test_preconditioner_is_symmetric_positive_definite_and_better_than_the_diagonal():
+    """Of features with a few strong directions, as a Transformer's are: by the condition that is left."""
+    rng = np.random.default_rng(0)
+    inputs, _, start, keep = problem(0, 600, 96, 8)
+    inputs = rng.normal(size=(600, 96)) + 5 * rng.normal(size=(600, 6)) @ rng.normal(size=(6, 96))
+    for matrix, inverse in preconditioned((inputs, None, start, keep), ridge=1e-3):
+        assert torch.allclose(inverse, inverse.T, atol=1e-9 * float(inverse.abs().max()))
+        factor = torch.linalg.cholesky(inverse)                      # it has one: positive definite
+        scale = matrix.diagonal().rsqrt()
+        left = torch.linalg.cond(factor.T @ matrix @ factor)
+        assert left < torch.linalg.cond(scale[:, None] * matrix * scale) / 20
+
+
+def test_weights_of_inputs_that_are_always_zero_stay_without_a_ridge():
+    """And the others are solved: the scaling divides by nothing."""
+    inputs, outputs, start, keep = problem(3, 200, 40, 6, rate=0.3)
+    inputs[:, 5:9] = 0
+    found = solve_with_suite(inputs, outputs, start, keep, ridge=0.0)
+    for row, kept in enumerate(keep):
+        kept = kept & (inputs != 0).any(axis=0)
+        expected = np.linalg.lstsq(inputs[:, kept], outputs[:, row], rcond=None)[0]
+        assert np.allclose(found[row, kept], expected, atol=1e-5)
+    idle = keep & ~(inputs != 0).any(axis=0)
+    assert np.array_equal(found[idle], start[idle])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_hardly_any_data_without_a_ridge_leaves_finite_weights_and_no_higher_error(rank, dtype):
+    inputs, outputs, start, keep = problem(4, 200, 128, 6, rate=0.3)
+    inputs[rank:] = 0
+    found = solve_with_suite(inputs, outputs, start, keep, ridge=0.0, dtype=dtype)
+    before, after = (objective(inputs, outputs, weights, start, 0.0, keep) for weights in (start, found))
+    assert np.isfinite(found).all() and after <= before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sums_that_overflowed_leave_the_pruned_weights(value):
+    keep = torch.tensor([[True, False, True]])
+    gram, cross, start = torch.eye(3), torch.ones(1, 3), torch.tensor([[2.0, 5.0, 3.0]])
+    for broken in (gram, cross):
+        broken[0, 0] = value
+        assert torch.equal(solve(gram, cross, start, keep, ridge=1e-3), torch.tensor([[2.0, 0.0, 3.0]]))
+        broken[0, 0] = 1.0
+
+
 # --- blocks ----------------------------------------------------------------------------------------------------
 
 def examples(kind, count, seed=0):
@@ -159,6 +230,18 @@ def test_removed_weights_stay_zero_and_held_out_error_falls(setting):
         for linear, keep in keeps.items():
             assert not solved[name][f"{linear}.weight"][~keep].any(), (name, linear)
         assert errors[name][1] < errors[name][0], name
+
+
+def test_a_model_that_overflows_keeps_its_pruned_blocks(setting):
+    model, family, kind = setting
+    name = next(iter(find_blocks(model)))
+    variants = pruned_variants(model, 2, 0.3)
+    with torch.no_grad():
+        dict(model.named_parameters())[f"{name}.{variants[name, 'variant'][0].linears[0]}.weight"][0, 0] = float("nan")
+    solved = reconstruct(model, family, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
+    for pair, (block, tensors, _) in variants.items():
+        assert all(torch.equal(solved[pair][key], tensors[key]) for key in tensors if pair[0] == name), pair
+        assert all(bool(torch.isfinite(each).all()) for each in solved[pair].values()), pair
 
 
 def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
