@@ -2,7 +2,8 @@
 
 Figures, each over all variants of the given configurations, validation counted nowhere:
 
-- teacher-passes: seconds of the closed form, solutions included, in plain passes of the original over the same data;
+- teacher-passes: seconds of the closed form, solutions included, in plain passes of the original over the same data,
+  without the output layer and the loss, and with them;
 - reuse: all variants in one pass against a pass for each variant, for the closed form and for gradients;
 - equal-error: seconds of gradients until their held-out error is as low as the closed form's (needs -m);
 - composed: validation losses of the composed models, not fine-tuned as a whole (needs -m).
@@ -95,9 +96,9 @@ class Bench:
              attention=args.attention, linear=args.linear, batch_size=args.batch_size, **machine(self.device))
 
     @torch.no_grad()
-    def teacher_pass(self):
+    def teacher_pass(self, run):
         for positions in evaluation_batches(self.calibration, self.args.batch_size):
-            self.family.run(self.model, self.calibration.batch(positions, self.device))
+            run(self.model, self.calibration.batch(positions, self.device))
 
     def closed_form(self, pairs):
         """{pair: tensors}, and the seconds that took."""
@@ -166,13 +167,22 @@ class Bench:
 def compared(bench, figure, ways, **more):
     """Two ways timed in turn, and the ratio of the first to the second."""
     seconds = in_turn(ways, bench.args.rounds, bench.device)
-    return {"figure": figure, "seconds": {way: round(median(each), 4) for way, each in seconds.items()},
-            "ratio": ratio(*seconds.values()), **more}
+    return {"figure": figure, "seconds": medians(seconds), "ratio": ratio(*seconds.values()), **more}
+
+
+def medians(seconds):
+    return {way: round(median(each), 4) for way, each in seconds.items()}
 
 
 def teacher_passes(bench):
-    return [compared(bench, "closed form in teacher passes", {
-        "closed form": lambda: bench.closed_form(bench.variants), "teacher pass": bench.teacher_pass})]
+    seconds = in_turn({
+        "closed form": lambda: bench.closed_form(bench.variants),
+        "teacher pass": lambda: bench.teacher_pass(bench.family.run),
+        "with its head and loss": lambda: bench.teacher_pass(lambda model, batch: model(**batch)),
+    }, bench.args.rounds, bench.device)
+    closed, blocks, model = seconds.values()
+    return [{"figure": "closed form in teacher passes", "seconds": medians(seconds), "ratio": ratio(closed, blocks),
+             "ratio_to_a_pass_with_head_and_loss": ratio(closed, model)}]
 
 
 def reuse(bench):

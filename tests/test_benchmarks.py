@@ -132,8 +132,10 @@ def test_block_level(workshop, chain, teacher, tokenizer, capsys):  # noqa: F811
     assert setting["variants"] == 6 * 2 + 4  # as in conf.json of the `chain`: the feed-forward blocks are shared
     assert setting["calibration"] == 16 and setting["threads"] == 1 and setting["model"].endswith("t5")
     for figures in (passes, closed_form, gradients):
-        numerator, denominator = figures["seconds"].values()
+        numerator, denominator, *_ = figures["seconds"].values()
         assert figures["ratio"]["median"] == pytest.approx(numerator / denominator, rel=0.05)  # both are rounded
+    assert passes["ratio_to_a_pass_with_head_and_loss"]["median"] == pytest.approx(
+        passes["seconds"]["closed form"] / passes["seconds"]["with its head and loss"], rel=0.05)
 
     errors = equal["held_out_nmse"]
     assert [(kind, error["variants"]) for kind, error in errors.items()] == [
