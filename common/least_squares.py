@@ -90,7 +90,7 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
         cross: G, (out, in).
         start: W, (out, in): where the search starts and what the ridge pulls towards; removed entries are ignored.
         keep: bool (out, in), True = kept.
-        ridge: λ, relative to the mean of diag H.
+        ridge: λ, relative to the mean of diag H; taken for some rounding errors where it is less than that.
         tolerance: stop once an iteration lowers the objective by less than this fraction of what all have so far.
     Returns:
         W', (out, in), in `start`'s dtype, exactly zero where not kept; W where sums overflowed and say nothing.
@@ -104,7 +104,8 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
         return torch.where(keep, start, 0)
     gram, cross, origin, mask = (gram[used][:, used], cross[rows][:, used], start[rows][:, used].to(gram),
                                  keep[rows][:, used])
-    damping = ridge * gram.diagonal().mean()
+    # In a singular problem, only the damping bounds what rounding errors do: it is never less than they are.
+    damping = max(ridge, 32 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean()
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     target = cross + damping * origin
     if bool(mask.all()):
@@ -151,8 +152,7 @@ def preconditioner(matrix, mask):
     for _ in range(2):
         basis = torch.linalg.qr(scaled @ basis).Q
     powers, turn = torch.linalg.eigh(basis.T @ scaled @ basis)
-    rest = torch.maximum((scaled.trace() - powers.sum()) / (size - count), 1e-5 * powers.sum())      # τ
-    rest = rest.clamp_min(torch.finfo(matrix.dtype).tiny)
+    rest = ((scaled.trace() - powers.sum()) / (size - count)).clamp_min(1e-2)  # τ; less would amplify rounding errors
     spikes = (basis @ turn) * ((powers - rest).clamp_min(0) / rest).sqrt()                  # W, (in, directions)
     products = (spikes[:, :, None] * spikes[:, None, :]).flatten(1)
     small = (mask @ products).view(len(mask), count, count) + torch.eye(count).to(matrix)   # I + Wᵀ m W, row by row
