@@ -146,7 +146,8 @@ def preconditioner(matrix, mask):
     size = len(matrix)
     count = min(DIRECTIONS, size // 4)
     diagonal = matrix.diagonal()
-    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0)  # weights of inputs that are always zero stay
+    silent = 64 * torch.finfo(matrix.dtype).eps * diagonal.mean()
+    scale = torch.where(diagonal > silent, diagonal.rsqrt(), 0)  # weights of inputs that are always zero stay
     scaled = scale[:, None] * matrix * scale
     basis = torch.randn(size, count, generator=torch.Generator().manual_seed(0)).to(matrix)
     for _ in range(2):
