@@ -8,7 +8,16 @@ import contextlib
 
 import torch
 
-from common.least_squares import at_least_float32, conjugate_gradients, joined, kept, parted, solve, with_ones
+from common.least_squares import (
+    at_least_float32,
+    at_least_rounding,
+    conjugate_gradients,
+    joined,
+    kept,
+    parted,
+    solve,
+    with_ones,
+)
 from common.masking import parameter_masks
 
 VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds the Gram matrix
@@ -49,8 +58,9 @@ def attention_rows(block, call, some, real, directions, bases):
     attended = at_least_float32(attended)                                                 # (tokens, heads, d_model)
     if block not in bases:
         d_model, flat = attended.shape[-1], attended.flatten(0, 1)
+        power = torch.nan_to_num(flat.T @ flat, nan=0, posinf=0, neginf=0)  # eigh refuses what overflowed
         bases[block] = (torch.eye(d_model).to(flat) if directions == d_model
-                        else torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -directions:])
+                        else torch.linalg.eigh(power).eigenvectors[:, -directions:])
     features = call.inputs[out][:, some][real].to(attended)                               # (tokens, heads * width)
     return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
@@ -118,7 +128,7 @@ def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterati
     width, directions = out.shape[1] // heads, len(gram) // heads
     pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)           # [h, g] = Z_hᵀ Z_g
     products = out.T @ out                                                                # [g, h] = O_gᵀ O_h
-    damping = ridge * products.diagonal().mean() * gram.diagonal().mean()
+    damping = at_least_rounding(ridge, gram.dtype) * products.diagonal().mean() * gram.diagonal().mean()
     products = products.view(heads, width, heads, width).permute(0, 2, 1, 3)
     diagonal = (out.square().sum(0).view(heads, width, 1) * gram.diagonal().view(heads, 1, directions) + damping)
     target = torch.einsum("ogw,ogr->gwr", out.view(-1, heads, width), error.view(-1, heads, directions))

@@ -6,16 +6,15 @@ inside, need one matrix product an iteration for all rows. Rows that share one s
 
 The preconditioner is a diagonal and the few directions that hold most of the features' power, found by randomized
 subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061) and restricted to each row's mask; what it does for
-one system is analysed by Frangella, Tropp and Udell (arXiv 2110.02820). On the matrices of this suite's models it needs
-half to three quarters of the iterations that the diagonal alone needs, and ends lower.
+one system is analysed by Frangella, Tropp and Udell (arXiv 2110.02820).
 """
 
 import functools
 
 import torch
 
-STRIPES = 4      # of a Gram matrix
-DIRECTIONS = 32  # of the preconditioner
+STRIPES = 4               # of a Gram matrix
+PRECONDITIONER_RANK = 32  # principal directions
 
 
 def in_full_precision(function):
@@ -60,11 +59,16 @@ def at_least_float32(rows):
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
+def at_least_rounding(ridge, dtype):
+    """A relative ridge, but no less than rounding errors: in a singular problem, nothing else bounds what they do."""
+    return max(ridge, 32 * torch.finfo(dtype).eps)
+
+
 def add_products(lower, rows):
     """Add AᵀA of rows A (tokens, in) to the lower triangle of a matrix (in, in), in place; None stands for zeros.
 
-    A few stripes of the matrix, each up to its diagonal, take two thirds of the time of the whole product. What is left
-    of the upper triangle means nothing until `whole` fills it.
+    Four stripes of the matrix, each up to its diagonal, take five eighths of the multiplications of the whole product.
+    What is left of the upper triangle means nothing until `whole` fills it.
     """
     width = rows.shape[1]
     if lower is None:
@@ -77,7 +81,7 @@ def add_products(lower, rows):
 
 
 def whole(lower):
-    """A symmetric matrix from its lower triangle, in place."""
+    """The symmetric matrix (in, in) of a lower triangle, in place."""
     return lower.tril_().add_(lower.tril(-1).T)
 
 
@@ -104,8 +108,7 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
         return torch.where(keep, start, 0)
     gram, cross, origin, mask = (gram[used][:, used], cross[rows][:, used], start[rows][:, used].to(gram),
                                  keep[rows][:, used])
-    # In a singular problem, only the damping bounds what rounding errors do: it is never less than they are.
-    damping = max(ridge, 32 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean()
+    damping = at_least_rounding(ridge, gram.dtype) * gram.diagonal().mean()
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     target = cross + damping * origin
     if bool(mask.all()):
@@ -144,7 +147,7 @@ def preconditioner(matrix, mask):
         a function of rows (out, in), zero where not kept, to the same.
     """
     size = len(matrix)
-    count = min(DIRECTIONS, size // 4)
+    count = min(PRECONDITIONER_RANK, size // 4)
     diagonal = matrix.diagonal()
     silent = 64 * torch.finfo(matrix.dtype).eps * diagonal.mean()
     scale = torch.where(diagonal > silent, diagonal.rsqrt(), 0)  # weights of inputs that are always zero stay
@@ -171,6 +174,7 @@ def conjugate_gradients(apply, target, start, precondition, inner, *, tolerance,
     """x with apply(x) = target, for a symmetric, positive definite `apply`.
 
     Args:
+        target, start: of one shape, which `apply` keeps.
         precondition: an approximate inverse of `apply`, symmetric and positive definite too.
         inner: the inner product. One that sums over some dimensions only, and keeps them, solves the systems along
             the others side by side, each with steps of its own.

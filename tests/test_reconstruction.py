@@ -9,7 +9,7 @@ from conftest import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import reconstruction
+from common import attention, reconstruction
 from common.architectures import FAMILIES, block_tensors, find_blocks
 from common.cli import Talk
 from common.data import Examples
@@ -232,7 +232,9 @@ def test_removed_weights_stay_zero_and_held_out_error_falls(setting):
         assert errors[name][1] < errors[name][0], name
 
 
-def test_a_model_that_overflows_keeps_its_pruned_blocks(setting):
+@pytest.mark.parametrize("value_width", [8, 1024], ids=["a few directions", "all directions"])
+def test_a_model_that_overflows_keeps_its_pruned_blocks(setting, value_width, monkeypatch):
+    monkeypatch.setattr(attention, "VALUE_WIDTH", value_width)
     model, family, kind = setting
     name = next(iter(find_blocks(model)))
     variants = pruned_variants(model, 2, 0.3)
