@@ -44,15 +44,21 @@ def run(args):
         if args.compact:
             model, masks = make_compact(model, masks)
         original = identity | {"model": reference(args.model, args.output)}
-        record = make_record("compose_model.py", key, original=original, variants=chosen,
-                             data=reference(data_source(None, loaded), args.output),
-                             tokenizer=reference(tokenizer.name_or_path, args.output))
+        record = make_record(
+            "compose_model.py",
+            key,
+            original=original,
+            variants=chosen,
+            data=reference(data_source(None, loaded), args.output),
+            tokenizer=reference(tokenizer.name_or_path, args.output),
+        )
         save_model(args.output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
         result = parameter_counts(model)
     else:
         result = parameter_counts(load_model(args.output).model)
-    cli.Talk(args.quiet).say(f"{args.output}: configuration {args.nth} out of {args.library}, "
-                             f"sparsity {result['sparsity']:.4f}")
+    cli.Talk(args.quiet).say(
+        f"{args.output}: configuration {args.nth} out of {args.library}, sparsity {result['sparsity']:.4f}"
+    )
     return {"output": args.output, "configuration": args.nth, "blocks_replaced": len(chosen), **result}
 
 

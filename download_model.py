@@ -17,10 +17,14 @@ HUB_TYPES, DEMO_TYPES = ("t5", "distilbert"), ("t5-demo", "distilbert-demo")
 
 def build_parser():
     parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument("model_type", metavar="MODEL_TYPE", choices=HUB_TYPES + DEMO_TYPES,
-                        help=", ".join(HUB_TYPES + DEMO_TYPES))
-    parser.add_argument("--checkpoint", help="hub id of another checkpoint of the same family; "
-                                             "without it google-t5/t5-small or lvwerra/distilbert-imdb")
+    parser.add_argument(
+        "model_type", metavar="MODEL_TYPE", choices=HUB_TYPES + DEMO_TYPES, help=", ".join(HUB_TYPES + DEMO_TYPES)
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="hub id of another checkpoint of the same family; "
+        "without it google-t5/t5-small or lvwerra/distilbert-imdb",
+    )
     parser.add_argument("--name", help="name of the folders; without it the model type")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
     return parser
@@ -46,24 +50,46 @@ def run(args):
     key = digest([args.model_type, args.seed, demo.VERSION] if is_demo else [args.model_type, checkpoint])
     if is_done(model_path, read_record(model_path), key, args.overwrite) and tokenizer_path.exists():
         talk.say(f"{model_path}: is there already")
-        return {"model": str(model_path), "tokenizer": str(tokenizer_path), "skipped": True,
-                **parameter_counts(load_model(model_path).model)}
+        return {
+            "model": str(model_path),
+            "tokenizer": str(tokenizer_path),
+            "skipped": True,
+            **parameter_counts(load_model(model_path).model),
+        }
     if is_demo:
         check_writable(data_path)
-        model, tokenizer, measured = demo.build(args.model_type, seed=args.seed, data_path=data_path, device=device,
-                                                talk=talk, checkpoint_path=f"{model_path}.checkpoint")
+        model, tokenizer, measured = demo.build(
+            args.model_type,
+            seed=args.seed,
+            data_path=data_path,
+            device=device,
+            talk=talk,
+            checkpoint_path=f"{model_path}.checkpoint",
+        )
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data_path, measured = family.data, {}
     save_tokenizer(tokenizer_path, tokenizer)
-    record = make_record("download_model.py", key, model_type=args.model_type, measured=measured,
-                         seed=args.seed if is_demo else None, checkpoint=None if is_demo else checkpoint,
-                         data=reference(data_path, model_path), tokenizer=reference(tokenizer_path, model_path))
+    record = make_record(
+        "download_model.py",
+        key,
+        model_type=args.model_type,
+        measured=measured,
+        seed=args.seed if is_demo else None,
+        checkpoint=None if is_demo else checkpoint,
+        data=reference(data_path, model_path),
+        tokenizer=reference(tokenizer_path, model_path),
+    )
     save_model(model_path, model, record)
     Path(f"{model_path}.checkpoint").unlink(missing_ok=True)
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
-    return {"model": str(model_path), "tokenizer": str(tokenizer_path), "skipped": False, **measured,
-            **parameter_counts(model)}
+    return {
+        "model": str(model_path),
+        "tokenizer": str(tokenizer_path),
+        "skipped": False,
+        **measured,
+        **parameter_counts(model),
+    }
 
 
 def main(argv=None):

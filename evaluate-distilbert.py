@@ -14,8 +14,12 @@ def build_parser():
     cli.add_data_flags(parser, batch_size=64)
     cli.add_report_flags(parser)
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="what to classify")
-    parser.add_argument("--beams", type=cli.positive, default=1, help="of no effect here; taken so that both "
-                                                                      "evaluations can be called alike")
+    parser.add_argument(
+        "--beams",
+        type=cli.positive,
+        default=1,
+        help="of no effect here; taken so that both evaluations can be called alike",
+    )
     return parser
 
 
@@ -34,13 +38,26 @@ def run(args):
         raise UserError(f"{args.model}: is a {loaded.family.task} model; evaluate it with evaluate-t5.py")
     original = original_of(loaded, args.original, device) if args.report else None
     tokenizer = load_tokenizer(args.tokenizer, loaded)
-    examples = load_examples(data_source(args.data, loaded), args.split, tokenizer, loaded.family,
-                             classes=loaded.model.config.num_labels, max_length=args.max_length, limit=args.limit)
+    examples = load_examples(
+        data_source(args.data, loaded),
+        args.split,
+        tokenizer,
+        loaded.family,
+        classes=loaded.model.config.num_labels,
+        max_length=args.max_length,
+        limit=args.limit,
+    )
     predictions, seconds = classify(loaded.model, examples, batch_size=args.batch_size, device=device, talk=talk)
     score = accuracy(predictions, examples.targets)
     talk.say(f"{args.model}: accuracy {score:.4f} on {len(examples)} examples")
-    result = {"model": args.model, "split": args.split, "examples": len(examples), "accuracy": score,
-              **parameter_counts(loaded.model), "examples_per_second": round(len(examples) / seconds, 2)}
+    result = {
+        "model": args.model,
+        "split": args.split,
+        "examples": len(examples),
+        "accuracy": score,
+        **parameter_counts(loaded.model),
+        "examples_per_second": round(len(examples) / seconds, 2),
+    }
     if args.report:
         write_report(args.report, loaded, original, result, device, talk)
         result["report"] = args.report

@@ -34,15 +34,36 @@ def run(args):
         raise UserError(f"{args.model}: is a {loaded.family.task} model; evaluate it with evaluate-distilbert.py")
     original = original_of(loaded, args.original, device) if args.report else None
     tokenizer = load_tokenizer(args.tokenizer, loaded)
-    examples = load_examples(data_source(args.data, loaded), args.split, tokenizer, loaded.family,
-                             max_length=args.max_length, limit=args.limit)
-    translations, seconds = translate(loaded.model, tokenizer, examples, batch_size=args.batch_size, beams=args.beams,
-                                      max_new_tokens=args.max_new_tokens, device=device, talk=talk)
+    examples = load_examples(
+        data_source(args.data, loaded),
+        args.split,
+        tokenizer,
+        loaded.family,
+        max_length=args.max_length,
+        limit=args.limit,
+    )
+    translations, seconds = translate(
+        loaded.model,
+        tokenizer,
+        examples,
+        batch_size=args.batch_size,
+        beams=args.beams,
+        max_new_tokens=args.max_new_tokens,
+        device=device,
+        talk=talk,
+    )
     score, signature = bleu(translations, [german for _, german in examples.texts])
     talk.say(f"{args.model}: BLEU {score:.2f} on {len(examples)} examples ({signature})")
-    result = {"model": args.model, "split": args.split, "examples": len(examples), "bleu": score,
-              "signature": signature, "beams": args.beams, **parameter_counts(loaded.model),
-              "examples_per_second": round(len(examples) / seconds, 2)}
+    result = {
+        "model": args.model,
+        "split": args.split,
+        "examples": len(examples),
+        "bleu": score,
+        "signature": signature,
+        "beams": args.beams,
+        **parameter_counts(loaded.model),
+        "examples_per_second": round(len(examples) / seconds, 2),
+    }
     if args.report:
         write_report(args.report, loaded, original, result, device, talk)
         result["report"] = args.report

@@ -17,8 +17,9 @@ def build_parser():
     parser.add_argument("csv", nargs="+", metavar="CSV", help="stats of block-level or model-level fine-tuning")
     parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
     parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
-    parser.add_argument("--panels", type=cli.positive, default=1,
-                        help="spread the CSVs evenly, in order, over so many panels")
+    parser.add_argument(
+        "--panels", type=cli.positive, default=1, help="spread the CSVs evenly, in order, over so many panels"
+    )
     parser.add_argument("--log", action="store_true", help="a logarithmic axis for the loss")
     parser.add_argument("--title", help="heading of the picture")
     return parser
@@ -60,8 +61,9 @@ def read_stats(path):
         table = pandas.read_csv(path)
         numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)
     except (ValueError, KeyError, UnicodeDecodeError, pandas.errors.ParserError, pandas.errors.EmptyDataError):
-        raise UserError(f"{path}: is no stats CSV (it needs the columns epoch, train_loss and val_loss, "
-                        "in numbers)") from None
+        raise UserError(
+            f"{path}: is no stats CSV (it needs the columns epoch, train_loss and val_loss, in numbers)"
+        ) from None
     if numbers.empty:
         raise UserError(f"{path}: has no epoch in it")
     if numbers["val_loss"].isna().all():
@@ -77,8 +79,9 @@ def draw(tables, labels, panels, log, title):
     matplotlib.rcParams["svg.hashsalt"] = "plot_loss"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 4.2 * panels, 4.2), squeeze=False,
-                                   sharey=True)
+    figure, axes = pyplot.subplots(
+        1, panels, figsize=(7 if panels == 1 else 4.2 * panels, 4.2), squeeze=False, sharey=True
+    )
     per_panel = len(tables) // panels
     for index, (table, label) in enumerate(zip(tables, labels)):
         axis = axes[0, index // per_panel]

@@ -33,18 +33,26 @@ def run(args):
     for name, variant in scheme.variants():
         check_variant(f"{args.scheme}: {name}", blocks.get(name), tensors.get(name), scheme.blocks[name][variant])
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
-    keys = {(name, variant): digest([loaded.identity["fingerprint"], name, scheme.blocks[name][variant], METHOD])
-            for name, variant in scheme.variants()}
+    keys = {
+        (name, variant): digest([loaded.identity["fingerprint"], name, scheme.blocks[name][variant], METHOD])
+        for name, variant in scheme.variants()
+    }
     todo = [pair for pair, key in keys.items() if not library.has(*pair, key, args.overwrite)]
 
     for name, variant in talk.progress(todo, "pruning"):
         removed = scheme.blocks[name][variant]
         pruned, keeps, by_rate = prune_block(blocks[name], tensors[name], removed)
-        library.write(blocks[name], variant, pruned, keeps, keys[name, variant],
-                      heads_removed=count_heads_removed(blocks[name], keeps),
-                      neurons_removed=count_neurons_removed(blocks[name], keeps),
-                      weights_removed_by_rate=by_rate,
-                      weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()})
+        library.write(
+            blocks[name],
+            variant,
+            pruned,
+            keeps,
+            keys[name, variant],
+            heads_removed=count_heads_removed(blocks[name], keeps),
+            neurons_removed=count_neurons_removed(blocks[name], keeps),
+            weights_removed_by_rate=by_rate,
+            weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()},
+        )
     skipped = len(keys) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
     sparsity = []
@@ -52,9 +60,13 @@ def run(args):
         measured = measure(library, config, blocks, tensors)
         sparsity.append({kind: {"requested": requested[kind], "measured": measured[kind]} for kind in requested})
         sparsity[-1]["linear"]["measured_in_all"] = measured["linear in all"]
-        talk.say(f"configuration {i}: " + "; ".join(
-            f"{kind}: requested {rate:.4f}, measured {measured[kind]:.4f}" for kind, rate in requested.items())
-            + f" ({measured['linear in all']:.4f} with those of removed heads and neurons)")
+        talk.say(
+            f"configuration {i}: "
+            + "; ".join(
+                f"{kind}: requested {rate:.4f}, measured {measured[kind]:.4f}" for kind, rate in requested.items()
+            )
+            + f" ({measured['linear in all']:.4f} with those of removed heads and neurons)"
+        )
     return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
 
 

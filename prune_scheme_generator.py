@@ -21,10 +21,16 @@ def run(args):
     if not keeps_existing(args.output, content, args.overwrite):
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())
-    cli.Talk(args.quiet).say(f"{args.output}: {len(scheme.configs)} configurations; "
-                             f"{without} blocks to fine-tune without reuse, {distinct} with reuse")
-    return {"output": args.output, "configurations": len(scheme.configs),
-            "blocks_without_reuse": without, "blocks_with_reuse": distinct}
+    cli.Talk(args.quiet).say(
+        f"{args.output}: {len(scheme.configs)} configurations; "
+        f"{without} blocks to fine-tune without reuse, {distinct} with reuse"
+    )
+    return {
+        "output": args.output,
+        "configurations": len(scheme.configs),
+        "blocks_without_reuse": without,
+        "blocks_with_reuse": distinct,
+    }
 
 
 def main(argv=None):

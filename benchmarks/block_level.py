@@ -21,14 +21,7 @@ import torch
 from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 
 from common import training
-from common.architectures import (
-    FAMILIES,
-    block_learning_rate,
-    block_tensors,
-    find_blocks,
-    prunable_modules,
-    set_block,
-)
+from common.architectures import FAMILIES, block_learning_rate, block_tensors, find_blocks, prunable_modules, set_block
 from common.data import evaluation_batches, load_examples, training_batches
 from common.errors import UserError
 from common.evaluation import accuracy, classify
@@ -38,7 +31,7 @@ from common.reconstruction import held_out_errors, reconstruct
 from common.schemes import make_scheme, uniform_configurations
 
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
-RIDGE = 1e-3                                    # the script's default; so are the numbers in `Bench.recipe`
+RIDGE = 1e-3  # the script's default; so are the numbers in `Bench.recipe`
 UNSAVED = SimpleNamespace(resume=lambda learners, talk: [], save=lambda learners, rows: None)
 
 
@@ -46,18 +39,37 @@ def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
     flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
-    flags.add_argument("--attention", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.25], metavar="RATE",
-                       help="attention rates, one for each configuration")
-    flags.add_argument("--linear", type=cli.rate, nargs="+", default=[0.3, 0.3, 0.5], metavar="RATE",
-                       help="rates of the Linears, one for each configuration")
+    flags.add_argument(
+        "--attention",
+        type=cli.rate,
+        nargs="+",
+        default=[0.25, 0.5, 0.25],
+        metavar="RATE",
+        help="attention rates, one for each configuration",
+    )
+    flags.add_argument(
+        "--linear",
+        type=cli.rate,
+        nargs="+",
+        default=[0.3, 0.3, 0.5],
+        metavar="RATE",
+        help="rates of the Linears, one for each configuration",
+    )
     flags.add_argument("--calibration", type=cli.positive, help="examples of the closed form (default: the family's)")
     flags.add_argument("--held-out", type=cli.positive, default=256, help="validation examples for the blocks' errors")
-    flags.add_argument("--gradient-epochs", type=cli.positive, default=8,
-                       help="equal-error: epochs at most; the learning rate falls over all of them")
+    flags.add_argument(
+        "--gradient-epochs",
+        type=cli.positive,
+        default=8,
+        help="equal-error: epochs at most; the learning rate falls over all of them",
+    )
     flags.add_argument("--epoch-size", type=cli.positive, help="equal-error: examples an epoch (default: calibration)")
     flags.add_argument("--reuse-examples", type=cli.positive, default=256, help="reuse: examples of the gradient epoch")
-    flags.add_argument("--full-epoch", action="store_true",
-                       help="composed: also after an epoch of gradients over the whole training split")
+    flags.add_argument(
+        "--full-epoch",
+        action="store_true",
+        help="composed: also after an epoch of gradients over the whole training split",
+    )
     flags.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), help="the figures wanted")
     cli.add_data_flags(flags, batch_size=32)
     return flags
@@ -68,22 +80,33 @@ class Bench:
 
     def __init__(self, args):
         self.args, self.device = args, resolve_device(args.device)
-        loaded = (load_model(args.model, self.device) if args.model else
-                  random_model(args.model_type, args.seed, self.device))
+        loaded = (
+            load_model(args.model, self.device) if args.model else random_model(args.model_type, args.seed, self.device)
+        )
         self.model, self.family, blocks = loaded.model, loaded.family, find_blocks(loaded.model)
         rates = [{"attention": attention, "linear": linear} for attention, linear in zip(args.attention, args.linear)]
         scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), rates))
         self.configs, self.variants = scheme.configs, {}
         for name, variant in scheme.variants():
-            pruned, keeps, _ = prune_block(blocks[name], block_tensors(self.model, blocks[name]),
-                                           scheme.blocks[name][variant])
+            pruned, keeps, _ = prune_block(
+                blocks[name], block_tensors(self.model, blocks[name]), scheme.blocks[name][variant]
+            )
             self.variants[name, variant] = blocks[name], pruned, keeps
         count = args.calibration or self.family.calibration
         if args.model:
             tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
             self.train, self.validation = (
-                load_examples(source, split, tokenizer, self.family, classes=self.model.config.num_labels,
-                              max_length=args.max_length, limit=args.limit) for split in ("train", "validation"))
+                load_examples(
+                    source,
+                    split,
+                    tokenizer,
+                    self.family,
+                    classes=self.model.config.num_labels,
+                    max_length=args.max_length,
+                    limit=args.limit,
+                )
+                for split in ("train", "validation")
+            )
             self.held_out = self.validation.sample(args.held_out)
         else:
             source, length = "random tokens", RANDOM_LENGTHS[args.model_type]
@@ -91,9 +114,19 @@ class Bench:
         self.calibration = self.train.sample(count)
         self.run_blocks = training.block_batch(self.model, self.family, blocks)
         self.options = {"batch_size": args.batch_size, "device": self.device, "talk": cli.Talk(args.quiet)}
-        emit(figure="setting", model=str(loaded.path), parameters=sum(p.numel() for p in self.model.parameters()),
-             data=str(source), calibration=len(self.calibration), variants=len(self.variants), rounds=args.rounds,
-             attention=args.attention, linear=args.linear, batch_size=args.batch_size, **machine(self.device))
+        emit(
+            figure="setting",
+            model=str(loaded.path),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            data=str(source),
+            calibration=len(self.calibration),
+            variants=len(self.variants),
+            rounds=args.rounds,
+            attention=args.attention,
+            linear=args.linear,
+            batch_size=args.batch_size,
+            **machine(self.device),
+        )
 
     @torch.no_grad()
     def teacher_pass(self, run):
@@ -114,18 +147,36 @@ class Bench:
         """
         both = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in self.variants.items()}
         errors = held_out_errors(self.model, self.family, self.variants, both, self.held_out, **self.options)
-        return ({pair: both[pair][after < before] for pair, (before, after) in errors.items()},
-                {pair: min(each) for pair, each in errors.items()}, {pair: each[0] for pair, each in errors.items()})
+        return (
+            {pair: both[pair][after < before] for pair, (before, after) in errors.items()},
+            {pair: min(each) for pair, each in errors.items()},
+            {pair: each[0] for pair, each in errors.items()},
+        )
 
     def recipe(self, epochs, epoch_size=None):
-        return training.Recipe(epochs=epochs, epoch_size=epoch_size, batch_size=self.args.batch_size,
-                               lr=block_learning_rate(self.model), warmup=0.1, weight_decay=0.01, clip=1.0,
-                               early_stop=2, precision="fp32", seed=self.args.seed)
+        return training.Recipe(
+            epochs=epochs,
+            epoch_size=epoch_size,
+            batch_size=self.args.batch_size,
+            lr=block_learning_rate(self.model),
+            warmup=0.1,
+            weight_decay=0.01,
+            clip=1.0,
+            early_stop=2,
+            precision="fp32",
+            seed=self.args.seed,
+        )
 
     def learners(self, recipe, steps):
-        return {pair: training.Learner({name: tensor.clone().requires_grad_() for name, tensor in tensors.items()},
-                                       parameter_masks(block, keeps), recipe, steps)
-                for pair, (block, tensors, keeps) in self.variants.items()}
+        return {
+            pair: training.Learner(
+                {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()},
+                parameter_masks(block, keeps),
+                recipe,
+                steps,
+            )
+            for pair, (block, tensors, keeps) in self.variants.items()
+        }
 
     def gradients(self, examples, recipe, target=0.0):
         """Train all variants, from the pruned weights until their mean held-out error is no higher than `target`.
@@ -146,8 +197,17 @@ class Bench:
         return {pair: learner.parameters for pair, learner in learners.items()}, errors, seconds
 
     def fit(self, learners, run_batch, examples, validation, recipe, **more):
-        return training.fit(learners, run_batch, examples, validation, recipe, device=self.device, checkpoint=UNSAVED,
-                            talk=self.options["talk"], **more)
+        return training.fit(
+            learners,
+            run_batch,
+            examples,
+            validation,
+            recipe,
+            device=self.device,
+            checkpoint=UNSAVED,
+            talk=self.options["talk"],
+            **more,
+        )
 
     def validation_loss(self, model):
         """A model-level fine-tuning of no epochs."""
@@ -164,6 +224,7 @@ class Bench:
 
 # --- the figures -------------------------------------------------------------------------------------------------
 
+
 def compared(bench, figure, ways, **more):
     """Two ways timed in turn, and the ratio of the first to the second."""
     seconds = in_turn(ways, bench.args.rounds, bench.device)
@@ -175,14 +236,24 @@ def medians(seconds):
 
 
 def teacher_passes(bench):
-    seconds = in_turn({
-        "closed form": lambda: bench.closed_form(bench.variants),
-        "teacher pass": lambda: bench.teacher_pass(bench.family.run),
-        "with its head and loss": lambda: bench.teacher_pass(lambda model, batch: model(**batch)),
-    }, bench.args.rounds, bench.device)
+    seconds = in_turn(
+        {
+            "closed form": lambda: bench.closed_form(bench.variants),
+            "teacher pass": lambda: bench.teacher_pass(bench.family.run),
+            "with its head and loss": lambda: bench.teacher_pass(lambda model, batch: model(**batch)),
+        },
+        bench.args.rounds,
+        bench.device,
+    )
     closed, blocks, model = seconds.values()
-    return [{"figure": "closed form in teacher passes", "seconds": medians(seconds), "ratio": ratio(closed, blocks),
-             "ratio_to_a_pass_with_head_and_loss": ratio(closed, model)}]
+    return [
+        {
+            "figure": "closed form in teacher passes",
+            "seconds": medians(seconds),
+            "ratio": ratio(closed, blocks),
+            "ratio_to_a_pass_with_head_and_loss": ratio(closed, model),
+        }
+    ]
 
 
 def reuse(bench):
@@ -192,15 +263,32 @@ def reuse(bench):
 
     def epoch(active):
         for positions in batches:
-            bench.run_blocks(examples.batch(positions, bench.device), active,
-                             lambda name, compute: active[name].step(compute()[0]), True)
+            bench.run_blocks(
+                examples.batch(positions, bench.device),
+                active,
+                lambda name, compute: active[name].step(compute()[0]),
+                True,
+            )
 
-    return [compared(bench, "reuse: closed form", {
+    return [
+        compared(
+            bench,
+            "reuse: closed form",
+            {
                 "a pass a variant": lambda: [bench.closed_form([pair]) for pair in bench.variants],
-                "one pass": lambda: bench.closed_form(bench.variants)}),
-            compared(bench, "reuse: an epoch of gradients", {
+                "one pass": lambda: bench.closed_form(bench.variants),
+            },
+        ),
+        compared(
+            bench,
+            "reuse: an epoch of gradients",
+            {
                 "a run a variant": lambda: [epoch({pair: learner}) for pair, learner in learners.items()],
-                "one run": lambda: epoch(learners)}, examples=len(examples))]
+                "one run": lambda: epoch(learners),
+            },
+            examples=len(examples),
+        ),
+    ]
 
 
 def equal_error(bench):
@@ -218,22 +306,38 @@ def equal_error(bench):
             curve = [fmean(epoch[pair] for pair in pairs) for epoch in by_epoch]
             goal = fmean(closed[pair] for pair in pairs)
             errors["all" if len(kinds) == 2 else kinds[0]] = {
-                "variants": len(pairs), "pruned": fmean(pruned[pair] for pair in pairs),
-                "closed_form": goal, "gradients_by_epoch": curve, "reached_in_epoch": first_at_most(curve, goal)}
+                "variants": len(pairs),
+                "pruned": fmean(pruned[pair] for pair in pairs),
+                "closed_form": goal,
+                "gradients_by_epoch": curve,
+                "reached_in_epoch": first_at_most(curve, goal),
+            }
     reached = errors["all"]["reached_in_epoch"]
     spent = seconds[-1 if reached is None else reached]
-    return [{"figure": "gradients by closed form, seconds to equal held-out error", "held_out_nmse": errors,
-             "seconds": {"closed form": [round(first, 3), round(second, 3)],
-                         "gradients_by_epoch": [round(each, 3) for each in seconds]},
-             "examples_an_epoch": min(recipe.epoch_size, len(bench.train)), "epochs_at_most": recipe.epochs,
-             "lr": recipe.lr, "ratio": round(spent / fmean([first, second]), 4), "reached": reached is not None,
-             "ratio_is": "a lower bound: never reached" if reached is None else "measured"}]
+    return [
+        {
+            "figure": "gradients by closed form, seconds to equal held-out error",
+            "held_out_nmse": errors,
+            "seconds": {
+                "closed form": [round(first, 3), round(second, 3)],
+                "gradients_by_epoch": [round(each, 3) for each in seconds],
+            },
+            "examples_an_epoch": min(recipe.epoch_size, len(bench.train)),
+            "epochs_at_most": recipe.epochs,
+            "lr": recipe.lr,
+            "ratio": round(spent / fmean([first, second]), 4),
+            "reached": reached is not None,
+            "ratio_is": "a lower bound: never reached" if reached is None else "measured",
+        }
+    ]
 
 
 def composed(bench):
     solved, spent = bench.closed_form(bench.variants)
-    states = {"pruned": {pair: tensors for pair, (_, tensors, _) in bench.variants.items()},
-              "closed form": bench.better_of_both(solved)[0]}
+    states = {
+        "pruned": {pair: tensors for pair, (_, tensors, _) in bench.variants.items()},
+        "closed form": bench.better_of_both(solved)[0],
+    }
     seconds = {"closed form": round(spent, 3)}
     splits = {"gradients, one epoch over the calibration examples": bench.calibration}
     if bench.args.full_epoch:
@@ -250,10 +354,19 @@ def composed(bench):
             for pair in bench.configs[n].items() & bench.variants.keys():
                 set_block(model, bench.variants[pair][0], tensors[pair])
             losses[state], accuracies[state] = bench.validation_loss(model), bench.accuracy(model)
-        figures.append({"figure": "validation loss of the composed model", "configuration": n, "attention": attention,
-                        "linear": linear, "validation_loss": losses, "validation_accuracy": accuracies,
-                        "validation_examples": len(bench.validation),
-                        "training_examples": len(bench.train), "seconds_of_all_variants": seconds})
+        figures.append(
+            {
+                "figure": "validation loss of the composed model",
+                "configuration": n,
+                "attention": attention,
+                "linear": linear,
+                "validation_loss": losses,
+                "validation_accuracy": accuracies,
+                "validation_examples": len(bench.validation),
+                "training_examples": len(bench.train),
+                "seconds_of_all_variants": seconds,
+            }
+        )
     return figures
 
 

@@ -45,10 +45,18 @@ def run(args):
     masks = prune(masked.model, {"attention": args.attention, "linear": 0, "feed_forward": args.feed_forward})
     model, kept_masks = make_compact(masked.model, masks)
     compact = LoadedModel(model, original.path)
-    emit(model=str(original.path), attention=args.attention, feed_forward=args.feed_forward, rounds=args.rounds,
-         input=report.stated_input(original),
-         parameters={name: sum(p.numel() for p in each.model.parameters())
-                     for name, each in (("compact", compact), ("original", original))}, **machine(device))
+    emit(
+        model=str(original.path),
+        attention=args.attention,
+        feed_forward=args.feed_forward,
+        rounds=args.rounds,
+        input=report.stated_input(original),
+        parameters={
+            name: sum(p.numel() for p in each.model.parameters())
+            for name, each in (("compact", compact), ("original", original))
+        },
+        **machine(device),
+    )
 
     ways = {name: report.ways_to_run(each) for name, each in (("original", original), ("compact", compact))}
     for figure in ways["original"]:
@@ -56,8 +64,13 @@ def run(args):
         speed_up = ratio(seconds["original"], seconds["compact"])
         counts = {name: report.count_products(each[figure][0]) for name, each in ways.items()}
         promised = counts["original"] / counts["compact"]
-        emit(figure=figure, speed_up=speed_up, multiply_adds=counts, promised_speed_up=round(promised, 4),
-             share_of_promise=round(speed_up["median"] / promised, 4))
+        emit(
+            figure=figure,
+            speed_up=speed_up,
+            multiply_adds=counts,
+            promised_speed_up=round(promised, 4),
+            share_of_promise=round(speed_up["median"] / promised, 4),
+        )
 
     batch_size, length = SIZES[args.model_type]
     examples = random_examples(original, (args.rounds + 1) * batch_size, length, args.seed)
@@ -67,8 +80,11 @@ def run(args):
         learner = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
         steps[way] = stepper(own, learner, examples, batches, device)
     seconds = in_turn(steps, args.rounds, device)
-    return {"figure": "training step, compact by masked", "batch_size": batch_size,
-            "ratio": ratio(seconds["compact"], seconds["masked"])}
+    return {
+        "figure": "training step, compact by masked",
+        "batch_size": batch_size,
+        "ratio": ratio(seconds["compact"], seconds["masked"]),
+    }
 
 
 def main(argv=None):

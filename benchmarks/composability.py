@@ -38,23 +38,45 @@ ROOT = Path(__file__).resolve().parent.parent
 def parser():
     flags = cli.build_parser(__doc__.partition("\n\n")[0], overwrite=False)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
-    flags.add_argument("--counts", type=cli.positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N",
-                       help="numbers of configurations")
-    flags.add_argument("--attention", type=cli.rate, nargs="+", default=[0.25, 0.5], metavar="RATE",
-                       help="the attention rates that a layer's is drawn from")
-    flags.add_argument("--linear", type=cli.rate, nargs="+", default=[0.3, 0.5, 0.7], metavar="RATE",
-                       help="the rates of Linears that a layer's is drawn from")
+    flags.add_argument(
+        "--counts",
+        type=cli.positive,
+        nargs="+",
+        default=[1, 2, 4, 8, 16],
+        metavar="N",
+        help="numbers of configurations",
+    )
+    flags.add_argument(
+        "--attention",
+        type=cli.rate,
+        nargs="+",
+        default=[0.25, 0.5],
+        metavar="RATE",
+        help="the attention rates that a layer's is drawn from",
+    )
+    flags.add_argument(
+        "--linear",
+        type=cli.rate,
+        nargs="+",
+        default=[0.3, 0.5, 0.7],
+        metavar="RATE",
+        help="the rates of Linears that a layer's is drawn from",
+    )
     flags.add_argument("--epochs", type=cli.positive, default=6, help="model-level epochs")
     flags.add_argument("--epoch-size", type=cli.positive, default=2500, help="examples in a model-level epoch")
     flags.add_argument("--block-args", default="", help="further flags for block-level_finetuning.py")
-    flags.add_argument("--model-args", default="",
-                       help="further flags for model-level_finetuning.py, the same for baseline and composed")
+    flags.add_argument(
+        "--model-args",
+        default="",
+        help="further flags for model-level_finetuning.py, the same for baseline and composed",
+    )
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
     cli.add_data_flags(flags, batch_size=32)
     return flags
 
 
 # --- from curves to ratios: a curve is [(validation loss, seconds of training so far)], epoch 0 first --------------
+
 
 def read_curve(rows):
     """The curve of a stats CSV's rows."""
@@ -78,8 +100,12 @@ def compare(baseline, composed):
     comparison = {}
     for name, loss in targets(baseline).items():
         (its, _), (ours, reached) = seconds_to(baseline, loss), seconds_to(composed, loss)
-        comparison[name] = {"loss": loss, "baseline_seconds": round(its, 3), "composed_seconds": round(ours, 3),
-                            "composed": "reached" if reached else "not reached"}
+        comparison[name] = {
+            "loss": loss,
+            "baseline_seconds": round(its, 3),
+            "composed_seconds": round(ours, 3),
+            "composed": "reached" if reached else "not reached",
+        }
     return comparison
 
 
@@ -93,9 +119,12 @@ def gain(comparisons, block_seconds):
         each = [comparison.get(target, comparison["best"]) for comparison in comparisons]
         baseline, composed = (sum(one[f"{side}_seconds"] for one in each) for side in ("baseline", "composed"))
         total = block_seconds + composed
-        gains[target] = {"ratio": round(baseline / total, 4) if total else None,
-                         "baseline_seconds": round(baseline, 3), "composed_seconds": round(composed, 3),
-                         "not_reached": [n for n, one in enumerate(each) if one["composed"] != "reached"]}
+        gains[target] = {
+            "ratio": round(baseline / total, 4) if total else None,
+            "baseline_seconds": round(baseline, 3),
+            "composed_seconds": round(composed, 3),
+            "not_reached": [n for n, one in enumerate(each) if one["composed"] != "reached"],
+        }
     return gains
 
 
@@ -130,13 +159,16 @@ def draw(modules, count, attention, linear, seed):
     rng, configs = random.Random(seed), []
     layers = {name: re.match(r".*?\.\d+(?=\.)", name)[0] for name in modules}  # "encoder.block.0" of T5, for instance
     for _ in range(count):
-        rates = {layer: {"attention": rng.choice(attention), "linear": rng.choice(linear)}
-                 for layer in dict.fromkeys(layers.values())}
+        rates = {
+            layer: {"attention": rng.choice(attention), "linear": rng.choice(linear)}
+            for layer in dict.fromkeys(layers.values())
+        }
         configs.append({name: rates[layers[name]][module["kind"]] for name, module in modules.items()})
     return configs
 
 
 # --- the sweep ---------------------------------------------------------------------------------------------------
+
 
 def stage(script, *arguments):
     """Run one of the suite's scripts."""
@@ -158,14 +190,31 @@ class Sweep:
         self.own, self.block_seconds, self.teacher_seconds = {}, 0.0, None  # of the block-level stage, so far
         self.folder.mkdir(parents=True, exist_ok=True)
         self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
-        self.data = [part for name in ("tokenizer", "data", "max_length", "limit", "batch_size") if vars(args)[name]
-                     for part in (f"--{name.replace('_', '-')}", vars(args)[name])]
+        self.data = [
+            part
+            for name in ("tokenizer", "data", "max_length", "limit", "batch_size")
+            if vars(args)[name]
+            for part in (f"--{name.replace('_', '-')}", vars(args)[name])
+        ]
 
     def configure(self):
         """Write conf-N.json for every N: the first N of all configurations."""
         path = self.folder / "modules.json"
-        stage("config_generator.py", "-m", self.args.model, "-o", path, "--attention", self.args.attention[0],
-              "--linear", self.args.linear[0], "-n", 1, "--overwrite", *self.common)
+        stage(
+            "config_generator.py",
+            "-m",
+            self.args.model,
+            "-o",
+            path,
+            "--attention",
+            self.args.attention[0],
+            "--linear",
+            self.args.linear[0],
+            "-n",
+            1,
+            "--overwrite",
+            *self.common,
+        )
         content = read_json(path, "config_generator.py")
         configs = draw(content["modules"], max(self.args.counts), self.args.attention, self.args.linear, self.args.seed)
         for n in self.args.counts:
@@ -179,8 +228,20 @@ class Sweep:
         scheme, pruned, stats = (self.folder / name for name in (f"scheme-{n}.json", f"pruned-{n}", f"blocks-{n}.csv"))
         stage(SCHEME_BY, "-i", self.folder / f"conf-{n}.json", "-o", scheme, "--overwrite", *self.common)
         stage("prune.py", "-m", self.args.model, "-c", scheme, "-o", pruned, *self.common)
-        stage("block-level_finetuning.py", "-m", self.args.model, "-p", pruned, "-o", self.folder / "tuned",
-              "--stats", stats, *self.data, *self.common, *shlex.split(self.args.block_args))
+        stage(
+            "block-level_finetuning.py",
+            "-m",
+            self.args.model,
+            "-p",
+            pruned,
+            "-o",
+            self.folder / "tuned",
+            "--stats",
+            stats,
+            *self.data,
+            *self.common,
+            *shlex.split(self.args.block_args),
+        )
         rows = read_rows(stats)  # of the variants that are new for N, fine-tuned now or in an earlier run
         own = own_seconds(rows, read_rows(stats.with_name(f"{stats.stem}-blocks.csv")))
         spent, alone = sum(float(row["train_seconds"]) for row in rows), sum(own.values())
@@ -190,17 +251,38 @@ class Sweep:
         self.own |= own
         wanted = read_scheme(scheme)
         if set(self.own) != set(wanted.variants()):
-            raise UserError(f"{self.folder}: its blocks-*.csv are not about the variants of {scheme.name}, so their "
-                            "seconds are unknown; start anew in another work folder (-o)")
+            raise UserError(
+                f"{self.folder}: its blocks-*.csv are not about the variants of {scheme.name}, so their "
+                "seconds are unknown; start anew in another work folder (-o)"
+            )
         return wanted
 
     def fine_tune_model(self, name, library, n, nth, *more):
         """Fine-tune the nth configuration out of a library: its curve."""
         stats = self.folder / f"{name}-{nth}.csv"
-        stage("model-level_finetuning.py", "-m", self.args.model, "-p", self.folder / library, "-n", nth,
-              "-c", self.folder / f"conf-{n}.json", "-o", self.folder / f"{name}-{nth}.pth", "--stats", stats,
-              "--epochs", self.args.epochs, "--epoch-size", self.args.epoch_size, *self.data, *self.common,
-              *shlex.split(self.args.model_args), *more)
+        stage(
+            "model-level_finetuning.py",
+            "-m",
+            self.args.model,
+            "-p",
+            self.folder / library,
+            "-n",
+            nth,
+            "-c",
+            self.folder / f"conf-{n}.json",
+            "-o",
+            self.folder / f"{name}-{nth}.pth",
+            "--stats",
+            stats,
+            "--epochs",
+            self.args.epochs,
+            "--epoch-size",
+            self.args.epoch_size,
+            *self.data,
+            *self.common,
+            *shlex.split(self.args.model_args),
+            *more,
+        )
         return read_curve(read_rows(stats))
 
     def compare(self, n, nth, rates):
@@ -208,10 +290,19 @@ class Sweep:
         baseline = self.fine_tune_model("baseline", f"pruned-{n}", n, nth)
         composed = self.fine_tune_model("composed", "tuned", n, nth, "--target-loss", targets(baseline)["best"])
         comparison = compare(baseline, composed)
-        emit(figure="configuration", configuration=nth, mean_rates=rates, targets=comparison,
-             **{name: {"val_loss": [None if loss == inf else loss for loss, _ in curve],
-                       "train_seconds": [round(s, 3) for _, s in curve]}
-                for name, curve in (("baseline", baseline), ("composed", composed))})
+        emit(
+            figure="configuration",
+            configuration=nth,
+            mean_rates=rates,
+            targets=comparison,
+            **{
+                name: {
+                    "val_loss": [None if loss == inf else loss for loss, _ in curve],
+                    "train_seconds": [round(s, 3) for _, s in curve],
+                }
+                for name, curve in (("baseline", baseline), ("composed", composed))
+            },
+        )
         return comparison
 
 
@@ -247,10 +338,21 @@ def plot(path, sweep):
 def run(args):
     args.counts = sorted(set(args.counts))
     loaded = load_model(args.model)
-    emit(figure="setting", model=args.model, parameters=sum(p.numel() for p in loaded.model.parameters()),
-         data=str(data_source(args.data, loaded)), seed=args.seed, attention=args.attention, linear=args.linear,
-         epochs=args.epochs, epoch_size=args.epoch_size, block_args=args.block_args, model_args=args.model_args,
-         seconds="of training; validation is counted nowhere", **machine(resolve_device(args.device)))
+    emit(
+        figure="setting",
+        model=args.model,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        data=str(data_source(args.data, loaded)),
+        seed=args.seed,
+        attention=args.attention,
+        linear=args.linear,
+        epochs=args.epochs,
+        epoch_size=args.epoch_size,
+        block_args=args.block_args,
+        model_args=args.model_args,
+        seconds="of training; validation is counted nowhere",
+        **machine(resolve_device(args.device)),
+    )
     del loaded
     sweep, comparisons, figures = Sweep(args), [], []
     sweep.configure()
@@ -258,12 +360,19 @@ def run(args):
         scheme = sweep.fine_tune_blocks(n)
         comparisons += [sweep.compare(n, nth, scheme.requested[nth]) for nth in range(len(comparisons), n)]
         alone = without_reuse(scheme.configs, sweep.own, sweep.teacher_seconds)
-        figures.append({
-            "figure": "sweep", "configurations": n, "blocks_with_reuse": len(scheme.variants()),
-            "blocks_without_reuse": scheme.count_without_reuse(), "block_seconds": round(sweep.block_seconds, 3),
-            "block_seconds_without_reuse": round(alone, 3), "with_reuse": gain(comparisons, sweep.block_seconds),
-            "without_reuse_is": "computed from the variants' own seconds and the teacher's passes",
-            "without_reuse": gain(comparisons, alone)})
+        figures.append(
+            {
+                "figure": "sweep",
+                "configurations": n,
+                "blocks_with_reuse": len(scheme.variants()),
+                "blocks_without_reuse": scheme.count_without_reuse(),
+                "block_seconds": round(sweep.block_seconds, 3),
+                "block_seconds_without_reuse": round(alone, 3),
+                "with_reuse": gain(comparisons, sweep.block_seconds),
+                "without_reuse_is": "computed from the variants' own seconds and the teacher's passes",
+                "without_reuse": gain(comparisons, alone),
+            }
+        )
         plot(sweep.folder / "ratio.png", figures)
         if n != args.counts[-1]:
             emit(**figures[-1])

@@ -26,8 +26,9 @@ def parser():
     cli.add_data_flags(flags, batch_size=None)
     flags.add_argument("--beams", type=cli.positive, default=1, help="beams of the search; 1 is greedy")
     flags.add_argument("--max-new-tokens", type=cli.positive, default=60, help="longest translation, in tokens")
-    flags.add_argument("--plain-batch-sizes", type=cli.positive, nargs="*", default=[],
-                       help="time the plain loop with these as well")
+    flags.add_argument(
+        "--plain-batch-sizes", type=cli.positive, nargs="*", default=[], help="time the plain loop with these as well"
+    )
     flags.set_defaults(batch_size=64)
     return flags
 
@@ -46,8 +47,13 @@ def plain(model, tokenizer, examples, *, batch_size, beams, max_new_tokens, devi
     translations = []
     for start in range(0, len(examples), batch_size):
         batch = examples.batch(range(start, min(start + batch_size, len(examples))), device)
-        tokens = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                                num_beams=beams, do_sample=False, max_new_tokens=max_new_tokens)
+        tokens = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+        )
         translations += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return translations
 
@@ -63,8 +69,13 @@ def run(args):
     else:
         data, tokenizer = "random tokens", Ids()
         examples = random_examples(loaded, args.limit or RANDOM_EXAMPLES, RANDOM_LENGTH, args.seed)
-    setting = {"model": str(loaded.path), "data": str(data), "examples": len(examples), "beams": args.beams,
-               "max_new_tokens": args.max_new_tokens}
+    setting = {
+        "model": str(loaded.path),
+        "data": str(data),
+        "examples": len(examples),
+        "beams": args.beams,
+        "max_new_tokens": args.max_new_tokens,
+    }
     emit(**setting, **machine(device))
 
     model, talk = loaded.model.eval(), cli.Talk(quiet=True)
@@ -75,26 +86,38 @@ def run(args):
     def way(name, translated):
         def call():
             translations[name] = translated()
+
         return call
 
-    ways = {"translate": way("translate", lambda: translate(model, tokenizer, examples, batch_size=args.batch_size,
-                                                            talk=talk, **search)[0])}
+    ways = {
+        "translate": way(
+            "translate",
+            lambda: translate(model, tokenizer, examples, batch_size=args.batch_size, talk=talk, **search)[0],
+        )
+    }
     for size in sizes:
         ways[size] = way(size, lambda size=size: plain(model, tokenizer, examples, batch_size=size, **search))
     seconds = in_turn(ways, args.rounds, device)
 
     for size in reversed(sizes):  # the one of equal batch size comes last: it is the result
-        figures = {**setting, "batch_size": args.batch_size, "plain_batch_size": size, "rounds": args.rounds,
-                   "translate_seconds": round(statistics.median(seconds["translate"]), 4),
-                   "plain_seconds": round(statistics.median(seconds[size]), 4),
-                   "translate_examples_per_second": round(len(examples) / statistics.median(seconds["translate"]), 2),
-                   "plain_examples_per_second": round(len(examples) / statistics.median(seconds[size]), 2),
-                   "throughput_ratio": ratio(seconds[size], seconds["translate"]),
-                   "identical": sum(a == b for a, b in zip(translations["translate"], translations[size]))}
+        figures = {
+            **setting,
+            "batch_size": args.batch_size,
+            "plain_batch_size": size,
+            "rounds": args.rounds,
+            "translate_seconds": round(statistics.median(seconds["translate"]), 4),
+            "plain_seconds": round(statistics.median(seconds[size]), 4),
+            "translate_examples_per_second": round(len(examples) / statistics.median(seconds["translate"]), 2),
+            "plain_examples_per_second": round(len(examples) / statistics.median(seconds[size]), 2),
+            "throughput_ratio": ratio(seconds[size], seconds["translate"]),
+            "identical": sum(a == b for a, b in zip(translations["translate"], translations[size])),
+        }
         if args.model:
             references = [german for _, german in examples.texts]
-            figures |= {"translate_bleu": round(bleu(translations["translate"], references)[0], 4),
-                        "plain_bleu": round(bleu(translations[size], references)[0], 4)}
+            figures |= {
+                "translate_bleu": round(bleu(translations["translate"], references)[0], 4),
+                "plain_bleu": round(bleu(translations[size], references)[0], 4),
+            }
         if size != args.batch_size:
             emit(**figures)
     return figures

@@ -50,6 +50,7 @@ def shares(step, held, rounds, device):
             started = now(device)
             method()
             spent[name] += now(device) - started
+
         return call
 
     for name in spent:
@@ -68,8 +69,15 @@ def run(args):
     batch_size, length = SIZES[model.config.model_type]
     batch_size = args.batch_size or batch_size
     if args.model:
-        examples = load_examples(data_source(args.data, loaded), "train", load_tokenizer(args.tokenizer, loaded),
-                                 family, classes=model.config.num_labels, max_length=args.max_length, limit=args.limit)
+        examples = load_examples(
+            data_source(args.data, loaded),
+            "train",
+            load_tokenizer(args.tokenizer, loaded),
+            family,
+            classes=model.config.num_labels,
+            max_length=args.max_length,
+            limit=args.limit,
+        )
     else:
         examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
@@ -85,13 +93,17 @@ def run(args):
     seconds = in_turn(steps, args.rounds, device)
     if not learners["masked"].held.intact():
         raise RuntimeError("a removed weight is not zero")
-    return {"model": str(loaded.path), "batch_size": batch_size, "rounds": args.rounds,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "masked_parameters": sum(mask.numel() for mask in masks.values()),
-            "removed": sum(int((~mask).sum()) for mask in masks.values()),
-            "dense_seconds": round(statistics.median(seconds["dense"]), 4),
-            "masked_over_dense": ratio(seconds["masked"], seconds["dense"]),
-            "shares": shares(steps["masked"], learners["masked"].held, args.rounds, device)}
+    return {
+        "model": str(loaded.path),
+        "batch_size": batch_size,
+        "rounds": args.rounds,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "masked_parameters": sum(mask.numel() for mask in masks.values()),
+        "removed": sum(int((~mask).sum()) for mask in masks.values()),
+        "dense_seconds": round(statistics.median(seconds["dense"]), 4),
+        "masked_over_dense": ratio(seconds["masked"], seconds["dense"]),
+        "shares": shares(steps["masked"], learners["masked"].held, args.rounds, device),
+    }
 
 
 def main(argv=None):

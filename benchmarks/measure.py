@@ -33,8 +33,14 @@ def build_parser(description):
 
 def machine(device):
     """What the figures were measured on."""
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def emit(**figures):
@@ -69,6 +75,7 @@ def ratio(numerator, denominator):
 
 # --- pruned models and training steps -----------------------------------------------------------------------------
 
+
 def prune(model, rates):
     """Prune all blocks of a model in place, at one rate for each kind of module: {parameter name: bool mask}."""
     modules = prunable_modules(model, neurons="feed_forward" in rates)
@@ -84,9 +91,19 @@ def prune(model, rates):
 
 def model_recipe(family, batch_size, seed):
     """That of model-level fine-tuning by its defaults."""
-    return training.Recipe(epochs=1, epoch_size=None, batch_size=batch_size, lr=family.model_lr, warmup=0.1,
-                           weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=seed,
-                           dropout=family.dropout)
+    return training.Recipe(
+        epochs=1,
+        epoch_size=None,
+        batch_size=batch_size,
+        lr=family.model_lr,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        early_stop=0,
+        precision="fp32",
+        seed=seed,
+        dropout=family.dropout,
+    )
 
 
 def stepper(model, learner, examples, batches, device):
@@ -102,11 +119,14 @@ def stepper(model, learner, examples, batches, device):
 
 # --- models of true size -----------------------------------------------------------------------------------------
 
+
 def random_model(family, seed, device):
     """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone."""
     torch.manual_seed(seed)
-    config = {"t5": transformers.T5Config(vocab_size=32128, decoder_start_token_id=0),   # its defaults are T5-small's
-              "distilbert": transformers.DistilBertConfig()}[family]
+    config = {
+        "t5": transformers.T5Config(vocab_size=32128, decoder_start_token_id=0),  # its defaults are T5-small's
+        "distilbert": transformers.DistilBertConfig(),
+    }[family]
     model = getattr(transformers, FAMILIES[family].model_class)(config)
     return LoadedModel(model.to(device).eval(), Path(f"random-{family}"))
 
@@ -114,9 +134,13 @@ def random_model(family, seed, device):
 def random_examples(loaded, count, length, seed):
     """Random token sequences of `length` / 2 to `length` * 3 / 2, with as long a translation or a class each."""
     draw = random.Random(seed)
+
     def sequence():
-        return [draw.randrange(5, loaded.model.config.vocab_size)
-                for _ in range(draw.randint(max(1, length // 2), length * 3 // 2))]
+        return [
+            draw.randrange(5, loaded.model.config.vocab_size)
+            for _ in range(draw.randint(max(1, length // 2), length * 3 // 2))
+        ]
+
     inputs = [sequence() for _ in range(count)]
     translates = loaded.family.task == "translation"
     targets = [sequence() if translates else draw.randrange(2) for _ in inputs]

@@ -16,7 +16,8 @@ from common.errors import UserError
 @dataclass(frozen=True)
 class Layout:
     """The Linears of a block's module class. The last one is the output; before it stand q, k, v or the inputs."""
-    kind: str                # "attention" or "feed_forward"
+
+    kind: str  # "attention" or "feed_forward"
     linears: tuple
     heads: str | None = None  # the attribute that counts the heads
 
@@ -24,37 +25,43 @@ class Layout:
 @dataclass(frozen=True)
 class Family:
     """What the suite must know of a model type."""
-    task: str                # "translation" or "classification"
-    model_class: str         # in transformers
-    compact_class: str       # in modeling_compact
-    layouts: dict            # {module class name: Layout}
-    run: Callable            # (model, batch): every block, but neither the head nor the loss
-    data: str                # hub id of the study's data set
-    checkpoint: str          # hub id of the study's model
-    model_lr: float          # peak learning rate of whole models, see the README's studies
-    dropout: bool            # whether fine-tuning a whole pruned model briefly is better with the model's own dropout
-    block_lr: float          # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
-    calibration: int         # training examples that make a well-determined closed form
-    prefix: str = ""         # in front of every input text
+
+    task: str  # "translation" or "classification"
+    model_class: str  # in transformers
+    compact_class: str  # in modeling_compact
+    layouts: dict  # {module class name: Layout}
+    run: Callable  # (model, batch): every block, but neither the head nor the loss
+    data: str  # hub id of the study's data set
+    checkpoint: str  # hub id of the study's model
+    model_lr: float  # peak learning rate of whole models, see the README's studies
+    dropout: bool  # whether fine-tuning a whole pruned model briefly is better with the model's own dropout
+    block_lr: float  # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
+    calibration: int  # training examples that make a well-determined closed form
+    prefix: str = ""  # in front of every input text
 
 
 @dataclass(frozen=True)
 class Block:
     """One attention or feed-forward sublayer."""
-    name: str                # of its module, as in `model.named_modules()`
-    kind: str                # "attention" or "feed_forward"
-    linears: tuple           # names within the block; the last is the output
-    heads: int               # 0 for a feed-forward block
-    neurons: int             # 0 for an attention block
-    side: str                # whose tokens flow through it: "encoder" or "decoder"
+
+    name: str  # of its module, as in `model.named_modules()`
+    kind: str  # "attention" or "feed_forward"
+    linears: tuple  # names within the block; the last is the output
+    heads: int  # 0 for a feed-forward block
+    neurons: int  # 0 for an attention block
+    side: str  # whose tokens flow through it: "encoder" or "decoder"
     has_bias: bool
 
 
 def _run_t5(model, batch):
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     # The causal mask alone keeps target padding, which is at the end, out of the real positions.
-    model.decoder(input_ids=model._shift_right(batch["labels"]), encoder_hidden_states=encoded.last_hidden_state,
-                  encoder_attention_mask=batch["attention_mask"], use_cache=False)
+    model.decoder(
+        input_ids=model._shift_right(batch["labels"]),
+        encoder_hidden_states=encoded.last_hidden_state,
+        encoder_attention_mask=batch["attention_mask"],
+        use_cache=False,
+    )
 
 
 def _run_distilbert(model, batch):
@@ -64,21 +71,39 @@ def _run_distilbert(model, batch):
 COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, see `modeling_compact`
 FAMILIES = {
     "t5": Family(
-        task="translation", model_class="T5ForConditionalGeneration",
+        task="translation",
+        model_class="T5ForConditionalGeneration",
         compact_class="CompactT5ForConditionalGeneration",
-        layouts={"T5Attention": Layout("attention", ("q", "k", "v", "o"), heads="n_heads"),
-                 "T5DenseActDense": Layout("feed_forward", ("wi", "wo")),
-                 "T5DenseGatedActDense": Layout("feed_forward", ("wi_0", "wi_1", "wo"))},
-        run=_run_t5, data="bentrevett/multi30k", checkpoint="google-t5/t5-small",
-        model_lr=1e-3, dropout=False, block_lr=1e-2, calibration=2000, prefix="translate English to German: "),
+        layouts={
+            "T5Attention": Layout("attention", ("q", "k", "v", "o"), heads="n_heads"),
+            "T5DenseActDense": Layout("feed_forward", ("wi", "wo")),
+            "T5DenseGatedActDense": Layout("feed_forward", ("wi_0", "wi_1", "wo")),
+        },
+        run=_run_t5,
+        data="bentrevett/multi30k",
+        checkpoint="google-t5/t5-small",
+        model_lr=1e-3,
+        dropout=False,
+        block_lr=1e-2,
+        calibration=2000,
+        prefix="translate English to German: ",
+    ),
     "distilbert": Family(
-        task="classification", model_class="DistilBertForSequenceClassification",
+        task="classification",
+        model_class="DistilBertForSequenceClassification",
         compact_class="CompactDistilBertForSequenceClassification",
-        layouts={"DistilBertSelfAttention": Layout("attention", ("q_lin", "k_lin", "v_lin", "out_lin"),
-                                                   heads="n_heads"),
-                 "FFN": Layout("feed_forward", ("lin1", "lin2"))},
-        run=_run_distilbert, data="stanfordnlp/imdb", checkpoint="lvwerra/distilbert-imdb",
-        model_lr=2e-5, dropout=True, block_lr=3e-3, calibration=800),
+        layouts={
+            "DistilBertSelfAttention": Layout("attention", ("q_lin", "k_lin", "v_lin", "out_lin"), heads="n_heads"),
+            "FFN": Layout("feed_forward", ("lin1", "lin2")),
+        },
+        run=_run_distilbert,
+        data="stanfordnlp/imdb",
+        checkpoint="lvwerra/distilbert-imdb",
+        model_lr=2e-5,
+        dropout=True,
+        block_lr=3e-3,
+        calibration=800,
+    ),
 }
 
 
@@ -134,8 +159,11 @@ def prunable_modules(model, neurons=False):
 def block_tensors(model, block):
     """The parameters of a block's Linears by name within the block ("q.weight"), not copied."""
     module = model.get_submodule(block.name)
-    return {f"{linear}.{name}": parameter for linear in block.linears
-            for name, parameter in getattr(module, linear).named_parameters()}
+    return {
+        f"{linear}.{name}": parameter
+        for linear in block.linears
+        for name, parameter in getattr(module, linear).named_parameters()
+    }
 
 
 @torch.no_grad()
@@ -208,6 +236,7 @@ def watched(model, blocks, visit):
     def note_input(linear):
         def hook(module, args):
             seen[linear] = args[0]
+
         return hook
 
     def hook_for(block):
@@ -221,6 +250,7 @@ def watched(model, blocks, visit):
             finally:
                 replaying = False
                 seen.clear()
+
         return hook
 
     handles = []

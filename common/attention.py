@@ -55,13 +55,16 @@ def attention_rows(block, call, some, real, directions, bases):
     """
     *_, values, out = block.linears
     attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])[real]
-    attended = at_least_float32(attended)                                                 # (tokens, heads, d_model)
+    attended = at_least_float32(attended)  # (tokens, heads, d_model)
     if block not in bases:
         d_model, flat = attended.shape[-1], attended.flatten(0, 1)
         power = torch.nan_to_num(flat.T @ flat, nan=0, posinf=0, neginf=0)  # eigh refuses what overflowed
-        bases[block] = (torch.eye(d_model).to(flat) if directions == d_model
-                        else torch.linalg.eigh(power).eigenvectors[:, -directions:])
-    features = call.inputs[out][:, some][real].to(attended)                               # (tokens, heads * width)
+        bases[block] = (
+            torch.eye(d_model).to(flat)
+            if directions == d_model
+            else torch.linalg.eigh(power).eigenvectors[:, -directions:]
+        )
+    features = call.inputs[out][:, some][real].to(attended)  # (tokens, heads * width)
     return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 
@@ -84,22 +87,22 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
         return {}
     width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
     inner, device = block.heads * width, gram.device
-    heads = keeps[values].view(block.heads, -1).all(dim=1).nonzero().flatten()            # (kept heads,)
-    c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()           # their context features
+    heads = keeps[values].view(block.heads, -1).all(dim=1).nonzero().flatten()  # (kept heads,)
+    c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()  # their context features
     z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
     one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
     teacher_rows = torch.cat([torch.arange(inner, device=device), one])
-    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]                          # teacher's output by rows
+    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
     weights, mask = joined(tensors, out), kept(parameter_masks(block, keeps), tensors, out)
-    columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])        # of the out-projection
-    plain, change = torch.cat([c, one]), None                                             # of the rows; no change yet
+    columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])  # of the out-projection
+    plain, change = torch.cat([c, one]), None  # of the rows; no change yet
 
     for turn in range(rounds + 1):
         if change is None:
             feature_gram, feature_cross = gram[plain][:, plain], cross[:, plain]
         else:
-            spread = torch.zeros(len(z), len(plain), dtype=gram.dtype, device=device)     # rows' z to features
-            spread[:, :len(c)] = torch.block_diag(*change.transpose(1, 2))
+            spread = torch.zeros(len(z), len(plain), dtype=gram.dtype, device=device)  # rows' z to features
+            spread[:, : len(c)] = torch.block_diag(*change.transpose(1, 2))
             mixed = gram[plain][:, z] @ spread
             feature_gram = gram[plain][:, plain] + mixed + mixed.T + spread.T @ gram[z][:, z] @ spread
             feature_cross = cross[:, plain] + cross[:, z] @ spread
@@ -126,16 +129,23 @@ def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterati
         D: (heads, width, directions).
     """
     width, directions = out.shape[1] // heads, len(gram) // heads
-    pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)           # [h, g] = Z_hᵀ Z_g
-    products = out.T @ out                                                                # [g, h] = O_gᵀ O_h
+    pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)  # [h, g] = Z_hᵀ Z_g
+    products = out.T @ out  # [g, h] = O_gᵀ O_h
     damping = at_least_rounding(ridge, gram.dtype) * products.diagonal().mean() * gram.diagonal().mean()
     products = products.view(heads, width, heads, width).permute(0, 2, 1, 3)
-    diagonal = (out.square().sum(0).view(heads, width, 1) * gram.diagonal().view(heads, 1, directions) + damping)
+    diagonal = out.square().sum(0).view(heads, width, 1) * gram.diagonal().view(heads, 1, directions) + damping
     target = torch.einsum("ogw,ogr->gwr", out.view(-1, heads, width), error.view(-1, heads, directions))
 
     def image(change):
         moved = torch.einsum("hwr,hgrs->hgws", change, pairs)
         return torch.einsum("ghvw,hgws->gvs", products, moved) + damping * change
 
-    return conjugate_gradients(image, target, torch.zeros_like(target), lambda rest: rest / diagonal,
-                               lambda a, b: (a * b).sum(), tolerance=tolerance, max_iterations=max_iterations)
+    return conjugate_gradients(
+        image,
+        target,
+        torch.zeros_like(target),
+        lambda rest: rest / diagonal,
+        lambda a, b: (a * b).sum(),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )

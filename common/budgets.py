@@ -36,7 +36,7 @@ class Candidates:
         scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
         self.keys = {pair: digest([library.entry(*pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        self.known = {}     # {choice: {"loss", "kl"}}
+        self.known = {}  # {choice: {"loss", "kl"}}
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
 
     def configuration(self, nth, path):
@@ -58,8 +58,10 @@ class Candidates:
 
     def keeps(self):
         """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
-        return {name: {variant: self.library.read(self.blocks[name], variant)[1] for variant in variants}
-                for name, variants in self.scheme.blocks.items()}
+        return {
+            name: {variant: self.library.read(self.blocks[name], variant)[1] for variant in variants}
+            for name, variants in self.scheme.blocks.items()
+        }
 
     def compose(self, choice):
         """The model of a {block: variant}; the same object each time."""
@@ -101,18 +103,24 @@ class Candidates:
         started = now(device)
         found = {name: {DENSE: 0.0} for name in self.blocks}
         for name, variants in self.scheme.blocks.items():
-            todo = [variant for variant in variants if (self.library.entry(name, variant).get("score") or {}).get("key")
-                    != self.keys[name, variant]]
+            todo = [
+                variant
+                for variant in variants
+                if (self.library.entry(name, variant).get("score") or {}).get("key") != self.keys[name, variant]
+            ]
             if todo:
                 tensors = {variant: self.tensors(name, variant) for variant in todo}
-                scores = score_block(self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples,
-                                     **self.options)
-                self.library.annotate(name, {variant: {"key": self.keys[name, variant], **scores[variant]}
-                                             for variant in todo})
+                scores = score_block(
+                    self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, **self.options
+                )
+                self.library.annotate(
+                    name, {variant: {"key": self.keys[name, variant], **scores[variant]} for variant in todo}
+                )
                 self.scored += len(todo)
             for variant in variants:
-                found[name][variant] = (self.library.entry(name, variant)["score"][self.objective]
-                                        - dense[self.objective])
+                found[name][variant] = (
+                    self.library.entry(name, variant)["score"][self.objective] - dense[self.objective]
+                )
         self.seconds["scores"] += now(device) - started
         return found
 
@@ -131,11 +139,18 @@ class Candidates:
         examples, found = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
         for name in self.blocks:
             others = [variant for variant in variants[name] if variant != choice[name]]
-            scores = score_block(self.compose(choice), self.loaded.model, self.blocks, name,
-                                 {variant: self.tensors(name, variant) for variant in others}, examples,
-                                 **self.options)
-            found[name] = {choice[name] if variant is None else variant: score[self.objective]
-                           for variant, score in scores.items()}
+            scores = score_block(
+                self.compose(choice),
+                self.loaded.model,
+                self.blocks,
+                name,
+                {variant: self.tensors(name, variant) for variant in others},
+                examples,
+                **self.options,
+            )
+            found[name] = {
+                choice[name] if variant is None else variant: score[self.objective] for variant, score in scores.items()
+            }
         return found
 
 
@@ -160,7 +175,8 @@ def check_feasible(cost, limits):
                 f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's"
                 f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
                 f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} "
-                f"({'milliseconds' if cost.measure == 'latency' else cost.measure})")
+                f"({'milliseconds' if cost.measure == 'latency' else cost.measure})"
+            )
 
 
 def find(candidates, cost, limits, scores, *, rounds):
@@ -188,15 +204,23 @@ def find(candidates, cost, limits, scores, *, rounds):
         if within:  # what was found out in the model of the budget above
             choice = min(additive, search.choose(within, cost.blocks, limit), key=real)
         choice, history = search.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
-        found[limit] = choice, {
-            "cost": cost.of(choice) + cost.rest, "fraction": cost.of(choice) / cost.original,
-            "predicted": candidates.predicted(additive, scores), "additive": real(additive), "history": history,
-            **candidates.real(choice)}
+        found[limit] = (
+            choice,
+            {
+                "cost": cost.of(choice) + cost.rest,
+                "fraction": cost.of(choice) / cost.original,
+                "predicted": candidates.predicted(additive, scores),
+                "additive": real(additive),
+                "history": history,
+                **candidates.real(choice),
+            },
+        )
         figures = found[limit][1]
         candidates.options["talk"].say(
             f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
             f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} "
-            "by the scores' sum)")
+            "by the scores' sum)"
+        )
     candidates.seconds["search"] += now(candidates.options["device"]) - started
     return [found[limit] for limit in limits]
 
@@ -207,25 +231,51 @@ def report(candidates, cost, scores, found, uniform):
     "validation" is measured on all validation examples, the rest on those that the scores are from.
     """
     variants = []
-    for (name, variant) in candidates.keys:
+    for name, variant in candidates.keys:
         entry = candidates.library.entry(name, variant)
-        variants.append({"block": name, "variant": variant, "removed": candidates.scheme.blocks[name][variant],
-                         "loss": entry["score"]["loss"], "kl": entry["score"]["kl"], "nmse": entry.get("nmse_after"),
-                         "cost": cost.blocks[name][variant], "fraction": cost.blocks[name][variant]
-                         / cost.blocks[name][DENSE]})
-    same = [{"configuration": n, "fraction": cost.of(choice) / cost.original,
-             "predicted": candidates.predicted(choice, scores), **candidates.real(choice),
-             "validation": candidates.validate(choice)} for n, choice in uniform.items()]
+        variants.append(
+            {
+                "block": name,
+                "variant": variant,
+                "removed": candidates.scheme.blocks[name][variant],
+                "loss": entry["score"]["loss"],
+                "kl": entry["score"]["kl"],
+                "nmse": entry.get("nmse_after"),
+                "cost": cost.blocks[name][variant],
+                "fraction": cost.blocks[name][variant] / cost.blocks[name][DENSE],
+            }
+        )
+    same = [
+        {
+            "configuration": n,
+            "fraction": cost.of(choice) / cost.original,
+            "predicted": candidates.predicted(choice, scores),
+            **candidates.real(choice),
+            "validation": candidates.validate(choice),
+        }
+        for n, choice in uniform.items()
+    ]
     searched = [figures | {"choice": choice, "validation": candidates.validate(choice)} for choice, figures in found]
-    return {"measure": cost.measure, "objective": candidates.objective, "original": cost.original, "rest": cost.rest,
-            "dense": candidates.dense() | {"validation": candidates.validate(dict.fromkeys(candidates.blocks, DENSE))},
-            "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
-            "variants": variants, "uniform": same,
-            "searched": searched,
-            "models": [{"choice": dict(zip(candidates.blocks, key)), **values,
-                        "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores)}
-                       for key, values in candidates.known.items()],
-            "seconds": candidates.seconds}
+    return {
+        "measure": cost.measure,
+        "objective": candidates.objective,
+        "original": cost.original,
+        "rest": cost.rest,
+        "dense": candidates.dense() | {"validation": candidates.validate(dict.fromkeys(candidates.blocks, DENSE))},
+        "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
+        "variants": variants,
+        "uniform": same,
+        "searched": searched,
+        "models": [
+            {
+                "choice": dict(zip(candidates.blocks, key)),
+                **values,
+                "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores),
+            }
+            for key, values in candidates.known.items()
+        ],
+        "seconds": candidates.seconds,
+    }
 
 
 def rates_of(choice, candidates, modules):

@@ -16,76 +16,80 @@ from typing import NamedTuple
 # plural form (der Junge, den Jungen). An English plural that isn't given takes -s. Mass nouns have no plural.
 NOUNS = {
     "adult": "man/men = der Mann/Männer, woman/women = die Frau/Frauen, farmer = der* Bauer/Bauern, "
-             "teacher = der Lehrer/Lehrer, student = der* Student/Studenten, cook = der Koch/Köche, "
-             "policeman/policemen = der* Polizist/Polizisten, tourist = der* Tourist/Touristen, "
-             "musician = der Musiker/Musiker, waiter = der Kellner/Kellner, "
-             "waitress/waitresses = die Kellnerin/Kellnerinnen, nurse = die Krankenschwester/Krankenschwestern, "
-             "grandmother = die Großmutter/Großmütter, grandfather = der Großvater/Großväter, "
-             "lady/ladies = die Dame/Damen, clown = der Clown/Clowns, worker = der Arbeiter/Arbeiter, "
-             "neighbour = der* Nachbar/Nachbarn, bride = die Braut/Bräute",
+    "teacher = der Lehrer/Lehrer, student = der* Student/Studenten, cook = der Koch/Köche, "
+    "policeman/policemen = der* Polizist/Polizisten, tourist = der* Tourist/Touristen, "
+    "musician = der Musiker/Musiker, waiter = der Kellner/Kellner, "
+    "waitress/waitresses = die Kellnerin/Kellnerinnen, nurse = die Krankenschwester/Krankenschwestern, "
+    "grandmother = die Großmutter/Großmütter, grandfather = der Großvater/Großväter, "
+    "lady/ladies = die Dame/Damen, clown = der Clown/Clowns, worker = der Arbeiter/Arbeiter, "
+    "neighbour = der* Nachbar/Nachbarn, bride = die Braut/Bräute",
     "child": "boy = der* Junge/Jungen, girl = das Mädchen/Mädchen, child/children = das Kind/Kinder",
     "animal": "dog = der Hund/Hunde, cat = die Katze/Katzen, horse = das Pferd/Pferde, cow = die Kuh/Kühe, "
-              "goat = die Ziege/Ziegen, bird = der Vogel/Vögel, monkey = der* Affe/Affen, bear = der* Bär/Bären, "
-              "rabbit = das Kaninchen/Kaninchen, pig = das Schwein/Schweine, duck = die Ente/Enten",
+    "goat = die Ziege/Ziegen, bird = der Vogel/Vögel, monkey = der* Affe/Affen, bear = der* Bär/Bären, "
+    "rabbit = das Kaninchen/Kaninchen, pig = das Schwein/Schweine, duck = die Ente/Enten",
     "mount": "horse = das Pferd/Pferde, donkey = der Esel/Esel, camel = das Kamel/Kamele, "
-             "elephant = der* Elefant/Elefanten",
+    "elephant = der* Elefant/Elefanten",
     "garment": "jacket = die Jacke/Jacken, coat = der Mantel/Mäntel, shirt = das Hemd/Hemden, "
-               "jumper = der Pullover/Pullover, apron = die Schürze/Schürzen, costume = das Kostüm/Kostüme, "
-               "suit = der Anzug/Anzüge",
+    "jumper = der Pullover/Pullover, apron = die Schürze/Schürzen, costume = das Kostüm/Kostüme, "
+    "suit = der Anzug/Anzüge",
     "headgear": "hat = der Hut/Hüte, cap = die Mütze/Mützen, helmet = der Helm/Helme, crown = die Krone/Kronen",
     "thing": "umbrella = der Regenschirm/Regenschirme, bag = die Tasche/Taschen, box/boxes = die Kiste/Kisten, "
-             "basket = der Korb/Körbe, flower = die Blume/Blumen, flag = die Fahne/Fahnen, "
-             "bottle = die Flasche/Flaschen, cup = die Tasse/Tassen, plate = der Teller/Teller, "
-             "bucket = der Eimer/Eimer, book = das Buch/Bücher, picture = das Bild/Bilder, "
-             "sign = das Schild/Schilder, suitcase = der Koffer/Koffer",
+    "basket = der Korb/Körbe, flower = die Blume/Blumen, flag = die Fahne/Fahnen, "
+    "bottle = die Flasche/Flaschen, cup = die Tasse/Tassen, plate = der Teller/Teller, "
+    "bucket = der Eimer/Eimer, book = das Buch/Bücher, picture = das Bild/Bilder, "
+    "sign = das Schild/Schilder, suitcase = der Koffer/Koffer",
     "toy": "ball = der Ball/Bälle, balloon = der Luftballon/Luftballons, doll = die Puppe/Puppen, "
-           "rope = das Seil/Seile, stick = der Stock/Stöcke",
+    "rope = das Seil/Seile, stick = der Stock/Stöcke",
     "text": "book = das Buch/Bücher, newspaper = die Zeitung/Zeitungen, letter = der Brief/Briefe, "
-            "map = die Karte/Karten",
+    "map = die Karte/Karten",
     "food": "apple = der Apfel/Äpfel, pear = die Birne/Birnen, egg = das Ei/Eier, cake = der Kuchen/Kuchen, "
-            "carrot = die Karotte/Karotten, tomato/tomatoes = die Tomate/Tomaten, roll = das Brötchen/Brötchen",
+    "carrot = die Karotte/Karotten, tomato/tomatoes = die Tomate/Tomaten, roll = das Brötchen/Brötchen",
     "meal": "bread = das Brot, cheese = der Käse, soup = die Suppe, rice = der Reis, meat = das Fleisch",
     "drink": "water = das Wasser, milk = die Milch, coffee = der Kaffee, tea = der Tee, juice = der Saft",
     "vehicle": "car = das Auto/Autos, bicycle = das Fahrrad/Fahrräder, bus/buses = der Bus/Busse, "
-               "lorry/lorries = der Lastwagen/Lastwagen, boat = das Boot/Boote, train = der Zug/Züge",
+    "lorry/lorries = der Lastwagen/Lastwagen, boat = das Boot/Boote, train = der Zug/Züge",
     "load": "cart = der Karren/Karren, sledge = der Schlitten/Schlitten, boat = das Boot/Boote, "
-            "suitcase = der Koffer/Koffer",
+    "suitcase = der Koffer/Koffer",
     "instrument": "guitar = die Gitarre/Gitarren, piano = das Klavier/Klaviere, violin = die Geige/Geigen, "
-                  "drum = die Trommel/Trommeln, flute = die Flöte/Flöten",
+    "drum = die Trommel/Trommeln, flute = die Flöte/Flöten",
     "seat": "chair = der Stuhl/Stühle, bench/benches = die Bank/Bänke, sofa = das Sofa/Sofas, "
-            "wall = die Mauer/Mauern, carpet = der Teppich/Teppiche, bed = das Bett/Betten",
+    "wall = die Mauer/Mauern, carpet = der Teppich/Teppiche, bed = das Bett/Betten",
     "room": "kitchen = die Küche, school = die Schule, museum = das Museum, shop = der Laden, "
-            "restaurant = das Restaurant, church = die Kirche",
+    "restaurant = das Restaurant, church = die Kirche",
     "ground": "park = der Park, garden = der Garten, forest = der Wald, village = das Dorf, city = die Stadt, "
-              "zoo = der Zoo",
+    "zoo = der Zoo",
     "open": "meadow = die Wiese, field = das Feld, square = der Platz",
     "top": "bridge = die Brücke, street = die Straße, roof = das Dach, hill = der Hügel",
     "water": "lake = der See, river = der Fluss, sea = das Meer, pond = der Teich",
     "shore": "beach = der Strand, coast = die Küste, harbour = der Hafen",
     "landmark": "tree = der Baum/Bäume, house = das Haus/Häuser, fence = der Zaun/Zäune, "
-                "fountain = der Brunnen/Brunnen, tent = das Zelt/Zelte, statue = die Statue/Statuen, "
-                "tower = der Turm/Türme, hut = die Hütte/Hütten, gate = das Tor/Tore, hedge = die Hecke/Hecken",
+    "fountain = der Brunnen/Brunnen, tent = das Zelt/Zelte, statue = die Statue/Statuen, "
+    "tower = der Turm/Türme, hut = die Hütte/Hütten, gate = das Tor/Tore, hedge = die Hecke/Hecken",
 }
 # Adjective stems; a stem in -a (rosa, lila) takes no ending.
 ADJECTIVES = {
     "adult": "old = alt, young = jung, tall = groß, happy = glücklich, tired = müd, friendly = freundlich, "
-             "strong = stark",
+    "strong = stark",
     "child": "small = klein, happy = glücklich, sad = traurig, tired = müd, curious = neugierig, blond = blond",
-    "animal": "small = klein, big = groß, wild = wild, hungry = hungrig, brown = braun, black = schwarz, "
-              "white = weiß",
+    "animal": "small = klein, big = groß, wild = wild, hungry = hungrig, brown = braun, black = schwarz, white = weiß",
     "food": "fresh = frisch, warm = warm, cold = kalt, delicious = lecker",
     "place": "small = klein, big = groß, old = alt, beautiful = schön",
     "goods": "small = klein, big = groß, old = alt, new = neu, beautiful = schön, heavy = schwer, expensive = teur",
     "colour": "red = rot, blue = blau, green = grün, yellow = gelb, black = schwarz, white = weiß, brown = braun, "
-              "grey = grau, pink = rosa, purple = lila, dark = dunkl, colourful = bunt",
+    "grey = grau, pink = rosa, purple = lila, dark = dunkl, colourful = bunt",
 }
-KIND = {"adult": "adult", "child": "child", "animal": "animal", "mount": "animal",          # groups not named are goods
-        **dict.fromkeys(("food", "meal", "drink"), "food"),
-        **dict.fromkeys(("room", "ground", "open", "top", "water", "shore", "landmark"), "place")}
-COLOURED = ("garment", "headgear", "thing", "toy", "vehicle")          # may take a colour after another adjective
+KIND = {
+    "adult": "adult",
+    "child": "child",
+    "animal": "animal",
+    "mount": "animal",  # groups not named are goods
+    **dict.fromkeys(("food", "meal", "drink"), "food"),
+    **dict.fromkeys(("room", "ground", "open", "top", "water", "shore", "landmark"), "place"),
+}
+COLOURED = ("garment", "headgear", "thing", "toy", "vehicle")  # may take a colour after another adjective
 MASS = ("meal", "drink")
-OWN = ("garment", "headgear", "mount", "instrument", "seat", "text")   # one each: their number is the subject's
-RELATIVE = {"adult": "who", "child": "who", "animal": "that"}          # may be the subject of a relative clause
+OWN = ("garment", "headgear", "mount", "instrument", "seat", "text")  # one each: their number is the subject's
+RELATIVE = {"adult": "who", "child": "who", "animal": "that"}  # may be the subject of a relative clause
 
 # "who | english | third person singular, plural[, separable prefix] | [complement[, complement]]", where a complement
 # is "[english preposition] [german preposition+]case:groups"; the first one's English preposition is with the verb.
@@ -138,8 +142,10 @@ animal | following      | folgt, folgen               | dat:adult/child/animal
 animal | playing with   | spielt, spielen             | mit+dat:toy/child
 animal | looking at     | sieht, sehen, an            | acc:adult/vehicle
 """
-MOTIONS = "running = läuft/laufen, jumping = springt/springen, hopping = hüpft/hüpfen, walking = geht/gehen, " \
-          "hiking = wandert/wandern, sneaking = schleicht/schleichen, dancing = tanzt/tanzen, rushing = eilt/eilen"
+MOTIONS = (
+    "running = läuft/laufen, jumping = springt/springen, hopping = hüpft/hüpfen, walking = geht/gehen, "
+    "hiking = wandert/wandern, sneaking = schleicht/schleichen, dancing = tanzt/tanzen, rushing = eilt/eilen"
+)
 # "english | [german preposition+]case:groups[, particle]"; the particle behaves like a separable prefix.
 PATHS = """
 into        | in+acc:room/ground
@@ -162,8 +168,10 @@ next to     | neben+dat:landmark/vehicle
 behind      | hinter+dat:landmark/vehicle
 in front of | vor+dat:landmark/room
 """
-TIMES = "in the morning = am Morgen, in the evening = am Abend, at night = in der Nacht, in winter = im Winter, " \
-        "in summer = im Sommer, on a sunny day = an einem sonnigen Tag, after the rain = nach dem Regen"
+TIMES = (
+    "in the morning = am Morgen, in the evening = am Abend, at night = in der Nacht, in winter = im Winter, "
+    "in summer = im Sommer, on a sunny day = an einem sonnigen Tag, after the rain = nach dem Regen"
+)
 MOODS = "happily = fröhlich, calmly = ruhig, patiently = geduldig"
 PACES = "slowly = langsam, quickly = schnell, quietly = leise"
 LOOKS = "long hair = langen Haaren, short hair = kurzen Haaren, dark hair = dunklen Haaren, glasses = Brille"
@@ -172,19 +180,19 @@ COUNTS = "two = zwei, three = drei, four = vier, five = fünf, several = mehrere
 # German endings in the order m, f, n, plural (in which gender makes no difference).
 DER = {"nom": ("der", "die", "das", "die"), "acc": ("den", "die", "das", "die"), "dat": ("dem", "der", "dem", "den")}
 EIN = {"nom": ("", "e", "", "e"), "acc": ("en", "e", "", "e"), "dat": ("em", "er", "em", "en")}  # ein-, sein-, ihr-
-WEAK = {"nom": ("e", "e", "e", "en"), "acc": ("en", "e", "e", "en"), "dat": ("en", "en", "en", "en")}      # after der
+WEAK = {"nom": ("e", "e", "e", "en"), "acc": ("en", "e", "e", "en"), "dat": ("en", "en", "en", "en")}  # after der
 MIXED = {"nom": ("er", "e", "es", "en"), "acc": ("en", "e", "es", "en"), "dat": ("en", "en", "en", "en")}  # after ein
-STRONG = {"nom": ("er", "e", "es", "e"), "acc": ("en", "e", "es", "e"), "dat": ("em", "er", "em", "en")}   # after none
+STRONG = {"nom": ("er", "e", "es", "e"), "acc": ("en", "e", "es", "e"), "dat": ("em", "er", "em", "en")}  # after none
 CONTRACTED = {"in dem": "im", "in das": "ins", "an dem": "am", "zu dem": "zum", "zu der": "zur"}
 
-Pair = tuple[str, str]                                                 # English, German
+Pair = tuple[str, str]  # English, German
 ABSENT = ("", "")
 
 
 class Noun(NamedTuple):
     en: str
     en_plural: str
-    gender: int                                                        # 0, 1, 2: m, f, n
+    gender: int  # 0, 1, 2: m, f, n
     de: str
     de_plural: str
     weak: bool
@@ -192,22 +200,24 @@ class Noun(NamedTuple):
 
 class Phrase(NamedTuple):
     """A noun phrase: English, German by case, and what agreement and word order ask about it."""
+
     en: str
     de: dict[str, str]
-    gender: int                                                        # 0, 1, 2, 3: m, f, n, plural
+    gender: int  # 0, 1, 2, 3: m, f, n, plural
     definite: bool
-    relative: str                                                      # who, that, or "" where no clause may follow
-    possessive: str                                                    # his, her, their, or "" where German would waver
+    relative: str  # who, that, or "" where no clause may follow
+    possessive: str  # his, her, their, or "" where German would waver
 
 
 class Clause(NamedTuple):
     """A subject and what it does."""
+
     subject: Phrase
     modifier: Pair
     verb: Pair
-    prefix: str                                                        # German only
+    prefix: str  # German only
     adverb: Pair
-    objects: list[tuple[Phrase, str, str, bool]]                       # phrase, English, German, before the place?
+    objects: list[tuple[Phrase, str, str, bool]]  # phrase, English, German, before the place?
     place: Pair
 
 
@@ -245,8 +255,9 @@ def inflect(noun: Noun, case: str, plural: bool) -> str:
     return noun.de_plural + ("n" if case == "dat" and noun.de_plural[-1] not in "ns" else "")
 
 
-def noun_phrase(rng: random.Random, group: str, *, plural: bool | None = None, determiners: tuple[str, ...] = (),
-                owner: str = "") -> Phrase:
+def noun_phrase(
+    rng: random.Random, group: str, *, plural: bool | None = None, determiners: tuple[str, ...] = (), owner: str = ""
+) -> Phrase:
     """A phrase about a noun of `group`. Number and determiner are free unless given; `owner` may serve as one."""
     noun, mass, kind = rng.choice(nouns(group)), group in MASS, KIND.get(group, "goods")
     if plural is None:
@@ -267,14 +278,20 @@ def noun_phrase(rng: random.Random, group: str, *, plural: bool | None = None, d
     for case in DER:
         if determiner == "the":
             article, endings = DER[case][gender], WEAK
-        elif determiner in ("bare", "count"):                          # viele takes -n in the dative, zwei nothing
+        elif determiner in ("bare", "count"):  # viele takes -n in the dative, zwei nothing
             article, endings = count[1] + ("n" if case == "dat" and len(count[1]) > 4 else ""), STRONG
         else:
             article, endings = {"a": "ein", "his": "sein"}.get(determiner, "ihr") + EIN[case][gender], MIXED
         stems = [stem if stem.endswith("a") else stem + endings[case][gender] for _, stem in adjectives]
         de[case] = join(article, *stems, inflect(noun, case, plural))
-    return Phrase(join(article_en, words), de, gender, determiner in ("the", "his", "her", "their"),
-                  RELATIVE.get(group, ""), ("his", "her", "", "their")[gender])
+    return Phrase(
+        join(article_en, words),
+        de,
+        gender,
+        determiner in ("the", "his", "her", "their"),
+        RELATIVE.get(group, ""),
+        ("his", "her", "", "their")[gender],
+    )
 
 
 def governed(rng: random.Random, rule: str, *, number: bool | None = None, **options) -> tuple[Phrase, str]:
@@ -314,7 +331,7 @@ def act(rng: random.Random, subject: Phrase, modifier: Pair = ABSENT, *, short: 
     objects = []
     for rule in frame.split(", ") if frame else []:
         preposition, _, rule = rule.rpartition(" ")
-        if objects:                                                    # one apple for the boys; into one lake
+        if objects:  # one apple for the boys; into one lake
             options = {"plural": False, "determiners": ("the", "a") if preposition else ("a",)}
         else:
             options = {"number": plural, "owner": subject.possessive if people else ""}
@@ -326,8 +343,15 @@ def act(rng: random.Random, subject: Phrase, modifier: Pair = ABSENT, *, short: 
 
 def in_english(clause: Clause, *, place: bool = True) -> str:
     be = "are" if clause.subject.gender == 3 else "is"
-    return join(clause.subject.en, clause.modifier[0], be, clause.adverb[0], clause.verb[0],
-                *(english for _, english, _, _ in clause.objects), clause.place[0] if place else "")
+    return join(
+        clause.subject.en,
+        clause.modifier[0],
+        be,
+        clause.adverb[0],
+        clause.verb[0],
+        *(english for _, english, _, _ in clause.objects),
+        clause.place[0] if place else "",
+    )
 
 
 def in_german(clause: Clause, order: str, *, subject: str = "", place: bool = True) -> str:
@@ -365,7 +389,7 @@ def someone(rng: random.Random) -> tuple[Phrase, Pair]:
 def caption(rng: random.Random) -> Pair:
     """One English sentence and its German."""
     kind = rng.random()
-    if kind < 0.2:                                                     # two clauses, their subjects bare
+    if kind < 0.2:  # two clauses, their subjects bare
         main, other = (act(rng, someone(rng)[0]) for _ in range(2))
         english, german = f"while {in_english(other)}", f"während {in_german(other, 'final')}"
         if kind < 0.12:
@@ -380,8 +404,10 @@ def caption(rng: random.Random) -> Pair:
         time = rng.choice(pairs(TIMES))
         texts = f"{time[0]}, {in_english(main)}", f"{time[1]} {in_german(main, 'fronted')}"
     elif kind < 0.6 and last and main.place != ABSENT:
-        texts = (f"{main.place[0]}, {in_english(main, place=False)}",
-                 f"{main.place[1]} {in_german(main, 'fronted', place=False)}")
+        texts = (
+            f"{main.place[0]}, {in_english(main, place=False)}",
+            f"{main.place[1]} {in_german(main, 'fronted', place=False)}",
+        )
     elif last and main.place == ABSENT and last.relative and not last.definite:
         clause = relative_clause(rng, last)
         texts = f"{in_english(main)} {clause[0]}", in_german(main, "second") + clause[1]

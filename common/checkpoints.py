@@ -38,8 +38,14 @@ class Checkpoint:
 
     def save(self, learners, rows):
         with atomic_file(self.path) as handle:
-            torch.save({"keys": self.keys, "rows": rows,
-                        "learners": {_text(name): learner.state() for name, learner in learners.items()}}, handle)
+            torch.save(
+                {
+                    "keys": self.keys,
+                    "rows": rows,
+                    "learners": {_text(name): learner.state() for name, learner in learners.items()},
+                },
+                handle,
+            )
 
     def remove(self):
         self.path.unlink(missing_ok=True)

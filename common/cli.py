@@ -16,8 +16,18 @@ from common.errors import UserError
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 # What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
-            errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG}
+MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -44,14 +54,19 @@ def build_parser(description, *, overwrite):
     `overwrite`: whether the script writes an output that may be there already.
     """
     parser = Parser(description)
-    parser.add_argument("--device", default="auto",
-                        help="where to compute: auto (cuda if there is one, else cpu) or any torch device string")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="where to compute: auto (cuda if there is one, else cpu) or any torch device string",
+    )
     parser.add_argument("--seed", type=natural, default=0, help="seed of everything random")
     parser.add_argument("--quiet", action="store_true", help="no progress and no log lines on stderr")
     if overwrite:
-        parser.add_argument("--overwrite", action="store_true",
-                            help="replace an output that was made from other inputs or settings "
-                                 "(one made from the same ones is kept)")
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace an output that was made from other inputs or settings (one made from the same ones is kept)",
+        )
     return parser
 
 
@@ -67,32 +82,59 @@ def add_search_flags(parser):
     """The flags of config_generator.py's search."""
     group = parser.add_argument_group("search", "configurations of variants that a library holds")
     group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
-    group.add_argument("-c", "--configurations", default="grid.json",
-                       help="what the library was made for, see --grid")
-    group.add_argument("--budget", type=positive_number, nargs="+", metavar="X",
-                       help="what each wanted model may cost: up to 1 a fraction of the original's blocks, above it "
-                            "the whole model's parameters, multiply-adds, bytes or milliseconds a batch")
-    group.add_argument("--budget-of", type=natural, nargs="+", metavar="N",
-                       help="as much as the N-th configuration in -c costs")
-    group.add_argument("--measure", choices=["parameters", "multiply-adds", "bytes", "latency"], default="parameters",
-                       help="what a budget is counted in; latency is measured on this device")
-    group.add_argument("--objective", choices=["loss", "kl"], default="kl",
-                       help="what must rise least: the divergence from the original's predictions, or the task's loss, "
-                            "which takes many more examples to tell two variants apart")
-    group.add_argument("--score-examples", type=positive, default=128,
-                       help="validation examples that variants and models are scored on")
-    group.add_argument("--rounds", type=natural, default=1,
-                       help="how often, at most, a choice is mended by scoring variants within the chosen model")
+    group.add_argument("-c", "--configurations", default="grid.json", help="what the library was made for, see --grid")
+    group.add_argument(
+        "--budget",
+        type=positive_number,
+        nargs="+",
+        metavar="X",
+        help="what each wanted model may cost: up to 1 a fraction of the original's blocks, above it "
+        "the whole model's parameters, multiply-adds, bytes or milliseconds a batch",
+    )
+    group.add_argument(
+        "--budget-of", type=natural, nargs="+", metavar="N", help="as much as the N-th configuration in -c costs"
+    )
+    group.add_argument(
+        "--measure",
+        choices=["parameters", "multiply-adds", "bytes", "latency"],
+        default="parameters",
+        help="what a budget is counted in; latency is measured on this device",
+    )
+    group.add_argument(
+        "--objective",
+        choices=["loss", "kl"],
+        default="kl",
+        help="what must rise least: the divergence from the original's predictions, or the task's loss, "
+        "which takes many more examples to tell two variants apart",
+    )
+    group.add_argument(
+        "--score-examples",
+        type=positive,
+        default=128,
+        help="validation examples that variants and models are scored on",
+    )
+    group.add_argument(
+        "--rounds",
+        type=natural,
+        default=1,
+        help="how often, at most, a choice is mended by scoring variants within the chosen model",
+    )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
     add_data_flags(parser, batch_size=32)
 
 
 def add_output_flags(parser):
     """The flags of the two scripts that write a configuration's model."""
-    parser.add_argument("--compact", action="store_true",
-                        help="take removed heads and neurons out of the model, so that it really is smaller and faster")
-    parser.add_argument("--sparse", action="store_true",
-                        help="a weights file whose size follows the non-zeros, for this suite's scripts to read")
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="take removed heads and neurons out of the model, so that it really is smaller and faster",
+    )
+    parser.add_argument(
+        "--sparse",
+        action="store_true",
+        help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
+    )
 
 
 def output_form(args):
@@ -108,19 +150,26 @@ def output_form(args):
 
 def add_report_flags(parser):
     """The flags of the two evaluation scripts that report a model's size and speed."""
-    parser.add_argument("--report", metavar="FILE",
-                        help="JSON file for size, multiply-adds and seconds, measured beside the original's")
-    parser.add_argument("--original", metavar="MODEL",
-                        help="the model to report beside; without it the one that the model's record names")
+    parser.add_argument(
+        "--report", metavar="FILE", help="JSON file for size, multiply-adds and seconds, measured beside the original's"
+    )
+    parser.add_argument(
+        "--original",
+        metavar="MODEL",
+        help="the model to report beside; without it the one that the model's record names",
+    )
 
 
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
     parser.add_argument("--data", help="hub id or local folder; without it the one in the model's record")
-    parser.add_argument("--max-length", type=positive,
-                        help="longest input in tokens; without it the smaller of the tokenizer's limit and 128 "
-                             "(translation) or 256 (classification)")
+    parser.add_argument(
+        "--max-length",
+        type=positive,
+        help="longest input in tokens; without it the smaller of the tokenizer's limit and 128 "
+        "(translation) or 256 (classification)",
+    )
     parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
 
@@ -128,17 +177,32 @@ def add_data_flags(parser, *, batch_size):
 def add_training_flags(parser, *, epochs, early_stop):
     """The flags of the two fine-tuning scripts."""
     parser.add_argument("--epochs", type=natural, default=epochs, help="epochs, at most")
-    parser.add_argument("--epoch-size", type=positive,
-                        help="examples an epoch, with a validation after each; without it the whole training split")
+    parser.add_argument(
+        "--epoch-size",
+        type=positive,
+        help="examples an epoch, with a validation after each; without it the whole training split",
+    )
     parser.add_argument("--lr", type=positive_number, help="peak learning rate; without it what suits the model")
-    parser.add_argument("--warmup", type=fraction, default=0.1,
-                        help="fraction of the steps in which the learning rate rises; it falls linearly afterwards")
+    parser.add_argument(
+        "--warmup",
+        type=fraction,
+        default=0.1,
+        help="fraction of the steps in which the learning rate rises; it falls linearly afterwards",
+    )
     parser.add_argument("--weight-decay", type=non_negative_number, default=0.01, help="AdamW's decoupled decay")
     parser.add_argument("--clip", type=positive_number, default=1.0, help="largest gradient norm")
-    parser.add_argument("--early-stop", type=natural, default=early_stop,
-                        help="stop after this many epochs without a better validation loss; 0 never stops early")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                        help="bf16 runs the forward pass under autocast; weights and losses stay fp32")
+    parser.add_argument(
+        "--early-stop",
+        type=natural,
+        default=early_stop,
+        help="stop after this many epochs without a better validation loss; 0 never stops early",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
+    )
     parser.add_argument("--stats", required=True, help="CSV for the losses of every epoch")
 
 
@@ -151,6 +215,7 @@ def _number(kind, accept, wanted):
         if value is None or not accept(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
+
     return convert
 
 
@@ -181,6 +246,7 @@ class Talk:
             yield from items
         elif self.stream.isatty():
             from tqdm import tqdm
+
             yield from tqdm(items, desc=label, total=total, file=self.stream, leave=False)
         else:
             spoken = time.monotonic()

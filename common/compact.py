@@ -23,8 +23,11 @@ def make_compact(model, masks):
         (compact model, its masks).
     """
     state, masks = copy.deepcopy(model.state_dict()), dict(masks)
-    settings = {name: value for name, value in model.config.to_dict().items()
-                if name not in ("model_type", "architectures", "auto_map", "transformers_version")}
+    settings = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in ("model_type", "architectures", "auto_map", "transformers_version")
+    }
     kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
 
     def cut(name, dimension, index):
@@ -52,8 +55,9 @@ def make_compact(model, masks):
 
     compact_class = model_class(COMPACT + model.config.model_type.removeprefix(COMPACT))
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
-    compact = compact_class.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype,
-                                            attn_implementation=model.config._attn_implementation)
+    compact = compact_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+    )
     if model.can_generate():
         compact.generation_config = model.generation_config
     return compact.to(model.device).train(model.training), masks
@@ -62,10 +66,10 @@ def make_compact(model, masks):
 def working_heads(block, tensors):
     """The numbers of the heads that have a part in an attention block's output; one at least, as T5's cache needs."""
     *_, values, out = block.linears
-    silent = (tensors[f"{values}.weight"] == 0).all(dim=1)                                     # (heads * width,)
+    silent = (tensors[f"{values}.weight"] == 0).all(dim=1)  # (heads * width,)
     if block.has_bias:
         silent &= tensors[f"{values}.bias"] == 0
-    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)                                        # (heads * width,)
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (heads * width,)
     works = ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
     return works.nonzero().flatten() if bool(works.any()) else works.new_zeros(1, dtype=torch.long)
 
@@ -78,10 +82,10 @@ def working_neurons(model, block):
     """
     tensors = block_tensors(model, block)
     *inner, out = block.linears
-    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)                                        # (neurons,)
-    empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])       # (inner, neurons)
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (neurons,)
+    empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])  # (inner, neurons)
     probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])
-    values = features(model, block, tensors, probe[None])[0]                                   # (neurons,)
+    values = features(model, block, tensors, probe[None])[0]  # (neurons,)
     # With no weights in any inner Linear, a neuron is constant; without those of one of a gated block's two, it is
     # so if that takes it to zero (as it does wherever the activation function passes through the origin).
     constant = empty.all(dim=0) | (empty.any(dim=0) & (values == 0))

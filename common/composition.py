@@ -19,8 +19,10 @@ def check_model(made_for, loaded, path):
     """
     identity = loaded.identity
     if made_for["fingerprint"] != identity["fingerprint"]:
-        raise UserError(f"{path}: was made for another model ({made_for['name']}, {made_for['type']}) than "
-                        f"{loaded.path}; make it anew for this one, or give the model it was made for")
+        raise UserError(
+            f"{path}: was made for another model ({made_for['name']}, {made_for['type']}) than "
+            f"{loaded.path}; make it anew for this one, or give the model it was made for"
+        )
     return identity
 
 
@@ -35,12 +37,16 @@ def check_variant(where, block, tensors, removed):
         UserError: the counts are of no such block; someone changed conf.json's "modules".
     """
     sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
-    fits = (block is not None and removed["heads"] < max(block.heads, 1)
-            and removed.get("neurons", 0) < max(block.neurons, 1)
-            and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items()))
+    fits = (
+        block is not None
+        and removed["heads"] < max(block.heads, 1)
+        and removed.get("neurons", 0) < max(block.neurons, 1)
+        and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items())
+    )
     if not fits:
-        raise UserError(f"{where}: does not fit the model; its 'modules' were changed: "
-                        "make conf.json anew with config_generator.py")
+        raise UserError(
+            f"{where}: does not fit the model; its 'modules' were changed: make conf.json anew with config_generator.py"
+        )
 
 
 def select_variants(loaded, configurations_path, nth):

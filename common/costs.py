@@ -26,6 +26,7 @@ class Costs:
     Units: parameters; multiply-adds of one example of the stated lengths; bytes of a compact, sparse weights file,
     without its header; or seconds of a forward pass over a batch of the stated size.
     """
+
     measure: str
     blocks: dict
     rest: float
@@ -49,20 +50,29 @@ def count(measure, loaded, keeps, device):
         keeps: {block: {variant: {Linear: bool mask}}}.
     """
     blocks = find_blocks(loaded.model)
-    whole = {name: {linear: torch.ones(getattr(loaded.model.get_submodule(name), linear).weight.shape, dtype=torch.bool)
-                    for linear in block.linears} for name, block in blocks.items()}
+    whole = {
+        name: {
+            linear: torch.ones(getattr(loaded.model.get_submodule(name), linear).weight.shape, dtype=torch.bool)
+            for linear in block.linears
+        }
+        for name, block in blocks.items()
+    }
     keeps = {name: {DENSE: whole[name], **keeps.get(name, {})} for name in blocks}
     if measure == "latency":
         return Costs(measure, *_seconds(loaded, blocks, keeps, device))
     if measure == "multiply-adds":
         lengths = _lengths(loaded, blocks)
-        own = {name: {variant: _products(blocks[name], masks, *lengths[name]) for variant, masks in each.items()}
-               for name, each in keeps.items()}
+        own = {
+            name: {variant: _products(blocks[name], masks, *lengths[name]) for variant, masks in each.items()}
+            for name, each in keeps.items()
+        }
         total = multiply_adds(loaded)
     else:
         size = {"parameters": _parameters, "bytes": _bytes}[measure]
-        own = {name: {variant: size(blocks[name], masks) for variant, masks in each.items()}
-               for name, each in keeps.items()}
+        own = {
+            name: {variant: size(blocks[name], masks) for variant, masks in each.items()}
+            for name, each in keeps.items()
+        }
         total = sum(p.numel() for p in loaded.model.parameters()) * (4 if measure == "bytes" else 1)
     return Costs(measure, own, total - sum(each[DENSE] for each in own.values()))
 
@@ -76,7 +86,7 @@ def left(block, masks):
     *inner, out = block.linears
     read = masks[out].any(dim=0)
     if block.kind == "attention":
-        works = (read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1))
+        works = read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1)
     else:
         works = read & torch.stack([masks[linear].any(dim=1) for linear in inner]).all(dim=0)
     return works.nonzero().flatten() if bool(works.any()) else works.new_zeros(1, dtype=torch.long)
@@ -157,8 +167,11 @@ def _seconds(loaded, blocks, keeps, device):
             started = now(device)
             loaded.model(**batch)
             whole.append(now(device) - started)
-    median = {name: {size: statistics.median(each[WARM_UP:]) for size, each in sizes.items()}
-              for name, sizes in times.items()}
-    own = {name: {variant: median[name][len(left(blocks[name], masks))] for variant, masks in each.items()}
-           for name, each in keeps.items()}
+    median = {
+        name: {size: statistics.median(each[WARM_UP:]) for size, each in sizes.items()} for name, sizes in times.items()
+    }
+    own = {
+        name: {variant: median[name][len(left(blocks[name], masks))] for variant, masks in each.items()}
+        for name, each in keeps.items()
+    }
     return own, max(statistics.median(whole[WARM_UP:]) - sum(each[DENSE] for each in own.values()), 0.0)

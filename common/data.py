@@ -17,14 +17,15 @@ from common.records import digest
 
 SPLITS = ("train", "validation", "test")
 TRANSLATION_STEMS = {"train": "train", "validation": "val", "test": "test2016"}
-HOLDOUT = 0.1        # of train, where there is no validation split
-FIXED_SEED = 2024    # of held-out and limited examples: every stage must choose the same ones, whatever its --seed
+HOLDOUT = 0.1  # of train, where there is no validation split
+FIXED_SEED = 2024  # of held-out and limited examples: every stage must choose the same ones, whatever its --seed
 LONGEST = {"translation": 128, "classification": 256}  # tokens, unless --max-length says otherwise
-IGNORED = -100       # the label of padding, as torch's cross_entropy has it
+IGNORED = -100  # the label of padding, as torch's cross_entropy has it
 SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
 
 
 # --- reading texts ---------------------------------------------------------------------------------------------
+
 
 def read_texts(source, split, task):
     """The examples of a split as they are: [(English, German)] or [(text, label)].
@@ -62,8 +63,10 @@ def _read_pairs(folder, split):
         except UnicodeDecodeError:
             raise UserError(f"{path}: is not UTF-8 text") from None
     if lengths["en"] != lengths["de"]:
-        raise UserError(f"{folder}: {stem}.en has {lengths['en']} lines and {stem}.de {lengths['de']}; "
-                        "they must be translations line by line")
+        raise UserError(
+            f"{folder}: {stem}.en has {lengths['en']} lines and {stem}.de {lengths['de']}; "
+            "they must be translations line by line"
+        )
     from torchtext.data import RawField  # archived: 0.6.0 is the last that works beside this torch, see README
     from torchtext.datasets import Multi30k
 
@@ -82,11 +85,16 @@ def _read_hub_pairs(source, split):
 def _read_labelled(source, split, is_folder):
     if is_folder:
         has_validation = (Path(source) / "validation.jsonl").is_file()
-        def read(name): return _read_jsonl(Path(source) / f"{name}.jsonl")
+
+        def read(name):
+            return _read_jsonl(Path(source) / f"{name}.jsonl")
     else:
         rows = _load_hub(source)
         has_validation = "validation" in rows
-        def read(name): return _hub_labelled(source, rows, name)
+
+        def read(name):
+            return _hub_labelled(source, rows, name)
+
     if split == "test" or has_validation:
         return read(split)
     pairs = read("train")
@@ -102,15 +110,21 @@ def _hub_labelled(source, rows, split):
 
 def _read_jsonl(path):
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a classification folder holds train.jsonl and test.jsonl "
-                        "with a 'text' and a 'label' on each line")
+        raise UserError(
+            f"{path}: no such file; a classification folder holds train.jsonl and test.jsonl "
+            "with a 'text' and a 'label' on each line"
+        )
     pairs = []
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 row = json.loads(line)
-                if not (isinstance(row, dict) and isinstance(row.get("text"), str) and type(row.get("label")) is int
-                        and row["label"] >= 0):
+                if not (
+                    isinstance(row, dict)
+                    and isinstance(row.get("text"), str)
+                    and type(row.get("label")) is int
+                    and row["label"] >= 0
+                ):
                     raise UserError(f"{path}: line {number}: needs a string 'text' and a whole number 'label'")
                 pairs.append((row["text"], row["label"]))
     except UnicodeDecodeError:
@@ -131,8 +145,11 @@ def stratified_holdout(labels):
     for position, label in enumerate(labels):
         by_label.setdefault(label, []).append(position)
     shuffler = random.Random(FIXED_SEED)
-    return {position for label in sorted(by_label)
-            for position in shuffler.sample(by_label[label], round(HOLDOUT * len(by_label[label])))}
+    return {
+        position
+        for label in sorted(by_label)
+        for position in shuffler.sample(by_label[label], round(HOLDOUT * len(by_label[label])))
+    }
 
 
 def _load_hub(source):
@@ -145,19 +162,23 @@ def _load_hub(source):
             return datasets.load_dataset(source, download_config=datasets.DownloadConfig(local_files_only=local_only))
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-    raise UserError(f"{source}: no such folder, not in the local cache, and not to be had from the hub ({reason}); "
-                    "give a local folder with --data")
+    raise UserError(
+        f"{source}: no such folder, not in the local cache, and not to be had from the hub ({reason}); "
+        "give a local folder with --data"
+    )
 
 
 # --- tokenizing ------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Examples:
     """A tokenized split. `inputs`: token ids; `targets`: token ids (translation) or a label (classification)."""
+
     task: str
     inputs: list
     targets: list
-    texts: list      # the pairs they came from
+    texts: list  # the pairs they came from
     pad: int
 
     def __len__(self):
@@ -210,8 +231,9 @@ def load_examples(source, split, tokenizer, family, *, classes=None, max_length=
     if family.task == "classification" and classes is not None:
         for number, (_, label) in enumerate(pairs):
             if label >= classes:
-                raise UserError(f"{source}: {split} example {number} has label {label}, but the model knows only "
-                                f"0 to {classes - 1}")
+                raise UserError(
+                    f"{source}: {split} example {number} has label {label}, but the model knows only 0 to {classes - 1}"
+                )
     max_length = max_length or min(tokenizer.model_max_length, LONGEST[family.task])
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     inputs = tokenizer([family.prefix + text for text, _ in pairs], **options)["input_ids"]
@@ -222,6 +244,7 @@ def load_examples(source, split, tokenizer, family, *, classes=None, max_length=
 
 
 # --- batching --------------------------------------------------------------------------------------------------
+
 
 def training_batches(examples, batch_size, seed, epoch, size=None):
     """Positions of one epoch's batches: shuffled, but examples of like length together to save padding.
@@ -237,8 +260,8 @@ def training_batches(examples, batch_size, seed, epoch, size=None):
     size = min(size or total, total)
     first, offset = divmod((epoch - 1) * size, total)  # which pass over all examples, and where in it
     order = [position for number in (first, first + 1) for position in _shuffled(total, f"{seed}/pass {number}")]
-    order, pool = order[offset:offset + size], SORTED_BATCHES * batch_size
-    order = [i for start in range(0, size, pool) for i in _by_length(examples, order[start:start + pool])]
+    order, pool = order[offset : offset + size], SORTED_BATCHES * batch_size
+    order = [i for start in range(0, size, pool) for i in _by_length(examples, order[start : start + pool])]
     batches = _chunks(order, batch_size)
     random.Random(f"{seed}/epoch {epoch}").shuffle(batches)
     return batches
@@ -260,4 +283,4 @@ def _by_length(examples, positions):
 
 
 def _chunks(order, size):
-    return [order[start:start + size] for start in range(0, len(order), size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -47,33 +47,58 @@ def build(model_type, *, seed, data_path, device, talk, checkpoint_path):
         tokenizer, model = _classification(seed, data_path)
     model.to(device)
     train, validation = (load_examples(data_path, split, tokenizer, family) for split in ("train", "validation"))
-    recipe = Recipe(**RECIPES[model_type], warmup=0.1, weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32",
-                    seed=seed)
+    recipe = Recipe(
+        **RECIPES[model_type], warmup=0.1, weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=seed
+    )
     talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    fit({"model": learner}, model_batch(model, dropout=True), train, validation, recipe, device=device, talk=talk,
-        checkpoint=Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}))
+    fit(
+        {"model": learner},
+        model_batch(model, dropout=True),
+        train,
+        validation,
+        recipe,
+        device=device,
+        talk=talk,
+        checkpoint=Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}),
+    )
     return model.eval(), tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
 
 
 # --- English-German captions -----------------------------------------------------------------------------------
+
 
 def _translation(seed, data_path):
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
         for stem in TRANSLATION_STEMS.values():
             for column, language in enumerate(("en", "de")):
-                (folder / f"{stem}.{language}").write_text("".join(f"{pair[column]}\n" for pair in splits[stem]),
-                                                           encoding="utf-8")
+                (folder / f"{stem}.{language}").write_text(
+                    "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"
+                )
     prefix = FAMILIES["t5"].prefix
     sentences = [text for english, german in splits["train"] for text in (prefix + english, german)]
     tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
     torch.manual_seed(seed)
     # Logits are scaled by d_model**-0.5: from scratch, T5 learns fast with small initial weights and a high rate.
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=96, d_kv=16, num_heads=8, d_ff=192, num_layers=2, num_decoder_layers=2,
-        relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.0,
-        initializer_factor=0.5, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=len(tokenizer),
+            d_model=96,
+            d_kv=16,
+            num_heads=8,
+            d_ff=192,
+            num_layers=2,
+            num_decoder_layers=2,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            dropout_rate=0.0,
+            initializer_factor=0.5,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
     return tokenizer, model
 
 
@@ -91,8 +116,11 @@ def unigram_vocabulary(sentences, least=20):
     for word, count in sorted(words.items()):
         for character in word:
             pieces[character] += 0.01 * count
-        stems = [(word.removesuffix(ending), ending) for ending in GERMAN_ENDINGS
-                 if word.endswith(ending) and len(word) - len(ending) > 2]
+        stems = [
+            (word.removesuffix(ending), ending)
+            for ending in GERMAN_ENDINGS
+            if word.endswith(ending) and len(word) - len(ending) > 2
+        ]
         if not word[0].isalnum():
             pieces[word] += count
         elif count >= least or not stems:
@@ -103,11 +131,16 @@ def unigram_vocabulary(sentences, least=20):
                 pieces[ending] += count
     total = math.fsum(pieces.values())
     ranked = sorted(pieces.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0),
-            *((piece, math.log(count / total)) for piece, count in ranked)]
+    return [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((piece, math.log(count / total)) for piece, count in ranked),
+    ]
 
 
 # --- film reviews ----------------------------------------------------------------------------------------------
+
 
 def _classification(seed, data_path):
     splits = reviews.splits(seed)
@@ -115,19 +148,31 @@ def _classification(seed, data_path):
         for split, pairs in splits.items():
             lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs)
             Path(folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    tokenizer = transformers.DistilBertTokenizer(vocab=wordpiece_vocabulary(text for text, _ in splits["train"]),
-                                                 model_max_length=LONGEST)
+    tokenizer = transformers.DistilBertTokenizer(
+        vocab=wordpiece_vocabulary(text for text, _ in splits["train"]), model_max_length=LONGEST
+    )
     torch.manual_seed(seed)
     names = {0: "NEGATIVE", 1: "POSITIVE"}
     config = transformers.DistilBertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=LONGEST, n_layers=3, n_heads=8, dim=32, hidden_dim=64,
-        dropout=0.05, attention_dropout=0.05, seq_classif_dropout=0.05, initializer_range=0.12, pad_token_id=0,
-        id2label=names, label2id={name: label for label, name in names.items()})
+        vocab_size=len(tokenizer),
+        max_position_embeddings=LONGEST,
+        n_layers=3,
+        n_heads=8,
+        dim=32,
+        hidden_dim=64,
+        dropout=0.05,
+        attention_dropout=0.05,
+        seq_classif_dropout=0.05,
+        initializer_range=0.12,
+        pad_token_id=0,
+        id2label=names,
+        label2id={name: label for label, name in names.items()},
+    )
     model = transformers.DistilBertForSequenceClassification(config)
     with torch.no_grad():  # positions start as sinusoids and stay trainable: without, the first epochs learn nothing
-        positions = model.distilbert.embeddings.position_embeddings.weight           # (LONGEST, dim)
+        positions = model.distilbert.embeddings.position_embeddings.weight  # (LONGEST, dim)
         waves = 1000 ** (torch.arange(0, config.dim, 2) / config.dim)
-        angles = torch.arange(LONGEST)[:, None] / waves                              # (LONGEST, dim / 2)
+        angles = torch.arange(LONGEST)[:, None] / waves  # (LONGEST, dim / 2)
         positions.copy_(config.initializer_range * torch.stack((angles.sin(), angles.cos()), -1).flatten(1))
     return tokenizer, model
 

@@ -44,7 +44,7 @@ def _encode(model, examples, positions, batch_size, device):
     """The encoder's states (examples, source length, d_model) and mask (examples, source length), batch by batch."""
     states, masks = [], []
     for start in range(0, len(positions), batch_size):
-        batch = examples.batch(positions[start:start + batch_size], device)
+        batch = examples.batch(positions[start : start + batch_size], device)
         mask = batch["attention_mask"]
         states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         masks += mask
@@ -71,8 +71,13 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
     going = torch.ones_like(rows, dtype=torch.bool)
     found = [None] * len(input_ids)
     while True:
-        logits = model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=input_ids[:, -1:],
-                       past_key_values=cache, use_cache=True).logits[:, -1]  # (rows, vocabulary)
+        logits = model(
+            encoder_outputs=(states,),
+            attention_mask=mask,
+            decoder_input_ids=input_ids[:, -1:],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]  # (rows, vocabulary)
         scores = logits_processor(input_ids, logits)
         best = scores.max(dim=-1).indices  # twice as fast as argmax on a CPU
         input_ids = torch.cat([input_ids, best[:, None]], dim=-1)

@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-STRIPES = 4               # of a Gram matrix
+STRIPES = 4  # of a Gram matrix
 PRECONDITIONER_RANK = 32  # principal directions
 
 
@@ -22,10 +22,12 @@ def in_full_precision(function):
 
     Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
     """
+
     @functools.wraps(function)
     def run(*args, **kwargs):
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return function(*args, **kwargs)
+
     return run
 
 
@@ -106,8 +108,12 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
         return weights
     if not bool(torch.isfinite(gram).all() & torch.isfinite(cross).all()):
         return torch.where(keep, start, 0)
-    gram, cross, origin, mask = (gram[used][:, used], cross[rows][:, used], start[rows][:, used].to(gram),
-                                 keep[rows][:, used])
+    gram, cross, origin, mask = (
+        gram[used][:, used],
+        cross[rows][:, used],
+        start[rows][:, used].to(gram),
+        keep[rows][:, used],
+    )
     damping = at_least_rounding(ridge, gram.dtype) * gram.diagonal().mean()
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     target = cross + damping * origin
@@ -119,9 +125,14 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
         # Rows w of the result solve (m·damped·m) w = m·target for their own masks m.
         mask_values = mask.to(gram.dtype)
         solved = conjugate_gradients(
-            lambda rows: (rows @ damped) * mask_values, target * mask_values, origin * mask_values,
-            preconditioner(damped, mask_values), lambda a, b: (a * b).sum(dim=1, keepdim=True),
-            tolerance=tolerance, max_iterations=max_iterations)
+            lambda rows: (rows @ damped) * mask_values,
+            target * mask_values,
+            origin * mask_values,
+            preconditioner(damped, mask_values),
+            lambda a, b: (a * b).sum(dim=1, keepdim=True),
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
     weights[rows[:, None] & used] = torch.where(mask, solved, 0).to(start.dtype).flatten()
     return weights
 
@@ -157,9 +168,9 @@ def preconditioner(matrix, mask):
         basis = torch.linalg.qr(scaled @ basis).Q
     powers, turn = torch.linalg.eigh(basis.T @ scaled @ basis)
     rest = ((scaled.trace() - powers.sum()) / (size - count)).clamp_min(1e-2)  # τ; less would amplify rounding errors
-    spikes = (basis @ turn) * ((powers - rest).clamp_min(0) / rest).sqrt()                  # W, (in, directions)
+    spikes = (basis @ turn) * ((powers - rest).clamp_min(0) / rest).sqrt()  # W, (in, directions)
     products = (spikes[:, :, None] * spikes[:, None, :]).flatten(1)
-    small = (mask @ products).view(len(mask), count, count) + torch.eye(count).to(matrix)   # I + Wᵀ m W, row by row
+    small = (mask @ products).view(len(mask), count, count) + torch.eye(count).to(matrix)  # I + Wᵀ m W, row by row
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(small))
 
     def apply(rows):
@@ -192,7 +203,7 @@ def conjugate_gradients(apply, target, start, precondition, inner, *, tolerance,
         step = torch.where(curvature > 0, rho / curvature, 0)  # a system that is solved has no curvature left
         x = x + step * direction
         residual = residual - step * image
-        gain = float((step * rho).sum())                       # by which this iteration lowered twice the objective
+        gain = float((step * rho).sum())  # by which this iteration lowered twice the objective
         lowered += gain
         if gain <= tolerance * lowered:
             break

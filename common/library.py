@@ -15,8 +15,8 @@ from common.errors import UserError
 from common.records import RECORD_NAME, atomic_file, check_writable, file_digest, make_record, read_json, write_json
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
-LARGEST_DTYPE = 2**31 - 1   # numpy counts a dtype's bytes in a C int and overflows silently
-LARGEST_HEADER = 10_000     # numpy.load refuses longer ones
+LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
+LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
 
 class Library:
@@ -42,8 +42,10 @@ class Library:
         if not isinstance(record.get("model"), dict) or not _are_entries(record.get("variants")):
             raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library anew")
         if record["model"].get("fingerprint") != model_fingerprint:
-            raise UserError(f"{folder}: was made for another model ({record['model'].get('name')}); "
-                            "give the model it was made for, or another library")
+            raise UserError(
+                f"{folder}: was made for another model ({record['model'].get('name')}); "
+                "give the model it was made for, or another library"
+            )
         if stage not in (None, record.get("stage")):
             raise UserError(f"{folder}: is a {record.get('stage')} library where a {stage} one belongs")
         return cls(folder, record)
@@ -80,8 +82,10 @@ class Library:
         """
         entry = self.record["variants"].get(_id(block, variant))
         if entry is None:
-            raise UserError(f"{self.folder}: has no variant {variant} of {block}; run prune.py (and "
-                            "block-level_finetuning.py) again with the scheme of this conf.json")
+            raise UserError(
+                f"{self.folder}: has no variant {variant} of {block}; run prune.py (and "
+                "block-level_finetuning.py) again with the scheme of this conf.json"
+            )
         return entry
 
     def has(self, block, variant, key, overwrite):
@@ -96,8 +100,10 @@ class Library:
         if entry["key"] == key and self._is_intact(entry):
             return True
         if entry["key"] != key and not overwrite:
-            raise UserError(f"{self.folder}: {_id(block, variant)} is there already, made with other settings; "
-                            "choose another library or pass --overwrite")
+            raise UserError(
+                f"{self.folder}: {_id(block, variant)} is there already, made with other settings; "
+                "choose another library or pass --overwrite"
+            )
         return False
 
     def _is_intact(self, entry):
@@ -122,9 +128,14 @@ class Library:
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         self.record["variants"][_id(block.name, variant)] = {
-            "block": block.name, "variant": variant, "file": file, "key": key,
+            "block": block.name,
+            "variant": variant,
+            "file": file,
+            "key": key,
             "sha256": file_digest(self.folder / file),
-            "shapes": {name: list(array.shape) for name, array in arrays.items()}, **measured}
+            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+            **measured,
+        }
         write_json(self.folder / RECORD_NAME, self.record)
 
     def annotate(self, block, scores):
@@ -154,16 +165,21 @@ class Library:
         if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
             raise UserError(f"{path}: does not hold the tensors its record lists; {remedy}")
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return ({name: tensor for name, tensor in tensors.items() if not name.endswith(".keep")},
-                {name.removesuffix(".keep"): tensor for name, tensor in tensors.items() if name.endswith(".keep")})
+        return (
+            {name: tensor for name, tensor in tensors.items() if not name.endswith(".keep")},
+            {name.removesuffix(".keep"): tensor for name, tensor in tensors.items() if name.endswith(".keep")},
+        )
 
 
 def _are_entries(variants):
     """Whether a record's "variants" are what `Library.write` puts there."""
     texts = ("block", "variant", "file", "key", "sha256")
     return isinstance(variants, dict) and all(
-        isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in texts)
-        and isinstance(entry.get("shapes"), dict) for entry in variants.values())
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in texts)
+        and isinstance(entry.get("shapes"), dict)
+        for entry in variants.values()
+    )
 
 
 def _id(block, variant):

@@ -87,8 +87,10 @@ def prune_block(block, tensors, removed):
         keeps[out] &= features[None, :]
     masks = parameter_masks(block, keeps)
     # where, not a product, which would leave -0.0 in the place of negative weights
-    pruned = {name: torch.where(masks[name], tensor.detach(), 0) if name in masks else tensor.detach().clone()
-              for name, tensor in tensors.items()}
+    pruned = {
+        name: torch.where(masks[name], tensor.detach(), 0) if name in masks else tensor.detach().clone()
+        for name, tensor in tensors.items()
+    }
     return pruned, keeps, by_rate
 
 

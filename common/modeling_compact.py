@@ -26,12 +26,15 @@ from transformers import (
 from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 
-NOTICE = ("a-compact-model, too small for this class: load it with "
-          "transformers.{}.from_pretrained(FOLDER, trust_remote_code=True)")
+NOTICE = (
+    "a-compact-model, too small for this class: load it with "
+    "transformers.{}.from_pretrained(FOLDER, trust_remote_code=True)"
+)
 
 
 class CompactT5Config(T5Config):
     """A T5Config and what is left of each module."""
+
     model_type = "compact-t5"
 
     kept_heads: dict | None = None
@@ -44,12 +47,15 @@ class CompactT5Config(T5Config):
         super().__post_init__(**kwargs)
 
     def to_dict(self):
-        return super().to_dict() | {"feed_forward_proj": NOTICE.format("AutoModelForSeq2SeqLM"),
-                                    "original_activation": self.feed_forward_proj}
+        return super().to_dict() | {
+            "feed_forward_proj": NOTICE.format("AutoModelForSeq2SeqLM"),
+            "original_activation": self.feed_forward_proj,
+        }
 
 
 class CompactDistilBertConfig(DistilBertConfig):
     """A DistilBertConfig and what is left of each module."""
+
     model_type = "compact-distilbert"
 
     kept_heads: dict | None = None
@@ -62,8 +68,10 @@ class CompactDistilBertConfig(DistilBertConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self):
-        return super().to_dict() | {"activation": NOTICE.format("AutoModelForSequenceClassification"),
-                                    "original_activation": self.activation}
+        return super().to_dict() | {
+            "activation": NOTICE.format("AutoModelForSequenceClassification"),
+            "original_activation": self.activation,
+        }
 
 
 class CompactT5Attention(T5Attention):
@@ -102,8 +110,9 @@ class CompactT5Attention(T5Attention):
         self._whole_bias = super().compute_bias(*args, **kwargs)
         return self._own(self._whole_bias)
 
-    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, past_key_values=None,
-                **kwargs):
+    def forward(
+        self, hidden_states, mask=None, key_value_states=None, position_bias=None, past_key_values=None, **kwargs
+    ):
         shared = position_bias
         if key_value_states is not None:
             # Cross-attention has none. T5 shares zeros of the first layer's heads; one zero is right for any number.
@@ -111,8 +120,13 @@ class CompactT5Attention(T5Attention):
         elif position_bias is not None:
             position_bias = self._own(position_bias)
         output, bias, weights = super().forward(
-            hidden_states, mask=mask, key_value_states=key_value_states, position_bias=position_bias,
-            past_key_values=past_key_values, **kwargs)
+            hidden_states,
+            mask=mask,
+            key_value_states=key_value_states,
+            position_bias=position_bias,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
         if shared is None:  # a stack's first layer, or one that is run alone
             shared, self._whole_bias = (self._whole_bias, None) if self.has_relative_attention_bias else (bias, None)
         return output, shared, weights
@@ -120,6 +134,7 @@ class CompactT5Attention(T5Attention):
 
 class CompactT5ForConditionalGeneration(T5ForConditionalGeneration):
     """T5 with as many heads and neurons in each module as its config says."""
+
     config_class = CompactT5Config
 
     def __init__(self, config):
@@ -132,6 +147,7 @@ class CompactT5ForConditionalGeneration(T5ForConditionalGeneration):
 
 class CompactDistilBertForSequenceClassification(DistilBertForSequenceClassification):
     """DistilBERT with as many heads and neurons in each module as its config says."""
+
     config_class = CompactDistilBertConfig
 
     def __init__(self, config):
@@ -180,12 +196,14 @@ def shrink(inner, out, width):
         if linear.bias is not None:
             linear.bias = nn.Parameter(linear.bias[:width].clone())
     out.in_features = width
-    out.weight = nn.Parameter(out.weight[:, :width].clone())         # (out, width)
+    out.weight = nn.Parameter(out.weight[:, :width].clone())  # (out, width)
 
 
-for auto_model, compact_class in ((AutoModelForSeq2SeqLM, CompactT5ForConditionalGeneration),
-                                  (AutoModelForSequenceClassification, CompactDistilBertForSequenceClassification)):
-    compact_class.config_class.register_for_auto_class()     # saving puts this file into the folder
+for auto_model, compact_class in (
+    (AutoModelForSeq2SeqLM, CompactT5ForConditionalGeneration),
+    (AutoModelForSequenceClassification, CompactDistilBertForSequenceClassification),
+):
+    compact_class.config_class.register_for_auto_class()  # saving puts this file into the folder
     compact_class.register_for_auto_class(auto_model)
     # Once more where the suite and a folder's copy of this file meet in one process.
     AutoConfig.register(compact_class.config_class.model_type, compact_class.config_class, exist_ok=True)

@@ -34,10 +34,11 @@ transformers.logging.disable_progress_bar()
 @dataclass
 class LoadedModel:
     """A model as `load_model` finds it."""
+
     model: torch.nn.Module
     path: Path
     record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
-    masks: dict = field(default_factory=dict)   # {parameter name: bool}, from a .pth
+    masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
 
     @property
     def family(self):
@@ -46,8 +47,11 @@ class LoadedModel:
     @cached_property
     def identity(self):
         """{name, type, fingerprint}, as configurations, schemes and libraries hold it; computed once, on first use."""
-        return {"name": self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
-                "type": self.model.config.model_type, "fingerprint": fingerprint(self.model)}
+        return {
+            "name": self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
+            "type": self.model.config.model_type,
+            "fingerprint": fingerprint(self.model),
+        }
 
 
 def resolve_device(name):
@@ -96,6 +100,7 @@ def model_class(model_type):
 
 # --- loading ---------------------------------------------------------------------------------------------------
 
+
 def load_model(path, device="cpu"):
     """Load a model folder or `.pth` in float32, in `eval()`.
 
@@ -122,12 +127,14 @@ def _load_folder(path):
         loading = dict(dtype=torch.float32, output_loading_info=True)
         if (path / SPARSE_NAME).is_file():
             model, report = model_class(config.model_type).from_pretrained(
-                None, config=config, state_dict=load_sparse(path / SPARSE_NAME), **loading)
+                None, config=config, state_dict=load_sparse(path / SPARSE_NAME), **loading
+            )
             if model.can_generate():
                 model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
         else:
-            model, report = model_class(config.model_type).from_pretrained(path, local_files_only=True,
-                                                                           use_safetensors=True, **loading)
+            model, report = model_class(config.model_type).from_pretrained(
+                path, local_files_only=True, use_safetensors=True, **loading
+            )
     except UserError as error:  # a model type that is not supported
         raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -187,8 +194,10 @@ def load_tokenizer(path, loaded):
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be loaded as a tokenizer: {error}") from None
     if len(tokenizer) > loaded.model.config.vocab_size:
-        raise UserError(f"{path}: knows {len(tokenizer)} tokens where the model has {loaded.model.config.vocab_size}; "
-                        "give the tokenizer that belongs to the model")
+        raise UserError(
+            f"{path}: knows {len(tokenizer)} tokens where the model has {loaded.model.config.vocab_size}; "
+            "give the tokenizer that belongs to the model"
+        )
     return tokenizer
 
 
@@ -208,15 +217,20 @@ def download(checkpoint, family, talk):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            return (hub_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
-                    transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only))
+            return (
+                hub_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
+                transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only),
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-    raise UserError(f"{checkpoint}: is not in the local cache and not to be had from the hub ({reason}); "
-                    "the types t5-demo and distilbert-demo need no network")
+    raise UserError(
+        f"{checkpoint}: is not in the local cache and not to be had from the hub ({reason}); "
+        "the types t5-demo and distilbert-demo need no network"
+    )
 
 
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
+
 
 def reference(target, model_path):
     """How the record of the model at `model_path` names a folder or hub id."""
@@ -236,6 +250,7 @@ def resolve(named, model_path):
 
 # --- saving ----------------------------------------------------------------------------------------------------
 
+
 def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False):
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
@@ -248,12 +263,14 @@ def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False)
     path = Path(path)
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none
-        content = {"format": f"composable-pruning {FORMAT_VERSION}",
-                   "config": json.dumps(model.config.to_dict(), sort_keys=True),
-                   "generation_config": json.dumps(generation.to_dict() if generation else None),
-                   "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-                   "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
-                   "record": json.dumps(record)}
+        content = {
+            "format": f"composable-pruning {FORMAT_VERSION}",
+            "config": json.dumps(model.config.to_dict(), sort_keys=True),
+            "generation_config": json.dumps(generation.to_dict() if generation else None),
+            "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+            "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
+            "record": json.dumps(record),
+        }
         with atomic_file(path) as handle:
             torch.save(content, handle)
         return

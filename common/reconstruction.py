@@ -50,16 +50,18 @@ from common.least_squares import (
 )
 from common.masking import parameter_masks
 
-OVERSAMPLING = 8            # tokens for each unknown of a row
-STATISTICS_BYTES = 2**30    # of the blocks that share a teacher pass
-CHUNK = 4096                # tokens that go through a feed-forward block at once
+OVERSAMPLING = 8  # tokens for each unknown of a row
+STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
+CHUNK = 4096  # tokens that go through a feed-forward block at once
 
 
 # --- the stage -------------------------------------------------------------------------------------------------
 
+
 @in_full_precision
-def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, device, talk, value_rounds=1,
-                oversampling=OVERSAMPLING):
+def reconstruct(
+    teacher, family, variants, examples, *, ridge, batch_size, device, talk, value_rounds=1, oversampling=OVERSAMPLING
+):
     """Solve all variants, in one teacher pass unless the statistics are too large for the memory allowed.
 
     Args:
@@ -84,8 +86,9 @@ def reconstruct(teacher, family, variants, examples, *, ridge, batch_size, devic
             if block.kind == "attention":
                 gram, basis = statistics.pop(block)
                 for name, (tensors, keeps) in mine.items():
-                    solved[name] |= solve_attention(block, gram, basis, own[block], tensors, keeps, ridge=ridge,
-                                                    rounds=value_rounds)
+                    solved[name] |= solve_attention(
+                        block, gram, basis, own[block], tensors, keeps, ridge=ridge, rounds=value_rounds
+                    )
             else:
                 solved |= solve_feed_forward(teacher, block, statistics.pop(block), own[block], mine, ridge=ridge)
     return solved
@@ -102,8 +105,11 @@ def groups(own, oversampling):
     lists, room = [], 0
     for block, tensors in own.items():
         size = unknowns(block, tensors)
-        needed = 4 * size * (size if block.kind == "attention" else
-                             oversampling * tensors[f"{block.linears[0]}.weight"].shape[1])
+        needed = (
+            4
+            * size
+            * (size if block.kind == "attention" else oversampling * tensors[f"{block.linears[0]}.weight"].shape[1])
+        )
         if needed > room:
             lists.append([])
             room = STATISTICS_BYTES
@@ -135,8 +141,11 @@ def gather(teacher, family, blocks, examples, batch_size, device, talk, oversamp
     grams, bases, inputs = {}, {}, {block: [] for block in blocks}
 
     def visit(block, call, real, number):
-        some = some_positions(real.shape[1], oversampling * unknowns(block, own[block]) / tokens[block.side],
-                              f"{FIXED_SEED}/{number}/{block.name}").to(device)
+        some = some_positions(
+            real.shape[1],
+            oversampling * unknowns(block, own[block]) / tokens[block.side],
+            f"{FIXED_SEED}/{number}/{block.name}",
+        ).to(device)
         if block.kind == "attention":
             rows = attention_rows(block, call, some, real[:, some], directions(block, own[block]), bases)
             grams[block] = add_products(grams.get(block), rows)
@@ -145,8 +154,10 @@ def gather(teacher, family, blocks, examples, batch_size, device, talk, oversamp
 
     with attention_probabilities(teacher):
         passes(teacher, family, blocks, examples, batch_size, device, talk, "statistics", visit)
-    return {block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
-            for block in blocks}
+    return {
+        block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
+        for block in blocks
+    }
 
 
 def some_positions(length, fraction, seed):
@@ -160,6 +171,7 @@ def some_positions(length, fraction, seed):
 
 
 # --- feed-forward ----------------------------------------------------------------------------------------------
+
 
 def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
     """Solve the inner Linears of all variants, then their output Linears on what these then produce.
@@ -197,8 +209,9 @@ def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
         masks = parameter_masks(block, keeps)
 
         def solution(linear, gram, cross):
-            return parted(solve(gram, cross, joined(tensors, linear), kept(masks, tensors, linear), ridge=ridge),
-                          tensors, linear)
+            return parted(
+                solve(gram, cross, joined(tensors, linear), kept(masks, tensors, linear), ridge=ridge), tensors, linear
+            )
 
         if lost_neurons_alone(block, keeps):
             shared = shared or feature_sums(own)
@@ -215,12 +228,13 @@ def solve_feed_forward(teacher, block, inputs, own, variants, *, ridge):
 def lost_neurons_alone(block, keeps):
     """Whether each neuron has all its rows in the inner Linears, or none of them and no column in the output Linear."""
     *inner, out = block.linears
-    whole = torch.stack([keeps[linear].all(dim=1) for linear in inner]).all(dim=0)         # (neurons,)
+    whole = torch.stack([keeps[linear].all(dim=1) for linear in inner]).all(dim=0)  # (neurons,)
     gone = ~torch.stack([*(keeps[linear].any(dim=1) for linear in inner), keeps[out].any(dim=0)]).any(dim=0)
     return bool((whole | gone).all())
 
 
 # --- held-out error --------------------------------------------------------------------------------------------
+
 
 @in_full_precision
 def held_out_errors(teacher, family, variants, candidates, examples, *, batch_size, device, talk):

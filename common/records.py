@@ -24,6 +24,7 @@ VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
 
 # --- atomic writes ---------------------------------------------------------------------------------------------
 
+
 @contextlib.contextmanager
 def atomic_file(path):
     """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
@@ -135,8 +136,9 @@ def keeps_existing(path, content, overwrite):
     except (OSError, ValueError):
         pass
     if not overwrite:
-        raise UserError(f"{path}: exists already and holds something else; "
-                        "choose another output or pass --overwrite to replace it")
+        raise UserError(
+            f"{path}: exists already and holds something else; choose another output or pass --overwrite to replace it"
+        )
     return False
 
 
@@ -158,6 +160,7 @@ def check_writable(path, *, is_file=False):
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
+
 
 def read_json(path, made_by):
     """The JSON object in `path`.
@@ -195,6 +198,7 @@ def _no_twins(path, pairs):
 
 # --- fingerprints and records ----------------------------------------------------------------------------------
 
+
 def digest(value):
     """SHA-256 (hex) of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -209,8 +213,13 @@ def file_digest(path):
 def make_record(script, key, **content):
     """A record: which script made the output, from what (`key`, see `digest`), under which versions."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
-    return {"version": FORMAT_VERSION, "script": script, "key": key, **content,
-            "versions": {"python": platform.python_version(), **versions}}
+    return {
+        "version": FORMAT_VERSION,
+        "script": script,
+        "key": key,
+        **content,
+        "versions": {"python": platform.python_version(), **versions},
+    }
 
 
 def is_done(path, record, key, overwrite):
@@ -228,6 +237,8 @@ def is_done(path, record, key, overwrite):
     if record is None and Path(path).is_dir() and any(Path(path).iterdir()):
         raise UserError(f"{path}: is a folder that this suite did not write; choose another output")
     if not overwrite:
-        raise UserError(f"{path}: exists already, made from other inputs or settings; "
-                        "choose another output or pass --overwrite to replace it")
+        raise UserError(
+            f"{path}: exists already, made from other inputs or settings; "
+            "choose another output or pass --overwrite to replace it"
+        )
     return False

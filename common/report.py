@@ -13,8 +13,10 @@ from common.models import DENSE_NAME, SPARSE_NAME, load_model, now, resolve
 from common.records import write_json
 
 # The input that multiply-adds are counted for (one example) and seconds measured with (a batch).
-INPUTS = {"translation": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
-          "classification": {"batch_size": 8, "input_tokens": 128}}
+INPUTS = {
+    "translation": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
+    "classification": {"batch_size": 8, "input_tokens": 128},
+}
 ROUNDS, WARM_UP = 9, 2
 
 
@@ -32,11 +34,14 @@ def original_of(loaded, given, device):
         return None
     original = load_model(path, device)
     if made_from and original.identity["fingerprint"] != made_from["fingerprint"]:
-        raise UserError(f"{path}: is not the original of {loaded.path}, which is {made_from['name']}; "
-                        "name it with --original")
+        raise UserError(
+            f"{path}: is not the original of {loaded.path}, which is {made_from['name']}; name it with --original"
+        )
     if original.family is not loaded.family:
-        raise UserError(f"{path}: is a {original.family.task} model, {loaded.path} a {loaded.family.task} one; "
-                        "name the model's own original with --original")
+        raise UserError(
+            f"{path}: is a {original.family.task} model, {loaded.path} a {loaded.family.task} one; "
+            "name the model's own original with --original"
+        )
     return original
 
 
@@ -54,11 +59,23 @@ def write_report(path, loaded, original, evaluation, device, talk):
     measured = {name: sizes(each) | {"multiply_adds": multiply_adds(each)} for name, each in models.items()}
     for name, seconds in speeds(models, device).items():
         measured[name] |= seconds
-    figures = {figure: beside(value, measured["original"][figure] if original else None)
-               for figure, value in measured["model"].items()}
-    write_json(path, {"model": str(loaded.path), "original": str(original.path) if original else None,
-                      "evaluation": evaluation, "input": stated, "rounds": ROUNDS, "device": str(device),
-                      "threads": torch.get_num_threads(), "figures": figures})
+    figures = {
+        figure: beside(value, measured["original"][figure] if original else None)
+        for figure, value in measured["model"].items()
+    }
+    write_json(
+        path,
+        {
+            "model": str(loaded.path),
+            "original": str(original.path) if original else None,
+            "evaluation": evaluation,
+            "input": stated,
+            "rounds": ROUNDS,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "figures": figures,
+        },
+    )
 
 
 def beside(value, original):
@@ -69,11 +86,17 @@ def sizes(loaded):
     """Counts of a model's parameters; its bytes, of the weights on disk, of parameters and buffers in memory."""
     path = loaded.path
     files = [path] if path.is_file() else weight_files(path)
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-                for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}  # tied ones count once
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
+    }  # tied ones count once
     counts = parameter_counts(loaded.model)
-    return {"parameters": counts["parameters"], "nonzero_parameters": counts["nonzero_parameters"],
-            "bytes_on_disk": sum(file.stat().st_size for file in files), "bytes_in_memory": sum(storages.values())}
+    return {
+        "parameters": counts["parameters"],
+        "nonzero_parameters": counts["nonzero_parameters"],
+        "bytes_on_disk": sum(file.stat().st_size for file in files),
+        "bytes_in_memory": sum(storages.values()),
+    }
 
 
 def weight_files(folder):
@@ -126,8 +149,10 @@ def ways_to_run(loaded):
     if "decoder_input_ids" in batch:
         length = batch["decoder_input_ids"].shape[1]
         one = {name: batch[name][:1] for name in ("input_ids", "attention_mask")}
-        ways["seconds_per_generated_token"] = (lambda: model.generate(
-            **one, do_sample=False, num_beams=1, min_new_tokens=length, max_new_tokens=length), length)
+        ways["seconds_per_generated_token"] = (
+            lambda: model.generate(**one, do_sample=False, num_beams=1, min_new_tokens=length, max_new_tokens=length),
+            length,
+        )
     return ways
 
 
@@ -142,5 +167,7 @@ def speeds(models, device):
                 run()
                 if turn >= WARM_UP:
                     seconds[name][figure].append((now(device) - started) / parts)
-    return {name: {figure: round(statistics.median(times), 7) for figure, times in each.items()}
-            for name, each in seconds.items()}
+    return {
+        name: {figure: round(statistics.median(times), 7) for figure, times in each.items()}
+        for name, each in seconds.items()
+    }

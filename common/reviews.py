@@ -21,11 +21,30 @@ from collections.abc import Callable, Iterator
 
 # What a claim is about: the noun, and whether it is plural.
 TOPICS = [
-    ("acting", False), ("plot", False), ("script", False), ("dialogue", False), ("music", False),
-    ("ending", False), ("camera work", False), ("editing", False), ("villain", False), ("first half", False),
-    ("lighting", False), ("romance", False), ("humour", False), ("opening scene", False), ("love story", False),
-    ("songs", True), ("jokes", True), ("costumes", True), ("effects", True), ("characters", True),
-    ("fight scenes", True), ("supporting cast", False), ("car chases", True), ("main actors", True),
+    ("acting", False),
+    ("plot", False),
+    ("script", False),
+    ("dialogue", False),
+    ("music", False),
+    ("ending", False),
+    ("camera work", False),
+    ("editing", False),
+    ("villain", False),
+    ("first half", False),
+    ("lighting", False),
+    ("romance", False),
+    ("humour", False),
+    ("opening scene", False),
+    ("love story", False),
+    ("songs", True),
+    ("jokes", True),
+    ("costumes", True),
+    ("effects", True),
+    ("characters", True),
+    ("fight scenes", True),
+    ("supporting cast", False),
+    ("car chases", True),
+    ("main actors", True),
 ]
 KINDS = ["film", "comedy", "thriller", "drama", "western", "musical", "adventure"]
 
@@ -39,10 +58,24 @@ ADJECTIVES = {
 DEGREES = {1: ["", "", "quite ", "rather ", "fairly "], 2: ["", "", "simply ", "truly ", "nothing short of "]}
 NEGATIONS = ["not ", "not exactly ", "hardly ", "never ", "far from ", "by no means ", "anything but "]
 ACTIONS = {  # verb and object; strength 1
-    +1: [("lift", "every scene"), ("hold", "my attention"), ("warm", "the heart"), ("reward", "a second look"),
-         ("keep", "the story moving"), ("add", "real depth"), ("deserve", "applause")],
-    -1: [("ruin", "every scene"), ("test", "my patience"), ("spoil", "the mood"), ("waste", "our time"),
-         ("slow", "the story down"), ("insult", "the viewer"), ("get", "on my nerves")],
+    +1: [
+        ("lift", "every scene"),
+        ("hold", "my attention"),
+        ("warm", "the heart"),
+        ("reward", "a second look"),
+        ("keep", "the story moving"),
+        ("add", "real depth"),
+        ("deserve", "applause"),
+    ],
+    -1: [
+        ("ruin", "every scene"),
+        ("test", "my patience"),
+        ("spoil", "the mood"),
+        ("waste", "our time"),
+        ("slow", "the story down"),
+        ("insult", "the viewer"),
+        ("get", "on my nerves"),
+    ],
 }
 FEELINGS = {  # present and past of what somebody feels, by sign and strength
     (+1, 1): [("like", "liked"), ("enjoy", "enjoyed"), ("admire", "admired")],
@@ -52,15 +85,26 @@ FEELINGS = {  # present and past of what somebody feels, by sign and strength
 }
 
 OTHERS = [  # other people, and whether they are plural
-    ("my brother", False), ("my sister", False), ("my neighbour", False), ("a friend of mine", False),
-    ("the critics", True), ("my parents", True), ("some people", True), ("the newspapers", True),
+    ("my brother", False),
+    ("my sister", False),
+    ("my neighbour", False),
+    ("a friend of mine", False),
+    ("the critics", True),
+    ("my parents", True),
+    ("some people", True),
+    ("the newspapers", True),
 ]
 RIVALS = ["the sequel", "the book", "the original", "the stage play", "the remake", "the director's last film"]
 
 # {light} is the clause that does not count, {main} the one that does.
 CONTRASTS = [
-    "{light}, but {main}", "{light}, yet {main}", "{light}; even so, {main}", "although {light}, {main}",
-    "while {light}, {main}", "{main}, although {light}", "{main}, even if {light}",
+    "{light}, but {main}",
+    "{light}, yet {main}",
+    "{light}; even so, {main}",
+    "although {light}, {main}",
+    "while {light}, {main}",
+    "{main}, although {light}",
+    "{main}, even if {light}",
     "it hardly matters that {light}, because {main}",
 ]
 REPLIES = {  # the writer's answer to somebody else's opinion: shared or not
@@ -68,19 +112,42 @@ REPLIES = {  # the writer's answer to somebody else's opinion: shared or not
     False: [", but I disagree", ", which is nonsense", ", and I could not agree less", ", which is not true"],
 }
 VERDICTS = {
-    +1: ["I enjoyed every minute", "I would gladly see it again", "it is worth the ticket", "I recommend it",
-         "I left with a smile", "I do not regret a minute", "you should not miss it", "I was never bored",
-         "nobody will want their money back"],
-    -1: ["I regret every minute", "I would not see it again", "it is not worth the ticket", "I was bored",
-         "I left without a smile", "I did not enjoy a minute", "you should miss it", "I cannot recommend it",
-         "I want my money back"],
+    +1: [
+        "I enjoyed every minute",
+        "I would gladly see it again",
+        "it is worth the ticket",
+        "I recommend it",
+        "I left with a smile",
+        "I do not regret a minute",
+        "you should not miss it",
+        "I was never bored",
+        "nobody will want their money back",
+    ],
+    -1: [
+        "I regret every minute",
+        "I would not see it again",
+        "it is not worth the ticket",
+        "I was bored",
+        "I left without a smile",
+        "I did not enjoy a minute",
+        "you should miss it",
+        "I cannot recommend it",
+        "I want my money back",
+    ],
 }
 VERDICT_OPENERS = ["all in all, ", "on balance, ", "in the end, ", "overall, ", "my verdict: ", "in short, "]
 ASIDES = [  # say nothing about quality
-    "we saw it on a rainy Sunday", "it runs for two hours", "I went with my whole family",
-    "the story begins in a small town", "it was shot in the north of Spain", "the cinema was half empty",
-    "I knew nothing about it before", "it came out last winter", "two brothers inherit an old hotel",
-    "a young doctor moves to an island", "a retired detective takes one more case",
+    "we saw it on a rainy Sunday",
+    "it runs for two hours",
+    "I went with my whole family",
+    "the story begins in a small town",
+    "it was shot in the north of Spain",
+    "the cinema was half empty",
+    "I knew nothing about it before",
+    "it came out last winter",
+    "two brothers inherit an old hotel",
+    "a young doctor moves to an island",
+    "a retired detective takes one more case",
 ]
 
 NEGATED = 0.18  # share of the claims that are negated
@@ -132,8 +199,13 @@ class _Writer:
         noun, _ = next(self.topics)
         if self.chance(NEGATED):
             present, past = self.rng.choice(FEELINGS[-sign, self.rng.choice((1, 2))])
-            return self.rng.choice((f"I did not {present} the {noun}", f"I never {past} the {noun}",
-                                    f"I cannot say that I {past} the {noun}")), 1
+            return self.rng.choice(
+                (
+                    f"I did not {present} the {noun}",
+                    f"I never {past} the {noun}",
+                    f"I cannot say that I {past} the {noun}",
+                )
+            ), 1
         strength = self.rng.choice((1, 2))
         return f"I {self.rng.choice(FEELINGS[sign, strength])[1]} the {noun}", strength
 
@@ -161,8 +233,9 @@ class _Writer:
         said = sign if shared else -sign
         if self.chance(0.4):
             past = self.rng.choice(FEELINGS[said, self.rng.choice((1, 2))])[1]
-            reply = self.rng.choice((", and so did I", ", and I felt the same") if shared
-                                    else ("; I did not", ", but I felt the opposite"))
+            reply = self.rng.choice(
+                (", and so did I", ", and I felt the same") if shared else ("; I did not", ", but I felt the opposite")
+            )
             return f"{who} {past} it{reply}", 1
         clause, _ = self.quality(said)  # the other claims speak of "I" and "my"
         return f"{who} say{'' if plural else 's'} that {clause}{self.rng.choice(REPLIES[shared])}", 1
@@ -207,8 +280,9 @@ def _review(rng: random.Random) -> tuple[str, int]:
     return " ".join(s[0].upper() + s[1:] + "." for s in sentences), score
 
 
-def splits(seed: int, *, train: int = 8000, validation: int = 500, test: int = 1000
-           ) -> dict[str, list[tuple[str, int]]]:
+def splits(
+    seed: int, *, train: int = 8000, validation: int = 500, test: int = 1000
+) -> dict[str, list[tuple[str, int]]]:
     """Reviews as (text, label) with label 1 = positive, 0 = negative, in the splits "train", "validation", "test".
 
     The sizes are numbers of reviews; each split is half positive (one more negative if its size is odd). No

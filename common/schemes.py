@@ -23,6 +23,7 @@ SCHEME_BY = "prune_scheme_generator.py"
 @dataclass(frozen=True)
 class Configurations:
     """`conf.json`: the model {name, type, fingerprint}, its modules, and one {module: rate} a configuration."""
+
     model: dict
     modules: dict
     configs: list
@@ -40,14 +41,20 @@ class Scheme:
     `configs`: one {block: variant or "dense"} a configuration, over all blocks.
     `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
     """
+
     model: dict
     blocks: dict
     configs: list
     requested: list
 
     def to_json(self):
-        content = {"version": FORMAT_VERSION, "model": self.model, "blocks": self.blocks, "configs": self.configs,
-                   "requested": self.requested}
+        content = {
+            "version": FORMAT_VERSION,
+            "model": self.model,
+            "blocks": self.blocks,
+            "configs": self.configs,
+            "requested": self.requested,
+        }
         return {**content, "digest": digest(content)}
 
     def variants(self):
@@ -98,8 +105,9 @@ def read_configurations(path):
     _check_header(path, value, CONFIGURATIONS_BY)
     modules, configs = value.get("modules"), value.get("configs")
     if not isinstance(modules, dict) or not modules:
-        raise UserError(f"{path}: 'modules' must be an object that lists the model's modules; "
-                        f"{CONFIGURATIONS_BY} writes it")
+        raise UserError(
+            f"{path}: 'modules' must be an object that lists the model's modules; {CONFIGURATIONS_BY} writes it"
+        )
     for name, module in modules.items():
         _check_module(f"{path}: modules: {name}", name, module, modules)
     if not isinstance(configs, list) or not configs:
@@ -117,8 +125,10 @@ def read_configurations(path):
 
 def _check_header(path, value, made_by):
     if value.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {value.get('version')!r} where {FORMAT_VERSION} belongs; "
-                        f"make it anew with {made_by}")
+        raise UserError(
+            f"{path}: format version {value.get('version')!r} where {FORMAT_VERSION} belongs; "
+            f"make it anew with {made_by}"
+        )
     model = value.get("model")
     if not isinstance(model, dict) or not all(isinstance(model.get(k), str) for k in ("name", "type", "fingerprint")):
         raise UserError(f"{path}: 'model' must hold the name, type and fingerprint of the model; {made_by} writes it")
@@ -143,8 +153,10 @@ def _check_rate(rate, module, where):
     parts = SIZES[module["kind"]]
     size = module[parts]
     if parts != "weights" and removed_count(rate, size) >= size:
-        raise UserError(f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is "
-                        f"{(size - 1) / size:g} ({size - 1} of {size} {parts})")
+        raise UserError(
+            f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is "
+            f"{(size - 1) / size:g} ({size - 1} of {size} {parts})"
+        )
 
 
 def removed_count(rate, size):
@@ -236,7 +248,8 @@ def read_scheme(path):
         raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
     content = {key: item for key, item in value.items() if key != "digest"}
     if value.get("digest") != digest(content):
-        raise UserError(f"{path}: was changed after it was made, or is no scheme; "
-                        f"regenerate it from conf.json with {SCHEME_BY}")
+        raise UserError(
+            f"{path}: was changed after it was made, or is no scheme; regenerate it from conf.json with {SCHEME_BY}"
+        )
     _check_header(path, value, SCHEME_BY)
     return Scheme(value["model"], value["blocks"], value["configs"], value["requested"])

@@ -23,10 +23,10 @@ class Replaceable:
     def __init__(self, model, blocks):
         """`blocks`: {name: Block}, all of the model's."""
         self.model, self.blocks = model, blocks
-        self.outputs = {}         # {block name: what its module returned}, in the order of execution
-        self.keeping = False      # whether `outputs` is being filled
-        self.skipped = ()         # names of blocks that answer from it
-        self.replaced = {}        # {block name: tensors in the place of its own}
+        self.outputs = {}  # {block name: what its module returned}, in the order of execution
+        self.keeping = False  # whether `outputs` is being filled
+        self.skipped = ()  # names of blocks that answer from it
+        self.replaced = {}  # {block name: tensors in the place of its own}
 
     @contextlib.contextmanager
     def opened(self):
@@ -52,6 +52,7 @@ class Replaceable:
             if self.keeping:
                 self.outputs[name] = output
             return output
+
         return run
 
     def run(self, batch):
@@ -66,7 +67,7 @@ class Replaceable:
     def run_with(self, name, tensors, batch):
         """A run on the same batch with other tensors in one block; those before it are not computed again."""
         order = list(self.outputs)
-        self.skipped, self.replaced = set(order[:order.index(name)]), {name: tensors}
+        self.skipped, self.replaced = set(order[: order.index(name)]), {name: tensors}
         try:
             return self.model(**batch)
         finally:
@@ -94,13 +95,13 @@ def score_block(model, teacher, blocks, name, variants, examples, *, batch_size,
     with Replaceable(model, blocks).opened() as replaceable:
         for positions in talk.progress(evaluation_batches(examples, batch_size), name or "model"):
             batch = examples.batch(positions, device)
-            real = batch["labels"] != -100                                    # (batch,) or (batch, length)
+            real = batch["labels"] != -100  # (batch,) or (batch, length)
             count = int(real.sum())
             own = replaceable.run(batch)
             wanted = (own if teacher is model else teacher(**batch)).logits[real].float().log_softmax(-1)
             for variant in sums:
                 output = own if variant is None else replaceable.run_with(name, variants[variant], batch)
-                found = output.logits[real].float().log_softmax(-1)           # (tokens, classes)
+                found = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
                 divergence = (wanted.exp() * (wanted - found)).sum(-1).mean()
                 sums[variant] += torch.stack([output.loss.float(), divergence]).cpu().double() * count
             total += count

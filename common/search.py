@@ -40,15 +40,19 @@ def choose(scores, costs, budget, *, current=None, changes=None):
     cost, unit = _above_the_least(costs, pairs)
     number = {block: i for i, block in enumerate(scores)}
     one_each = coo_array((np.ones(len(pairs)), ([number[block] for block, _ in pairs], range(len(pairs)))))
-    constraints = [LinearConstraint(one_each, 1, 1),
-                   LinearConstraint(cost[None], ub=(budget - least) / unit)]
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(cost[None], ub=(budget - least) / unit)]
     if changes is not None:
         stays = np.array([current[block] == variant for block, variant in pairs], dtype=float)
         constraints.append(LinearConstraint(stays[None], lb=len(scores) - changes))
     while True:
         with silent_stdout():
-            result = milp(score, integrality=np.ones(len(pairs)), bounds=Bounds(0, 1), constraints=constraints,
-                          options={"mip_rel_gap": 0})
+            result = milp(
+                score,
+                integrality=np.ones(len(pairs)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0},
+            )
         if result.x is None:
             raise UserError(f"a budget of {budget:.6g} cannot be met: {result.message}")
         taken = result.x > 0.5

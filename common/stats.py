@@ -52,6 +52,9 @@ def write_variant_stats(path, learners):
     rows = [[*pair, *row] for pair, learner in learners.items() for row in learner.history]
     if Path(path).is_file():
         with open(path, encoding="utf-8", newline="") as handle:
-            rows = [row for row in csv.reader(handle) if len(row) == len(BLOCK_COLUMNS)
-                    and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS] + rows
+            rows = [
+                row
+                for row in csv.reader(handle)
+                if len(row) == len(BLOCK_COLUMNS) and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS
+            ] + rows
     write_csv(path, BLOCK_COLUMNS, rows)

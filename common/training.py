@@ -26,6 +26,7 @@ class Recipe:
     epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill` and
     `dropout`: see `model_batch`.
     """
+
     epochs: int
     batch_size: int
     lr: float
@@ -46,11 +47,23 @@ class Recipe:
 
 def recipe_from(args, default_lr, **others):
     """The recipe of a script's training flags (`cli.add_training_flags`)."""
-    return Recipe(args.epochs, args.batch_size, args.lr or default_lr, args.warmup, args.weight_decay, args.clip,
-                  args.early_stop, args.precision, args.seed, args.epoch_size, **others)
+    return Recipe(
+        args.epochs,
+        args.batch_size,
+        args.lr or default_lr,
+        args.warmup,
+        args.weight_decay,
+        args.clip,
+        args.early_stop,
+        args.precision,
+        args.seed,
+        args.epoch_size,
+        **others,
+    )
 
 
 # --- learners --------------------------------------------------------------------------------------------------
+
 
 class Learner:
     """Parameters, their masks, their optimizer, and the best state they have been in.
@@ -68,8 +81,9 @@ class Learner:
         self.parameters, self.recipe, self.total_steps = parameters, recipe, total_steps
         self.held = HeldMasks(parameters, masks)
         fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay,
-                                           betas=BETAS, fused=fused)
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=BETAS, fused=fused
+        )
         self.steps = 0
         self.last_epoch = recipe.epochs
         self.best, self.best_loss, self.best_epoch = None, float("inf"), None
@@ -95,8 +109,11 @@ class Learner:
             self.best_loss, self.best_epoch = val_loss, epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         patience, target = self.recipe.early_stop, self.recipe.target_loss
-        self.finished = (epoch >= self.last_epoch or bool(patience and epoch - (self.best_epoch or 0) >= patience)
-                         or (target is not None and val_loss <= target))
+        self.finished = (
+            epoch >= self.last_epoch
+            or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+            or (target is not None and val_loss <= target)
+        )
 
     def restart_from(self, tensors, before, after, seconds):
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
@@ -126,8 +143,9 @@ class Learner:
             RuntimeError: a removed weight is not zero, which would be a bug.
         """
         if self.best is None:
-            raise UserError("the validation loss was never a number, not even before training: "
-                            "the model or the data are damaged")
+            raise UserError(
+                "the validation loss was never a number, not even before training: the model or the data are damaged"
+            )
         for name, parameter in self.parameters.items():
             parameter.copy_(self.best[name])
         if not self.held.intact():
@@ -135,11 +153,17 @@ class Learner:
 
     def state(self):
         """Everything that a resumed run needs, as plain tensors, numbers and strings."""
-        return {"parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
-                "optimizer": self.optimizer.state_dict(), "steps": self.steps,
-                "last_epoch": self.last_epoch, "best": self.best,
-                "best_loss": self.best_loss, "best_epoch": self.best_epoch, "history": self.history,
-                "finished": self.finished}
+        return {
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "last_epoch": self.last_epoch,
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "finished": self.finished,
+        }
 
     @torch.no_grad()
     def load_state(self, state):
@@ -158,9 +182,11 @@ def schedule(step, total, warmup):
 
 # --- the loop --------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Progress:
     """What a run has done so far. `rows`: (epoch, train_seconds, val_seconds)."""
+
     rows: list = field(default_factory=list)
 
     @property
@@ -173,8 +199,20 @@ class Progress:
         return sum(train + val for _, train, val in self.rows)
 
 
-def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpoint, rows=(), on_epoch=None,
-        on_finished=None):
+def fit(
+    learners,
+    run_batch,
+    train,
+    validation,
+    recipe,
+    *,
+    device,
+    talk,
+    checkpoint,
+    rows=(),
+    on_epoch=None,
+    on_finished=None,
+):
     """Train all learners, validating after every epoch and before the first.
 
     Args:
@@ -237,9 +275,11 @@ def fit(learners, run_batch, train, validation, recipe, *, device, talk, checkpo
             learner.observe(epoch, train_loss[name], val_loss[name], own_seconds[name] + own_val_seconds[name])
         progress.rows.append((epoch, train_seconds, val_seconds))
         mean = sum(val_loss.values()) / len(val_loss)
-        talk.say(f"epoch {epoch}: validation loss {mean:.4f}"
-                 + (f" (mean of {len(val_loss)} variants)" if len(learners) > 1 else "")
-                 + (f", {train_seconds:.1f} s" if epoch else ""))
+        talk.say(
+            f"epoch {epoch}: validation loss {mean:.4f}"
+            + (f" (mean of {len(val_loss)} variants)" if len(learners) > 1 else "")
+            + (f", {train_seconds:.1f} s" if epoch else "")
+        )
         if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
         checkpoint.save(learners, progress.rows)
@@ -253,6 +293,7 @@ def steps_of(examples, recipe):
 
 
 # --- what run_batch can be -------------------------------------------------------------------------------------
+
 
 def model_batch(model, teacher=None, distill=0.0, dropout=False):
     """`run_batch` for a whole model.
@@ -271,18 +312,21 @@ def model_batch(model, teacher=None, distill=0.0, dropout=False):
     def run_batch(batch, active, consume, training):
         def compute():
             output = model(**batch)
-            real = batch["labels"] != -100                          # (batch,) or (batch, length)
+            real = batch["labels"] != -100  # (batch,) or (batch, length)
             loss = output.loss
             if training and distill:
                 with torch.no_grad():
                     wanted = teacher(**batch).logits[real].float().log_softmax(-1)
-                divergence = torch.nn.functional.kl_div(output.logits[real].float().log_softmax(-1), wanted,
-                                                        reduction="batchmean", log_target=True)
+                divergence = torch.nn.functional.kl_div(
+                    output.logits[real].float().log_softmax(-1), wanted, reduction="batchmean", log_target=True
+                )
                 loss = (1 - distill) * loss + distill * divergence
             return loss, real.sum().float()
+
         for name, learner in active.items():
             model.train(training and dropout)
             consume(name, compute)
+
     return run_batch
 
 
@@ -304,16 +348,19 @@ def block_batch(teacher, family, blocks):
 
         def visit(block, call):
             real = token_mask(block, batch)
-            target = call.output[real].float()                      # (tokens, d_model)
+            target = call.output[real].float()  # (tokens, d_model)
             power = target.pow(2).sum()
             for name in variants[block.name]:
+
                 def compute(parameters=active[name].parameters):
                     with torch.set_grad_enabled(training):
                         output = call.replay(parameters)[real].float()
                         return (output - target).pow(2).sum() / power, power
+
                 with torch.set_grad_enabled(training):
                     consume(name, compute)
 
         with torch.no_grad(), watched(teacher, [blocks[name] for name in variants], visit):
             family.run(teacher, batch)
+
     return run_batch

@@ -14,22 +14,35 @@ from common.records import atomic_file, check_writable, read_json
 
 FORMATS = ("png", "pdf", "svg")
 METRICS = ("bleu", "accuracy")
-AXES = {"nonzero_parameters": ("million parameters that are not zero", 1e6), "bytes_on_disk": ("MB on disk", 1e6),
-        "bytes_in_memory": ("MB in memory", 1e6), "multiply_adds": ("million multiply-adds", 1e6),
-        "seconds_per_batch": ("ms per batch", 1e-3), "seconds_per_generated_token": ("ms per generated token", 1e-3)}
+AXES = {
+    "nonzero_parameters": ("million parameters that are not zero", 1e6),
+    "bytes_on_disk": ("MB on disk", 1e6),
+    "bytes_in_memory": ("MB in memory", 1e6),
+    "multiply_adds": ("million multiply-adds", 1e6),
+    "seconds_per_batch": ("ms per batch", 1e-3),
+    "seconds_per_generated_token": ("ms per generated token", 1e-3),
+}
 
 
 def build_parser():
     parser = cli.Parser(__doc__.partition("\n\n")[0])
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="what evaluate-t5.py or -distilbert.py wrote")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="a name for each report; without it its file's")
-    parser.add_argument("--series", nargs="+", metavar="NAME",
-                        help="which series each report belongs to; a series has a colour and a line of its own")
-    parser.add_argument("--against", nargs="+", choices=AXES, default=["bytes_in_memory", "seconds_per_batch"],
-                        help="a panel for each")
-    parser.add_argument("--relative", action="store_true",
-                        help="figures by the original's, as each report measured the two side by side; seconds of "
-                             "different runs compare badly on a machine that does other work too")
+    parser.add_argument(
+        "--series",
+        nargs="+",
+        metavar="NAME",
+        help="which series each report belongs to; a series has a colour and a line of its own",
+    )
+    parser.add_argument(
+        "--against", nargs="+", choices=AXES, default=["bytes_in_memory", "seconds_per_batch"], help="a panel for each"
+    )
+    parser.add_argument(
+        "--relative",
+        action="store_true",
+        help="figures by the original's, as each report measured the two side by side; seconds of "
+        "different runs compare badly on a machine that does other work too",
+    )
     parser.add_argument("--original", metavar="REPORT", help="the original model's own report, drawn as a star")
     parser.add_argument("-o", "--output", required=True, help="the picture, .png, .svg or .pdf")
     return parser
@@ -73,8 +86,11 @@ def draw(points, labels, series, original, axes, relative=False):
     for panel, axis in zip(panels[0], axes):
         title, unit = (f"{axis.replace('_', ' ')}, by the original's", 1) if relative else AXES[axis]
         for name in dict.fromkeys(series):
-            mine = [(values[axis] / unit, quality, label) for (_, quality, values), label, owner
-                    in zip(points, labels, series) if owner == name]
+            mine = [
+                (values[axis] / unit, quality, label)
+                for (_, quality, values), label, owner in zip(points, labels, series)
+                if owner == name
+            ]
             (line,) = panel.plot(*zip(*frontier([point[:2] for point in mine])), linestyle="--", linewidth=1)
             panel.scatter(*list(zip(*mine))[:2], color=line.get_color(), s=22, label=name or None)
             for cost, quality, label in mine:
@@ -107,8 +123,10 @@ def run(args):
     for path, point in zip([*args.reports, args.original], [*points, *([original] if original else [])]):
         lacking = [axis for axis in args.against if axis not in point[2]]
         if lacking or point[0] != points[0][0]:
-            raise UserError(f"{path}: reports {point[0]} and has no {', '.join(lacking) or points[0][0]}; "
-                            "compare models of one kind")
+            raise UserError(
+                f"{path}: reports {point[0]} and has no {', '.join(lacking) or points[0][0]}; "
+                "compare models of one kind"
+            )
     figure = draw(points, labels, series, original, args.against, args.relative)
     with atomic_file(args.output) as handle:
         figure.savefig(handle, format=suffix, dpi=120)

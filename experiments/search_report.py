@@ -21,10 +21,15 @@ def summarize(folder):
     rows = []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
         loss = {"uniform": uniform["validation"]["loss"], "searched": searched["validation"]["loss"]}
-        row = {"uniform_configuration": uniform["configuration"],
-               "kept": {"uniform": uniform["fraction"], "searched": searched["fraction"]}, "loss": loss,
-               "gap_closed": (loss["uniform"] - loss["searched"]) / (loss["uniform"] - dense),
-               "predicted": searched["predicted"], "additive": searched["additive"], "history": searched["history"]}
+        row = {
+            "uniform_configuration": uniform["configuration"],
+            "kept": {"uniform": uniform["fraction"], "searched": searched["fraction"]},
+            "loss": loss,
+            "gap_closed": (loss["uniform"] - loss["searched"]) / (loss["uniform"] - dense),
+            "predicted": searched["predicted"],
+            "additive": searched["additive"],
+            "history": searched["history"],
+        }
         for stage in ("composed", "finetuned"):
             files = {way: folder / f"{way}-{n}-{stage}.json" for way in WAYS}
             if all(file.exists() for file in files.values()):
@@ -33,11 +38,19 @@ def summarize(folder):
                 if stage == "finetuned":
                     row["finetuned_loss"] = {way: read(file)["val_loss"] for way, file in training.items()}
         rows.append(row)
-    return {"metric": metric, "measure": report["measure"], "dense_loss": dense,
-            f"dense_{metric}": read(folder / "dense.json")[metric], "budgets": rows, "seconds": report["seconds"],
-            "library_seconds": read_lines(folder / "block-level.jsonl"), "variants": len(report["variants"]),
-            "blocks": len(report["blocks"]), "models": len(report["models"]),
-            "rank_correlation": rank_correlation(report)}
+    return {
+        "metric": metric,
+        "measure": report["measure"],
+        "dense_loss": dense,
+        f"dense_{metric}": read(folder / "dense.json")[metric],
+        "budgets": rows,
+        "seconds": report["seconds"],
+        "library_seconds": read_lines(folder / "block-level.jsonl"),
+        "variants": len(report["variants"]),
+        "blocks": len(report["blocks"]),
+        "models": len(report["models"]),
+        "rank_correlation": rank_correlation(report),
+    }
 
 
 def read_lines(path):
@@ -65,21 +78,29 @@ def as_text(summary):
         heads += ["loss finetuned: uniform", "searched"]
     lines = []
     for row in summary["budgets"]:
-        line = [f"{row['kept']['searched']:.3f}", *(f"{row['loss'][way]:.4f}" for way in WAYS),
-                f"{row['gap_closed']:.0%}"]
+        line = [
+            f"{row['kept']['searched']:.3f}",
+            *(f"{row['loss'][way]:.4f}" for way in WAYS),
+            f"{row['gap_closed']:.0%}",
+        ]
         for stage in ("composed", "finetuned"):
             line += [f"{row[f'{stage}_{metric}'][way]:.{digits}f}" for way in WAYS if f"{stage}_{metric}" in row]
         line += [f"{row['finetuned_loss'][way]:.4f}" for way in WAYS if "finetuned_loss" in row]
         lines.append(line)
     spent, one = summary["seconds"], summary["seconds"]["one pass"]
-    return "\n".join([
-        f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; dense: loss "
-        f"{summary['dense_loss']:.4f}, {metric} {summary[f'dense_{metric}']:.{digits}f}", *aligned([heads, *lines]), "",
-        f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
-        f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
-        f"search {spent['search'] / one:.0f}",
-        f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the "
-        f"search measured: {summary['rank_correlation']:.3f}"])
+    return "\n".join(
+        [
+            f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; dense: loss "
+            f"{summary['dense_loss']:.4f}, {metric} {summary[f'dense_{metric}']:.{digits}f}",
+            *aligned([heads, *lines]),
+            "",
+            f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
+            f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
+            f"search {spent['search'] / one:.0f}",
+            f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the "
+            f"search measured: {summary['rank_correlation']:.3f}",
+        ]
+    )
 
 
 def draw_rates(conf, summary, path):

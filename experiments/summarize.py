@@ -9,9 +9,15 @@ import sys
 from pathlib import Path
 
 METRICS = ("bleu", "accuracy")
-COSTS = {"parameters": "parameters", "nonzero_parameters": "non-zeros", "bytes_on_disk": "bytes on disk",
-         "bytes_in_memory": "in memory", "multiply_adds": "multiply-adds", "seconds_per_batch": "seconds a batch",
-         "seconds_per_generated_token": "a generated token"}
+COSTS = {
+    "parameters": "parameters",
+    "nonzero_parameters": "non-zeros",
+    "bytes_on_disk": "bytes on disk",
+    "bytes_in_memory": "in memory",
+    "multiply_adds": "multiply-adds",
+    "seconds_per_batch": "seconds a batch",
+    "seconds_per_generated_token": "a generated token",
+}
 STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
 
 
@@ -22,22 +28,38 @@ def summarize(folder):
     metric = next(name for name in METRICS if name in dense)
     rows = []
     for n, requested in enumerate(configurations["requested"]):
-        files = {"pruned": f"pruned-{n}", "block-tuned": f"tuned-{n}", "baseline": f"baseline-{n}",
-                 "composed": f"composed-{n}"}
+        files = {
+            "pruned": f"pruned-{n}",
+            "block-tuned": f"tuned-{n}",
+            "baseline": f"baseline-{n}",
+            "composed": f"composed-{n}",
+        }
         curves = {name: read_curve(folder / f"{name}-{n}.csv") for name in ("baseline", "composed")}
         best = min(curves["baseline"], key=lambda row: row["val_loss"])
         reached = next((row for row in curves["composed"] if row["val_loss"] <= best["val_loss"]), None)
-        rows.append({
-            "configuration": n, **{f"{kind}_rate": rate for kind, rate in requested.items()},
-            "quality": {"dense": dense[metric]} | {s: read(folder / f"{f}.json")[metric] for s, f in files.items()},
-            "val_loss": {"pruned": curves["baseline"][0]["val_loss"], "block-tuned": curves["composed"][0]["val_loss"],
-                         "baseline": best["val_loss"], "composed": min(row["val_loss"] for row in curves["composed"])},
-            "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
-            "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
-            "composed_seconds_in_all": curves["composed"][-1]["seconds"],
-            "cost": read(folder / f"composed-{n}-report.json")["figures"]})
-    return {"metric": metric, "configurations": rows, "blocks": read(folder / "scheme.json"),
-            "sweep_seconds": sweep_seconds(folder, rows, configurations["configs"])}
+        rows.append(
+            {
+                "configuration": n,
+                **{f"{kind}_rate": rate for kind, rate in requested.items()},
+                "quality": {"dense": dense[metric]} | {s: read(folder / f"{f}.json")[metric] for s, f in files.items()},
+                "val_loss": {
+                    "pruned": curves["baseline"][0]["val_loss"],
+                    "block-tuned": curves["composed"][0]["val_loss"],
+                    "baseline": best["val_loss"],
+                    "composed": min(row["val_loss"] for row in curves["composed"]),
+                },
+                "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
+                "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
+                "composed_seconds_in_all": curves["composed"][-1]["seconds"],
+                "cost": read(folder / f"composed-{n}-report.json")["figures"],
+            }
+        )
+    return {
+        "metric": metric,
+        "configurations": rows,
+        "blocks": read(folder / "scheme.json"),
+        "sweep_seconds": sweep_seconds(folder, rows, configurations["configs"]),
+    }
 
 
 def sweep_seconds(folder, rows, configs):
@@ -55,12 +77,18 @@ def sweep_seconds(folder, rows, configs):
             own[pair] = own.get(pair, 0.0) + float(row["seconds"])
     shared = max(with_reuse - sum(own.values()), 0.0)
     without_reuse = sum(shared + sum(own.get(pair, 0.0) for pair in config.items()) for config in configs)
-    to_target = sum(row["composed_reaches_it"]["seconds"] if row["composed_reaches_it"] else
-                    row["composed_seconds_in_all"] for row in rows)
-    return {"baseline": sum(row["baseline_best"]["seconds"] for row in rows),
-            "composed_with_reuse": with_reuse + to_target, "composed_without_reuse": without_reuse + to_target,
-            "block_level_with_reuse": with_reuse, "block_level_without_reuse": without_reuse,
-            "not_reached": [row["configuration"] for row in rows if row["composed_reaches_it"] is None]}
+    to_target = sum(
+        row["composed_reaches_it"]["seconds"] if row["composed_reaches_it"] else row["composed_seconds_in_all"]
+        for row in rows
+    )
+    return {
+        "baseline": sum(row["baseline_best"]["seconds"] for row in rows),
+        "composed_with_reuse": with_reuse + to_target,
+        "composed_without_reuse": without_reuse + to_target,
+        "block_level_with_reuse": with_reuse,
+        "block_level_without_reuse": without_reuse,
+        "not_reached": [row["configuration"] for row in rows if row["composed_reaches_it"] is None],
+    }
 
 
 def read(path):
@@ -83,28 +111,45 @@ def as_text(summary):
     heads = ["configuration", *STATES, "baseline's best loss", "composed reaches it"]
     lines = []
     for row in summary["configurations"]:
-        rates = ", ".join(f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}"
-                          for kind in ("attention", "linear", "feed_forward") if f"{kind}_rate" in row)
+        rates = ", ".join(
+            f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}"
+            for kind in ("attention", "linear", "feed_forward")
+            if f"{kind}_rate" in row
+        )
         best, reached = row["baseline_best"], row["composed_reaches_it"]
-        lines.append([f"{row['configuration']}: {rates}", *(f"{row['quality'][state]:.{digits}f}" for state in STATES),
-                      f"{row['val_loss']['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
-                      f"epoch {reached['epoch']}, {reached['seconds']:.0f} s" if reached else
-                      f"no ({row['val_loss']['composed']:.4f})"])
+        lines.append(
+            [
+                f"{row['configuration']}: {rates}",
+                *(f"{row['quality'][state]:.{digits}f}" for state in STATES),
+                f"{row['val_loss']['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
+                f"epoch {reached['epoch']}, {reached['seconds']:.0f} s"
+                if reached
+                else f"no ({row['val_loss']['composed']:.4f})",
+            ]
+        )
     costs = [(name, title) for name, title in COSTS.items() if name in summary["configurations"][0]["cost"]]
-    ratios = [[str(row["configuration"]), *(as_ratio(row["cost"][name]["ratio"]) for name, _ in costs)]
-              for row in summary["configurations"]]
+    ratios = [
+        [str(row["configuration"]), *(as_ratio(row["cost"][name]["ratio"]) for name, _ in costs)]
+        for row in summary["configurations"]
+    ]
     blocks, sweep = summary["blocks"], summary["sweep_seconds"]
-    return "\n".join([
-        f"quality: {summary['metric']}", *aligned([heads, *lines]), "",
-        "the composed models' size and time, by the original's:",
-        *aligned([["configuration", *(title for _, title in costs)], *ratios]), "",
-        f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
-        "seconds until every configuration is as good as its baseline's best:",
-        f"  baseline                 {sweep['baseline']:8.1f}",
-        f"  composed, with reuse     {sweep['composed_with_reuse']:8.1f}   "
-        f"(block level {sweep['block_level_with_reuse']:.1f})",
-        f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
-        f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)"])
+    return "\n".join(
+        [
+            f"quality: {summary['metric']}",
+            *aligned([heads, *lines]),
+            "",
+            "the composed models' size and time, by the original's:",
+            *aligned([["configuration", *(title for _, title in costs)], *ratios]),
+            "",
+            f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
+            "seconds until every configuration is as good as its baseline's best:",
+            f"  baseline                 {sweep['baseline']:8.1f}",
+            f"  composed, with reuse     {sweep['composed_with_reuse']:8.1f}   "
+            f"(block level {sweep['block_level_with_reuse']:.1f})",
+            f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
+            f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)",
+        ]
+    )
 
 
 def as_ratio(ratio):

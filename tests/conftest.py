@@ -17,7 +17,7 @@ import transformers  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)            # the models are far too small for more
+torch.set_num_threads(1)  # the models are far too small for more
 
 NOUNS = {"dog": "Hund", "cat": "Katze", "child": "Kind", "man": "Mann", "bird": "Vogel", "tree": "Baum"}
 VERBS = {"sees": "sieht", "likes": "mag", "finds": "findet", "hears": "hört"}
@@ -29,8 +29,19 @@ def caption(rng):
 
 
 def t5_config(**changes):
-    settings = dict(vocab_size=64, d_model=32, d_kv=6, num_heads=4, d_ff=48, num_layers=2, num_decoder_layers=2,
-                    dropout_rate=0.1, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    settings = dict(
+        vocab_size=64,
+        d_model=32,
+        d_kv=6,
+        num_heads=4,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=2,
+        dropout_rate=0.1,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     return transformers.T5Config(**settings | changes)  # 4 heads of 6: the inner width is not d_model, nor divides it
 
 
@@ -55,8 +66,25 @@ def only_removed_is_zero(weight, keep):
 
 
 def build_tokenizer(kind):
-    words = sorted({*NOUNS, *VERBS, *NOUNS.values(), *VERBS.values(), "the", "a", "das", "ein", "translate", "English",
-                    "to", "German:", "good", "bad", "film"})
+    words = sorted(
+        {
+            *NOUNS,
+            *VERBS,
+            *NOUNS.values(),
+            *VERBS.values(),
+            "the",
+            "a",
+            "das",
+            "ein",
+            "translate",
+            "English",
+            "to",
+            "German:",
+            "good",
+            "bad",
+            "film",
+        }
+    )
     if kind == "distilbert":
         vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word.lower() for word in words)]
         return transformers.DistilBertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(vocab))})
@@ -82,8 +110,10 @@ def workshop(tmp_path_factory):
                 (data / f"{stem}.en").write_text("".join(f"{en}\n" for en, _ in pairs), encoding="utf-8")
                 (data / f"{stem}.de").write_text("".join(f"{de}\n" for _, de in pairs), encoding="utf-8")
             else:
-                rows = [{"text": f"{'good' if i % 2 else 'bad'} film {en}", "label": i % 2}
-                        for i, (en, _) in enumerate(pairs)]
+                rows = [
+                    {"text": f"{'good' if i % 2 else 'bad'} film {en}", "label": i % 2}
+                    for i, (en, _) in enumerate(pairs)
+                ]
                 (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -99,6 +129,7 @@ def load_script(name):
 @pytest.fixture
 def call(capsys):
     """Run a script in this process: call(script, *arguments) -> (exit code, JSON result or None, stderr)."""
+
     def run(script, *arguments):
         capsys.readouterr()
         try:
@@ -107,23 +138,32 @@ def call(capsys):
             code = stop.code
         out, err = capsys.readouterr()
         return code, json.loads(out) if out.strip() else None, err
+
     return run
 
 
 @pytest.fixture
 def succeeds(call):
     """succeeds(script, *arguments): its result, once it is sure that it has one."""
+
     def run(script, *arguments):
         code, result, err = call(script, *arguments)
         assert code == 0, err
         return result
+
     return run
 
 
 def call_apart(script, *arguments, cwd, **environment):
     """Run a script in a process of its own, from a foreign folder."""
-    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, text=True,
-                          capture_output=True, env=os.environ | environment, timeout=120)
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -136,17 +176,74 @@ def chain(workshop, tmp_path_factory):
         code = load_script(script).main([*map(str, arguments), "--quiet"])
         assert code == 0, f"{script} ended with {code}"
 
-    run("config_generator.py", "-m", model, "-o", folder / "conf.json", "--attention", 0.25, 0.5, 0.25,
-        "--linear", 0.3, 0.3, 0.5, "-n", 3)
+    run(
+        "config_generator.py",
+        "-m",
+        model,
+        "-o",
+        folder / "conf.json",
+        "--attention",
+        0.25,
+        0.5,
+        0.25,
+        "--linear",
+        0.3,
+        0.3,
+        0.5,
+        "-n",
+        3,
+    )
     run("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
     run("prune.py", "-m", model, "-c", folder / "conf_prune.json", "-o", folder / "pruned")
-    run("block-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-o", folder / "tuned", "--stats", stats,
-        "--epochs", 2, "--batch-size", 8, "--method", "train")
+    run(
+        "block-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        folder / "pruned",
+        "-o",
+        folder / "tuned",
+        "--stats",
+        stats,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--method",
+        "train",
+    )
     for n in range(3):
-        run("compose_model.py", "-m", model, "-p", folder / "tuned", "-c", folder / "conf.json", "-n", n,
-            "-o", folder / f"composed-{n}")
+        run(
+            "compose_model.py",
+            "-m",
+            model,
+            "-p",
+            folder / "tuned",
+            "-c",
+            folder / "conf.json",
+            "-n",
+            n,
+            "-o",
+            folder / f"composed-{n}",
+        )
     for library in ("pruned", "tuned"):
-        run("model-level_finetuning.py", "-m", model, "-p", folder / library, "-c", folder / "conf.json", "-n", 0,
-            "-o", folder / f"{library}-0.pth", "--stats", folder / f"{library}-0.csv", "--epochs", 2,
-            "--batch-size", 8)
+        run(
+            "model-level_finetuning.py",
+            "-m",
+            model,
+            "-p",
+            folder / library,
+            "-c",
+            folder / "conf.json",
+            "-n",
+            0,
+            "-o",
+            folder / f"{library}-0.pth",
+            "--stats",
+            folder / f"{library}-0.csv",
+            "--epochs",
+            2,
+            "--batch-size",
+            8,
+        )
     return folder

@@ -6,8 +6,16 @@ import pytest
 import torch
 from conftest import build_model, distilbert_config, t5_config
 
-from common.architectures import (FAMILIES, block_tensors, family_of, find_blocks, prunable_modules, set_block,
-                                  token_mask, watched)
+from common.architectures import (
+    FAMILIES,
+    block_tensors,
+    family_of,
+    find_blocks,
+    prunable_modules,
+    set_block,
+    token_mask,
+    watched,
+)
 from common.errors import UserError
 
 KINDS = ["t5", "t5-gated", "distilbert"]
@@ -29,8 +37,10 @@ def plain_outputs(model, batch, names):
     """What the named modules give in an ordinary forward pass of the whole model: {name: hidden states}."""
     outputs, handles = {}, []
     for name in names:
+
         def hook(module, args, output, name=name):
             outputs[name] = output[0] if isinstance(output, tuple) else output
+
         handles.append(model.get_submodule(name).register_forward_hook(hook))
     with torch.no_grad():
         model(**batch)
@@ -52,27 +62,38 @@ def t5_blocks(forward):
     """(name, linears, heads, side) of every block of the tiny T5, written out by hand."""
     expected = []
     for i in range(2):
-        expected += [(f"encoder.block.{i}.layer.0.SelfAttention", QKVO, 4, "encoder"),
-                     (f"encoder.block.{i}.layer.1.DenseReluDense", forward, 0, "encoder")]
+        expected += [
+            (f"encoder.block.{i}.layer.0.SelfAttention", QKVO, 4, "encoder"),
+            (f"encoder.block.{i}.layer.1.DenseReluDense", forward, 0, "encoder"),
+        ]
     for i in range(2):
-        expected += [(f"decoder.block.{i}.layer.0.SelfAttention", QKVO, 4, "decoder"),
-                     (f"decoder.block.{i}.layer.1.EncDecAttention", QKVO, 4, "decoder"),
-                     (f"decoder.block.{i}.layer.2.DenseReluDense", forward, 0, "decoder")]
+        expected += [
+            (f"decoder.block.{i}.layer.0.SelfAttention", QKVO, 4, "decoder"),
+            (f"decoder.block.{i}.layer.1.EncDecAttention", QKVO, 4, "decoder"),
+            (f"decoder.block.{i}.layer.2.DenseReluDense", forward, 0, "decoder"),
+        ]
     return expected
 
 
 def distilbert_blocks():
     expected = []
     for i in range(2):
-        expected += [(f"distilbert.transformer.layer.{i}.attention", ("q_lin", "k_lin", "v_lin", "out_lin"), 4,
-                      "encoder"),
-                     (f"distilbert.transformer.layer.{i}.ffn", ("lin1", "lin2"), 0, "encoder")]
+        expected += [
+            (f"distilbert.transformer.layer.{i}.attention", ("q_lin", "k_lin", "v_lin", "out_lin"), 4, "encoder"),
+            (f"distilbert.transformer.layer.{i}.ffn", ("lin1", "lin2"), 0, "encoder"),
+        ]
     return expected
 
 
-@pytest.mark.parametrize("kind, expected", [
-    ("t5", t5_blocks(("wi", "wo"))), ("t5-gated", t5_blocks(("wi_0", "wi_1", "wo"))),
-    ("distilbert", distilbert_blocks())], ids=KINDS)
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("t5", t5_blocks(("wi", "wo"))),
+        ("t5-gated", t5_blocks(("wi_0", "wi_1", "wo"))),
+        ("distilbert", distilbert_blocks()),
+    ],
+    ids=KINDS,
+)
 def test_blocks_by_hand(kind, expected):
     blocks = find_blocks(build_model(kind))
     assert [(b.name, b.linears, b.heads, b.side) for b in blocks.values()] == expected
@@ -86,8 +107,12 @@ def test_prunable_modules_of_a_t5_layer_by_hand():
     modules = prunable_modules(build_model("t5"))
     layer, forward = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
     assert list(modules)[:4] == [layer, f"{layer}.o", f"{forward}.wi", f"{forward}.wo"]
-    assert list(modules.values())[:4] == [{"kind": "attention", "heads": 4}, {"kind": "linear", "weights": 768},
-                                          {"kind": "linear", "weights": 1536}, {"kind": "linear", "weights": 1536}]
+    assert list(modules.values())[:4] == [
+        {"kind": "attention", "heads": 4},
+        {"kind": "linear", "weights": 768},
+        {"kind": "linear", "weights": 1536},
+        {"kind": "linear", "weights": 1536},
+    ]
     assert len(modules) == 2 * 4 + 2 * 6
 
 
@@ -107,6 +132,7 @@ def test_a_model_type_that_is_not_known_is_named():
 
 # --- get and replace -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_blocks_tensors_are_the_models_own_and_come_back_through_set_block(kind):
     model, other = build_model(kind), build_model(kind)
@@ -114,7 +140,8 @@ def test_a_blocks_tensors_are_the_models_own_and_come_back_through_set_block(kin
     for name, block in find_blocks(model).items():
         tensors = block_tensors(model, block)
         assert {f"{name}.{key}" for key in tensors} == {
-            key for key in model.state_dict() if key.startswith(f"{name}.") and "relative" not in key}
+            key for key in model.state_dict() if key.startswith(f"{name}.") and "relative" not in key
+        }
         new = {key: torch.randn_like(tensor) for key, tensor in tensors.items()}
         set_block(model, block, new)
         state = model.state_dict()
@@ -123,11 +150,16 @@ def test_a_blocks_tensors_are_the_models_own_and_come_back_through_set_block(kin
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda tensors: tensors | {"wi.weight": tensors["wi.weight"].T},
-    lambda tensors: tensors | {"wi.weight": tensors["wi.weight"][:1]},  # would broadcast
-    lambda tensors: tensors | {"wi.bias": torch.zeros(48)},
-    lambda tensors: {"wi.weight": tensors["wi.weight"]}], ids=["transposed", "one row", "extra", "missing"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors: tensors | {"wi.weight": tensors["wi.weight"].T},
+        lambda tensors: tensors | {"wi.weight": tensors["wi.weight"][:1]},  # would broadcast
+        lambda tensors: tensors | {"wi.bias": torch.zeros(48)},
+        lambda tensors: {"wi.weight": tensors["wi.weight"]},
+    ],
+    ids=["transposed", "one row", "extra", "missing"],
+)
 def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoil):
     model = build_model("t5")
     block = find_blocks(model)["encoder.block.0.layer.1.DenseReluDense"]
@@ -138,6 +170,7 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
 
 
 # --- replay --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_replays_what_it_gives_in_a_plain_run(kind):
@@ -226,13 +259,22 @@ def test_the_hooks_are_gone_after_an_exception_and_the_next_run_is_watched_again
 
 # --- running -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, last, heads", [
-    ("t5", "decoder", ["lm_head"]), ("t5-gated", "decoder", ["lm_head"]),
-    ("distilbert", "distilbert", ["pre_classifier", "classifier"])])
+
+@pytest.mark.parametrize(
+    "kind, last, heads",
+    [
+        ("t5", "decoder", ["lm_head"]),
+        ("t5-gated", "decoder", ["lm_head"]),
+        ("distilbert", "distilbert", ["pre_classifier", "classifier"]),
+    ],
+)
 def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last, heads):
     model, batch = build_model(kind), padded_batch(kind)
-    expected = plain_outputs(model, batch, [f"{last}.final_layer_norm" if last == "decoder" else
-                                            "distilbert.transformer.layer.1.output_layer_norm"])
+    expected = plain_outputs(
+        model,
+        batch,
+        [f"{last}.final_layer_norm" if last == "decoder" else "distilbert.transformer.layer.1.output_layer_norm"],
+    )
     calls, states = [], []
     for name in heads:
         model.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
@@ -245,10 +287,14 @@ def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last,
     assert torch.equal(states[0], *expected.values()) and torch.equal(states[0], states[1])
 
 
-@pytest.mark.parametrize("kind, name, expected", [
-    ("t5", "encoder.block.0.layer.0.SelfAttention", [[1] * 7, [1] * 4 + [0] * 3]),
-    ("t5", "decoder.block.1.layer.1.EncDecAttention", [[1] * 6, [1] * 3 + [0] * 3]),
-    ("distilbert", "distilbert.transformer.layer.0.ffn", [[1] * 7, [1] * 4 + [0] * 3])])
+@pytest.mark.parametrize(
+    "kind, name, expected",
+    [
+        ("t5", "encoder.block.0.layer.0.SelfAttention", [[1] * 7, [1] * 4 + [0] * 3]),
+        ("t5", "decoder.block.1.layer.1.EncDecAttention", [[1] * 6, [1] * 3 + [0] * 3]),
+        ("distilbert", "distilbert.transformer.layer.0.ffn", [[1] * 7, [1] * 4 + [0] * 3]),
+    ],
+)
 def test_real_tokens_by_hand(kind, name, expected):
     mask = token_mask(find_blocks(build_model(kind))[name], padded_batch(kind))
     assert mask.dtype == torch.bool and mask.int().tolist() == expected
@@ -258,10 +304,13 @@ def test_real_tokens_by_hand(kind, name, expected):
 def test_padding_does_not_reach_the_real_tokens_of_any_block(kind):
     """Three more columns of padding change no block's output at real tokens: what the masks promise."""
     model, batch = build_model(kind), padded_batch(kind)
-    wider = {"input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 3), value=5),
-             "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 3)),
-             "labels": batch["labels"] if kind == "distilbert" else
-             torch.nn.functional.pad(batch["labels"], (0, 3), value=-100)}
+    wider = {
+        "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 3), value=5),
+        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 3)),
+        "labels": batch["labels"]
+        if kind == "distilbert"
+        else torch.nn.functional.pad(batch["labels"], (0, 3), value=-100),
+    }
     blocks, real = find_blocks(model), []
     for one in (batch, wider):
         found = {}

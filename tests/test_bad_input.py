@@ -16,18 +16,44 @@ from test_contract import as_arguments, good_flags, is_one_line
 
 from common.records import file_digest
 
-OUTPUTS = [("download_model.py", "-o"), ("config_generator.py", "-o"), ("prune_scheme_generator.py", "-o"),
-           ("prune.py", "-o"), ("block-level_finetuning.py", "-o"), ("block-level_finetuning.py", "--stats"),
-           ("compose_model.py", "-o"), ("model-level_finetuning.py", "-o"), ("model-level_finetuning.py", "--stats"),
-           ("plot_loss.py", "-o")]
-INPUTS = [("config_generator.py", "-m"), ("prune_scheme_generator.py", "-i"), ("prune.py", "-m"), ("prune.py", "-c"),
-          ("block-level_finetuning.py", "-m"), ("block-level_finetuning.py", "-p"), ("block-level_finetuning.py", "-t"),
-          ("block-level_finetuning.py", "--data"), ("compose_model.py", "-m"), ("compose_model.py", "-t"),
-          ("compose_model.py", "-p"), ("compose_model.py", "-c"), ("model-level_finetuning.py", "-m"),
-          ("model-level_finetuning.py", "-t"), ("model-level_finetuning.py", "-p"), ("model-level_finetuning.py", "-c"),
-          ("model-level_finetuning.py", "--data"), ("evaluate-t5.py", "-m"), ("evaluate-t5.py", "-t"),
-          ("evaluate-t5.py", "--data"), ("evaluate-distilbert.py", "-m"), ("evaluate-distilbert.py", "-t"),
-          ("evaluate-distilbert.py", "--data"), ("plot_loss.py", "CSV")]
+OUTPUTS = [
+    ("download_model.py", "-o"),
+    ("config_generator.py", "-o"),
+    ("prune_scheme_generator.py", "-o"),
+    ("prune.py", "-o"),
+    ("block-level_finetuning.py", "-o"),
+    ("block-level_finetuning.py", "--stats"),
+    ("compose_model.py", "-o"),
+    ("model-level_finetuning.py", "-o"),
+    ("model-level_finetuning.py", "--stats"),
+    ("plot_loss.py", "-o"),
+]
+INPUTS = [
+    ("config_generator.py", "-m"),
+    ("prune_scheme_generator.py", "-i"),
+    ("prune.py", "-m"),
+    ("prune.py", "-c"),
+    ("block-level_finetuning.py", "-m"),
+    ("block-level_finetuning.py", "-p"),
+    ("block-level_finetuning.py", "-t"),
+    ("block-level_finetuning.py", "--data"),
+    ("compose_model.py", "-m"),
+    ("compose_model.py", "-t"),
+    ("compose_model.py", "-p"),
+    ("compose_model.py", "-c"),
+    ("model-level_finetuning.py", "-m"),
+    ("model-level_finetuning.py", "-t"),
+    ("model-level_finetuning.py", "-p"),
+    ("model-level_finetuning.py", "-c"),
+    ("model-level_finetuning.py", "--data"),
+    ("evaluate-t5.py", "-m"),
+    ("evaluate-t5.py", "-t"),
+    ("evaluate-t5.py", "--data"),
+    ("evaluate-distilbert.py", "-m"),
+    ("evaluate-distilbert.py", "-t"),
+    ("evaluate-distilbert.py", "--data"),
+    ("plot_loss.py", "CSV"),
+]
 FEED_FORWARD = "encoder.block.0.layer.1.DenseReluDense"
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 LIBRARY_FILE = f"{FEED_FORWARD}.wi-461_wo-461.npy"  # 0.3 of 48 * 32 weights each
@@ -44,6 +70,7 @@ def refuses(call, workshop, chain, tmp_path):
 
     A library that was begun, and holds nothing yet, does no harm.
     """
+
     def run(script, *arguments):
         before = files_in(workshop, chain, tmp_path)
         code, result, err = call(script, *arguments)
@@ -55,14 +82,17 @@ def refuses(call, workshop, chain, tmp_path):
         assert all(json.loads(path.read_text())["variants"] == {} for path in begun)
         assert {path: digest for path, digest in after.items() if path not in begun} == before
         return err
+
     return run
 
 
 @pytest.fixture
 def arguments(workshop, chain, tmp_path):
     """arguments(script, changes): what makes the script write good outputs to tmp_path, with some flags changed."""
+
     def make(script, changes):
         return as_arguments(good_flags(script, workshop, chain, tmp_path) | changes)
+
     return make
 
 
@@ -95,6 +125,7 @@ def edited_json(source, target, edit):
 
 
 # --- paths and devices -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ["missing", "binary file", "empty folder"])
 @pytest.mark.parametrize("script, flag", INPUTS)
@@ -133,9 +164,15 @@ def test_stats_that_are_somebody_elses_file(refuses, arguments, chain, tmp_path,
     assert str(tmp_path / "conf.json") in refuses(script, *arguments(script, {"--stats": tmp_path / "conf.json"}))
 
 
-@pytest.mark.parametrize("script, device", [
-    *((script, "banana") for script in SCRIPTS if script not in ("prune_scheme_generator.py", "plot_loss.py")),
-    ("evaluate-t5.py", "cuda:99"), ("evaluate-t5.py", "meta"), ("evaluate-t5.py", "")])
+@pytest.mark.parametrize(
+    "script, device",
+    [
+        *((script, "banana") for script in SCRIPTS if script not in ("prune_scheme_generator.py", "plot_loss.py")),
+        ("evaluate-t5.py", "cuda:99"),
+        ("evaluate-t5.py", "meta"),
+        ("evaluate-t5.py", ""),
+    ],
+)
 def test_unknown_device(refuses, arguments, script, device):
     assert f"--device {device}" in refuses(script, *arguments(script, {"--device": device}))
 
@@ -143,8 +180,9 @@ def test_unknown_device(refuses, arguments, script, device):
 def test_no_network_and_no_model_cached(workshop, chain, tmp_path):
     """In a process of its own: the hub's client looks for its cache, and whether it is offline, when it is imported."""
     started = time.monotonic()
-    process = call_apart("download_model.py", "t5", "--quiet", cwd=tmp_path, HF_HUB_OFFLINE="1",
-                         HF_HOME=str(tmp_path / "empty"))
+    process = call_apart(
+        "download_model.py", "t5", "--quiet", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty")
+    )
     assert time.monotonic() - started < 60  # no minutes of retries, on however busy a machine
     assert (process.returncode, process.stdout) == (2, "")
     assert is_one_line(process.stderr) and "google-t5/t5-small" in process.stderr and "t5-demo" in process.stderr
@@ -158,9 +196,11 @@ def test_no_network_and_no_data_cached(refuses, arguments):
 
 # --- configurations and schemes --------------------------------------------------------------------------------
 
+
 def rate(value, module=f"{FEED_FORWARD}.wi"):
     def edit(content):
         content["configs"][1][module] = value
+
     return edit
 
 
@@ -169,23 +209,39 @@ def in_conf(*keys, value):
         for key in keys[:-1]:
             content = content[key]
         content[keys[-1]] = value
+
     return edit
 
 
-@pytest.mark.parametrize("edit, words", [
-    (rate(0.1, "encoder.nowhere"), ["configuration 1", "encoder.nowhere", "'modules'"]),
-    *((rate(value), ["configuration 1", f"{FEED_FORWARD}.wi", remedy]) for value, remedy in [
-        (1.2, "[0, 1)"), (1, "[0, 1)"), (-0.1, "[0, 1)"), (float("nan"), "[0, 1)"), (float("inf"), "[0, 1)"),
-        (10**400, "[0, 1)"), ("0.3", "such as 0.3"), (True, "such as 0.3"), (None, "such as 0.3"),
-        ([0.3], "such as 0.3")]),
-    (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75"]),
-    (in_conf("configs", value=[]), ["'configs'"]),
-    (in_conf("configs", 1, value=[0.3]), ["configuration 1", "object"]),
-    (in_conf("modules", value={}), ["'modules'", "config_generator.py"]),
-    (in_conf("modules", ATTENTION, "heads", value="4"), [ATTENTION, "'heads'"]),
-    (in_conf("modules", ATTENTION, "kind", value="convolution"), [ATTENTION, "'kind'"]),
-    (in_conf("model", value="t5"), ["'model'", "config_generator.py"]),
-    (in_conf("version", value=99), ["99", "config_generator.py"])])
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (rate(0.1, "encoder.nowhere"), ["configuration 1", "encoder.nowhere", "'modules'"]),
+        *(
+            (rate(value), ["configuration 1", f"{FEED_FORWARD}.wi", remedy])
+            for value, remedy in [
+                (1.2, "[0, 1)"),
+                (1, "[0, 1)"),
+                (-0.1, "[0, 1)"),
+                (float("nan"), "[0, 1)"),
+                (float("inf"), "[0, 1)"),
+                (10**400, "[0, 1)"),
+                ("0.3", "such as 0.3"),
+                (True, "such as 0.3"),
+                (None, "such as 0.3"),
+                ([0.3], "such as 0.3"),
+            ]
+        ),
+        (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75"]),
+        (in_conf("configs", value=[]), ["'configs'"]),
+        (in_conf("configs", 1, value=[0.3]), ["configuration 1", "object"]),
+        (in_conf("modules", value={}), ["'modules'", "config_generator.py"]),
+        (in_conf("modules", ATTENTION, "heads", value="4"), [ATTENTION, "'heads'"]),
+        (in_conf("modules", ATTENTION, "kind", value="convolution"), [ATTENTION, "'kind'"]),
+        (in_conf("model", value="t5"), ["'model'", "config_generator.py"]),
+        (in_conf("version", value=99), ["99", "config_generator.py"]),
+    ],
+)
 @pytest.mark.parametrize("script", ["prune_scheme_generator.py", "compose_model.py"])
 def test_configurations_edited_wrongly(refuses, arguments, chain, tmp_path, script, edit, words):
     path = edited_json(chain / "conf.json", tmp_path / "mine.json", edit)
@@ -193,10 +249,18 @@ def test_configurations_edited_wrongly(refuses, arguments, chain, tmp_path, scri
     assert all(word in err for word in [str(path), *words]), err
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", ["malformed JSON"]), ('{"version": 1,', ["malformed JSON", "line 1"]), ("[1, 2]", ["list", "object"]),
-    ('{"version": 1, "version": 1}', ["'version'", "twice"]), ("[" * 100_000, ["malformed JSON"]),
-    ('{"configs": [{"a": ' + "1" * 5000 + "}]}", ["malformed JSON"]), ("\x80\xff", ["not a JSON text"])])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["malformed JSON"]),
+        ('{"version": 1,', ["malformed JSON", "line 1"]),
+        ("[1, 2]", ["list", "object"]),
+        ('{"version": 1, "version": 1}', ["'version'", "twice"]),
+        ("[" * 100_000, ["malformed JSON"]),
+        ('{"configs": [{"a": ' + "1" * 5000 + "}]}", ["malformed JSON"]),
+        ("\x80\xff", ["not a JSON text"]),
+    ],
+)
 @pytest.mark.parametrize("script, flag", [("prune_scheme_generator.py", "-i"), ("prune.py", "-c")])
 def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, script, flag, text, words):
     path = tmp_path / "mine.json"
@@ -205,14 +269,18 @@ def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, script, f
     assert all(word in err for word in [str(path), *words]), err
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "-n", "2"]),
-    ({"--linear": [0.3]}, ["--linear", "1 rates", "-n", "2"]),
-    ({"-n": 3}, ["--attention", "2 rates", "3 configurations"]),
-    ({"-n": 0}, ["-n", "'0'"]),
-    ({"--linear": [0.3, 1.2]}, ["--linear", "'1.2'", "pruning rate"]),
-    ({"--linear": [0.3, "nan"]}, ["--linear", "'nan'", "pruning rate"]),
-    ({"--attention": [0.25, 0.9]}, ["configuration 1", "SelfAttention", "all 4 heads", "0.75"])])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "-n", "2"]),
+        ({"--linear": [0.3]}, ["--linear", "1 rates", "-n", "2"]),
+        ({"-n": 3}, ["--attention", "2 rates", "3 configurations"]),
+        ({"-n": 0}, ["-n", "'0'"]),
+        ({"--linear": [0.3, 1.2]}, ["--linear", "'1.2'", "pruning rate"]),
+        ({"--linear": [0.3, "nan"]}, ["--linear", "'nan'", "pruning rate"]),
+        ({"--attention": [0.25, 0.9]}, ["configuration 1", "SelfAttention", "all 4 heads", "0.75"]),
+    ],
+)
 def test_rates_on_the_command_line(refuses, arguments, changes, words):
     err = refuses("config_generator.py", *arguments("config_generator.py", changes))
     assert all(word in err for word in words), err
@@ -225,19 +293,31 @@ def test_no_such_configuration(refuses, arguments, script, nth, words):
     assert all(word in err for word in words), err
 
 
-@pytest.mark.parametrize("keys, value", [
-    (("configs", 0, FEED_FORWARD), "dense"), (("blocks", FEED_FORWARD, "wi-461_wo-461", "weights", "wi"), 460),
-    (("requested", 0, "linear"), 0.31), (("model", "name"), "other"), (("digest",), "0" * 64), (("comment",), "hello")])
+@pytest.mark.parametrize(
+    "keys, value",
+    [
+        (("configs", 0, FEED_FORWARD), "dense"),
+        (("blocks", FEED_FORWARD, "wi-461_wo-461", "weights", "wi"), 460),
+        (("requested", 0, "linear"), 0.31),
+        (("model", "name"), "other"),
+        (("digest",), "0" * 64),
+        (("comment",), "hello"),
+    ],
+)
 def test_scheme_edited_by_hand(refuses, arguments, chain, tmp_path, keys, value):
     path = edited_json(chain / "conf_prune.json", tmp_path / "mine.json", in_conf(*keys, value=value))
     err = refuses("prune.py", *arguments("prune.py", {"-c": path}))
     assert str(path) in err and "regenerate" in err and "prune_scheme_generator.py" in err
 
 
-@pytest.mark.parametrize("script, flag, given, remedy", [
-    ("prune.py", "-c", "conf.json", "prune_scheme_generator.py"),
-    ("compose_model.py", "-c", "conf_prune.json", "conf.json"),
-    ("prune_scheme_generator.py", "-i", "conf_prune.json", "conf.json")])
+@pytest.mark.parametrize(
+    "script, flag, given, remedy",
+    [
+        ("prune.py", "-c", "conf.json", "prune_scheme_generator.py"),
+        ("compose_model.py", "-c", "conf_prune.json", "conf.json"),
+        ("prune_scheme_generator.py", "-i", "conf_prune.json", "conf.json"),
+    ],
+)
 def test_configurations_and_scheme_confused(refuses, arguments, chain, script, flag, given, remedy):
     err = refuses(script, *arguments(script, {flag: chain / given}))
     assert str(chain / given) in err and remedy in err
@@ -247,10 +327,12 @@ def test_configurations_and_scheme_confused(refuses, arguments, chain, script, f
 @pytest.mark.parametrize("script", ["prune.py", "compose_model.py"])
 def test_modules_that_are_not_the_models(call, refuses, arguments, chain, tmp_path, script, module, key, value):
     """conf.json's list of modules was edited: 0.5 of 8 heads are all of the model's 4."""
+
     def edit(content):
         content["modules"][module][key] = value
         for config in content["configs"]:
             config[module] = 0.5
+
     conf, scheme = edited_json(chain / "conf.json", tmp_path / "mine.json", edit), tmp_path / "scheme.json"
     assert call("prune_scheme_generator.py", "-i", conf, "-o", scheme)[0] == 0
     given = scheme if script == "prune.py" else conf
@@ -260,9 +342,16 @@ def test_modules_that_are_not_the_models(call, refuses, arguments, chain, tmp_pa
 
 # --- what belongs to another model -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("script, names", [
-    ("prune.py", "conf_prune.json"), ("compose_model.py", "conf.json"), ("model-level_finetuning.py", "conf.json"),
-    ("block-level_finetuning.py", "pruned")])
+
+@pytest.mark.parametrize(
+    "script, names",
+    [
+        ("prune.py", "conf_prune.json"),
+        ("compose_model.py", "conf.json"),
+        ("model-level_finetuning.py", "conf.json"),
+        ("block-level_finetuning.py", "pruned"),
+    ],
+)
 def test_made_for_another_model(refuses, arguments, chain, other_model, script, names):
     err = refuses(script, *arguments(script, {"-m": other_model}))
     assert str(chain / names) in err and "another model (t5" in err
@@ -284,8 +373,10 @@ def test_library_of_another_model_as_output(refuses, arguments, chain, tmp_path,
     assert str(chain / "pruned") in err and "another model (t5)" in err
 
 
-@pytest.mark.parametrize("script, kind, remedy", [("evaluate-t5.py", "distilbert", "evaluate-distilbert.py"),
-                                                 ("evaluate-distilbert.py", "t5", "evaluate-t5.py")])
+@pytest.mark.parametrize(
+    "script, kind, remedy",
+    [("evaluate-t5.py", "distilbert", "evaluate-distilbert.py"), ("evaluate-distilbert.py", "t5", "evaluate-t5.py")],
+)
 def test_evaluated_by_the_other_script(refuses, arguments, workshop, script, kind, remedy):
     model = workshop / "model" / kind
     err = refuses(script, *arguments(script, {"-m": model}))
@@ -302,6 +393,7 @@ def test_tokenizer_with_more_words_than_the_model(refuses, arguments, tmp_path):
 
 
 # --- libraries -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("script", ["compose_model.py", "model-level_finetuning.py"])
 def test_variant_that_the_library_has_not(refuses, arguments, chain, tmp_path, script):
@@ -338,29 +430,47 @@ def damage(path, how, marker):
         np.save(path, np.zeros((), [("wi.weight", np.float32, (4, 4)), ("wi.keep", bool, (4, 4))]))
 
 
-VISIBLE = ["truncated", "truncated header", "header spoilt", "empty", "plain array", "pickled", "pickled field",
-           "archive", "other shape"]  # without the record's digest, too
+VISIBLE = [
+    "truncated",
+    "truncated header",
+    "header spoilt",
+    "empty",
+    "plain array",
+    "pickled",
+    "pickled field",
+    "archive",
+    "other shape",
+]  # without the record's digest, too
 
 
-@pytest.mark.parametrize("how, forged", [*((how, False) for how in ["missing", "bit flipped", *VISIBLE]),
-                                         *((how, True) for how in VISIBLE)])
+@pytest.mark.parametrize(
+    "how, forged", [*((how, False) for how in ["missing", "bit flipped", *VISIBLE]), *((how, True) for how in VISIBLE)]
+)
 def test_damaged_module_file(refuses, arguments, chain, tmp_path, how, forged):
     """With a record that matches the damaged file, the reader of module files itself has to refuse it."""
     library, marker = tmp_path / "library", tmp_path / "marker"
     shutil.copytree(chain / "tuned", library)
     damage(library / LIBRARY_FILE, how, marker)
     if forged:
+
         def forge(content):
             content["variants"][LIBRARY_FILE.removesuffix(".npy")]["sha256"] = file_digest(library / LIBRARY_FILE)
+
         edited_json(library / "record.json", library / "record.json", forge)
     err = refuses("compose_model.py", *arguments("compose_model.py", {"-p": library}))
     assert str(library / LIBRARY_FILE) in err
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("edit", [in_conf("variants", value=[]), in_conf("model", value=None),
-                                  in_conf("variants", LIBRARY_FILE.removesuffix(".npy"), value={}),
-                                  in_conf("variants", LIBRARY_FILE.removesuffix(".npy"), "file", value=3)])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        in_conf("variants", value=[]),
+        in_conf("model", value=None),
+        in_conf("variants", LIBRARY_FILE.removesuffix(".npy"), value={}),
+        in_conf("variants", LIBRARY_FILE.removesuffix(".npy"), "file", value=3),
+    ],
+)
 @pytest.mark.parametrize("script", ["compose_model.py", "block-level_finetuning.py"])
 def test_damaged_library_record(refuses, arguments, chain, tmp_path, script, edit):
     library = tmp_path / "library-1"
@@ -374,9 +484,14 @@ def test_fine_tuning_into_the_pruned_library(refuses, arguments, chain):
     assert "-o" in err and "another folder" in err
 
 
-@pytest.mark.parametrize("script, changes", [
-    ("block-level_finetuning.py", {"-p": "tuned"}),    # a fine-tuned library where a pruned one belongs
-    ("prune.py", {"-o": "tuned"}), ("block-level_finetuning.py", {"-o": "pruned", "-p": "copy"})])
+@pytest.mark.parametrize(
+    "script, changes",
+    [
+        ("block-level_finetuning.py", {"-p": "tuned"}),  # a fine-tuned library where a pruned one belongs
+        ("prune.py", {"-o": "tuned"}),
+        ("block-level_finetuning.py", {"-o": "pruned", "-p": "copy"}),
+    ],
+)
 def test_library_of_the_other_stage(refuses, arguments, chain, tmp_path, script, changes):
     shutil.copytree(chain / "pruned", tmp_path / "copy")
     paths = {flag: (tmp_path if name == "copy" else chain) / name for flag, name in changes.items()}
@@ -386,9 +501,18 @@ def test_library_of_the_other_stage(refuses, arguments, chain, tmp_path, script,
 
 # --- models and tokenizers -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("how, words", [
-    ("holds code", ["more than plain tensors"]), ("truncated", []), ("foreign", ["model-level_finetuning.py"]),
-    ("state dict alone", ["model-level_finetuning.py"]), ("without weights", ["damaged"]), ("list", [])])
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("holds code", ["more than plain tensors"]),
+        ("truncated", []),
+        ("foreign", ["model-level_finetuning.py"]),
+        ("state dict alone", ["model-level_finetuning.py"]),
+        ("without weights", ["damaged"]),
+        ("list", []),
+    ],
+)
 def test_bad_pth(refuses, arguments, chain, tmp_path, how, words):
     path, marker = tmp_path / "model.pth", tmp_path / "marker"
     good = chain / "tuned-0.pth"
@@ -396,16 +520,33 @@ def test_bad_pth(refuses, arguments, chain, tmp_path, how, words):
     if how == "truncated":
         path.write_bytes(good.read_bytes()[:-1000])
     else:
-        torch.save({"holds code": content | {"masks": MakesMarker(marker)}, "foreign": {"a": 1},
-                    "state dict alone": content["state_dict"], "without weights": content | {"state_dict": {}},
-                    "list": [1, 2]}[how], path)
+        torch.save(
+            {
+                "holds code": content | {"masks": MakesMarker(marker)},
+                "foreign": {"a": 1},
+                "state dict alone": content["state_dict"],
+                "without weights": content | {"state_dict": {}},
+                "list": [1, 2],
+            }[how],
+            path,
+        )
     err = refuses("evaluate-t5.py", *arguments("evaluate-t5.py", {"-m": path}))
     assert all(word in err for word in [str(path), *words]), err
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("how", ["truncated weights", "no weights", "pickled weights", "malformed config", "other type",
-                                 "other shape", "malformed record"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated weights",
+        "no weights",
+        "pickled weights",
+        "malformed config",
+        "other type",
+        "other shape",
+        "malformed record",
+    ],
+)
 def test_bad_model_folder(refuses, arguments, workshop, tmp_path, how):
     folder, marker = tmp_path / "model", tmp_path / "marker"
     shutil.copytree(workshop / "model" / "t5", folder)
@@ -421,8 +562,14 @@ def test_bad_model_folder(refuses, arguments, workshop, tmp_path, how):
     elif how == "malformed record":
         (folder / "record.json").write_text("{")
     else:
-        edited_json(config, config, in_conf(*{"other type": ("model_type",), "other shape": ("d_ff",)}[how],
-                                            value={"other type": "bert", "other shape": 56}[how]))
+        edited_json(
+            config,
+            config,
+            in_conf(
+                *{"other type": ("model_type",), "other shape": ("d_ff",)}[how],
+                value={"other type": "bert", "other shape": 56}[how],
+            ),
+        )
     assert str(folder) in refuses("evaluate-t5.py", *arguments("evaluate-t5.py", {"-m": folder}))
     assert not marker.exists()
 
@@ -436,21 +583,43 @@ def test_malformed_tokenizer(refuses, arguments, workshop, tmp_path):
 
 # --- data ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("file, content, words", [
-    ("test2016.de", None, ["no such file"]), ("test2016.de", "ein Hund\n", ["16", "1;"]),
-    ("test2016.de", b"\xff\xfe\n" * 16, ["UTF-8"]), ("test2016.en", "", ["lines"])])
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("test2016.de", None, ["no such file"]),
+        ("test2016.de", "ein Hund\n", ["16", "1;"]),
+        ("test2016.de", b"\xff\xfe\n" * 16, ["UTF-8"]),
+        ("test2016.en", "", ["lines"]),
+    ],
+)
 def test_bad_translation_folder(refuses, arguments, workshop, tmp_path, file, content, words):
     err = refuses_data(refuses, arguments, workshop, tmp_path, "t5", file, content)
     assert all(word in err for word in [str(tmp_path / "data"), file.split(".")[0], *words]), err
 
 
-@pytest.mark.parametrize("content, words", [
-    (None, ["no such file"]), ("", ["empty"]), ("{\n", ["line 1", "JSON"]),
-    (b'{"text": "\xff", "label": 1}', ["UTF-8"]),
-    *(('{"text": "good", "label": 1}\n' + row + "\n", ["line 2", "'label'"]) for row in [
-        '{"text": "bad", "label": "0"}', '{"text": "bad", "label": -1}', '{"text": "bad", "label": true}',
-        '{"text": "bad", "label": 0.5}', '{"text": "bad"}', '{"text": 3, "label": 1}', "[]"]),
-    ('{"text": "good", "label": 7}\n', ["label 7"])])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["no such file"]),
+        ("", ["empty"]),
+        ("{\n", ["line 1", "JSON"]),
+        (b'{"text": "\xff", "label": 1}', ["UTF-8"]),
+        *(
+            ('{"text": "good", "label": 1}\n' + row + "\n", ["line 2", "'label'"])
+            for row in [
+                '{"text": "bad", "label": "0"}',
+                '{"text": "bad", "label": -1}',
+                '{"text": "bad", "label": true}',
+                '{"text": "bad", "label": 0.5}',
+                '{"text": "bad"}',
+                '{"text": 3, "label": 1}',
+                "[]",
+            ]
+        ),
+        ('{"text": "good", "label": 7}\n', ["label 7"]),
+    ],
+)
 def test_bad_classification_folder(refuses, arguments, workshop, tmp_path, content, words):
     """The last label is a good number, but the model knows two classes."""
     err = refuses_data(refuses, arguments, workshop, tmp_path, "distilbert", "test.jsonl", content)
@@ -470,16 +639,19 @@ def refuses_data(refuses, arguments, workshop, tmp_path, kind, file, content):
 
 # --- outputs that are there already ----------------------------------------------------------------------------
 
+
 @pytest.fixture
 def remakes(chain, tmp_path):
     """What to change so that a script would make something else in the same place: {script: {flag: value}}."""
-    return {"download_model.py": {"--checkpoint": chain / "composed-2"},
-            "config_generator.py": {"--linear": [0.3, 0.6]},
-            "prune_scheme_generator.py": {"-i": edited_json(chain / "conf.json", tmp_path / "edited.json", rate(0.6))},
-            "block-level_finetuning.py": {"--lr": 0.01},
-            "compose_model.py": {"-n": 2},
-            "model-level_finetuning.py": {"--lr": 0.01},
-            "plot_loss.py": {"--title": "other"}}
+    return {
+        "download_model.py": {"--checkpoint": chain / "composed-2"},
+        "config_generator.py": {"--linear": [0.3, 0.6]},
+        "prune_scheme_generator.py": {"-i": edited_json(chain / "conf.json", tmp_path / "edited.json", rate(0.6))},
+        "block-level_finetuning.py": {"--lr": 0.01},
+        "compose_model.py": {"-n": 2},
+        "model-level_finetuning.py": {"--lr": 0.01},
+        "plot_loss.py": {"--title": "other"},
+    }
 
 
 REMADE = [script for script in SCRIPTS if not script.startswith(("evaluate", "prune.py"))]
@@ -488,9 +660,11 @@ REMADE = [script for script in SCRIPTS if not script.startswith(("evaluate", "pr
 @pytest.fixture
 def remake(call, arguments, remakes):
     """remake(script): arguments that would replace the output that the script has just made."""
+
     def make(script):
         assert call(script, *arguments(script, {}))[0] == 0
         return arguments(script, remakes[script])
+
     return make
 
 
@@ -512,6 +686,7 @@ def test_configurations_edited_by_hand_are_kept(refuses, arguments, call, tmp_pa
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------
+
 
 def no_space(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -547,11 +722,20 @@ def test_write_that_fails_half_way(refuses, arguments, without_notes, tmp_path, 
 
 # --- plots -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("content, words", [
-    (None, ["no such file"]), ("", ["stats CSV"]), ("a,b\n1,2\n", ["val_loss"]),
-    (b"\x89PNG\r\n\x1a\n\xff", ["stats CSV"]),
-    ("epoch,train_loss,val_loss\n1,high,low\n", ["numbers"]), ("epoch,train_loss,val_loss\n", ["no epoch"]),
-    ("epoch,train_loss,val_loss\n0,,\n", ["val_loss"]), ("epoch,train_loss,val_loss\n0,1\n1,2,3,4,5\n", ["stats CSV"])])
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["no such file"]),
+        ("", ["stats CSV"]),
+        ("a,b\n1,2\n", ["val_loss"]),
+        (b"\x89PNG\r\n\x1a\n\xff", ["stats CSV"]),
+        ("epoch,train_loss,val_loss\n1,high,low\n", ["numbers"]),
+        ("epoch,train_loss,val_loss\n", ["no epoch"]),
+        ("epoch,train_loss,val_loss\n0,,\n", ["val_loss"]),
+        ("epoch,train_loss,val_loss\n0,1\n1,2,3,4,5\n", ["stats CSV"]),
+    ],
+)
 def test_plot_of_no_stats(refuses, arguments, chain, tmp_path, content, words):
     path = tmp_path / "mine.csv"
     if content is not None:
@@ -560,11 +744,16 @@ def test_plot_of_no_stats(refuses, arguments, chain, tmp_path, content, words):
     assert all(word in err for word in [str(path), *words]), err
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"-o": "loss.doc"}, ["loss.doc", ".png"]), ({"-o": "loss"}, ["loss", ".png"]),
-    ({"--labels": ["one"]}, ["--labels", "1 names for 2 files"]),
-    ({"--panels": 3}, ["--panels", "2 files", "3 panels"]),
-    ({"--panels": 0}, ["--panels", "'0'"])])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"-o": "loss.doc"}, ["loss.doc", ".png"]),
+        ({"-o": "loss"}, ["loss", ".png"]),
+        ({"--labels": ["one"]}, ["--labels", "1 names for 2 files"]),
+        ({"--panels": 3}, ["--panels", "2 files", "3 panels"]),
+        ({"--panels": 0}, ["--panels", "'0'"]),
+    ],
+)
 def test_plot_flags_that_do_not_fit(refuses, arguments, monkeypatch, tmp_path, changes, words):
     monkeypatch.chdir(tmp_path)
     err = refuses("plot_loss.py", *arguments("plot_loss.py", changes))

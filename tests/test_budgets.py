@@ -47,16 +47,21 @@ def test_a_grid_has_every_pair_of_rates_and_no_more_configurations_than_that_tak
     assert {(each["attention"], each["linear"]) for each in rates} == set(itertools.product(attention, linear))
     if feed_forward:
         assert {(each["feed_forward"], each["linear"]) for each in rates} == set(
-            itertools.product(feed_forward, linear))
+            itertools.product(feed_forward, linear)
+        )
     assert all(("feed_forward" in each) == bool(feed_forward) for each in rates)
     assert len(rates) == len(linear) * max(len(attention), len(feed_forward or []))
 
 
 # --- rates -----------------------------------------------------------------------------------------------------
 
-MODULES = {"a": {"kind": "attention", "heads": 12}, "a.o": {"kind": "linear", "weights": 1001},
-           "f": {"kind": "feed_forward", "neurons": 47},
-           "f.wi": {"kind": "linear", "weights": 1363}, "f.wo": {"kind": "linear", "weights": 10 ** 9 + 7}}
+MODULES = {
+    "a": {"kind": "attention", "heads": 12},
+    "a.o": {"kind": "linear", "weights": 1001},
+    "f": {"kind": "feed_forward", "neurons": 47},
+    "f.wi": {"kind": "linear", "weights": 1363},
+    "f.wo": {"kind": "linear", "weights": 10**9 + 7},
+}
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,8 +75,11 @@ def test_a_choices_rates_remove_just_what_its_variants_do(data):
     config = budgets.rates_of(choice, SimpleNamespace(scheme=scheme), MODULES)
     again = schemes.make_scheme(schemes.Configurations({}, MODULES, [config]))
     assert again.configs == [choice]
-    assert all(removed == scheme.blocks[block][variant] for block, each in again.blocks.items()
-               for variant, removed in each.items())
+    assert all(
+        removed == scheme.blocks[block][variant]
+        for block, each in again.blocks.items()
+        for variant, removed in each.items()
+    )
 
 
 # --- the chain of scripts --------------------------------------------------------------------------------------
@@ -82,19 +90,47 @@ GRID = ("--attention", 0, 0.5, "--linear", 0, 0.5, "--feed-forward", 0, 0.5, "--
 def make_grid(folder, model):
     """From a grid to a fine-tuned library of its variants."""
     for script, *arguments in (
-            ("config_generator.py", "-m", model, "-o", folder / "grid.json", *GRID),
-            ("prune_scheme_generator.py", "-i", folder / "grid.json", "-o", folder / "scheme.json"),
-            ("prune.py", "-m", model, "-c", folder / "scheme.json", "-o", folder / "pruned"),
-            ("block-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-o", folder / "tuned", "--stats",
-             folder / "blocks.csv", "--method", "reconstruct", "--calibration", 16, "--batch-size", 8)):
+        ("config_generator.py", "-m", model, "-o", folder / "grid.json", *GRID),
+        ("prune_scheme_generator.py", "-i", folder / "grid.json", "-o", folder / "scheme.json"),
+        ("prune.py", "-m", model, "-c", folder / "scheme.json", "-o", folder / "pruned"),
+        (
+            "block-level_finetuning.py",
+            "-m",
+            model,
+            "-p",
+            folder / "pruned",
+            "-o",
+            folder / "tuned",
+            "--stats",
+            folder / "blocks.csv",
+            "--method",
+            "reconstruct",
+            "--calibration",
+            16,
+            "--batch-size",
+            8,
+        ),
+    ):
         code = load_script(script).main([*map(str, arguments), "--quiet"])
         assert code == 0, f"{script} ended with {code}"
 
 
 def searching(folder, model, out, *more):
     """The arguments of a search in a grid's folder."""
-    return ("config_generator.py", "-m", model, "-c", folder / "grid.json", "--search", folder / "tuned",
-            "-o", folder / out, "--batch-size", 8, *more)
+    return (
+        "config_generator.py",
+        "-m",
+        model,
+        "-c",
+        folder / "grid.json",
+        "--search",
+        folder / "tuned",
+        "-o",
+        folder / out,
+        "--batch-size",
+        8,
+        *more,
+    )
 
 
 BUDGETS = ("--budget", 0.45, 25000, "--budget-of", 1, 2)  # the last two: see test_the_grids_configurations
@@ -111,8 +147,17 @@ def grid(workshop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(workshop, grid):
     """The folder in which four configurations have been searched for; result.json holds what the script said."""
-    script, *arguments = searching(grid, workshop / "model" / "t5", "conf.json", *BUDGETS, "--objective", "loss",
-                                   "--report", grid / "report.json", "--quiet")
+    script, *arguments = searching(
+        grid,
+        workshop / "model" / "t5",
+        "conf.json",
+        *BUDGETS,
+        "--objective",
+        "loss",
+        "--report",
+        grid / "report.json",
+        "--quiet",
+    )
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert load_script(script).main([*map(str, arguments)]) == 0
     (grid / "result.json").write_text(out.getvalue())
@@ -133,6 +178,7 @@ def copied(found, tmp_path):
 @pytest.fixture
 def refuses(call, copied, workshop):
     """refuses(out, *more): a search's one line on stderr, once it is sure that no file was touched or made."""
+
     def run(out, *more):
         before = files_in(copied)
         code, result, err = call(*searching(copied, workshop / "model" / "t5", out, *more))
@@ -141,6 +187,7 @@ def refuses(call, copied, workshop):
         assert is_one_line(err) and ": error: " in err, err
         assert files_in(copied) == before
         return err
+
     return run
 
 
@@ -160,10 +207,13 @@ def kept_weights(library, block, variant):
 def test_the_grid_gives_every_block_every_combination(grid):
     """By hand: 2 of 4 heads, 24 of 48 neurons, and half of 24 · 32 and of 48 · 32 weights; two rates of each kind."""
     scheme = read_json(grid / "scheme.json")
-    expected = {True: {"heads-2", "o-384", "heads-2_o-384"},
-                False: {"neurons-24", "wi-768_wo-768", "neurons-24_wi-768_wo-768"}}
+    expected = {
+        True: {"heads-2", "o-384", "heads-2_o-384"},
+        False: {"neurons-24", "wi-768_wo-768", "neurons-24_wi-768_wo-768"},
+    }
     assert {block: set(each) for block, each in scheme["blocks"].items()} == {
-        block: expected[is_attention(block)] for block in T5_BLOCKS}
+        block: expected[is_attention(block)] for block in T5_BLOCKS
+    }
     assert len(read_json(grid / "grid.json")["configs"]) == 4
 
 
@@ -171,8 +221,11 @@ def test_the_grids_configurations(grid):
     """By hand, what --budget-of refers to: 1 halves heads and neurons, 2 all Linears."""
     configs = read_json(grid / "scheme.json")["configs"]
     assert [set(config.values()) for config in configs] == [
-        {"dense"}, {"heads-2", "neurons-24"}, {"o-384", "wi-768_wo-768"},
-        {"heads-2_o-384", "neurons-24_wi-768_wo-768"}]
+        {"dense"},
+        {"heads-2", "neurons-24"},
+        {"o-384", "wi-768_wo-768"},
+        {"heads-2_o-384", "neurons-24_wi-768_wo-768"},
+    ]
 
 
 def test_what_is_found_is_an_ordinary_configurations_file(grid, found):
@@ -181,29 +234,48 @@ def test_what_is_found_is_an_ordinary_configurations_file(grid, found):
     scheme, made = schemes.make_scheme(configurations), read_json(grid / "scheme.json")["blocks"]
     assert scheme.configs == [each["choice"] for each in read_json(found / "report.json")["searched"]]
     assert len(scheme.configs) == 4 and all(set(config) == set(T5_BLOCKS) for config in scheme.configs)
-    assert all(removed == made[block][variant] for block, each in scheme.blocks.items()
-               for variant, removed in each.items())
+    assert all(
+        removed == made[block][variant] for block, each in scheme.blocks.items() for variant, removed in each.items()
+    )
     source = read_json(grid / "grid.json")
     written = read_json(found / "conf.json")
     assert (written["model"], written["modules"]) == (source["model"], source["modules"])
     assert len({json.dumps(config) for config in scheme.configs}) > 2  # it does depend on the budget
 
 
-def test_found_models_compose_from_the_library_and_keep_within_the_budget(succeeds, workshop, found, tmp_path,
-                                                                          tokenizer):
+def test_found_models_compose_from_the_library_and_keep_within_the_budget(
+    succeeds, workshop, found, tmp_path, tokenizer
+):
     """Oracles: the non-zeros of the file, read by safetensors; the loss of one pair at a time; the masks' sums."""
     model, result = workshop / "model" / "t5", read_json(found / "result.json")
     before, configs = files_in(found), read_json(found / "scheme.json")["configs"]
-    limits = [0.45 * ALL, None, *(sum(kept_weights(found / "tuned", *pair) for pair in configs[n].items())
-                                  for n in (1, 2))]
+    limits = [
+        0.45 * ALL,
+        None,
+        *(sum(kept_weights(found / "tuned", *pair) for pair in configs[n].items()) for n in (1, 2)),
+    ]
     assert limits[-2:] == [ALL / 2, 6 * (2304 + 384) + 4 * 1536]  # by hand
     for n, (limit, figures) in enumerate(zip(limits, result["found"], strict=True)):
-        made = succeeds("compose_model.py", "-m", model, "-p", found / "tuned", "-c", found / "conf.json", "-n", n,
-                        "-o", tmp_path / f"composed-{n}")
+        made = succeeds(
+            "compose_model.py",
+            "-m",
+            model,
+            "-p",
+            found / "tuned",
+            "-c",
+            found / "conf.json",
+            "-n",
+            n,
+            "-o",
+            tmp_path / f"composed-{n}",
+        )
         tensors = safetensors.torch.load_file(tmp_path / f"composed-{n}" / "model.safetensors")
         nonzeros = {name: int(tensor.count_nonzero()) for name, tensor in tensors.items()}
-        in_blocks = sum(count for name, count in nonzeros.items()
-                        if name.rpartition(".")[0].rpartition(".")[0] in T5_BLOCKS and "bias" not in name)
+        in_blocks = sum(
+            count
+            for name, count in nonzeros.items()
+            if name.rpartition(".")[0].rpartition(".")[0] in T5_BLOCKS and "bias" not in name
+        )
         assert sum(nonzeros.values()) == figures["cost"] == made["nonzero_parameters"]
         assert in_blocks / ALL == pytest.approx(figures["fraction"], rel=1e-12)
         assert sum(nonzeros.values()) <= 25000 if limit is None else in_blocks <= limit
@@ -215,15 +287,25 @@ def test_found_models_compose_from_the_library_and_keep_within_the_budget(succee
     assert files_in(found) == before  # no new variant, no other score
 
 
-def test_the_scores_are_the_losses_of_the_model_with_one_variant(succeeds, workshop, found, tmp_path,
-                                                                 tokenizer):
+def test_the_scores_are_the_losses_of_the_model_with_one_variant(succeeds, workshop, found, tmp_path, tokenizer):
     """A configuration that changes one block, composed. Oracle: the loss of one pair at a time."""
     conf = read_json(found / "grid.json")
     for block, rates in ((T5_BLOCKS[2], {"": 0.5, ".o": 0.5}), (T5_BLOCKS[-1], {".wi": 0.5, ".wo": 0.5})):
         conf["configs"] = [{f"{block}{part}": rate for part, rate in rates.items()}]
         (tmp_path / "one.json").write_text(json.dumps(conf))
-        succeeds("compose_model.py", "-m", workshop / "model" / "t5", "-p", found / "tuned", "-c",
-                 tmp_path / "one.json", "-n", 0, "-o", tmp_path / block)
+        succeeds(
+            "compose_model.py",
+            "-m",
+            workshop / "model" / "t5",
+            "-p",
+            found / "tuned",
+            "-c",
+            tmp_path / "one.json",
+            "-n",
+            0,
+            "-o",
+            tmp_path / block,
+        )
         variant = "heads-2_o-384" if "" in rates else "wi-768_wo-768"
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / block).eval()
         expected = loss_per_token(model, tokenizer, pairs_of(workshop, "val"))
@@ -261,16 +343,29 @@ def test_the_report_holds_what_a_picture_needs(found):
     """Its keys are those of `budgets.report`; its numbers the script's result's, the masks' and the scores'."""
     report, result = read_json(found / "report.json"), read_json(found / "result.json")
     scheme, scores = read_json(found / "scheme.json"), scores_of(found / "tuned")
-    assert set(report) == {"measure", "objective", "original", "rest", "dense", "blocks", "variants", "uniform",
-                           "searched", "models", "seconds"}
+    assert set(report) == {
+        "measure",
+        "objective",
+        "original",
+        "rest",
+        "dense",
+        "blocks",
+        "variants",
+        "uniform",
+        "searched",
+        "models",
+        "seconds",
+    }
     assert (report["measure"], report["objective"], report["original"]) == ("parameters", "loss", ALL)
     assert result["measure"] == "parameters" and result["configurations"] == 4
     assert report["blocks"] == dict.fromkeys(T5_BLOCKS, 3072)
     assert report["rest"] == 64 * 32 + 2 * 32 * 4 + 12 * 32  # embedding, position biases, norms
     assert {name: report["dense"][name] for name in ("loss", "kl")} == result["dense"] and report["dense"]["kl"] == 0
     dense = report["dense"]["loss"]
-    assert [{name: value for name, value in each.items() if name not in ("choice", "validation")}
-            for each in report["searched"]] == result["found"]
+    assert [
+        {name: value for name, value in each.items() if name not in ("choice", "validation")}
+        for each in report["searched"]
+    ] == result["found"]
     for each in (report["dense"], *report["uniform"], *report["searched"]):  # all examples were scored on here
         assert each["validation"] == {"loss": each["loss"], "kl": each["kl"]}
     assert {name: round(value, 3) for name, value in report["seconds"].items()} == result["seconds"]
@@ -280,14 +375,28 @@ def test_the_report_holds_what_a_picture_needs(found):
     for block, each in scheme["blocks"].items():
         for variant, removed in each.items():
             score, cost = scores[f"{block}.{variant}"], kept_weights(found / "tuned", block, variant)
-            expected.append({"block": block, "variant": variant, "removed": removed, "loss": score["loss"],
-                             "kl": score["kl"], "nmse": record[f"{block}.{variant}"]["nmse_after"], "cost": cost,
-                             "fraction": cost / 3072})
+            expected.append(
+                {
+                    "block": block,
+                    "variant": variant,
+                    "removed": removed,
+                    "loss": score["loss"],
+                    "kl": score["kl"],
+                    "nmse": record[f"{block}.{variant}"]["nmse_after"],
+                    "cost": cost,
+                    "fraction": cost / 3072,
+                }
+            )
     assert report["variants"] == expected and len(expected) == result["scored"] == 30
 
     def predicted(choice):
-        return pytest.approx(dense + sum(scores[f"{block}.{variant}"]["loss"] - dense
-                                         for block, variant in choice.items() if variant != "dense"), rel=1e-12)
+        return pytest.approx(
+            dense
+            + sum(
+                scores[f"{block}.{variant}"]["loss"] - dense for block, variant in choice.items() if variant != "dense"
+            ),
+            rel=1e-12,
+        )
 
     for n, each in zip((1, 2), report["uniform"], strict=True):
         choice = scheme["configs"][n]
@@ -303,11 +412,13 @@ def test_the_report_holds_what_a_picture_needs(found):
 
 # --- scores are kept -------------------------------------------------------------------------------------------
 
+
 def test_a_second_run_scores_nothing_and_finds_the_same(succeeds, workshop, copied):
     """Oracle: the first run's figures, its configuration, and the files."""
     before, first = files_in(copied), read_json(copied / "result.json")
-    result = succeeds(*searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000, "--objective",
-                                 "loss"))
+    result = succeeds(
+        *searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000, "--objective", "loss")
+    )
     assert (first["scored"], result["scored"]) == (30, 0)
     assert result["found"] == first["found"][1:2] and result["dense"] == first["dense"]
     again = copied / "again.json"
@@ -348,8 +459,9 @@ def test_other_examples_score_anew(succeeds, workshop, copied, tokenizer):
     result = succeeds(*searching(copied, model, "eight.json", "--budget", 0.6, "--rounds", 0, "--score-examples", 8))
     after = scores_of(copied / "tuned")
     assert result["scored"] == 30 and after.keys() == before.keys()
-    assert all(after[name]["key"] != before[name]["key"] and after[name]["loss"] != before[name]["loss"]
-               for name in before)
+    assert all(
+        after[name]["key"] != before[name]["key"] and after[name]["loss"] != before[name]["loss"] for name in before
+    )
     loaded = load_model(model)
     data = workshop / "data" / "t5"
     sample = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.family).sample(8)
@@ -360,13 +472,15 @@ def test_other_examples_score_anew(succeeds, workshop, copied, tokenizer):
 
 # --- other measures, objectives and families -------------------------------------------------------------------
 
+
 def test_divergence_as_the_objective(succeeds, workshop, copied):
     """By hand: nothing diverges less from the original than the original, which a budget of all that it costs allows.
 
     The scores of both objectives are known once either is.
     """
-    result = succeeds(*searching(copied, workshop / "model" / "t5", "kl.json", "--objective", "kl", "--budget", 1, 0.6,
-                                 "--rounds", 0))
+    result = succeeds(
+        *searching(copied, workshop / "model" / "t5", "kl.json", "--objective", "kl", "--budget", 1, 0.6, "--rounds", 0)
+    )
     whole, part = result["found"]
     assert result["scored"] == 0
     assert (whole["kl"], whole["predicted"], whole["fraction"]) == (0, 0, 1)
@@ -378,11 +492,25 @@ def test_divergence_as_the_objective(succeeds, workshop, copied):
 def test_bytes_are_those_of_the_file_that_compose_model_writes(succeeds, workshop, copied):
     """Oracle: the file's size less its header, which its first eight bytes tell the length of."""
     model = workshop / "model" / "t5"
-    result = succeeds(*searching(copied, model, "bytes.json", "--measure", "bytes", "--budget", 0.6, 90000,
-                                 "--rounds", 0))
+    result = succeeds(
+        *searching(copied, model, "bytes.json", "--measure", "bytes", "--budget", 0.6, 90000, "--rounds", 0)
+    )
     for n, figures in enumerate(result["found"]):
-        succeeds("compose_model.py", "-m", model, "-p", copied / "tuned", "-c", copied / "bytes.json", "-n", n, "-o",
-                 copied / f"small-{n}", "--compact", "--sparse")
+        succeeds(
+            "compose_model.py",
+            "-m",
+            model,
+            "-p",
+            copied / "tuned",
+            "-c",
+            copied / "bytes.json",
+            "-n",
+            n,
+            "-o",
+            copied / f"small-{n}",
+            "--compact",
+            "--sparse",
+        )
         content = (copied / f"small-{n}" / "sparse.safetensors").read_bytes()
         size = len(content) - 8 - int.from_bytes(content[:8], "little")
         assert size == figures["cost"] and (figures["fraction"] <= 0.6, size <= 90000)[n]
@@ -391,10 +519,23 @@ def test_bytes_are_those_of_the_file_that_compose_model_writes(succeeds, worksho
 def test_multiply_adds_are_those_of_the_compact_model_that_compose_model_writes(succeeds, workshop, copied):
     """Oracle: torch's FlopCounterMode, as `report.multiply_adds` uses it."""
     model = workshop / "model" / "t5"
-    result = succeeds(*searching(copied, model, "products.json", "--measure", "multiply-adds", "--budget", 0.7,
-                                 "--rounds", 0))
-    succeeds("compose_model.py", "-m", model, "-p", copied / "tuned", "-c", copied / "products.json", "-n", 0, "-o",
-             copied / "compact", "--compact")
+    result = succeeds(
+        *searching(copied, model, "products.json", "--measure", "multiply-adds", "--budget", 0.7, "--rounds", 0)
+    )
+    succeeds(
+        "compose_model.py",
+        "-m",
+        model,
+        "-p",
+        copied / "tuned",
+        "-c",
+        copied / "products.json",
+        "-n",
+        0,
+        "-o",
+        copied / "compact",
+        "--compact",
+    )
     compact = load_model(copied / "compact")
     assert multiply_adds(compact) == result["found"][0]["cost"] and result["found"][0]["fraction"] <= 0.7
     assert multiply_adds(compact) < multiply_adds(load_model(model))
@@ -402,8 +543,21 @@ def test_multiply_adds_are_those_of_the_compact_model_that_compose_model_writes(
 
 def test_latency_is_within_its_budget(succeeds, workshop, copied):
     """By hand: all that the original's blocks take is enough for them, however long that is; the figures agree."""
-    result = succeeds(*searching(copied, workshop / "model" / "t5", "fast.json", "--measure", "latency", "--budget", 1,
-                                 "--rounds", 0, "--report", copied / "fast-report.json"))
+    result = succeeds(
+        *searching(
+            copied,
+            workshop / "model" / "t5",
+            "fast.json",
+            "--measure",
+            "latency",
+            "--budget",
+            1,
+            "--rounds",
+            0,
+            "--report",
+            copied / "fast-report.json",
+        )
+    )
     report, (figures,) = read_json(copied / "fast-report.json"), result["found"]
     assert 0 < figures["fraction"] <= 1 and report["rest"] >= 0
     assert report["original"] == pytest.approx(sum(report["blocks"].values()))
@@ -420,18 +574,34 @@ def test_distilbert_is_searched_too(succeeds, workshop, tmp_path):
     result = succeeds(*searching(tmp_path, model, "conf.json", "--budget", 0.55, "--report", tmp_path / "report.json"))
     (figures,), report = result["found"], read_json(tmp_path / "report.json")
     assert result["scored"] == 12 and report["blocks"] == {
-        name: 4 * (32 * 32 + 32) if is_attention(name) else 2 * 48 * 32 + 48 + 32 for name in DISTILBERT_BLOCKS}
-    succeeds("compose_model.py", "-m", model, "-p", tmp_path / "tuned", "-c", tmp_path / "conf.json", "-n", 0,
-             "-o", tmp_path / "composed")
+        name: 4 * (32 * 32 + 32) if is_attention(name) else 2 * 48 * 32 + 48 + 32 for name in DISTILBERT_BLOCKS
+    }
+    succeeds(
+        "compose_model.py",
+        "-m",
+        model,
+        "-p",
+        tmp_path / "tuned",
+        "-c",
+        tmp_path / "conf.json",
+        "-n",
+        0,
+        "-o",
+        tmp_path / "composed",
+    )
     tensors = safetensors.torch.load_file(tmp_path / "composed" / "model.safetensors")
-    kept = sum(int(tensor.count_nonzero()) for name, tensor in tensors.items() if name.startswith(
-        tuple(f"{block}." for block in DISTILBERT_BLOCKS)))
+    kept = sum(
+        int(tensor.count_nonzero())
+        for name, tensor in tensors.items()
+        if name.startswith(tuple(f"{block}." for block in DISTILBERT_BLOCKS))
+    )
     assert figures["fraction"] <= 0.55 and kept <= 0.55 * report["original"]
     scheme = schemes.make_scheme(schemes.read_configurations(tmp_path / "conf.json"))
     assert scheme.configs == [each["choice"] for each in report["searched"]]
     composed = load_model(tmp_path / "composed")
-    examples = load_examples(workshop / "data" / "distilbert", "validation", load_tokenizer(None, composed),
-                             composed.family)
+    examples = load_examples(
+        workshop / "data" / "distilbert", "validation", load_tokenizer(None, composed), composed.family
+    )
     with torch.no_grad():
         logits = torch.cat([composed.model(torch.tensor([tokens])).logits for tokens in examples.inputs])
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(examples.targets)).item()
@@ -440,11 +610,13 @@ def test_distilbert_is_searched_too(succeeds, workshop, tmp_path):
 
 # --- what is refused -------------------------------------------------------------------------------------------
 
+
 def test_an_infeasible_budget_names_the_range(refuses, copied):
     """By hand, the smallest that each block can be; the scheme's variants' masks, summed by numpy."""
     blocks = read_json(copied / "scheme.json")["blocks"]
-    least = sum(min(kept_weights(copied / "tuned", block, variant) for variant in each)
-                for block, each in blocks.items())
+    least = sum(
+        min(kept_weights(copied / "tuned", block, variant) for variant in each) for block, each in blocks.items()
+    )
     rest = 64 * 32 + 2 * 32 * 4 + 12 * 32
     for budget in (0.01, least / ALL - 1e-4, least + rest - 1):
         err = refuses("none.json", "--budget", 0.9, budget)
@@ -455,8 +627,12 @@ def test_an_infeasible_budget_names_the_range(refuses, copied):
 def test_the_smallest_feasible_budget_is_met(succeeds, workshop, copied):
     """By hand: the whole model's parameters with the cheapest variant of each block, and not one more."""
     blocks = read_json(copied / "scheme.json")["blocks"]
-    least = 64 * 32 + 2 * 32 * 4 + 12 * 32 + sum(
-        min(kept_weights(copied / "tuned", block, variant) for variant in each) for block, each in blocks.items())
+    least = (
+        64 * 32
+        + 2 * 32 * 4
+        + 12 * 32
+        + sum(min(kept_weights(copied / "tuned", block, variant) for variant in each) for block, each in blocks.items())
+    )
     result = succeeds(*searching(copied, workshop / "model" / "t5", "least.json", "--budget", least, "--rounds", 0))
     assert result["found"][0]["cost"] == least
 
@@ -480,8 +656,9 @@ def test_another_output_that_is_there_is_kept(refuses):
 
 def test_without_a_search_the_rates_are_needed(call, workshop, tmp_path):
     for flags in (("--linear", 0.5, "-n", 1), ("--linear", 0.5, "--grid"), ("--attention", 0.5, "--grid"), ()):
-        code, result, err = call("config_generator.py", "-m", workshop / "model" / "t5", "-o", tmp_path / "c.json",
-                                 *flags)
+        code, result, err = call(
+            "config_generator.py", "-m", workshop / "model" / "t5", "-o", tmp_path / "c.json", *flags
+        )
         assert (code, result) == (2, None) and is_one_line(err)
         assert "--attention" in err and "--search" in err
     assert not list(tmp_path.iterdir())
@@ -489,8 +666,19 @@ def test_without_a_search_the_rates_are_needed(call, workshop, tmp_path):
 
 def test_a_library_that_lacks_a_variant_is_refused(refuses, succeeds, workshop, copied):
     """The remedy is the script that makes variants. By hand: a rate of 0.25, one of four heads."""
-    succeeds("config_generator.py", "-m", workshop / "model" / "t5", "-o", copied / "grid.json", "--attention", 0.25,
-             "--linear", 0, "--grid", "--overwrite")
+    succeeds(
+        "config_generator.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-o",
+        copied / "grid.json",
+        "--attention",
+        0.25,
+        "--linear",
+        0,
+        "--grid",
+        "--overwrite",
+    )
     err = refuses("none.json", "--budget", 0.6)
     assert "has no variant heads-1 of" in err and "prune.py" in err
 

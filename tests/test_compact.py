@@ -35,10 +35,14 @@ OUTPUTS = ["folder", "sparse", "file.pth"]
 
 def t5_blocks(layers):
     """The names of the blocks of a T5 with so many layers on each side."""
-    return [*(f"encoder.block.{i}.layer.{name}" for i in range(layers) for name in (
-                "0.SelfAttention", "1.DenseReluDense")),
-            *(f"decoder.block.{i}.layer.{name}" for i in range(layers) for name in (
-                "0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"))]
+    return [
+        *(f"encoder.block.{i}.layer.{name}" for i in range(layers) for name in ("0.SelfAttention", "1.DenseReluDense")),
+        *(
+            f"decoder.block.{i}.layer.{name}"
+            for i in range(layers)
+            for name in ("0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense")
+        ),
+    ]
 
 
 T5_BLOCKS = t5_blocks(2)
@@ -109,9 +113,10 @@ def silence(model, cut):
 def cuts(kind):
     """A strategy of any heads of every attention module, at least one, and any neurons of every feed-forward module."""
     heads = st.tuples(st.sets(st.integers(0, HEADS - 1), min_size=1), st.sampled_from(["last", "out", "all"]))
-    bits = st.integers(0, 2 ** NEURONS - 1)
-    neurons = st.tuples(bits.map(lambda number: {i for i in range(NEURONS) if number >> i & 1}),
-                        st.sampled_from(list(ROW_CLEARED)))
+    bits = st.integers(0, 2**NEURONS - 1)
+    neurons = st.tuples(
+        bits.map(lambda number: {i for i in range(NEURONS) if number >> i & 1}), st.sampled_from(list(ROW_CLEARED))
+    )
     return st.fixed_dictionaries({name: heads if is_attention(name) else neurons for name in BLOCKS[kind]})
 
 
@@ -167,12 +172,17 @@ def same_logits(masked, compact, kind):
         expected = logits(masked, kind)
         assert expected.std() > 0.1
         torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(logits(compact.double(), kind), logits(masked.double(), kind), rtol=0,
-                               atol=1e-6 if kind == "distilbert" else 1e-12)
+    torch.testing.assert_close(
+        logits(compact.double(), kind),
+        logits(masked.double(), kind),
+        rtol=0,
+        atol=1e-6 if kind == "distilbert" else 1e-12,
+    )
     masked.float(), compact.float()
 
 
 # --- the same function -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ["t5-deep", "t5-gated", "distilbert"])
 @settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
@@ -187,8 +197,11 @@ def test_any_heads_and_neurons_can_go_and_the_logits_stay(kind, data):
     kept_neurons = {name: max(len(kept), 1) for name, (kept, _) in cut.items() if not is_attention(name)}
     assert (compact.config.kept_heads, compact.config.kept_neurons) == (kept_heads, kept_neurons)
     head, neuron = PRICES[kind]
-    assert size_of(compact) == (size_of(masked) - head * sum(HEADS - len(kept) for kept in kept_heads.values())
-                                - neuron * sum(NEURONS - kept for kept in kept_neurons.values()))
+    assert size_of(compact) == (
+        size_of(masked)
+        - head * sum(HEADS - len(kept) for kept in kept_heads.values())
+        - neuron * sum(NEURONS - kept for kept in kept_neurons.values())
+    )
     parameters = dict(compact.named_parameters())
     assert len(masks) == sum(4 if is_attention(name) else 3 if kind == "t5-gated" else 2 for name in BLOCKS[kind])
     for name, mask in masks.items():
@@ -235,8 +248,9 @@ def test_loss_and_gradients_of_what_is_left_stay(kind):
         compact(**batch)
     gradients = []
     for model in (masked, compact):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                       labels=batch["decoder_input_ids"])
+        output = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["decoder_input_ids"]
+        )
         output.loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     features = torch.tensor([*range(6, 12), *range(18, 24)])  # of heads 1 and 3
@@ -287,11 +301,16 @@ def test_the_original_is_left_alone(kind):
 
 # --- what may go ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("where", ["last", "out", "all"])
-@pytest.mark.parametrize("kind, left", [
-    ("t5", 33408 - 6 * 3 * 768 - 4 * 47 * 64),                       # 6 attention and 4 feed-forward modules
-    ("t5-gated", 39552 - 6 * 3 * 768 - 4 * 47 * 96),
-    ("distilbert", 20290 - 2 * 3 * 1048 - 2 * 47 * 65)])
+@pytest.mark.parametrize(
+    "kind, left",
+    [
+        ("t5", 33408 - 6 * 3 * 768 - 4 * 47 * 64),  # 6 attention and 4 feed-forward modules
+        ("t5-gated", 39552 - 6 * 3 * 768 - 4 * 47 * 96),
+        ("distilbert", 20290 - 2 * 3 * 1048 - 2 * 47 * 65),
+    ],
+)
 def test_where_all_is_silent_one_head_and_one_neuron_stay(kind, left, where):
     masked, compact = masked_and_compact(kind, every(kind, set(), set(), where))
     assert size_of(compact) == left
@@ -318,14 +337,22 @@ def test_a_constant_neuron_goes_into_the_output_bias():
     same_logits(masked, compact, "distilbert")
 
 
-@pytest.mark.parametrize("activation, where, left", [
-    ("relu", "first", 20), ("sigmoid", "first", 48), ("sigmoid", "out", 20), ("gated-gelu", "first", 20),
-    ("gated-gelu", "last", 20), ("gated-sigmoid", "first", 48), ("gated-sigmoid", "last", 20)])
+@pytest.mark.parametrize(
+    "activation, where, left",
+    [
+        ("relu", "first", 20),
+        ("sigmoid", "first", 48),
+        ("sigmoid", "out", 20),
+        ("gated-gelu", "first", 20),
+        ("gated-gelu", "last", 20),
+        ("gated-sigmoid", "first", 48),
+        ("gated-sigmoid", "last", 20),
+    ],
+)
 def test_a_neuron_that_still_says_something_stays(activation, where, left):
     """By hand: the sigmoid of 0 is 0.5, which T5 has no output bias for; as a gate it lets half of its input pass."""
     torch.manual_seed(0)
-    masked = transformers.T5ForConditionalGeneration(
-        t5_config(feed_forward_proj=activation)).eval()
+    masked = transformers.T5ForConditionalGeneration(t5_config(feed_forward_proj=activation)).eval()
     silence(masked, every("t5", set(range(HEADS)), set(range(20)), where))
     compact = make_compact(masked, {})[0]
     assert set(compact.config.kept_neurons.values()) == {left}
@@ -388,21 +415,27 @@ def test_a_compact_model_can_be_made_smaller(tmp_path, kind):
         assert set(map(tuple, smaller.config.kept_heads.values())) == {(0, 3)}
         assert set(smaller.config.kept_neurons.values()) == {30}
         head, neuron = PRICES[kind]
-        assert size_of(smaller) == (whole - 2 * head * sum(map(is_attention, BLOCKS[kind]))
-                                    - 18 * neuron * sum(not is_attention(name) for name in BLOCKS[kind]))
+        assert size_of(smaller) == (
+            whole
+            - 2 * head * sum(map(is_attention, BLOCKS[kind]))
+            - 18 * neuron * sum(not is_attention(name) for name in BLOCKS[kind])
+        )
         silence(masked, every(kind, {0, 3}, set(range(10, 40))))
         same_logits(masked, smaller, kind)
 
 
 # --- on disk -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     """Oracle for the config: the settings of the model before it was made compact."""
     masked, compact = masked_and_compact(kind, drawn_cut(kind, 0))
-    masks = {name: torch.rand_like(parameter) > 0.3 if parameter.dim() == 2 else torch.ones_like(parameter).bool()
-             for name, parameter in compact.named_parameters()}  # a vector's removes nothing, and is not kept
+    masks = {
+        name: torch.rand_like(parameter) > 0.3 if parameter.dim() == 2 else torch.ones_like(parameter).bool()
+        for name, parameter in compact.named_parameters()
+    }  # a vector's removes nothing, and is not kept
     save_model(tmp_path / output, compact, {"key": "k"}, masks=masks, sparse=output == "sparse")
     loaded = load_model(tmp_path / output)
     assert same_state(loaded.model, compact) and type(loaded.model) is type(compact) and loaded.record == {"key": "k"}
@@ -414,20 +447,40 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     if kind != "distilbert":
         assert loaded.model.generation_config.eos_token_id == masked.generation_config.eos_token_id
         assert loaded.model.lm_head.weight is loaded.model.shared.weight  # still tied
-    new = {"model_type", "architectures", "auto_map", "kept_heads", "kept_neurons", "original_activation",
-           "transformers_version", "dtype", "_name_or_path"}
+    new = {
+        "model_type",
+        "architectures",
+        "auto_map",
+        "kept_heads",
+        "kept_neurons",
+        "original_activation",
+        "transformers_version",
+        "dtype",
+        "_name_or_path",
+    }
     plain, own = masked.config, loaded.model.config
     assert (own.kept_heads, own.kept_neurons) == (compact.config.kept_heads, compact.config.kept_neurons)
     assert {name: getattr(own, name) for name in plain.to_dict().keys() - new} == {
-        name: getattr(plain, name) for name in plain.to_dict().keys() - new}
-    assert getattr(own, "activation" if kind == "distilbert" else "feed_forward_proj") == {
-        "t5": "relu", "t5-gated": "gated-gelu", "distilbert": "gelu"}[kind]
+        name: getattr(plain, name) for name in plain.to_dict().keys() - new
+    }
+    assert (
+        getattr(own, "activation" if kind == "distilbert" else "feed_forward_proj")
+        == {"t5": "relu", "t5-gated": "gated-gelu", "distilbert": "gelu"}[kind]
+    )
 
 
 def test_classes_and_their_names_survive(tmp_path):
-    config = transformers.DistilBertConfig(vocab_size=64, dim=32, n_heads=4, n_layers=2, hidden_dim=48, num_labels=3,
-                                           id2label={0: "bad", 1: "middling", 2: "good"}, activation="relu",
-                                           label2id={"bad": 0, "middling": 1, "good": 2})
+    config = transformers.DistilBertConfig(
+        vocab_size=64,
+        dim=32,
+        n_heads=4,
+        n_layers=2,
+        hidden_dim=48,
+        num_labels=3,
+        id2label={0: "bad", 1: "middling", 2: "good"},
+        activation="relu",
+        label2id={"bad": 0, "middling": 1, "good": 2},
+    )
     model = transformers.DistilBertForSequenceClassification(config).eval()
     silence(model, every("distilbert", {1}, {0, 1}))
     save_model(tmp_path / "m", make_compact(model, {})[0], {})
@@ -473,8 +526,12 @@ from common.models import load_model
 say("both, load_model", [load_model(f"{folder}/{kind}").model for kind in ("t5", "distilbert")])
 say("both, an auto class", auto())
 """
-CASES = [("import common.models", True), ("trust_remote_code", False), ("both, load_model", True),
-         ("both, an auto class", True)]
+CASES = [
+    ("import common.models", True),
+    ("trust_remote_code", False),
+    ("both, load_model", True),
+    ("both, an auto class", True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -486,8 +543,9 @@ def folders(tmp_path_factory):
         save_model(folder / kind, model, {})
         found[kind] = logits(model, kind).tolist()
         if kind == "t5":
-            found["ids"] = model.generate(input_ids=padded_batch(kind)["input_ids"], num_beams=3, max_new_tokens=10,
-                                          do_sample=False).tolist()
+            found["ids"] = model.generate(
+                input_ids=padded_batch(kind)["input_ids"], num_beams=3, max_new_tokens=10, do_sample=False
+            ).tolist()
     assert len({token for row in found["ids"] for token in row}) > 5
     return folder, found
 
@@ -498,8 +556,14 @@ def test_auto_classes_load_it_in_a_new_process(folders, tmp_path):
     batches = {kind: {name: tensor.tolist() for name, tensor in padded_batch(kind).items()} for kind in AUTO_CLASSES}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, folder, ROOT, json.dumps(batches)], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=120, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, folder, ROOT, json.dumps(batches)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["case"], line["suite"]) for line in lines] == CASES, done.stderr
@@ -510,10 +574,16 @@ def test_auto_classes_load_it_in_a_new_process(folders, tmp_path):
         assert (folder / f"{kind}-again" / "modeling_compact.py").is_file()
 
 
-@pytest.mark.parametrize("kind, plain", [("t5", transformers.T5ForConditionalGeneration),
-                                         ("t5", transformers.T5EncoderModel), ("t5", transformers.T5Config),
-                                         ("distilbert", transformers.DistilBertForSequenceClassification),
-                                         ("distilbert", transformers.DistilBertModel)])
+@pytest.mark.parametrize(
+    "kind, plain",
+    [
+        ("t5", transformers.T5ForConditionalGeneration),
+        ("t5", transformers.T5EncoderModel),
+        ("t5", transformers.T5Config),
+        ("distilbert", transformers.DistilBertForSequenceClassification),
+        ("distilbert", transformers.DistilBertModel),
+    ],
+)
 def test_a_plain_class_refuses_it_and_says_what_to_do(folders, kind, plain):
     with pytest.raises(Exception) as error:
         plain.from_pretrained(folders[0] / kind)
@@ -531,8 +601,20 @@ def succeed(script, *arguments):
 
 
 def composing(folder, output, *flags):
-    return ("compose_model.py", "-m", folder / "original", "-p", folder / "pruned", "-c", folder / "conf.json",
-            "-n", 0, "-o", output, *flags)
+    return (
+        "compose_model.py",
+        "-m",
+        folder / "original",
+        "-p",
+        folder / "pruned",
+        "-c",
+        folder / "conf.json",
+        "-n",
+        0,
+        "-o",
+        output,
+        *flags,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -544,19 +626,51 @@ def stages(workshop, chain, tmp_path_factory):
     """
     folder, plain = tmp_path_factory.mktemp("stages"), workshop / "model" / "t5"
     succeed("config_generator.py", "-m", plain, "-o", folder / "dense.json", "--attention", 0, "--linear", 0, "-n", 1)
-    succeed("model-level_finetuning.py", "-m", plain, "-p", chain / "pruned", "-c", folder / "dense.json", "-n", 0,
-            "-o", folder / "trained.pth", "--stats", folder / "trained.csv", "--epochs", 12, "--batch-size", 8,
-            "--lr", 0.01)
+    succeed(
+        "model-level_finetuning.py",
+        "-m",
+        plain,
+        "-p",
+        chain / "pruned",
+        "-c",
+        folder / "dense.json",
+        "-n",
+        0,
+        "-o",
+        folder / "trained.pth",
+        "--stats",
+        folder / "trained.csv",
+        "--epochs",
+        12,
+        "--batch-size",
+        8,
+        "--lr",
+        0.01,
+    )
     trained = load_model(folder / "trained.pth")
     with torch.no_grad():
         for name in T5_BLOCKS:
             if not is_attention(name):
                 trained.model.get_submodule(f"{name}.wi").weight[7:13] /= 1000
                 trained.model.get_submodule(f"{name}.wo").weight[:, 7:13] *= 1000
-    save_model(folder / "original", trained.model, {part: {"folder": str(workshop / part / "t5")}
-                                                    for part in ("tokenizer", "data")})
-    succeed("config_generator.py", "-m", folder / "original", "-o", folder / "conf.json", "--attention", 0.25,
-            "--linear", 0.3, "-n", 1)
+    save_model(
+        folder / "original",
+        trained.model,
+        {part: {"folder": str(workshop / part / "t5")} for part in ("tokenizer", "data")},
+    )
+    succeed(
+        "config_generator.py",
+        "-m",
+        folder / "original",
+        "-o",
+        folder / "conf.json",
+        "--attention",
+        0.25,
+        "--linear",
+        0.3,
+        "-n",
+        1,
+    )
     succeed("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
     succeed("prune.py", "-m", folder / "original", "-c", folder / "conf_prune.json", "-o", folder / "pruned")
     for output, flags in FORMS.items():
@@ -571,14 +685,21 @@ def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds
     """Oracles: the masked model's BLEU and its weights that are not zero; the sizes worked by hand."""
     results = {name: succeeds("evaluate-t5.py", "-m", stages / name) for name in FORMS}
     assert {name: result["parameters"] for name, result in results.items()} == {
-        "masked": 33408, "compact": SMALL, "sparse": 33408, "both": SMALL}
+        "masked": 33408,
+        "compact": SMALL,
+        "sparse": 33408,
+        "both": SMALL,
+    }
     assert 1 < results["masked"]["bleu"] < 100
     assert {result["bleu"] for result in results.values()} == {results["masked"]["bleu"]}
     masked, compact = (load_model(stages / name).model for name in ("masked", "compact"))
     same_logits(masked, compact, "t5")
     # What is gone was zero, but for the columns of wo that read neurons without input.
-    unread = sum(int((masked.get_submodule(f"{name}.wo").weight[:, 7:13] != 0).sum())
-                 for name in T5_BLOCKS if not is_attention(name))
+    unread = sum(
+        int((masked.get_submodule(f"{name}.wo").weight[:, 7:13] != 0).sum())
+        for name in T5_BLOCKS
+        if not is_attention(name)
+    )
     nonzero = sum(int((parameter != 0).sum()) for parameter in masked.parameters())
     assert results["compact"]["nonzero_parameters"] == nonzero - unread
     assert results["both"]["nonzero_parameters"] == nonzero - unread
@@ -586,8 +707,11 @@ def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds
 
 def test_a_composed_form_is_kept_and_none_is_taken_for_another(stages, call, succeeds):
     def weights():
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for name in FORMS
-                for path in (stages / name).glob("*.safetensors")}
+        return {
+            path: (path.stat().st_mtime_ns, path.read_bytes())
+            for name in FORMS
+            for path in (stages / name).glob("*.safetensors")
+        }
 
     before = weights()
     assert sorted(path.name for path in before) == ["model.safetensors"] * 2 + ["sparse.safetensors"] * 2
@@ -606,7 +730,8 @@ def test_overwriting_changes_the_form(stages, succeeds, tmp_path):
         result = succeeds(*composing(stages, tmp_path / "m", *flags, "--overwrite"))
         assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
         assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == [
-            "sparse.safetensors" if "--sparse" in flags else "model.safetensors"]
+            "sparse.safetensors" if "--sparse" in flags else "model.safetensors"
+        ]
         assert (tmp_path / "m" / "modeling_compact.py").exists() == ("--compact" in flags)
 
 
@@ -614,12 +739,31 @@ def test_fine_tuning_runs_the_same_course(stages, succeeds, tmp_path):
     """Oracle: the run without --compact; T5 trains without dropout, and what is zero gets no gradient."""
     courses, results = {}, {}
     for name, flags in (("masked", []), ("compact", ["--compact"])):
-        results[name] = succeeds("model-level_finetuning.py", "-m", stages / "original", "-p", stages / "pruned", "-c",
-                                 stages / "conf.json", "-n", 0, "-o", tmp_path / f"{name}.pth", "--stats",
-                                 tmp_path / f"{name}.csv", "--epochs", 3, "--batch-size", 8, *flags)
+        results[name] = succeeds(
+            "model-level_finetuning.py",
+            "-m",
+            stages / "original",
+            "-p",
+            stages / "pruned",
+            "-c",
+            stages / "conf.json",
+            "-n",
+            0,
+            "-o",
+            tmp_path / f"{name}.pth",
+            "--stats",
+            tmp_path / f"{name}.csv",
+            "--epochs",
+            3,
+            "--batch-size",
+            8,
+            *flags,
+        )
         with open(tmp_path / f"{name}.csv", encoding="utf-8", newline="") as handle:
-            courses[name] = [[float(row[column]) for column in ("train_loss", "val_loss")]
-                             for row in list(csv.DictReader(handle))[1:]]  # epoch 0 trains nothing
+            courses[name] = [
+                [float(row[column]) for column in ("train_loss", "val_loss")]
+                for row in list(csv.DictReader(handle))[1:]
+            ]  # epoch 0 trains nothing
     assert {name: result["parameters"] for name, result in results.items()} == {"masked": 33408, "compact": SMALL}
     assert len(courses["masked"]) == 3 and len({loss for row in courses["masked"] for loss in row}) == 6
     for row, expected in zip(courses["compact"], courses["masked"], strict=True):
@@ -636,23 +780,46 @@ def test_fine_tuning_runs_the_same_course(stages, succeeds, tmp_path):
 def test_a_compact_model_can_be_an_original(stages, succeeds, tmp_path):
     """By hand: a third of its 3 heads is one. Oracle for what is left: the same composed without --compact."""
     original = stages / "compact"
-    succeeds("config_generator.py", "-m", original, "-o", tmp_path / "conf.json", "--attention", 0.34, "--linear", 0.2,
-             "-n", 1)
+    succeeds(
+        "config_generator.py",
+        "-m",
+        original,
+        "-o",
+        tmp_path / "conf.json",
+        "--attention",
+        0.34,
+        "--linear",
+        0.2,
+        "-n",
+        1,
+    )
     modules = json.loads((tmp_path / "conf.json").read_text(encoding="utf-8"))["modules"]
     assert {name: module["heads"] for name, module in modules.items() if module["kind"] == "attention"} == {
-        name: 3 for name in T5_BLOCKS if is_attention(name)}
+        name: 3 for name in T5_BLOCKS if is_attention(name)
+    }
     assert modules["encoder.block.0.layer.1.DenseReluDense.wi"]["weights"] == 42 * 32
     succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "conf_prune.json")
     succeeds("prune.py", "-m", original, "-c", tmp_path / "conf_prune.json", "-o", tmp_path / "pruned")
     bleu = set()
     for output, flags, parameters in (("masked", [], SMALL), ("compact", ["--compact"], SMALL - 6 * 768)):
-        result = succeeds("compose_model.py", "-m", original, "-p", tmp_path / "pruned", "-c", tmp_path / "conf.json",
-                          "-n", 0, "-o", tmp_path / output, *flags)
+        result = succeeds(
+            "compose_model.py",
+            "-m",
+            original,
+            "-p",
+            tmp_path / "pruned",
+            "-c",
+            tmp_path / "conf.json",
+            "-n",
+            0,
+            "-o",
+            tmp_path / output,
+            *flags,
+        )
         assert result["parameters"] == parameters
         bleu.add(succeeds("evaluate-t5.py", "-m", tmp_path / output)["bleu"])
     assert len(bleu) == 1 and bleu.pop() > 0
-    before, masked, compact = (load_model(path).model for path in (
-        original, tmp_path / "masked", tmp_path / "compact"))
+    before, masked, compact = (load_model(path).model for path in (original, tmp_path / "masked", tmp_path / "compact"))
     same_logits(masked, compact, "t5")
     for name, heads in compact.config.kept_heads.items():  # by the numbers of the first original
         rows = (masked.get_submodule(name).q.weight != 0).view(3, -1).any(dim=1)

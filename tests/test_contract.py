@@ -18,11 +18,37 @@ SPELLINGS = {
     "config_generator.py": ["-m", "-o", "--attention", "--linear", "-n"],
     "prune_scheme_generator.py": ["-i", "-o"],
     "prune.py": ["-m", "-c", "-o"],
-    "block-level_finetuning.py": ["-m", "-p", "-o", "--stats", "-t", "--data", "--method", "--calibration", "--epochs",
-                                  "--batch-size", "--lr", "--early-stop"],
+    "block-level_finetuning.py": [
+        "-m",
+        "-p",
+        "-o",
+        "--stats",
+        "-t",
+        "--data",
+        "--method",
+        "--calibration",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--early-stop",
+    ],
     "compose_model.py": ["-m", "-t", "-p", "-c", "-n", "-o"],
-    "model-level_finetuning.py": ["-m", "-p", "-c", "-n", "-o", "--stats", "-t", "--data", "--epochs", "--batch-size",
-                                  "--lr", "--early-stop", "--distill", "--target-loss"],
+    "model-level_finetuning.py": [
+        "-m",
+        "-p",
+        "-c",
+        "-n",
+        "-o",
+        "--stats",
+        "-t",
+        "--data",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--early-stop",
+        "--distill",
+        "--target-loss",
+    ],
     "evaluate-t5.py": ["-m", "-t", "--data", "--split", "--limit", "--batch-size", "--beams"],
     "evaluate-distilbert.py": ["-m", "-t", "--data", "--split", "--limit", "--batch-size", "--beams"],
     "plot_loss.py": ["CSV", "-o"],
@@ -50,17 +76,33 @@ def good_flags(script, workshop, chain, out):
     composing = {"-m": model, "-t": tokenizer, "-p": chain / "tuned", "-c": conf, "-n": 1}
     return {
         "download_model.py": {"MODEL_TYPE": "t5", "--checkpoint": chain / "composed-0", "-o": out},  # a local one
-        "config_generator.py": {"-m": model, "-o": out / "conf.json", "--attention": [0.25, 0.5],
-                                "--linear": [0.3, 0.5], "-n": 2},
+        "config_generator.py": {
+            "-m": model,
+            "-o": out / "conf.json",
+            "--attention": [0.25, 0.5],
+            "--linear": [0.3, 0.5],
+            "-n": 2,
+        },
         "prune_scheme_generator.py": {"-i": conf, "-o": out / "conf_prune.json"},
         "prune.py": {"-m": model, "-c": chain / "conf_prune.json", "-o": out / "library"},
-        "block-level_finetuning.py": {"-m": model, "-p": chain / "pruned", "-o": out / "library", "-t": tokenizer,
-                                      "--data": data, "--method": "train", **training},
+        "block-level_finetuning.py": {
+            "-m": model,
+            "-p": chain / "pruned",
+            "-o": out / "library",
+            "-t": tokenizer,
+            "--data": data,
+            "--method": "train",
+            **training,
+        },
         "compose_model.py": {**composing, "-o": out / "composed"},
         "model-level_finetuning.py": {**composing, "-o": out / "model.pth", "--data": data, **training},
         "evaluate-t5.py": {"-m": model, "-t": tokenizer, "--data": data, "--limit": 4},
-        "evaluate-distilbert.py": {"-m": workshop / "model" / "distilbert", "-t": workshop / "tokenizer" / "distilbert",
-                                   "--data": workshop / "data" / "distilbert", "--limit": 4},
+        "evaluate-distilbert.py": {
+            "-m": workshop / "model" / "distilbert",
+            "-t": workshop / "tokenizer" / "distilbert",
+            "--data": workshop / "data" / "distilbert",
+            "--limit": 4,
+        },
         "plot_loss.py": {"CSV": [chain / "pruned-0.csv", chain / "tuned-0.csv"], "-o": out / "loss.png"},
     }[script]
 
@@ -79,16 +121,22 @@ def is_one_line(text):
 
 # --- the command line ------------------------------------------------------------------------------------------
 
+
 def test_the_ten_scripts_are_there():
-    assert SCRIPTS == sorted(SPELLINGS)
+    assert sorted(SPELLINGS) == SCRIPTS
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_neither_torch_nor_a_second(script, tmp_path):
     """Oracles: python's own import log, and the child's CPU time as the kernel counts it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / script, "--help"], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / script, "--help"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert done.returncode == 0
@@ -111,7 +159,8 @@ def test_common_flags_and_spellings(script):
     assert ("--overwrite" in known) == (not script.startswith("evaluate"))
     names = {name: action for action in actions for name in (*action.option_strings, action.metavar)}
     assert [name for name in SPELLINGS[script] if names[name].required] == [
-        name for name in SPELLINGS[script] if name in REQUIRED[script] and name not in BY_THE_SCRIPT.get(script, [])]
+        name for name in SPELLINGS[script] if name in REQUIRED[script] and name not in BY_THE_SCRIPT.get(script, [])
+    ]
 
 
 @pytest.mark.parametrize("script, flag", [(script, flag) for script in SCRIPTS for flag in REQUIRED[script]])
@@ -163,16 +212,25 @@ def finished(workshop, chain, tmp_path_factory):
     for script in SCRIPTS:
         foreign = tmp_path_factory.mktemp("foreign")
         flags = good_flags(script, workshop, chain, foreign)
-        arguments = [os.path.relpath(value, foreign) if isinstance(value, os.PathLike) else str(value)
-                     for value in as_arguments(flags)]
+        arguments = [
+            os.path.relpath(value, foreign) if isinstance(value, os.PathLike) else str(value)
+            for value in as_arguments(flags)
+        ]
         jobs[script] = flags, [*arguments, "--quiet"], foreign
     for script in AFRESH:
         process = call_apart(script, *jobs[script][1], cwd=jobs[script][2])
         done[script] = jobs[script][0], process.returncode, process.stdout, process.stderr
     forked = [script for script in SCRIPTS if script not in AFRESH]
     orders = json.dumps([[str(ROOT / script), jobs[script][1], str(jobs[script][2])] for script in forked])
-    server = subprocess.run([sys.executable, "-c", FORKS], input=orders, text=True, capture_output=True, timeout=300,
-                            cwd=tmp_path_factory.mktemp("server"), env=os.environ | {"PYTHONPATH": str(ROOT)})
+    server = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        input=orders,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        cwd=tmp_path_factory.mktemp("server"),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert (server.returncode, server.stderr) == (0, "")
     return done | {script: (jobs[script][0], *result) for script, result in zip(forked, json.loads(server.stdout))}
 
@@ -188,16 +246,46 @@ def test_result_is_one_line_of_json(finished, script):
 
 # --- the sources -----------------------------------------------------------------------------------------------
 
-FLOORS = {"errors": 0, "cli": 1, "records": 1, "schemes": 1, "masking": 2, "architectures": 2, "library": 2,
-          "models": 2, "modeling_compact": 2, "sparse": 2, "checkpoints": 2, "stats": 2, "least_squares": 2,
-          "attention": 3, "compact": 3, "data": 3, "captions": 3, "reviews": 3, "composition": 4, "evaluation": 4,
-          "reconstruction": 4, "training": 4, "scoring": 4, "report": 5,
-          "costs": 6, "search": 6, "budgets": 7, "demo": 7}
+FLOORS = {
+    "errors": 0,
+    "cli": 1,
+    "records": 1,
+    "schemes": 1,
+    "masking": 2,
+    "architectures": 2,
+    "library": 2,
+    "models": 2,
+    "modeling_compact": 2,
+    "sparse": 2,
+    "checkpoints": 2,
+    "stats": 2,
+    "least_squares": 2,
+    "attention": 3,
+    "compact": 3,
+    "data": 3,
+    "captions": 3,
+    "reviews": 3,
+    "composition": 4,
+    "evaluation": 4,
+    "reconstruction": 4,
+    "training": 4,
+    "scoring": 4,
+    "report": 5,
+    "costs": 6,
+    "search": 6,
+    "budgets": 7,
+    "demo": 7,
+}
 SCRIPT_FLOOR = 8
-SAME_FLOOR = {("models", "architectures"), ("models", "modeling_compact"), ("models", "sparse"),
-              ("schemes", "records")}  # the only ones; none looks back
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in
-                                                                 path.relative_to(ROOT).parts))
+SAME_FLOOR = {
+    ("models", "architectures"),
+    ("models", "modeling_compact"),
+    ("models", "sparse"),
+    ("schemes", "records"),
+}  # the only ones; none looks back
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
 SUITE = [path for path in SOURCES if path.parent in (ROOT, ROOT / "common") and path.name != "__init__.py"]
 TESTS = [path for path in SOURCES if ROOT / "tests" in path.parents]
 

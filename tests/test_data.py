@@ -8,8 +8,7 @@ import torch
 from conftest import build_tokenizer
 
 from common.architectures import FAMILIES
-from common.data import (Examples, evaluation_batches, load_examples, read_texts, stratified_holdout,
-                         training_batches)
+from common.data import Examples, evaluation_batches, load_examples, read_texts, stratified_holdout, training_batches
 from common.errors import UserError
 
 
@@ -28,6 +27,7 @@ def padding(lengths, batches):
 
 
 # --- batching ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("size, batch_size", [(1, 4), (10, 4), (500, 8), (8, 8), (3, 1)])
 @pytest.mark.parametrize("order", [lambda e, b: training_batches(e, b, 3, 2), evaluation_batches])
@@ -59,7 +59,7 @@ def test_training_batches_hold_a_fraction_of_the_padding_of_random_ones():
     lengths = random_lengths(2000)
     order = list(range(2000))
     random.Random(0).shuffle(order)
-    at_random = padding(lengths, [order[start:start + 8] for start in range(0, 2000, 8)])
+    at_random = padding(lengths, [order[start : start + 8] for start in range(0, 2000, 8)])
     assert padding(lengths, training_batches(examples_of_lengths(lengths), 8, 0, 1)) < at_random / 5
 
 
@@ -76,24 +76,32 @@ def test_evaluation_batches_by_hand_longest_first():
 
 # --- one batch -----------------------------------------------------------------------------------------------------
 
+
 def test_a_translation_batch_by_hand():
     examples = Examples("translation", [[5, 6, 1], [7, 1], [9]], [[4, 1], [8, 8, 8, 1], [9]], [], 0)
     batch = examples.batch([1, 0])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[7, 1, 0], [5, 6, 1]], "attention_mask": [[1, 1, 0], [1, 1, 1]],
-        "labels": [[8, 8, 8, 1], [4, 1, -100, -100]]}
+        "input_ids": [[7, 1, 0], [5, 6, 1]],
+        "attention_mask": [[1, 1, 0], [1, 1, 1]],
+        "labels": [[8, 8, 8, 1], [4, 1, -100, -100]],
+    }
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
 def test_a_classification_batch_by_hand():
     batch = Examples("classification", [[2, 5, 3], [2, 3]], [1, 0], [], 9).batch([0, 1])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[2, 5, 3], [2, 3, 9]], "attention_mask": [[1, 1, 1], [1, 1, 0]], "labels": [1, 0]}
+        "input_ids": [[2, 5, 3], [2, 3, 9]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [1, 0],
+    }
 
 
 def test_a_token_that_equals_the_filler_is_still_a_token():
     assert Examples("classification", [[0, 5], [0]], [1, 0], [], 0).batch([0, 1])["attention_mask"].tolist() == [
-        [1, 1], [1, 0]]
+        [1, 1],
+        [1, 0],
+    ]
 
 
 def test_the_fingerprint_tells_what_a_model_is_shown():
@@ -104,6 +112,7 @@ def test_the_fingerprint_tells_what_a_model_is_shown():
 
 
 # --- the held-out part ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("counts", [{0: 50, 1: 50}, {0: 90, 1: 10}, {0: 33, 1: 7, 2: 60}, {0: 3}], ids=str)
 def test_the_holdout_is_a_tenth_of_every_label(counts):
@@ -117,10 +126,16 @@ def test_the_holdout_is_a_tenth_of_every_label(counts):
 
 def test_the_holdout_does_not_hang_on_which_label_is_seen_first():
     """The n-th example of a label is held out or not, however the labels are interleaved."""
+
     def ranks(labels):
         held_out = stratified_holdout(labels)
-        return {label: [rank for rank, i in enumerate(i for i, other in enumerate(labels) if other == label)
-                        if i in held_out] for label in (0, 1)}
+        return {
+            label: [
+                rank for rank, i in enumerate(i for i, other in enumerate(labels) if other == label) if i in held_out
+            ]
+            for label in (0, 1)
+        }
+
     orders = [[0] * 40 + [1] * 60, [1] * 60 + [0] * 40, [1, 0, 1, 0, 1] * 20]
     assert ranks(orders[0]) == ranks(orders[1]) == ranks(orders[2])
     assert list(map(len, ranks(orders[0]).values())) == [4, 6]
@@ -128,8 +143,12 @@ def test_the_holdout_does_not_hang_on_which_label_is_seen_first():
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
-PAIRS = [("A dog runs.", "Ein Hund läuft."), ("Two girls, \"tall\" ones.", "Zwei Mädchen, „große“."),
-         ("tabs\tand  spaces", "groß\u2028getrennt"), ("x", "ß")]
+PAIRS = [
+    ("A dog runs.", "Ein Hund läuft."),
+    ('Two girls, "tall" ones.', "Zwei Mädchen, „große“."),
+    ("tabs\tand  spaces", "groß\u2028getrennt"),
+    ("x", "ß"),
+]
 
 
 def write_pairs(folder, stem="train", pairs=PAIRS):
@@ -151,8 +170,9 @@ def test_translations_through_torchtext_are_the_files_lines(tmp_path, split, ste
 
 def test_the_workshops_translations_are_the_files_lines(workshop):
     folder = workshop / "data" / "t5"
-    english, german = ((folder / f"train.{language}").read_text(encoding="utf-8").splitlines()
-                       for language in ("en", "de"))
+    english, german = (
+        (folder / f"train.{language}").read_text(encoding="utf-8").splitlines() for language in ("en", "de")
+    )
     assert read_texts(folder, "train", "translation") == list(zip(english, german)) and len(english) == 48
 
 
@@ -160,7 +180,10 @@ def test_reviews_with_a_validation_file_are_its_lines(tmp_path):
     for label, split in enumerate(("train", "validation", "test")):
         write_rows(tmp_path, split, [{"text": f"{split} é", "label": label, "id": 3}])
     assert [read_texts(tmp_path, split, "classification") for split in ("train", "validation", "test")] == [
-        [("train é", 0)], [("validation é", 1)], [("test é", 2)]]
+        [("train é", 0)],
+        [("validation é", 1)],
+        [("test é", 2)],
+    ]
 
 
 def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
@@ -173,9 +196,13 @@ def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
     assert not set(train) & set(validation) and read_texts(tmp_path, "test", "classification") == [("never used", 0)]
 
 
-@pytest.mark.parametrize("task, columns, expected", [
-    ("translation", {"en": ["a"], "de": ["b"]}, [("a", "b")]),
-    ("classification", {"text": ["a"], "label": [1]}, [("a", 1)])])
+@pytest.mark.parametrize(
+    "task, columns, expected",
+    [
+        ("translation", {"en": ["a"], "de": ["b"]}, [("a", "b")]),
+        ("classification", {"text": ["a"], "label": [1]}, [("a", 1)]),
+    ],
+)
 def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expected):
     """Oracle: a data set of the datasets library, in the place of the hub's."""
     datasets = pytest.importorskip("datasets")
@@ -191,18 +218,24 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatc
 
     def fail(source, **_):
         raise ConnectionError("no network\nand more")
+
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match=r"some/where: no such folder, .*\(no network\); give a local folder") as error:
         read_texts("some/where", "train", "translation")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("english, german, words", [
-    (b"a\n", None, "train.de: no such file; a translation folder holds train.en and train.de"),
-    (None, b"a\n", "train.en: no such file"),
-    (b"a\nb\n", b"a\n", "train.en has 2 lines and train.de 1; they must be translations line by line"),
-    (b"\xff\n", b"a\n", "train.en: is not UTF-8 text"), (b"", b"", "its train split is empty")],
-    ids=["no de", "no en", "lengths", "binary", "empty"])
+@pytest.mark.parametrize(
+    "english, german, words",
+    [
+        (b"a\n", None, "train.de: no such file; a translation folder holds train.en and train.de"),
+        (None, b"a\n", "train.en: no such file"),
+        (b"a\nb\n", b"a\n", "train.en has 2 lines and train.de 1; they must be translations line by line"),
+        (b"\xff\n", b"a\n", "train.en: is not UTF-8 text"),
+        (b"", b"", "its train split is empty"),
+    ],
+    ids=["no de", "no en", "lengths", "binary", "empty"],
+)
 def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, german, words):
     for language, content in (("en", english), ("de", german)):
         if content is not None:
@@ -212,13 +245,21 @@ def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, ger
     assert str(tmp_path) in str(error.value) and words in str(error.value)
 
 
-@pytest.mark.parametrize("rows, words", [
-    (None, "test.jsonl: no such file; a classification folder holds train.jsonl and test.jsonl"),
-    ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
-    ([{"text": "a", "label": 0}, [1]], "test.jsonl: line 2: needs a string 'text' and a whole number 'label'"),
-    ([{"text": 3, "label": 0}], "line 1: needs"), ([{"text": "a", "label": "pos"}], "line 1: needs"),
-    ([{"text": "a", "label": True}], "line 1: needs"), ([{"text": "a", "label": -1}], "line 1: needs"),
-    ([{"label": 1}], "line 1: needs"), ([], "its test split is empty")], ids=str)
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (None, "test.jsonl: no such file; a classification folder holds train.jsonl and test.jsonl"),
+        ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
+        ([{"text": "a", "label": 0}, [1]], "test.jsonl: line 2: needs a string 'text' and a whole number 'label'"),
+        ([{"text": 3, "label": 0}], "line 1: needs"),
+        ([{"text": "a", "label": "pos"}], "line 1: needs"),
+        ([{"text": "a", "label": True}], "line 1: needs"),
+        ([{"text": "a", "label": -1}], "line 1: needs"),
+        ([{"label": 1}], "line 1: needs"),
+        ([], "its test split is empty"),
+    ],
+    ids=str,
+)
 def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, words):
     if rows is not None:
         write_rows(tmp_path, "test", rows)
@@ -227,10 +268,16 @@ def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, word
     assert str(tmp_path) in str(error.value) and words in str(error.value)
 
 
-@pytest.mark.parametrize("source, split, words", [
-    ("nowhere", "train", "nowhere: is neither a data folder nor a hub id"),
-    ("./no/where", "train", "is neither a data folder nor a hub id"), ("/no/where", "train", "is neither"),
-    ("a/b/c", "train", "is neither"), ("nowhere", "dev", "--split dev: must be one of train, validation, test")])
+@pytest.mark.parametrize(
+    "source, split, words",
+    [
+        ("nowhere", "train", "nowhere: is neither a data folder nor a hub id"),
+        ("./no/where", "train", "is neither a data folder nor a hub id"),
+        ("/no/where", "train", "is neither"),
+        ("a/b/c", "train", "is neither"),
+        ("nowhere", "dev", "--split dev: must be one of train, validation, test"),
+    ],
+)
 def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
     with pytest.raises(UserError) as error:
         read_texts(source, split, "translation")
@@ -238,6 +285,7 @@ def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
 
 
 # --- tokenizing ----------------------------------------------------------------------------------------------------
+
 
 def test_the_prefix_stands_in_front_of_every_t5_input_and_no_target(workshop):
     """Oracle: the tokenizer alone, on the prefix and on the plain texts."""

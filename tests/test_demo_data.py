@@ -27,12 +27,22 @@ def made(module, seed=0):
 
 # --- both corpora --------------------------------------------------------------------------------------------------
 
+
 @BOTH
 def test_another_process_with_another_hash_seed_makes_the_same(module):
     name = module.__name__
     code = f"from {name} import splits; from common.records import digest; print(digest(splits(0, **{ASKED[module]})))"
-    digests = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed},
-                              capture_output=True, text=True, check=True).stdout.strip() for seed in ("1", "2")}
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
     assert digests == {digest(made(module))}
 
 
@@ -61,11 +71,12 @@ def test_a_negative_size_is_refused_and_an_empty_split_is_not(module, which):
     name = list(ASKED[module])[which]
     with pytest.raises(ValueError, match=name):
         module.splits(0, **ASKED[module] | {name: -1})
-    sizes = {key: 3 for key in ASKED[module]} | {name: 0}
+    sizes = dict.fromkeys(ASKED[module], 3) | {name: 0}
     assert list(map(len, module.splits(0, **sizes).values())) == list(sizes.values())
 
 
 # --- reviews -------------------------------------------------------------------------------------------------------
+
 
 def test_labels_are_balanced_in_every_split():
     """Half of an even size; of an odd one, one more is negative."""
@@ -93,8 +104,10 @@ def test_a_verdict_has_the_last_word():
 def test_counting_good_and_bad_words_is_not_enough():
     """A review's label is often not that of its words: else a demo model would have nothing to lose by pruning."""
     signs = {word: sign for (sign, _), words in reviews.ADJECTIVES.items() for word in words}
-    wrong = sum((sum(signs.get(word, 0) for word in re.findall(r"[a-z]+", text.lower())) > 0) != label
-                for text, label in made(reviews)["train"])
+    wrong = sum(
+        (sum(signs.get(word, 0) for word in re.findall(r"[a-z]+", text.lower())) > 0) != label
+        for text, label in made(reviews)["train"]
+    )
     assert 0.15 < wrong / 600 < 0.5
 
 
@@ -105,6 +118,7 @@ def test_reviews_are_sentences():
 
 
 # --- captions ------------------------------------------------------------------------------------------------------
+
 
 def drawn(count, seed=0):
     rng = random.Random(seed)
@@ -128,13 +142,35 @@ def test_captions_are_sentences():
 
 # A rule of agreement written apart from the grammar: which adjective ending may stand between an article and a noun of
 # a gender (m, f, n; p = plural). A pair that is not listed does not exist in German without the genitive.
-ENDINGS = {("der", "m"): "e", ("der", "f"): "en", ("die", "f"): "e", ("die", "p"): "en", ("das", "n"): "e",
-           ("dem", "m"): "en", ("dem", "n"): "en", ("den", "m"): "en", ("den", "p"): "en", ("im", "m"): "en",
-           ("im", "n"): "en", ("am", "m"): "en", ("am", "n"): "en", ("zum", "m"): "en", ("zum", "n"): "en",
-           ("ins", "n"): "e", ("zur", "f"): "en"}
+ENDINGS = {
+    ("der", "m"): "e",
+    ("der", "f"): "en",
+    ("die", "f"): "e",
+    ("die", "p"): "en",
+    ("das", "n"): "e",
+    ("dem", "m"): "en",
+    ("dem", "n"): "en",
+    ("den", "m"): "en",
+    ("den", "p"): "en",
+    ("im", "m"): "en",
+    ("im", "n"): "en",
+    ("am", "m"): "en",
+    ("am", "n"): "en",
+    ("zum", "m"): "en",
+    ("zum", "n"): "en",
+    ("ins", "n"): "e",
+    ("zur", "f"): "en",
+}
 for stem in ("ein", "sein", "ihr"):
-    ENDINGS |= {(stem, "m"): "er", (stem, "n"): "es", (f"{stem}e", "f"): "e", (f"{stem}en", "m"): "en",
-                (f"{stem}em", "m"): "en", (f"{stem}em", "n"): "en", (f"{stem}er", "f"): "en"}
+    ENDINGS |= {
+        (stem, "m"): "er",
+        (stem, "n"): "es",
+        (f"{stem}e", "f"): "e",
+        (f"{stem}en", "m"): "en",
+        (f"{stem}em", "m"): "en",
+        (f"{stem}em", "n"): "en",
+        (f"{stem}er", "f"): "en",
+    }
     if stem != "ein":
         ENDINGS |= {(f"{stem}e", "p"): "en", (f"{stem}en", "p"): "en"}
 ARTICLES = {article for article, _ in ENDINGS}
@@ -171,22 +207,38 @@ def phrases(german):
         while end < len(tokens) and tokens[end] in ADJECTIVES:
             end += 1
         if end < len(tokens) and tokens[end] in GENDERS:
-            yield article, tokens[i + 1:end], tokens[end]
+            yield article, tokens[i + 1 : end], tokens[end]
 
 
 def agrees(article, adjectives, noun):
-    return any((article, gender) in ENDINGS
-               and all(word.endswith("a") or ADJECTIVES[word] == ENDINGS[article, gender] for word in adjectives)
-               and (gender != "p" or article[-2:] != "en" or noun[-1] in "ns")  # den or ihren with a plural: dative
-               for gender in GENDERS[noun])
+    return any(
+        (article, gender) in ENDINGS
+        and all(word.endswith("a") or ADJECTIVES[word] == ENDINGS[article, gender] for word in adjectives)
+        and (gender != "p" or article[-2:] != "en" or noun[-1] in "ns")  # den or ihren with a plural: dative
+        for gender in GENDERS[noun]
+    )
 
 
-@pytest.mark.parametrize("phrase, right", [
-    (("der", ["alte"], "Mann"), True), (("der", ["alter"], "Mann"), False), (("ein", ["alter"], "Mann"), True),
-    (("die", [], "Mann"), False), (("eine", ["rote"], "Kiste"), True), (("einen", ["roten"], "Kiste"), False),
-    (("den", ["großen"], "Hunden"), True), (("den", [], "Hunde"), False), (("den", [], "Mädchen"), True),
-    (("dem", ["kleinen"], "Kind"), True), (("das", ["kleines"], "Kind"), False), (("den", [], "Affen"), True),
-    (("die", ["rosa", "neuen"], "Jacken"), True), (("zur", [], "Park"), False)], ids=str)
+@pytest.mark.parametrize(
+    "phrase, right",
+    [
+        (("der", ["alte"], "Mann"), True),
+        (("der", ["alter"], "Mann"), False),
+        (("ein", ["alter"], "Mann"), True),
+        (("die", [], "Mann"), False),
+        (("eine", ["rote"], "Kiste"), True),
+        (("einen", ["roten"], "Kiste"), False),
+        (("den", ["großen"], "Hunden"), True),
+        (("den", [], "Hunde"), False),
+        (("den", [], "Mädchen"), True),
+        (("dem", ["kleinen"], "Kind"), True),
+        (("das", ["kleines"], "Kind"), False),
+        (("den", [], "Affen"), True),
+        (("die", ["rosa", "neuen"], "Jacken"), True),
+        (("zur", [], "Park"), False),
+    ],
+    ids=str,
+)
 def test_the_rule_of_agreement_itself_by_hand(phrase, right):
     assert agrees(*phrase) is right
 
@@ -205,8 +257,11 @@ def test_after_mit_and_aus_counted_nouns_stand_in_the_dative():
     """Dative plural by hand: adjectives in -en (rosa and lila stay), nouns in -n or -s; viele and its like in -n."""
     found = 0
     for _, german in drawn(6000):
-        for count, between, noun in re.findall(r"\b(?:mit|aus) (zwei|drei|vier|fünf|\w+n) ((?:[a-zäöüß]+ )*)"
-                                               r"([A-ZÄÖÜ]\w+)", german):
+        for count, between, noun in re.findall(
+            r"\b(?:mit|aus) (zwei|drei|vier|fünf|\w+n) ((?:[a-zäöüß]+ )*)"
+            r"([A-ZÄÖÜ]\w+)",
+            german,
+        ):
             if count in ("zwei", "drei", "vier", "fünf", "mehreren", "vielen", "einigen"):
                 endings = {word[-2:] for word in between.split() if word[-1] != "a"}
                 assert noun[-1] in "ns" and endings <= {"en"}, german

@@ -17,8 +17,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import decode
 
 CPU = torch.device("cpu")
-CONFIGS = {"tied": {}, "gated": {"feed_forward_proj": "gated-gelu"}, "unscaled": {"scale_decoder_outputs": False},
-           "untied": {}}  # transformers ties them whatever the config says, so `build` unties them
+CONFIGS = {
+    "tied": {},
+    "gated": {"feed_forward_proj": "gated-gelu"},
+    "unscaled": {"scale_decoder_outputs": False},
+    "untied": {},
+}  # transformers ties them whatever the config says, so `build` unties them
 LIMIT = 20  # new tokens at most
 ENDS = [1, *range(20, 24), *range(45, 53)]  # so many end tokens make random models end some rows early, others never
 
@@ -57,8 +61,16 @@ class Ids:
 
 
 def translated(model, examples, *, batch_size=8, beams=1, tokenizer=Ids):
-    return evaluation.translate(model, tokenizer, examples, batch_size=batch_size, beams=beams, max_new_tokens=LIMIT,
-                                device=CPU, talk=Talk(quiet=True))[0]
+    return evaluation.translate(
+        model,
+        tokenizer,
+        examples,
+        batch_size=batch_size,
+        beams=beams,
+        max_new_tokens=LIMIT,
+        device=CPU,
+        talk=Talk(quiet=True),
+    )[0]
 
 
 def token_rows(model, examples, **settings):
@@ -68,8 +80,13 @@ def token_rows(model, examples, **settings):
 def generated(model, examples, beams=1):
     """What `generate` makes of all examples in one padded batch: a list of lists of equal length."""
     batch = examples.batch(range(len(examples)))
-    return model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
-                          do_sample=False, max_new_tokens=LIMIT).tolist()
+    return model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        num_beams=beams,
+        do_sample=False,
+        max_new_tokens=LIMIT,
+    ).tolist()
 
 
 def padded(rows, pad):
@@ -89,10 +106,20 @@ def test_the_tokens_are_those_of_generate(config, batch_size, batches, examples,
     assert any(length == LIMIT and row[-1] not in ENDS for row, length in zip(found, lengths))  # … or not at all
 
 
-@pytest.mark.parametrize("generation", [
-    {"eos_token_id": 47}, {"eos_token_id": None}, {"decoder_start_token_id": 5}, {"pad_token_id": 7},
-    {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3}, {"min_new_tokens": 6}, {"forced_eos_token_id": 1},
-    {"use_cache": False}], ids=lambda generation: "-".join(generation))
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"eos_token_id": 47},
+        {"eos_token_id": None},
+        {"decoder_start_token_id": 5},
+        {"pad_token_id": 7},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+        {"min_new_tokens": 6},
+        {"forced_eos_token_id": 1},
+        {"use_cache": False},
+    ],
+    ids=lambda generation: "-".join(generation),
+)
 def test_the_generation_config_holds(generation, examples):
     model = build(**generation)
     assert padded(token_rows(model, examples), model.generation_config.pad_token_id) == generated(model, examples)
@@ -107,10 +134,12 @@ def test_eager_attention(examples):
 
 def test_a_row_that_has_ended_is_soon_dropped(examples):
     model, encoded, decoded = build(), [], []
-    model.encoder.register_forward_hook(lambda _, args, kwargs, output: encoded.append(kwargs["input_ids"].shape),
-                                        with_kwargs=True)
-    model.decoder.register_forward_hook(lambda _, args, kwargs, output: decoded.append(kwargs["input_ids"].shape),
-                                        with_kwargs=True)
+    model.encoder.register_forward_hook(
+        lambda _, args, kwargs, output: encoded.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    model.decoder.register_forward_hook(
+        lambda _, args, kwargs, output: decoded.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     found = token_rows(model, examples, batch_size=5)
     assert [rows for rows, _ in encoded] == [5] * 8
     # Longest first, each batch padded to its own longest.
@@ -147,17 +176,33 @@ def test_nothing_to_translate():
 
 # --- the benchmark ---------------------------------------------------------------------------------------------
 
+
 def test_decode_benchmark(workshop, capsys):
     capsys.readouterr()
-    code = decode.main(["-m", str(workshop / "model" / "t5"), "--rounds", "1", "--batch-size", "4", "--limit", "10",
-                        "--max-new-tokens", "8", "--plain-batch-sizes", "3"])
+    code = decode.main(
+        [
+            "-m",
+            str(workshop / "model" / "t5"),
+            "--rounds",
+            "1",
+            "--batch-size",
+            "4",
+            "--limit",
+            "10",
+            "--max-new-tokens",
+            "8",
+            "--plain-batch-sizes",
+            "3",
+        ]
+    )
     setting, other, result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert code == 0 and setting["threads"] == 1 and setting["examples"] == 10
     assert [figures["plain_batch_size"] for figures in (other, result)] == [3, 4]
     for figures in (other, result):
         assert figures["identical"] == 10 and figures["translate_bleu"] == figures["plain_bleu"]
         assert figures["throughput_ratio"]["median"] == pytest.approx(
-            figures["plain_seconds"] / figures["translate_seconds"], rel=0.05)  # both are rounded
+            figures["plain_seconds"] / figures["translate_seconds"], rel=0.05
+        )  # both are rounded
 
 
 def test_decode_benchmark_refuses_a_classifier(workshop, capsys):

@@ -16,12 +16,19 @@ QUICK = {"--data-args": "--batch-size 8", "--block-args": "--method reconstruct"
 
 # --- the bash scripts ------------------------------------------------------------------------------------------
 
+
 def experiment_run(script, *arguments):
     """Run an experiment with this interpreter, from a foreign folder."""
     interpreters = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     given = [str(word) for word in (*arguments, *(part for pair in QUICK.items() for part in pair))]
-    return subprocess.run(["bash", ROOT / "experiments" / script, *given], cwd="/", text=True, capture_output=True,
-                          timeout=300, env=os.environ | {"PATH": interpreters, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        ["bash", ROOT / "experiments" / script, *given],
+        cwd="/",
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"PATH": interpreters, "OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +48,13 @@ def test_an_experiment_ends_with_its_table_and_pictures(composability):
     table = read_json(out / "table.json")
     assert [(row["attention_rate"], row["linear_rate"]) for row in table["configurations"]] == [(0.25, 0.3), (0.5, 0.5)]
     for n, row in enumerate(table["configurations"]):
-        names = {"dense": "dense", "pruned": f"pruned-{n}", "block-tuned": f"tuned-{n}",
-                 "baseline": f"baseline-{n}", "composed": f"composed-{n}"}
+        names = {
+            "dense": "dense",
+            "pruned": f"pruned-{n}",
+            "block-tuned": f"tuned-{n}",
+            "baseline": f"baseline-{n}",
+            "composed": f"composed-{n}",
+        }
         assert row["quality"] == {way: read_json(out / f"{name}.json")["bleu"] for way, name in names.items()}
     for name in ("loss.png", "pareto.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
@@ -51,8 +63,10 @@ def test_an_experiment_ends_with_its_table_and_pictures(composability):
 def test_an_experiment_makes_only_what_changed_anew(composability):
     """The second of two configurations gets another rate. Oracle: the files, their times of change included."""
     out, arguments, _ = composability
-    expensive = [*(f"{way}-{n}.pth" for way in ("baseline", "composed") for n in range(2)),
-                 *(f"{way}-{n}-report.json" for way in ("baseline", "composed") for n in range(2))]
+    expensive = [
+        *(f"{way}-{n}.pth" for way in ("baseline", "composed") for n in range(2)),
+        *(f"{way}-{n}-report.json" for way in ("baseline", "composed") for n in range(2)),
+    ]
     kept = {folder: touched(out / folder) for folder in ("pruned", "tuned")}
     before = {name: (out / name).stat().st_mtime_ns for name in expensive}
 
@@ -71,7 +85,9 @@ def test_an_experiment_makes_only_what_changed_anew(composability):
     for folder, files in kept.items():
         new = {path for path, time in touched(out / folder).items() if files.get(path) != time}
         assert {Path(path).name for path in new} == {
-            "record.json", "encoder.block.0.layer.1.DenseReluDense.wi-1152_wo-768.npy"}
+            "record.json",
+            "encoder.block.0.layer.1.DenseReluDense.wi-1152_wo-768.npy",
+        }
 
 
 def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
@@ -84,8 +100,20 @@ def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
 
 def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
     """Oracle: the searched configurations' own costs, against those of the uniform ones that they were to cost."""
-    done = experiment_run("search.sh", "distilbert", "-m", workshop / "model" / "distilbert", "-o", tmp_path,
-                          "--attention", "0 0.5", "--linear", "0 0.5", "--budgets-of", "1 3")
+    done = experiment_run(
+        "search.sh",
+        "distilbert",
+        "-m",
+        workshop / "model" / "distilbert",
+        "-o",
+        tmp_path,
+        "--attention",
+        "0 0.5",
+        "--linear",
+        "0 0.5",
+        "--budgets-of",
+        "1 3",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "table.txt").read_text()
     report = read_json(tmp_path / "search.json")
@@ -99,11 +127,19 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
 def test_one_process_runs_several_stages(chain, tmp_path):
     """A refusal, then a stage that works, with words that a shell would split. Oracle: the file of the chain."""
     output = tmp_path / "a b\n'c'.json"
-    commands = [["prune_scheme_generator.py", "-i", str(tmp_path / "none.json"), "-o", str(output)],
-                ["prune_scheme_generator.py", "-i", str(chain / "conf.json"), "-o", str(output), "--quiet"]]
+    commands = [
+        ["prune_scheme_generator.py", "-i", str(tmp_path / "none.json"), "-o", str(output)],
+        ["prune_scheme_generator.py", "-i", str(chain / "conf.json"), "-o", str(output), "--quiet"],
+    ]
     words = [word for command in commands for word in (str(len(command) - 1), *command)]
-    done = subprocess.run([sys.executable, ROOT / "experiments" / "run_stages.py"], text=True, capture_output=True,
-                          input="".join(f"{word}\0" for word in words), timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments" / "run_stages.py"],
+        text=True,
+        capture_output=True,
+        input="".join(f"{word}\0" for word in words),
+        timeout=60,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0
     refused, worked = done.stdout.splitlines()
     assert refused.split() == ["2"] and is_one_line(done.stderr) and "none.json" in done.stderr
@@ -115,22 +151,39 @@ def test_one_process_runs_several_stages(chain, tmp_path):
 # --- the table -------------------------------------------------------------------------------------------------
 
 HEADER = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
-RATIOS = {"parameters": 0.61, "nonzero_parameters": 0.52, "bytes_on_disk": 0.63, "bytes_in_memory": 0.64,
-          "multiply_adds": 0.75, "seconds_per_batch": 0.86, "seconds_per_generated_token": 1.07}
+RATIOS = {
+    "parameters": 0.61,
+    "nonzero_parameters": 0.52,
+    "bytes_on_disk": 0.63,
+    "bytes_in_memory": 0.64,
+    "multiply_adds": 0.75,
+    "seconds_per_batch": 0.86,
+    "seconds_per_generated_token": 1.07,
+}
 
 
 @pytest.fixture
 def experiment(tmp_path):
     """What composability.sh leaves for two configurations of two blocks, made up; the second has other ratios."""
-    files = {"conf_prune.json": {"requested": [{"attention": 0.25, "linear": 0.3, "feed_forward": 0.5},
-                                               {"attention": 0.5, "linear": 0.3, "feed_forward": 0.5}],
-                                 "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}]},
-             "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4}, "dense.json": {"bleu": 40.0}}
+    files = {
+        "conf_prune.json": {
+            "requested": [
+                {"attention": 0.25, "linear": 0.3, "feed_forward": 0.5},
+                {"attention": 0.5, "linear": 0.3, "feed_forward": 0.5},
+            ],
+            "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}],
+        },
+        "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
+        "dense.json": {"bleu": 40.0},
+    }
     for n in range(2):
         for i, name in enumerate(("pruned", "tuned", "baseline", "composed")):
             files[f"{name}-{n}.json"] = {"bleu": 10.0 * n + i}
-        files[f"composed-{n}-report.json"] = {"figures": {
-            name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()}}
+        files[f"composed-{n}-report.json"] = {
+            "figures": {
+                name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()
+            }
+        }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; composed gets there in 5 + 1 s, or not at all.
@@ -159,8 +212,16 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
     assert lines[2].split()[-14:-9] == ["40.0", "0.0", "1.0", "2.0", "3.0"]
     assert lines[2].endswith("2.0000, epoch 2, 22 s  epoch 1, 6 s") and lines[3].endswith("no (2.1000)")
     title = lines.index("the composed models' size and time, by the original's:")
-    heads = ["configuration", "parameters", "non-zeros", "bytes on disk", "in memory", "multiply-adds",
-             "seconds a batch", "a generated token"]
+    heads = [
+        "configuration",
+        "parameters",
+        "non-zeros",
+        "bytes on disk",
+        "in memory",
+        "multiply-adds",
+        "seconds a batch",
+        "a generated token",
+    ]
     assert lines[title + 1] == "  ".join(heads)
     for n in range(2):
         line = lines[title + 2 + n]
@@ -188,25 +249,39 @@ def test_seconds_of_the_sweep_by_hand(experiment):
     The baselines take 22 s each until they are best. Composed, 6 s until as good, and 6 s without getting there.
     """
     sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]
-    assert sweep == {"baseline": 44.0, "composed_with_reuse": 7 + 12, "composed_without_reuse": 11 + 12,
-                     "block_level_with_reuse": 7.0, "block_level_without_reuse": 11.0, "not_reached": [1]}
+    assert sweep == {
+        "baseline": 44.0,
+        "composed_with_reuse": 7 + 12,
+        "composed_without_reuse": 11 + 12,
+        "block_level_with_reuse": 7.0,
+        "block_level_without_reuse": 11.0,
+        "not_reached": [1],
+    }
 
 
 # --- the table of a search -------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def search_folder(tmp_path, monkeypatch):
     """What search.sh leaves for two budgets, made up."""
     monkeypatch.syspath_prepend(ROOT / "experiments")  # where the script finds its neighbour
+
     def measured(loss, **more):
         return {"loss": loss + 0.5, "kl": 0.1, "validation": {"loss": loss, "kl": 0.1}, "fraction": 0.5, **more}
 
     searched = {"predicted": 0.1, "additive": 0.3, "history": [0.3, 0.2], "choice": {"a": "dense"}}
-    report = {"measure": "parameters", "objective": "kl", "dense": measured(1.0), "blocks": {"a": 10, "b": 10},
-              "variants": [{}] * 3, "uniform": [measured(3.0, configuration=9), measured(2.0, configuration=4)],
-              "searched": [measured(1.5, **searched), measured(1.75, **searched)],
-              "models": [{"predicted": x, "kl": y, "loss": -y} for x, y in ((0, 0), (1, 5), (2, 4), (3, 9))],
-              "seconds": {"one pass": 2.0, "scores": 8.0, "search": 5.0}}
+    report = {
+        "measure": "parameters",
+        "objective": "kl",
+        "dense": measured(1.0),
+        "blocks": {"a": 10, "b": 10},
+        "variants": [{}] * 3,
+        "uniform": [measured(3.0, configuration=9), measured(2.0, configuration=4)],
+        "searched": [measured(1.5, **searched), measured(1.75, **searched)],
+        "models": [{"predicted": x, "kl": y, "loss": -y} for x, y in ((0, 0), (1, 5), (2, 4), (3, 9))],
+        "seconds": {"one pass": 2.0, "scores": 8.0, "search": 5.0},
+    }
     conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
     files = {"search.json": report, "conf.json": conf, "dense.json": {"bleu": 40.0}}
     for n, (way, bleu) in enumerate((("uniform", 10.0), ("searched", 20.0))):

@@ -27,8 +27,10 @@ from common.masking import parameter_masks, prune_block
 from common.models import load_model
 from common.reconstruction import held_out_errors, lost_neurons_alone, reconstruct
 
-T5_FF = [*(f"encoder.block.{i}.layer.1.DenseReluDense" for i in range(2)),
-         *(f"decoder.block.{i}.layer.2.DenseReluDense" for i in range(2))]
+T5_FF = [
+    *(f"encoder.block.{i}.layer.1.DenseReluDense" for i in range(2)),
+    *(f"decoder.block.{i}.layer.2.DenseReluDense" for i in range(2)),
+]
 DISTILBERT_FF = [f"distilbert.transformer.layer.{i}.ffn" for i in range(2)]
 FEED_FORWARD = {"t5": T5_FF, "t5-gated": T5_FF, "distilbert": DISTILBERT_FF}
 LINEARS = {"t5": ("wi", "wo"), "distilbert": ("lin1", "lin2")}
@@ -53,12 +55,14 @@ def block_with_weights(kind, seed):
 def kept_by_torch(block, tensors, removed):
     """Oracle: the neurons that ln_structured keeps of the rows of [wi | woᵀ], bool (neurons,)."""
     *inner, out = block.linears
-    matrix = torch.cat([*(tensors[f"{name}.weight"].detach() for name in inner),
-                        tensors[f"{out}.weight"].detach().T], dim=1).double()
+    matrix = torch.cat(
+        [*(tensors[f"{name}.weight"].detach() for name in inner), tensors[f"{out}.weight"].detach().T], dim=1
+    ).double()
     return torch_mask(prune.ln_structured, matrix, amount=removed, n=1, dim=0)[:, 0]
 
 
 # --- which neurons go ------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", FEED_FORWARD)
 @settings(max_examples=15, deadline=None)
@@ -85,8 +89,9 @@ def test_the_neurons_that_go_are_those_of_torch_ln_structured(kind, removed, see
 
 @pytest.mark.parametrize("kind", FEED_FORWARD)
 @settings(max_examples=10, deadline=None)
-@given(removed=st.integers(1, NEURONS - 1), seed=st.integers(0, 2**16), counts=st.tuples(
-    *[st.integers(0, WEIGHTS)] * 3))
+@given(
+    removed=st.integers(1, NEURONS - 1), seed=st.integers(0, 2**16), counts=st.tuples(*[st.integers(0, WEIGHTS)] * 3)
+)
 def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, removed, seed, counts):
     """Oracle: torch's l1_unstructured on each weight, the neurons' own included, and ln_structured."""
     block, tensors = block_with_weights(kind, seed)
@@ -106,8 +111,9 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
 
 
 @pytest.mark.parametrize("kind", FEED_FORWARD)
-@pytest.mark.parametrize("removed", [{"heads": 0, "weights": {}}, {"heads": 0, "neurons": 0, "weights": {}}],
-                         ids=["not named", "none"])
+@pytest.mark.parametrize(
+    "removed", [{"heads": 0, "weights": {}}, {"heads": 0, "neurons": 0, "weights": {}}], ids=["not named", "none"]
+)
 def test_without_neurons_to_remove_nothing_goes(kind, removed):
     block, tensors = block_with_weights(kind, 0)
     pruned, keeps, _ = prune_block(block, tensors, removed)
@@ -130,36 +136,44 @@ def test_a_bias_goes_with_all_of_its_neurons_weights_and_not_before():
 YES, NO = [1, 1], [0, 0]  # all and none of a neuron's two weights
 
 
-@pytest.mark.parametrize("rows, columns, expected", [
-    ([[YES, YES, YES]], [YES, YES, YES], True),                   # nothing is missing
-    ([[YES, NO, YES]], [YES, NO, YES], True),                     # a whole neuron is
-    ([[NO, NO, NO]], [NO, NO, NO], True),                         # all of them are
-    ([[YES, NO, YES]], [[1, 0], NO, YES], True),                  # and a weight of wo, which is solved anyway
-    ([[YES, YES, YES]], [YES, NO, YES], True),                    # an unread neuron, with nothing to mend in wi
-    ([[YES, [1, 0], YES]], [YES, YES, YES], False),               # a single weight of wi
-    ([[YES, [1, 0], YES]], [YES, NO, YES], False),                # the same, where wo does not read it
-    ([[YES, NO, YES]], [YES, YES, YES], False),                   # an empty row of wi that wo still reads
-    ([[YES, NO, YES]], [YES, [0, 1], YES], False),                # or reads in part
-    ([[YES, NO, YES], [YES, NO, YES]], [YES, NO, YES], True),     # gated: a whole neuron
-    ([[YES, YES, YES], [YES, NO, YES]], [YES, NO, YES], False),   # gated: only one of its rows
-    ([[YES, YES, YES], [YES, [0, 1], YES]], [YES, YES, YES], False),
-    ([[YES, YES, YES], [YES, YES, YES]], [YES, [0, 1], NO], True),
-])
+@pytest.mark.parametrize(
+    "rows, columns, expected",
+    [
+        ([[YES, YES, YES]], [YES, YES, YES], True),  # nothing is missing
+        ([[YES, NO, YES]], [YES, NO, YES], True),  # a whole neuron is
+        ([[NO, NO, NO]], [NO, NO, NO], True),  # all of them are
+        ([[YES, NO, YES]], [[1, 0], NO, YES], True),  # and a weight of wo, which is solved anyway
+        ([[YES, YES, YES]], [YES, NO, YES], True),  # an unread neuron, with nothing to mend in wi
+        ([[YES, [1, 0], YES]], [YES, YES, YES], False),  # a single weight of wi
+        ([[YES, [1, 0], YES]], [YES, NO, YES], False),  # the same, where wo does not read it
+        ([[YES, NO, YES]], [YES, YES, YES], False),  # an empty row of wi that wo still reads
+        ([[YES, NO, YES]], [YES, [0, 1], YES], False),  # or reads in part
+        ([[YES, NO, YES], [YES, NO, YES]], [YES, NO, YES], True),  # gated: a whole neuron
+        ([[YES, YES, YES], [YES, NO, YES]], [YES, NO, YES], False),  # gated: only one of its rows
+        ([[YES, YES, YES], [YES, [0, 1], YES]], [YES, YES, YES], False),
+        ([[YES, YES, YES], [YES, YES, YES]], [YES, [0, 1], NO], True),
+    ],
+)
 def test_whether_whole_neurons_are_all_that_is_missing(rows, columns, expected):
     """By hand, for 3 neurons and d_model 2: the rows of each inner Linear, and the columns of the output Linear."""
     inner = ("wi",) if len(rows) == 1 else ("wi_0", "wi_1")
     block = Block("ff", "feed_forward", (*inner, "wo"), heads=0, neurons=3, side="encoder", has_bias=False)
     keeps = {name: torch.tensor(each).bool() for name, each in zip(inner, rows)}  # (3, 2)
-    keeps["wo"] = torch.tensor(columns).bool().T                                  # (2, 3)
+    keeps["wo"] = torch.tensor(columns).bool().T  # (2, 3)
     assert lost_neurons_alone(block, keeps) is expected
 
 
 # --- the closed form -----------------------------------------------------------------------------------------------
 
 ALL_TOKENS = OPTIONS | {"oversampling": 1e9}
-MIXTURES = {"neurons": (24, {}), "more neurons": (40, {}), "and output weights": (24, {"out": 0.3}),
-            "and inner weights": (24, {"inner": 0.3}), "and both": (12, {"inner": 0.5, "out": 0.5}),
-            "no neurons": (0, {"inner": 0.3, "out": 0.3})}
+MIXTURES = {
+    "neurons": (24, {}),
+    "more neurons": (40, {}),
+    "and output weights": (24, {"out": 0.3}),
+    "and inner weights": (24, {"inner": 0.3}),
+    "and both": (12, {"inner": 0.5, "out": 0.5}),
+    "no neurons": (0, {"inner": 0.3, "out": 0.3}),
+}
 
 
 def variants_of(model, kind, mixtures=MIXTURES):
@@ -170,8 +184,10 @@ def variants_of(model, kind, mixtures=MIXTURES):
         tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
         for mixture in mixtures:
             neurons, rates = MIXTURES[mixture]
-            weights = {linear: round(rates.get("out" if linear == block.linears[-1] else "inner", 0) * WEIGHTS)
-                       for linear in block.linears}
+            weights = {
+                linear: round(rates.get("out" if linear == block.linears[-1] else "inner", 0) * WEIGHTS)
+                for linear in block.linears
+            }
             pruned, keeps, _ = prune_block(block, tensors, {"heads": 0, "neurons": neurons, "weights": weights})
             variants[name, mixture] = block, pruned, keeps
     return variants
@@ -182,7 +198,8 @@ def features_and_outputs(model, family, data, linear):
     """What goes into a Linear and what comes out, float64 (tokens, …): example by example, so nothing is padded."""
     seen = []
     handle = model.get_submodule(linear).register_forward_hook(
-        lambda module, args, output: seen.append((args[0][0], output[0])))
+        lambda module, args, output: seen.append((args[0][0], output[0]))
+    )
     for i in range(len(data)):
         family.run(model, data.batch([i]))
     handle.remove()
@@ -195,9 +212,11 @@ def regression(block, tensors, keeps, features):
     start, keep = tensors[f"{out}.weight"].double().numpy(), keeps[out].numpy()
     if not block.has_bias:
         return features, start, keep
-    return (np.hstack([features, np.ones((len(features), 1))]),
-            np.hstack([start, tensors[f"{out}.bias"].double().numpy()[:, None]]),
-            np.hstack([keep, np.ones((len(keep), 1), dtype=bool)]))
+    return (
+        np.hstack([features, np.ones((len(features), 1))]),
+        np.hstack([start, tensors[f"{out}.bias"].double().numpy()[:, None]]),
+        np.hstack([keep, np.ones((len(keep), 1), dtype=bool)]),
+    )
 
 
 @pytest.mark.parametrize("mixture, ridge", [("neurons", 1e-3), ("more neurons", 1.0)])
@@ -217,8 +236,10 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
         _, found, _ = regression(block, solved[pair], keeps, features)
         assert not found[~keep].any(), pair
         for row in range(len(found)):
-            best, reached = (objective(inputs, outputs[:, [row]], weights[[row]], start[[row]], damping, keep[[row]])
-                             for weights in (expected, found))
+            best, reached = (
+                objective(inputs, outputs[:, [row]], weights[[row]], start[[row]], damping, keep[[row]])
+                for weights in (expected, found)
+            )
             assert abs(reached - best) <= 1e-6 * best, (pair, row)
         assert not np.allclose(found, start, rtol=1e-2), pair  # there was something to solve
 
@@ -233,8 +254,9 @@ def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):  # n
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
-        before, best, reached = (objective(inputs, outputs, weights, start, damping, keep)
-                                 for weights in (start, expected, found))
+        before, best, reached = (
+            objective(inputs, outputs, weights, start, damping, keep) for weights in (start, expected, found)
+        )
         assert before - reached >= 0.99 * (before - best) > 0, pair
 
 
@@ -292,6 +314,7 @@ def test_held_out_error_is_lower_than_that_of_the_merely_pruned(setting):  # noq
 
 # --- configurations and schemes ----------------------------------------------------------------------------------
 
+
 def result_of(script, *arguments):
     """The JSON result of a script that ends well."""
     out = io.StringIO()
@@ -334,25 +357,44 @@ def test_the_flag_lists_feed_forward_modules_and_their_rates(workshop, tmp_path,
 
 @pytest.mark.parametrize("rates", [[0.5], [0.5, 0.5, 0.5]])
 def test_a_wrong_number_of_rates_is_refused(call, workshop, tmp_path, rates):
-    code, result, err = call("config_generator.py", "-m", workshop / "model" / "t5", "-o", tmp_path / "conf.json",
-                             "--attention", 0, 0, "--linear", 0, 0, "--feed-forward", *rates, "-n", 2)
+    code, result, err = call(
+        "config_generator.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-o",
+        tmp_path / "conf.json",
+        "--attention",
+        0,
+        0,
+        "--linear",
+        0,
+        0,
+        "--feed-forward",
+        *rates,
+        "-n",
+        2,
+    )
     assert (code, result) == (2, None) and is_one_line(err), err
     assert f"--feed-forward has {len(rates)} rates, but -n asks for 2" in err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rate, refused", [(0.99, True), (0.979167, False)])
-def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(call, workshop, tmp_path, rate,
-                                                                                refused):
+def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(
+    call, workshop, tmp_path, rate, refused
+):
     """By hand: 0.99 of 48 rounds to 48; 47 of 48 are 0.979167. The rate stands in a conf.json edited by hand."""
     make_scheme(tmp_path, workshop / "model" / "t5", "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
-    edited = edited_json(tmp_path / "conf.json", tmp_path / "edited.json",
-                         lambda content: content["configs"][0].update({T5_FF[2]: rate}))
+    edited = edited_json(
+        tmp_path / "conf.json", tmp_path / "edited.json", lambda content: content["configs"][0].update({T5_FF[2]: rate})
+    )
     code, result, err = call("prune_scheme_generator.py", "-i", edited, "-o", tmp_path / "scheme.json")
     if refused:
         assert (code, result) == (2, None) and is_one_line(err), err
-        assert (f"{edited}: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate is "
-                "0.979167 (47 of 48 neurons)") in err
+        assert (
+            f"{edited}: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate is "
+            "0.979167 (47 of 48 neurons)"
+        ) in err
         assert not (tmp_path / "scheme.json").exists()
     else:
         assert code == 0, err
@@ -363,8 +405,11 @@ def test_more_neurons_than_the_model_has_are_refused(call, workshop, tmp_path):
     """By hand: half of 96 neurons is all of the 48 that there are."""
     model = workshop / "model" / "t5"
     make_scheme(tmp_path, model, "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
-    edited_json(tmp_path / "conf.json", tmp_path / "edited.json",
-                lambda content: content["modules"][T5_FF[1]].update(neurons=96))
+    edited_json(
+        tmp_path / "conf.json",
+        tmp_path / "edited.json",
+        lambda content: content["modules"][T5_FF[1]].update(neurons=96),
+    )
     result_of("prune_scheme_generator.py", "-i", tmp_path / "edited.json", "-o", tmp_path / "scheme.json")
     code, result, err = call("prune.py", "-m", model, "-c", tmp_path / "scheme.json", "-o", tmp_path / "pruned")
     assert (code, result) == (2, None) and is_one_line(err), err
@@ -373,14 +418,34 @@ def test_more_neurons_than_the_model_has_are_refused(call, workshop, tmp_path):
 
 def test_variants_are_named_by_what_goes_and_equal_counts_are_one(workshop, tmp_path):
     """By hand: 0.5 and 0.505 of 48 neurons are 24, 0.53125 is 25.5, which rounds to 26, and 0.46875 22.5, to 22."""
-    _, scheme = make_scheme(tmp_path, workshop / "model" / "t5", "--attention", *[0] * 5, "--linear", *[0] * 4, 0.3,
-                            "--feed-forward", 0.5, 0.505, 0.53125, 0.46875, 0.5, "-n", 5)
+    _, scheme = make_scheme(
+        tmp_path,
+        workshop / "model" / "t5",
+        "--attention",
+        *[0] * 5,
+        "--linear",
+        *[0] * 4,
+        0.3,
+        "--feed-forward",
+        0.5,
+        0.505,
+        0.53125,
+        0.46875,
+        0.5,
+        "-n",
+        5,
+    )
     nothing = {"wi": 0, "wo": 0}
     variants = {f"neurons-{count}": {"heads": 0, "weights": nothing, "neurons": count} for count in (24, 26, 22)}
     variants["neurons-24_wi-461_wo-461"] = {"heads": 0, "weights": {"wi": 461, "wo": 461}, "neurons": 24}  # 0.3 of 1536
     assert {name: scheme["blocks"][name] for name in T5_FF} == dict.fromkeys(T5_FF, variants)
     assert [config[T5_FF[0]] for config in scheme["configs"]] == [
-        "neurons-24", "neurons-24", "neurons-26", "neurons-22", "neurons-24_wi-461_wo-461"]
+        "neurons-24",
+        "neurons-24",
+        "neurons-26",
+        "neurons-22",
+        "neurons-24_wi-461_wo-461",
+    ]
     assert [each["feed_forward"] for each in scheme["requested"]] == [0.5, 0.505, 0.53125, 0.46875, 0.5]
 
 
@@ -411,13 +476,19 @@ def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_th
     again = result_of("prune.py", "-m", model, "-c", tmp_path / "with" / "conf_prune.json", "-o", tmp_path / "pruned")
     assert (again["pruned"], again["skipped"]) == (0, 10)
     assert [each["feed_forward"] for each in again["configurations"]] == [
-        {"requested": 0, "measured": 0}, {"requested": 0.01, "measured": 0}]
+        {"requested": 0, "measured": 0},
+        {"requested": 0.01, "measured": 0},
+    ]
 
 
-@pytest.mark.parametrize("kind, in_all", [
-    # An out-projection is 24 · 32 = 768 and loses 6 · 32 with a head, a feed-forward module is 3072 and loses half.
-    ("t5", (6 * 192 + 4 * 1536) / (6 * 768 + 4 * 3072)),
-    ("distilbert", (2 * 256 + 2 * 1536) / (2 * 1024 + 2 * 3072))])
+@pytest.mark.parametrize(
+    "kind, in_all",
+    [
+        # An out-projection is 24 · 32 = 768 and loses 6 · 32 with a head, a feed-forward module is 3072 and loses half.
+        ("t5", (6 * 192 + 4 * 1536) / (6 * 768 + 4 * 3072)),
+        ("distilbert", (2 * 256 + 2 * 1536) / (2 * 1024 + 2 * 3072)),
+    ],
+)
 def test_pruning_reports_what_was_asked_for_and_what_went(workshop, tmp_path, kind, in_all):
     """By hand: no weight goes by its own rate, 1 of 4 heads and 24 or 26 (0.53125 · 48 = 25.5) of 48 neurons do."""
     model = workshop / "model" / kind
@@ -426,9 +497,11 @@ def test_pruning_reports_what_was_asked_for_and_what_went(workshop, tmp_path, ki
     blocks = {"t5": 6, "distilbert": 2}[kind], len(FEED_FORWARD[kind])
     assert result["pruned"] == blocks[0] + 2 * blocks[1]
     first, second = result["configurations"]
-    assert first == {"attention": {"requested": 0.25, "measured": 0.25},
-                     "linear": {"requested": 0, "measured": 0, "measured_in_all": round(in_all, 6)},
-                     "feed_forward": {"requested": 0.5, "measured": 0.5}}
+    assert first == {
+        "attention": {"requested": 0.25, "measured": 0.25},
+        "linear": {"requested": 0, "measured": 0, "measured_in_all": round(in_all, 6)},
+        "feed_forward": {"requested": 0.5, "measured": 0.5},
+    }
     assert second["feed_forward"] == {"requested": 0.53125, "measured": round(26 / 48, 6)}
     entries = read_json(tmp_path / "pruned" / "record.json")["variants"]
     counts = {name.rpartition(".")[2]: entry["neurons_removed"] for name, entry in entries.items()}
@@ -439,6 +512,7 @@ def test_pruning_reports_what_was_asked_for_and_what_went(workshop, tmp_path, ki
 
 # --- the whole chain -----------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module", params=LINEARS)
 def line(request, workshop, tmp_path_factory):
     """(kind, model, folder, prune.py's result): every stage run on configurations with half the neurons and more."""
@@ -446,14 +520,61 @@ def line(request, workshop, tmp_path_factory):
     folder, model = tmp_path_factory.mktemp(f"neurons-{kind}"), workshop / "model" / kind
     make_scheme(folder, model, "--attention", 0.25, 0.25, "--linear", 0.3, 0.3, "--feed-forward", 0.5, 0.53125, "-n", 2)
     pruned = prune_library(folder, model)
-    result_of("block-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-o", folder / "tuned", "--stats",
-              folder / "blocks.csv", "--method", "both", "--calibration", 16, "--epochs", 1, "--batch-size", 8)
+    result_of(
+        "block-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        folder / "pruned",
+        "-o",
+        folder / "tuned",
+        "--stats",
+        folder / "blocks.csv",
+        "--method",
+        "both",
+        "--calibration",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+    )
     for n in range(2):
-        result_of("compose_model.py", "-m", model, "-p", folder / "tuned", "-c", folder / "conf.json", "-n", n,
-                  "-o", folder / f"compact-{n}", "--compact")
-    result_of("model-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-c", folder / "conf.json", "-n", 0,
-              "-o", folder / "baseline.pth", "--stats", folder / "baseline.csv", "--epochs", 8, "--batch-size", 8,
-              "--lr", 3e-3)
+        result_of(
+            "compose_model.py",
+            "-m",
+            model,
+            "-p",
+            folder / "tuned",
+            "-c",
+            folder / "conf.json",
+            "-n",
+            n,
+            "-o",
+            folder / f"compact-{n}",
+            "--compact",
+        )
+    result_of(
+        "model-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        folder / "pruned",
+        "-c",
+        folder / "conf.json",
+        "-n",
+        0,
+        "-o",
+        folder / "baseline.pth",
+        "--stats",
+        folder / "baseline.csv",
+        "--epochs",
+        8,
+        "--batch-size",
+        8,
+        "--lr",
+        3e-3,
+    )
     return kind, model, folder, pruned
 
 
@@ -473,7 +594,8 @@ def test_measured_fractions_are_those_of_the_masks_in_the_library(line):
         assert found["feed_forward"]["measured"] == round((24, 26)[n] / 48, 6)
         # 0.3 of 768 or 1024 and of 1536 weights: 230 or 307, and 461
         assert found["linear"]["measured"] == round(
-            {"t5": (6 * 230 + 8 * 461) / 16896, "distilbert": (2 * 307 + 4 * 461) / 8192}[kind], 6)
+            {"t5": (6 * 230 + 8 * 461) / 16896, "distilbert": (2 * 307 + 4 * 461) / 8192}[kind], 6
+        )
 
 
 @pytest.mark.parametrize("library", ["pruned", "tuned"])
@@ -512,8 +634,14 @@ def test_removed_neurons_stay_zero_through_model_level_training(line):
     blocks, (first, last) = find_blocks(original), LINEARS[kind]
     for name in FEED_FORWARD[kind]:
         kept = kept_by_torch(blocks[name], block_tensors(original, blocks[name]), 24)
-        state, masks = ({key.removeprefix(f"{name}."): tensor for key, tensor in content[part].items()
-                         if key.startswith(f"{name}.")} for part in ("state_dict", "masks"))
+        state, masks = (
+            {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in content[part].items()
+                if key.startswith(f"{name}.")
+            }
+            for part in ("state_dict", "masks")
+        )
         assert not state[f"{first}.weight"][~kept].any() and not state[f"{last}.weight"][:, ~kept].any()
         assert not masks[f"{first}.weight"][~kept].any() and not masks[f"{last}.weight"][:, ~kept].any()
         for linear in LINEARS[kind]:  # 0.3 of its weights are zero as well, and nothing else
@@ -529,8 +657,24 @@ def test_a_model_with_other_neurons_is_another_model(call, line, tmp_path):
     _, model, folder, _ = line
     shutil.copy(folder / "baseline.pth", tmp_path)
     shutil.copy(folder / "baseline.csv", tmp_path)
-    given = ("-m", model, "-p", folder / "pruned", "-c", folder / "conf.json", "-o", tmp_path / "baseline.pth",
-             "--stats", tmp_path / "baseline.csv", "--epochs", 8, "--batch-size", 8, "--lr", 3e-3)
+    given = (
+        "-m",
+        model,
+        "-p",
+        folder / "pruned",
+        "-c",
+        folder / "conf.json",
+        "-o",
+        tmp_path / "baseline.pth",
+        "--stats",
+        tmp_path / "baseline.csv",
+        "--epochs",
+        8,
+        "--batch-size",
+        8,
+        "--lr",
+        3e-3,
+    )
     code, result, err = call("model-level_finetuning.py", *given, "-n", 0)
     assert code == 0 and result["skipped"] is True, err
     code, result, err = call("model-level_finetuning.py", *given, "-n", 1)

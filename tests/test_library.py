@@ -36,6 +36,7 @@ def library(tmp_path):
 
 # --- module files --------------------------------------------------------------------------------------------------
 
+
 def test_plain_numpy_opens_a_module_file(library):
     tensors, keeps = tensors_and_keeps()
     content = np.load(library.folder / "encoder.0.ff.wi-3.npy")
@@ -63,8 +64,15 @@ def test_what_was_read_is_writable_and_apart_from_the_file(library):
 
 def test_fields_are_aligned(tmp_path):
     """Oracle: numpy's own rule, every offset a multiple of the field's alignment; bool fields would break it."""
-    packed = pack({"a": np.ones(3, np.bool_), "b": np.ones(2, np.float32), "c": np.ones(1, np.bool_),
-                   "d": np.ones((), np.float64)}, "x.npy")
+    packed = pack(
+        {
+            "a": np.ones(3, np.bool_),
+            "b": np.ones(2, np.float32),
+            "c": np.ones(1, np.bool_),
+            "d": np.ones((), np.float64),
+        },
+        "x.npy",
+    )
     np.save(tmp_path / "x.npy", packed)
     for dtype in (packed.dtype, np.load(tmp_path / "x.npy").dtype):
         fields = [dtype.fields[name] for name in "abcd"]
@@ -72,7 +80,11 @@ def test_fields_are_aligned(tmp_path):
         assert [offset for _, offset in fields] == [0, 4, 12, 16]  # three bytes of bool, then to the next multiple
     assert packed.dtype.isalignedstruct
     assert {name: array.tolist() for name, array in unpack(tmp_path / "x.npy").items()} == {
-        "a": [True] * 3, "b": [1.0, 1.0], "c": [True], "d": 1.0}
+        "a": [True] * 3,
+        "b": [1.0, 1.0],
+        "c": [True],
+        "d": 1.0,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -89,14 +101,18 @@ def save_array(path, array):
     np.save(path, array)
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda path: save_array(path, np.array([{"code": 1}], dtype=object)), "is not a readable module file"),
-    (lambda path: save_array(path, np.ones(3)), "is a plain array, not a module file"),
-    (lambda path: save_array(path, np.zeros(2, [("a", "f4")])), "is a plain array, not a module file"),
-    (lambda path: path.write_bytes(b""), "is not a readable module file"),
-    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is not a readable module file"),
-    (lambda path: path.write_text("no array"), "is not a readable module file")],
-    ids=["pickle", "plain", "list of records", "empty", "cut", "text"])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda path: save_array(path, np.array([{"code": 1}], dtype=object)), "is not a readable module file"),
+        (lambda path: save_array(path, np.ones(3)), "is a plain array, not a module file"),
+        (lambda path: save_array(path, np.zeros(2, [("a", "f4")])), "is a plain array, not a module file"),
+        (lambda path: path.write_bytes(b""), "is not a readable module file"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is not a readable module file"),
+        (lambda path: path.write_text("no array"), "is not a readable module file"),
+    ],
+    ids=["pickle", "plain", "list of records", "empty", "cut", "text"],
+)
 def test_what_is_no_module_file_is_refused_and_never_unpickled(tmp_path, spoil, words):
     path = tmp_path / "x.npy"
     spoil(path)
@@ -144,12 +160,18 @@ def test_whatever_header_is_written_numpy_reads_with_its_defaults(tmp_path, leng
 
 # --- the record ----------------------------------------------------------------------------------------------------
 
+
 def test_an_entry_holds_the_key_the_shapes_and_what_was_measured(library):
     for made in (library, Library.open(library.folder, "f00d")):
         entry = made.entry(BLOCK.name, VARIANT)
         assert (entry["key"], entry["sparsity"], entry["file"]) == ("k", 0.5, "encoder.0.ff.wi-3.npy")
-        assert entry["shapes"] == {"wi.weight": [5, 3], "wi.bias": [5], "wo.weight": [3, 5], "wi.keep": [5, 3],
-                                   "wo.keep": [3, 5]}
+        assert entry["shapes"] == {
+            "wi.weight": [5, 3],
+            "wi.bias": [5],
+            "wo.weight": [3, 5],
+            "wi.keep": [5, 3],
+            "wo.keep": [3, 5],
+        }
         assert made.variants() == [(BLOCK.name, VARIANT)]
 
 
@@ -168,8 +190,11 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-DAMAGES = [(lambda path: path.unlink(), "no such file, though the record lists it"), (cut, "is not the file"),
-           (flip_a_bit, "is not the file")]
+DAMAGES = [
+    (lambda path: path.unlink(), "no such file, though the record lists it"),
+    (cut, "is not the file"),
+    (flip_a_bit, "is not the file"),
+]
 
 
 @pytest.mark.parametrize("damage, words", DAMAGES, ids=["gone", "cut", "flipped"])
@@ -188,9 +213,15 @@ def test_a_file_with_other_tensors_than_its_record_lists_is_refused(library):
         library.read(BLOCK, VARIANT)
 
 
-@pytest.mark.parametrize("variant, key, overwrite, there", [
-    (VARIANT, "k", False, True), (VARIANT, "k", True, True), (VARIANT, "other", True, False),
-    ("wi-4", "k", False, False)])
+@pytest.mark.parametrize(
+    "variant, key, overwrite, there",
+    [
+        (VARIANT, "k", False, True),
+        (VARIANT, "k", True, True),
+        (VARIANT, "other", True, False),
+        ("wi-4", "k", False, False),
+    ],
+)
 def test_a_variant_is_there_if_it_was_made_from_the_same(library, variant, key, overwrite, there):
     assert open_library(library.folder).has(BLOCK.name, variant, key, overwrite) is there
 
@@ -221,8 +252,10 @@ def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tm
     """Resume must work from the very first variant on."""
     made = open_library(tmp_path / "lib")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
         def kill(*_):
             raise KeyboardInterrupt
+
         patch.setattr(library_module, "write_json", kill)
         made.write(BLOCK, VARIANT, *tensors_and_keeps(), "k")
     assert (tmp_path / "lib" / "encoder.0.ff.wi-3.npy").exists()
@@ -234,9 +267,14 @@ def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tm
 
 # --- opening -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("fingerprint, stage, words", [
-    ("beef", None, r"was made for another model \(tiny\)"),
-    ("f00d", FINE_TUNED, "is a pruned library where a fine-tuned one belongs")])
+
+@pytest.mark.parametrize(
+    "fingerprint, stage, words",
+    [
+        ("beef", None, r"was made for another model \(tiny\)"),
+        ("f00d", FINE_TUNED, "is a pruned library where a fine-tuned one belongs"),
+    ],
+)
 def test_a_library_of_another_model_or_stage_is_refused(library, fingerprint, stage, words):
     with pytest.raises(UserError, match=words):
         Library.open(library.folder, fingerprint, stage)
@@ -247,9 +285,15 @@ def test_a_library_of_another_model_is_not_added_to(library):
         open_library(library.folder, fingerprint="beef")
 
 
-@pytest.mark.parametrize("record, words", [
-    (None, "record.json: no such file; prune.py"), ("{", "malformed JSON"), ("{}", "is not a library's record"),
-    (json.dumps({"variants": {}, "model": "x"}), "is not a library's record")])
+@pytest.mark.parametrize(
+    "record, words",
+    [
+        (None, "record.json: no such file; prune.py"),
+        ("{", "malformed JSON"),
+        ("{}", "is not a library's record"),
+        (json.dumps({"variants": {}, "model": "x"}), "is not a library's record"),
+    ],
+)
 def test_a_folder_that_is_no_library_is_refused(tmp_path, record, words):
     if record is not None:
         (tmp_path / "record.json").write_text(record)

@@ -37,8 +37,10 @@ def block_and_tensors(kind, name):
     """A block of a tiny model with distinct random weights and biases in place of the initial ones."""
     model = build_model(kind)
     block = find_blocks(model)[name]
-    tensors = {key: distinct_weights(tensor.shape, seed)
-               for seed, (key, tensor) in enumerate(block_tensors(model, block).items())}
+    tensors = {
+        key: distinct_weights(tensor.shape, seed)
+        for seed, (key, tensor) in enumerate(block_tensors(model, block).items())
+    }
     set_block(model, block, tensors)
     return model, block, tensors
 
@@ -89,13 +91,18 @@ def test_removing_more_than_there_is_or_less_than_nothing_is_refused(removed):
 
 # --- blocks ----------------------------------------------------------------------------------------------------
 
+
 def weakest_heads(tensors, linears, heads, count):
     """The heads of the smallest sum of absolute weights in q, k and v, added up head by head in plain Python."""
     scores = []
     for head in range(heads):
         width = tensors[f"{linears[0]}.weight"].shape[0] // heads
-        scores.append(sum(tensors[f"{name}.weight"][head * width:(head + 1) * width].double().abs().sum().item()
-                          for name in linears[:3]))
+        scores.append(
+            sum(
+                tensors[f"{name}.weight"][head * width : (head + 1) * width].double().abs().sum().item()
+                for name in linears[:3]
+            )
+        )
     return sorted(range(heads), key=scores.__getitem__)[:count]
 
 
@@ -123,19 +130,23 @@ def test_a_removed_head_loses_its_rows_its_biases_and_its_columns(kind, name, wi
         assert torch.equal(pruned[parameter], torch.where(kept, tensor, 0.0)), parameter  # the out bias stays whole
 
 
-@pytest.mark.parametrize("kind, name, out, total, columns", [
-    ("t5", T5_SELF, "o", 32 * 24, 32 * 6),                        # (d_model, heads * head_dim)
-    ("distilbert", DISTILBERT_SELF, "out_lin", 32 * 32, 32 * 8)])
+@pytest.mark.parametrize(
+    "kind, name, out, total, columns",
+    [
+        ("t5", T5_SELF, "o", 32 * 24, 32 * 6),  # (d_model, heads * head_dim)
+        ("distilbert", DISTILBERT_SELF, "out_lin", 32 * 32, 32 * 8),
+    ],
+)
 def test_the_out_projection_is_ranked_as_a_whole_and_the_heads_columns_go_on_top(kind, name, out, total, columns):
     _, block, tensors = block_and_tensors(kind, name)
     own = torch_mask(prune.l1_unstructured, tensors[f"{out}.weight"], amount=total // 4)
     _, keeps, by_rate = prune_block(block, tensors, {"heads": 1, "weights": {out: total // 4}})
     (head,) = weakest_heads(tensors, block.linears, 4, 1)
     width = columns // 32
-    in_both = int((~own[:, head * width:(head + 1) * width]).sum())
+    in_both = int((~own[:, head * width : (head + 1) * width]).sum())
     assert by_rate == {out: total // 4}
     assert int((~keeps[out]).sum()) == total // 4 + columns - in_both
-    own[:, head * width:(head + 1) * width] = False
+    own[:, head * width : (head + 1) * width] = False
     assert torch.equal(keeps[out], own)
 
 
@@ -170,6 +181,7 @@ def test_pruning_leaves_the_original_tensors_alone():
 
 # --- removed heads against attention over the kept heads only ----------------------------------------------------
 
+
 def attention_over(kept, x, linears, scale, bias):
     """Attention computed head by head over the kept heads: x (batch, length, d_model) -> the same shape.
 
@@ -198,8 +210,9 @@ def test_a_block_with_masked_heads_is_attention_over_the_kept_heads(kind, name):
     x = torch.randn(2, 7, 32)
     hidden = torch.zeros(2, 1, 7, 7)
     hidden[1, :, :, 5:] = torch.finfo(torch.float32).min  # two tokens of padding in the second example
-    linears = {key: (tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias"))
-               for key, linear in zip("qkvo", block.linears)}
+    linears = {
+        key: (tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias")) for key, linear in zip("qkvo", block.linears)
+    }
     kept = sorted(set(range(4)) - set(weakest_heads(tensors, block.linears, 4, 2)))
 
     pruned, _, _ = prune_block(block, tensors, {"heads": 2, "weights": {}})
@@ -209,13 +222,14 @@ def test_a_block_with_masked_heads_is_attention_over_the_kept_heads(kind, name):
             bias = hidden + module.compute_bias(7, 7)
             output, scale = module(x, mask=hidden)[0], 1.0
         else:
-            output, scale, bias = module(x, attention_mask=hidden)[0], 8 ** -0.5, hidden.expand(2, 4, 7, 7)
+            output, scale, bias = module(x, attention_mask=hidden)[0], 8**-0.5, hidden.expand(2, 4, 7, 7)
         torch.testing.assert_close(output, attention_over(kept, x, linears, scale, bias), rtol=1e-4, atol=1e-4)
         everything = attention_over(range(4), x, linears, scale, bias)
     assert not torch.allclose(output, everything, atol=1e-2)  # the removed heads did matter
 
 
 # --- zeros that stay -----------------------------------------------------------------------------------------------
+
 
 def trained(optimizer_class, steps, apply=True, **options):
     """A masked T5 after some steps on random tokens: (model, masks, parameters before).
@@ -226,8 +240,11 @@ def trained(optimizer_class, steps, apply=True, **options):
     masks = {}
     for name, block in find_blocks(model).items():
         own = block_tensors(model, block)
-        counts = {linear: own[f"{linear}.weight"].numel() // 2 for linear in block.linears
-                  if block.kind == "feed_forward" or linear == "o"}
+        counts = {
+            linear: own[f"{linear}.weight"].numel() // 2
+            for linear in block.linears
+            if block.kind == "feed_forward" or linear == "o"
+        }
         pruned, keeps, _ = prune_block(block, own, {"heads": 1 if block.heads else 0, "weights": counts})
         set_block(model, block, pruned)
         masks |= {f"{name}.{key}": mask for key, mask in parameter_masks(block, keeps).items()}
@@ -249,12 +266,16 @@ def trained(optimizer_class, steps, apply=True, **options):
 
 
 @pytest.mark.parametrize("apply", [True, False], ids=["applied", "gradients alone"])
-@pytest.mark.parametrize("optimizer, options", [
-    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
-    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1, "fused": True}),  # the Learner's
-    (torch.optim.SGD, {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1}),
-    (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
-], ids=["AdamW", "fused AdamW", "SGD", "Nesterov"])
+@pytest.mark.parametrize(
+    "optimizer, options",
+    [
+        (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+        (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1, "fused": True}),  # the Learner's
+        (torch.optim.SGD, {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    ],
+    ids=["AdamW", "fused AdamW", "SGD", "Nesterov"],
+)
 def test_after_50_steps_the_same_weights_are_zero_and_the_kept_ones_have_moved(optimizer, options, apply):
     """Oracle: the masks themselves, read back from the weights; removed ones have no bit set, so none is -0."""
     model, masks, before = trained(optimizer, 50, apply, **options)

@@ -11,8 +11,19 @@ from conftest import build_model, build_tokenizer
 
 from common.cli import Talk
 from common.errors import UserError
-from common.models import (data_source, download, fingerprint, load_model, load_tokenizer, read_record, reference,
-                           resolve, resolve_device, save_model, save_tokenizer)
+from common.models import (
+    data_source,
+    download,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    read_record,
+    reference,
+    resolve,
+    resolve_device,
+    save_model,
+    save_tokenizer,
+)
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 OUTPUTS = ["folder", "file.pth"]
@@ -24,6 +35,7 @@ def same_state(left, right):
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_smallest_change_of_any_weight_changes_the_fingerprint(kind):
@@ -63,11 +75,11 @@ def test_an_identity_names_the_folder_or_the_files_stem(tmp_path):
     model = build_model("t5")
     for output, name in (("my.model", "my.model"), ("tuned-0.pth", "tuned-0")):
         save_model(tmp_path / output, model, {})
-        assert load_model(tmp_path / output).identity == {"name": name, "type": "t5",
-                                                          "fingerprint": fingerprint(model)}
+        assert load_model(tmp_path / output).identity == {"name": name, "type": "t5", "fingerprint": fingerprint(model)}
 
 
 # --- round trips ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -123,11 +135,14 @@ def test_a_folder_is_one_of_hugging_face_and_holds_the_tokenizer(tmp_path):
 def test_a_tokenizer_comes_back(tmp_path, workshop):
     save_tokenizer(tmp_path / "t", build_tokenizer("distilbert"))
     loaded = load_model(workshop / "model" / "distilbert")
-    assert load_tokenizer(tmp_path / "t", loaded)("good film").input_ids == build_tokenizer("distilbert")(
-        "good film").input_ids
+    assert (
+        load_tokenizer(tmp_path / "t", loaded)("good film").input_ids
+        == build_tokenizer("distilbert")("good film").input_ids
+    )
 
 
 # --- what is no model ----------------------------------------------------------------------------------------------
+
 
 class Code:
     def __reduce__(self):
@@ -140,18 +155,24 @@ def model_with(tmp_path, **changes):
     torch.save(torch.load(tmp_path / "m.pth", weights_only=True) | changes, tmp_path / "m.pth")
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda folder: None, "no such model; download_model.py saves one"),
-    (lambda folder: (folder / "m.pth").write_bytes(b""), "cannot be loaded as a model"),
-    (lambda folder: (folder / "m.pth").write_bytes(b"PK\x03\x04damaged"), "cannot be loaded as a model"),
-    (lambda folder: torch.save(Code(), folder / "m.pth", _use_new_zipfile_serialization=False),
-     "more than plain tensors"),
-    (lambda folder: torch.save({"model": Code()}, folder / "m.pth"), "more than plain tensors, which is never run"),
-    (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
-    (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
-    (lambda folder: model_with(folder, state_dict={}), "is damaged"),
-    (lambda folder: model_with(folder, config="{"), "is damaged")],
-    ids=["absent", "empty", "zip", "old format", "code", "foreign", "tensor", "no weights", "config"])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda folder: None, "no such model; download_model.py saves one"),
+        (lambda folder: (folder / "m.pth").write_bytes(b""), "cannot be loaded as a model"),
+        (lambda folder: (folder / "m.pth").write_bytes(b"PK\x03\x04damaged"), "cannot be loaded as a model"),
+        (
+            lambda folder: torch.save(Code(), folder / "m.pth", _use_new_zipfile_serialization=False),
+            "more than plain tensors",
+        ),
+        (lambda folder: torch.save({"model": Code()}, folder / "m.pth"), "more than plain tensors, which is never run"),
+        (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
+        (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
+        (lambda folder: model_with(folder, state_dict={}), "is damaged"),
+        (lambda folder: model_with(folder, config="{"), "is damaged"),
+    ],
+    ids=["absent", "empty", "zip", "old format", "code", "foreign", "tensor", "no weights", "config"],
+)
 def test_what_is_no_pth_is_refused_by_name_and_never_run(tmp_path, capsys, make, words):
     make(tmp_path)
     with pytest.raises(UserError) as error:
@@ -165,16 +186,23 @@ def change_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda folder: (folder / "config.json").unlink(), "is not a model folder (it has no config.json)"),
-    (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded as a model"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded as a model"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "is damaged"),
-    (lambda folder: change_config(folder, num_layers=3), "its weights are not those of a T5ForConditionalGeneration"),
-    (lambda folder: change_config(folder, d_ff=64), ""),
-    (lambda folder: change_config(folder, model_type="bart"), "model type 'bart' is not supported; known are t5"),
-    (lambda folder: (folder / "record.json").write_text("{"), "malformed JSON")],
-    ids=["no config", "config", "no weights", "weights", "layers", "shapes", "type", "record"])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is not a model folder (it has no config.json)"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded as a model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded as a model"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "is damaged"),
+        (
+            lambda folder: change_config(folder, num_layers=3),
+            "its weights are not those of a T5ForConditionalGeneration",
+        ),
+        (lambda folder: change_config(folder, d_ff=64), ""),
+        (lambda folder: change_config(folder, model_type="bart"), "model type 'bart' is not supported; known are t5"),
+        (lambda folder: (folder / "record.json").write_text("{"), "malformed JSON"),
+    ],
+    ids=["no config", "config", "no weights", "weights", "layers", "shapes", "type", "record"],
+)
 def test_what_is_no_model_folder_is_refused_by_name(tmp_path, workshop, spoil, words):
     folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "m")
     spoil(folder)
@@ -190,6 +218,7 @@ def test_a_record_is_none_where_no_model_of_ours_is(tmp_path):
 
 
 # --- references ----------------------------------------------------------------------------------------------------
+
 
 def test_references_hold_when_the_whole_tree_moves(tmp_path):
     tree = tmp_path / "old"
@@ -227,6 +256,7 @@ def test_data_come_from_the_flag_the_record_or_the_family_in_this_order(workshop
 
 # --- tokenizers ----------------------------------------------------------------------------------------------------
 
+
 def test_a_tokenizer_comes_from_the_flag_the_record_or_the_models_folder_in_this_order(tmp_path, workshop):
     """The three hold different vocabularies, so the length tells which it was."""
     folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "model" / "t5")
@@ -243,8 +273,9 @@ def test_a_tokenizer_comes_from_the_flag_the_record_or_the_models_folder_in_this
     assert len(load_tokenizer(None, loaded)) == lengths["model/t5"]
 
 
-@pytest.mark.parametrize("given, words", [
-    ("absent", "download_model.py saves one to ./tokenizer/"), (None, "give its folder with -t")])
+@pytest.mark.parametrize(
+    "given, words", [("absent", "download_model.py saves one to ./tokenizer/"), (None, "give its folder with -t")]
+)
 def test_an_absent_tokenizer_is_reported_with_the_remedy(tmp_path, given, words):
     save_model(tmp_path / "m", build_model("t5"), {"tokenizer": {"folder": "gone"}})
     with pytest.raises(UserError) as error:
@@ -261,6 +292,7 @@ def test_a_damaged_tokenizer_is_refused_by_name(tmp_path, workshop):
 
 
 # --- devices and downloads -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "meta", "cuda:99", "xla"])
 def test_a_device_that_is_not_there_is_reported_in_one_line(name):

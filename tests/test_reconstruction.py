@@ -32,7 +32,7 @@ def least_squares(inputs, outputs, start, keep, ridge):
 
 
 def objective(inputs, outputs, weights, start, damping, keep):
-    return np.sum((inputs @ weights.T - outputs)**2) + damping * np.sum(((weights - start) * keep)**2)
+    return np.sum((inputs @ weights.T - outputs) ** 2) + damping * np.sum(((weights - start) * keep) ** 2)
 
 
 def problem(seed, tokens, width, rows, *, condition=1.0, rate=0.5, shared=False, constant=False):
@@ -52,8 +52,19 @@ def problem(seed, tokens, width, rows, *, condition=1.0, rate=0.5, shared=False,
 
 def solve_with_suite(inputs, outputs, start, keep, ridge, dtype=torch.float64):
     A, Y = torch.tensor(inputs, dtype=dtype), torch.tensor(outputs, dtype=dtype)
-    return solve(A.T @ A, Y.T @ A, torch.tensor(start, dtype=dtype), torch.tensor(keep), ridge=ridge,
-                 tolerance=1e-9, max_iterations=2000).double().numpy()
+    return (
+        solve(
+            A.T @ A,
+            Y.T @ A,
+            torch.tensor(start, dtype=dtype),
+            torch.tensor(keep),
+            ridge=ridge,
+            tolerance=1e-9,
+            max_iterations=2000,
+        )
+        .double()
+        .numpy()
+    )
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["without bias", "with bias"])
@@ -70,8 +81,14 @@ def test_solve_reaches_the_objective_of_numpy_lstsq(condition, shared, constant)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**16), width=st.integers(1, 24), rows=st.integers(1, 12),
-       rate=st.floats(0, 0.95), extra=st.integers(0, 60), shared=st.booleans())
+@given(
+    seed=st.integers(0, 2**16),
+    width=st.integers(1, 24),
+    rows=st.integers(1, 12),
+    rate=st.floats(0, 0.95),
+    extra=st.integers(0, 60),
+    shared=st.booleans(),
+)
 def test_solve_equals_numpy_lstsq_whatever_the_shape_and_rate(seed, width, rows, rate, extra, shared):
     case = problem(seed, width + extra, width, rows, rate=rate, shared=shared)
     inputs, outputs, start, keep = case
@@ -87,8 +104,10 @@ def test_solve_in_float32_with_default_settings_is_within_a_percent_of_the_best_
     expected, damping = least_squares(*case, ridge=1e-3)
     A, Y = torch.tensor(inputs, dtype=torch.float32), torch.tensor(outputs, dtype=torch.float32)
     found = solve(A.T @ A, Y.T @ A, torch.tensor(start, dtype=torch.float32), torch.tensor(keep), ridge=1e-3)
-    before, after, best = (objective(inputs, outputs, weights, start, damping, keep)
-                           for weights in (start, found.double().numpy(), expected))
+    before, after, best = (
+        objective(inputs, outputs, weights, start, damping, keep)
+        for weights in (start, found.double().numpy(), expected)
+    )
     assert before - after >= 0.99 * (before - best)
 
 
@@ -100,8 +119,9 @@ def test_a_row_that_keeps_nothing_comes_back_as_zeros():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**16), width=st.integers(1, 40),
-       counts=st.lists(st.integers(0, 20), min_size=1, max_size=3))
+@given(
+    seed=st.integers(0, 2**16), width=st.integers(1, 40), counts=st.lists(st.integers(0, 20), min_size=1, max_size=3)
+)
 def test_products_added_by_halves_are_the_gram_matrix(seed, width, counts):
     generator, lower = torch.Generator().manual_seed(seed), None
     parts = [torch.randn(count, width, generator=generator, dtype=torch.float64) for count in counts]
@@ -118,7 +138,7 @@ def preconditioned(case, ridge):
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
     mask = torch.tensor(keep).double()
     apply = preconditioner(gram, mask)
-    columns = torch.stack([apply(unit * mask) for unit in torch.eye(len(gram)).double()], dim=-1)   # (rows, in, in)
+    columns = torch.stack([apply(unit * mask) for unit in torch.eye(len(gram)).double()], dim=-1)  # (rows, in, in)
     for row, kept in enumerate(torch.tensor(keep)):
         assert not columns[row][~kept].any()
         yield gram[kept][:, kept], columns[row][kept][:, kept]
@@ -131,7 +151,7 @@ def test_preconditioner_is_symmetric_positive_definite_and_better_than_the_diago
     inputs = rng.normal(size=(600, 96)) + 5 * rng.normal(size=(600, 6)) @ rng.normal(size=(6, 96))
     for matrix, inverse in preconditioned((inputs, None, start, keep), ridge=1e-3):
         assert torch.allclose(inverse, inverse.T, atol=1e-9 * float(inverse.abs().max()))
-        factor = torch.linalg.cholesky(inverse)                      # it has one: positive definite
+        factor = torch.linalg.cholesky(inverse)  # it has one: positive definite
         scale = matrix.diagonal().rsqrt()
         left = torch.linalg.cond(factor.T @ matrix @ factor)
         assert left < torch.linalg.cond(scale[:, None] * matrix * scale) / 20
@@ -172,6 +192,7 @@ def test_sums_that_overflowed_leave_the_pruned_weights(value):
 
 # --- blocks ----------------------------------------------------------------------------------------------------
 
+
 def examples(kind, count, seed=0):
     """Random token ids of random lengths, so that batches hold padding."""
     rng = np.random.default_rng(seed)
@@ -186,8 +207,10 @@ def pruned_variants(model, heads, rate):
     for name, block in find_blocks(model).items():
         tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
         linears = block.linears[-1:] if block.kind == "attention" else block.linears
-        removed = {"heads": heads if block.heads else 0,
-                   "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears}}
+        removed = {
+            "heads": heads if block.heads else 0,
+            "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears},
+        }
         pruned, keeps, _ = prune_block(block, tensors, removed)
         variants[name, "variant"] = (block, pruned, keeps)
     return variants
@@ -274,8 +297,10 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     found = solved[f"{out}.weight"].double().numpy()[:, kept]
     if block.has_bias:
         found = np.hstack([found, solved[f"{out}.bias"].double().numpy()[:, None]])
-    best, error = (np.sum((inputs @ weights - outputs)**2)
-                   for weights in (np.linalg.lstsq(inputs, outputs, rcond=None)[0], found.T))
+    best, error = (
+        np.sum((inputs @ weights - outputs) ** 2)
+        for weights in (np.linalg.lstsq(inputs, outputs, rcond=None)[0], found.T)
+    )
     assert error <= best * 1.001 + 1e-6 * np.sum(outputs**2)
 
     # With the value projections solved as well, the block comes closer than any out-projection alone can.
@@ -291,8 +316,9 @@ def test_more_calibration_data_does_not_hurt_held_out(setting):
     means = []
     for count in (32, 512):
         solved = reconstruct(model, family, variants, examples(kind, count), ridge=1e-3, **OPTIONS)
-        errors = held_out_errors(model, family, variants, {name: [solved[name]] for name in variants}, held_out,
-                                 **OPTIONS)
+        errors = held_out_errors(
+            model, family, variants, {name: [solved[name]] for name in variants}, held_out, **OPTIONS
+        )
         means.append(sum(error for (error,) in errors.values()) / len(errors))
     assert means[1] <= means[0] * 1.01
 
@@ -341,8 +367,9 @@ def test_a_thinned_regression_comes_close_to_that_on_all_tokens(setting):
     options, errors = OPTIONS | {"batch_size": 32}, []
     for oversampling in (1e9, 8):
         solved = reconstruct(model, family, variants, data, ridge=1e-3, oversampling=oversampling, **options)
-        each = held_out_errors(model, family, variants, {name: [solved[name]] for name in variants}, held_out,
-                               **options)
+        each = held_out_errors(
+            model, family, variants, {name: [solved[name]] for name in variants}, held_out, **options
+        )
         errors.append(np.mean([error for (error,) in each.values()]))
     assert errors[1] <= 1.1 * errors[0] + 1e-5
 

@@ -8,8 +8,18 @@ import stat
 import pytest
 
 from common.errors import UserError
-from common.records import (atomic_file, atomic_folder, check_writable, digest, file_digest, is_done, keeps_existing,
-                            make_record, read_json, write_json)
+from common.records import (
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    digest,
+    file_digest,
+    is_done,
+    keeps_existing,
+    make_record,
+    read_json,
+    write_json,
+)
 
 
 class Interruption(Exception):
@@ -29,6 +39,7 @@ def names(folder):
 
 
 # --- atomic files --------------------------------------------------------------------------------------------------
+
 
 def test_a_file_becomes_what_was_written(tmp_path):
     with atomic_file(tmp_path / "a") as handle:
@@ -67,6 +78,7 @@ def test_permissions_are_those_of_an_ordinary_file_or_folder(tmp_path, umask, ma
 
 
 # --- atomic folders ------------------------------------------------------------------------------------------------
+
 
 def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path):
     (tmp_path / "f").mkdir()
@@ -111,12 +123,21 @@ def test_a_folder_replaces_a_file_or_a_link_and_leaves_nothing_behind(tmp_path, 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("content, words", [
-    (None, "no such file; maker.py makes it"), (b"{", "malformed JSON"), (b"", "malformed JSON"),
-    (b"[" * 100_000, "malformed JSON"), (b"[1]", "holds a JSON list where an object belongs; maker.py makes one"),
-    (b"3", "holds a JSON int"), (b"\xff\xfe", "is not a JSON text file; maker.py makes one"),
-    (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice in one object")],
-    ids=["absent", "cut", "empty", "deep", "list", "number", "binary", "twins"])
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "no such file; maker.py makes it"),
+        (b"{", "malformed JSON"),
+        (b"", "malformed JSON"),
+        (b"[" * 100_000, "malformed JSON"),
+        (b"[1]", "holds a JSON list where an object belongs; maker.py makes one"),
+        (b"3", "holds a JSON int"),
+        (b"\xff\xfe", "is not a JSON text file; maker.py makes one"),
+        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice in one object"),
+    ],
+    ids=["absent", "cut", "empty", "deep", "list", "number", "binary", "twins"],
+)
 def test_what_is_no_json_object_is_refused_by_name(tmp_path, content, words):
     path = tmp_path / "x.json"
     if content is not None:
@@ -138,9 +159,16 @@ def test_json_survives_the_file(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
 
 
-@pytest.mark.parametrize("written, overwrite, kept", [
-    (None, False, False), ('{"a": 1, "b": 2}', False, True), ('{"b": 2,\n "a": 1}', True, True),
-    ('{"a": 2}', True, False), ("{", True, False)])
+@pytest.mark.parametrize(
+    "written, overwrite, kept",
+    [
+        (None, False, False),
+        ('{"a": 1, "b": 2}', False, True),
+        ('{"b": 2,\n "a": 1}', True, True),
+        ('{"a": 2}', True, False),
+        ("{", True, False),
+    ],
+)
 def test_an_existing_file_is_kept_if_it_holds_the_same(tmp_path, written, overwrite, kept):
     if written is not None:
         (tmp_path / "x").write_text(written)
@@ -163,6 +191,7 @@ def test_an_output_is_checked_before_the_work(tmp_path):
 
 
 # --- digests and records -------------------------------------------------------------------------------------------
+
 
 def test_a_digest_is_sha256_of_the_sorted_compact_json():
     expected = hashlib.sha256(b'{"a":[1,{"c":null,"d":0.5}],"b":"x"}').hexdigest()
@@ -188,9 +217,17 @@ def test_a_record_says_who_made_it_from_what_and_holds_no_clock():
     assert record == make_record("prune.py", "k3y", measured=0.5)
 
 
-@pytest.mark.parametrize("there, record, overwrite, done", [
-    (False, None, False, False), (False, {"key": "k"}, False, False), (True, {"key": "k"}, False, True),
-    (True, {"key": "k"}, True, True), (True, {"key": "other"}, True, False), (True, None, True, False)])
+@pytest.mark.parametrize(
+    "there, record, overwrite, done",
+    [
+        (False, None, False, False),
+        (False, {"key": "k"}, False, False),
+        (True, {"key": "k"}, False, True),
+        (True, {"key": "k"}, True, True),
+        (True, {"key": "other"}, True, False),
+        (True, None, True, False),
+    ],
+)
 def test_an_output_is_done_if_it_is_there_under_the_same_key(tmp_path, there, record, overwrite, done):
     if there:
         (tmp_path / "x").write_text("")

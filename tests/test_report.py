@@ -19,13 +19,16 @@ from common.compact import make_compact
 from common.models import load_model, save_model
 from common.sparse import load_sparse
 
-T5_LAYER = {"encoder": ["0.SelfAttention", "1.DenseReluDense"],
-            "decoder": ["0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"]}
+T5_LAYER = {
+    "encoder": ["0.SelfAttention", "1.DenseReluDense"],
+    "decoder": ["0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"],
+}
 DISTILBERT = "distilbert.transformer.layer"
-STATED = {"t5": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
-          "distilbert": {"batch_size": 8, "input_tokens": 128}}
-FIGURES = ["parameters", "nonzero_parameters", "bytes_on_disk", "bytes_in_memory", "multiply_adds",
-           "seconds_per_batch"]
+STATED = {
+    "t5": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
+    "distilbert": {"batch_size": 8, "input_tokens": 128},
+}
+FIGURES = ["parameters", "nonzero_parameters", "bytes_on_disk", "bytes_in_memory", "multiply_adds", "seconds_per_batch"]
 EVALUATE = {"t5": "evaluate-t5.py", "distilbert": "evaluate-distilbert.py"}
 PARETO = "experiments/pareto.py"
 # The tiny T5: an embedding of 64 · 32, six attention modules of 4 · 24 · 32, four feed-forward modules of 2 · 48 · 32,
@@ -59,10 +62,10 @@ def without(model, heads, neurons):
             rows = [linear for linear in module.children() if isinstance(linear, torch.nn.Linear)]
             width = rows[0].out_features // 4
             for linear in rows[:3]:
-                linear.weight[:heads * width] = 0
+                linear.weight[: heads * width] = 0
                 if linear.bias is not None:
-                    linear.bias[:heads * width] = 0
-            rows[3].weight[:, :heads * width] = 0
+                    linear.bias[: heads * width] = 0
+            rows[3].weight[:, : heads * width] = 0
         elif name.endswith(("DenseReluDense", "ffn")):
             rows = [linear for linear in module.children() if isinstance(linear, torch.nn.Linear)]
             rows[-1].weight[:, :neurons] = 0
@@ -71,15 +74,16 @@ def without(model, heads, neurons):
 
 # --- multiply-adds ---------------------------------------------------------------------------------------------
 
+
 def t5_products(heads, neurons, inner):
     """By hand, for 32 tokens on each side; `inner`: Linears before a feed-forward module's last."""
     width, tokens = heads * 6, 32
-    projections = 4 * tokens * 32 * width                    # q, k, v and o, of as many queries as keys
+    projections = 4 * tokens * 32 * width  # q, k, v and o, of as many queries as keys
     scores, context = tokens * tokens * width, tokens * tokens * width
     attention = projections + scores + context
     feed_forward = (inner + 1) * tokens * 32 * neurons
     encoder, decoder = attention + feed_forward, 2 * attention + feed_forward
-    return 2 * encoder + 2 * decoder + tokens * 32 * 64      # the last: logits of 64 pieces for each position
+    return 2 * encoder + 2 * decoder + tokens * 32 * 64  # the last: logits of 64 pieces for each position
 
 
 def distilbert_products(heads, neurons):
@@ -89,8 +93,11 @@ def distilbert_products(heads, neurons):
     return 2 * (attention + 2 * tokens * 32 * neurons) + 32 * 32 + 32 * 2
 
 
-PRODUCTS = {"t5": lambda heads, neurons: t5_products(heads, neurons, inner=1),
-            "t5-gated": lambda heads, neurons: t5_products(heads, neurons, inner=2), "distilbert": distilbert_products}
+PRODUCTS = {
+    "t5": lambda heads, neurons: t5_products(heads, neurons, inner=1),
+    "t5-gated": lambda heads, neurons: t5_products(heads, neurons, inner=2),
+    "distilbert": distilbert_products,
+}
 
 
 def test_the_formulas_by_hand():
@@ -112,8 +119,9 @@ def test_multiply_adds_are_those_of_the_formula(tmp_path, kind, attention):
 @pytest.mark.parametrize("attention", ["as loaded", "eager"])
 @pytest.mark.parametrize("heads, neurons", [(1, 24), (3, 47), (1, 0)])
 @pytest.mark.parametrize("kind", PRODUCTS)
-def test_a_compact_models_are_those_of_the_formula_with_its_heads_and_neurons(tmp_path, kind, heads, neurons,
-                                                                              attention):
+def test_a_compact_models_are_those_of_the_formula_with_its_heads_and_neurons(
+    tmp_path, kind, heads, neurons, attention
+):
     loaded = saved(tmp_path / "m", without(build(kind), heads, neurons))
     if attention != "as loaded":
         loaded.model.set_attn_implementation(attention)
@@ -122,9 +130,11 @@ def test_a_compact_models_are_those_of_the_formula_with_its_heads_and_neurons(tm
 
 # --- sizes -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("output", ["folder", "file.pth"])
-@pytest.mark.parametrize("kind, parameters, buffers", [
-    ("t5", T5_SIZE, 0), ("distilbert", DISTILBERT_SIZE, 8 * 128)])  # DistilBERT's numbers of its positions, int64
+@pytest.mark.parametrize(
+    "kind, parameters, buffers", [("t5", T5_SIZE, 0), ("distilbert", DISTILBERT_SIZE, 8 * 128)]
+)  # DistilBERT's numbers of its positions, int64
 def test_sizes_of_a_model(tmp_path, kind, parameters, buffers, output):
     """Parameters worked by hand; of the file by os.path. 100 entries of one weight are made zero beforehand."""
     model = build(kind)
@@ -134,8 +144,12 @@ def test_sizes_of_a_model(tmp_path, kind, parameters, buffers, output):
     assert zeros >= 100
     sizes = report.sizes(saved(tmp_path / output, model))
     weights = tmp_path / output / "model.safetensors" if output == "folder" else tmp_path / output
-    assert sizes == {"parameters": parameters, "nonzero_parameters": parameters - zeros,
-                     "bytes_on_disk": os.path.getsize(weights), "bytes_in_memory": 4 * parameters + buffers}
+    assert sizes == {
+        "parameters": parameters,
+        "nonzero_parameters": parameters - zeros,
+        "bytes_on_disk": os.path.getsize(weights),
+        "bytes_in_memory": 4 * parameters + buffers,
+    }
     assert sizes["bytes_on_disk"] > 4 * parameters
 
 
@@ -181,10 +195,12 @@ def test_files_that_are_never_loaded_are_no_weights_on_disk(tmp_path):
     for name in ("pytorch_model.bin", "training_args.bin"):
         (tmp_path / "m" / name).write_bytes(b"not even a pickle")
     assert report.sizes(load_model(tmp_path / "m"))["bytes_on_disk"] == os.path.getsize(
-        tmp_path / "m" / "model.safetensors")
+        tmp_path / "m" / "model.safetensors"
+    )
 
 
 # --- --report --------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def models(workshop, tmp_path_factory):
@@ -197,12 +213,38 @@ def models(workshop, tmp_path_factory):
         save_model(home / "original", build(kind), record)
         original = home / "original"
         for script, *arguments in [
-                ("config_generator.py", "-m", original, "-o", home / "conf.json", "--attention", 0.25, "--linear", 0.3,
-                 "--feed-forward", 0.5, "-n", 1),
-                ("prune_scheme_generator.py", "-i", home / "conf.json", "-o", home / "conf_prune.json"),
-                ("prune.py", "-m", original, "-c", home / "conf_prune.json", "-o", home / "pruned"),
-                ("compose_model.py", "-m", original, "-p", home / "pruned", "-c", home / "conf.json", "-n", 0,
-                 "-o", home / "compact", "--compact")]:
+            (
+                "config_generator.py",
+                "-m",
+                original,
+                "-o",
+                home / "conf.json",
+                "--attention",
+                0.25,
+                "--linear",
+                0.3,
+                "--feed-forward",
+                0.5,
+                "-n",
+                1,
+            ),
+            ("prune_scheme_generator.py", "-i", home / "conf.json", "-o", home / "conf_prune.json"),
+            ("prune.py", "-m", original, "-c", home / "conf_prune.json", "-o", home / "pruned"),
+            (
+                "compose_model.py",
+                "-m",
+                original,
+                "-p",
+                home / "pruned",
+                "-c",
+                home / "conf.json",
+                "-n",
+                0,
+                "-o",
+                home / "compact",
+                "--compact",
+            ),
+        ]:
             assert load_script(script).main([*map(str, arguments), "--quiet"]) == 0, script
     return folder
 
@@ -217,9 +259,11 @@ def one_round(monkeypatch):
 @pytest.fixture
 def evaluate(call):
     """evaluate(kind, model, *flags): evaluate 8 examples: (exit code, result, stderr)."""
+
     def run(kind, model, *flags):
         short = ("--max-new-tokens", 4) if kind == "t5" else ()
         return call(EVALUATE[kind], "-m", model, "--limit", 8, *short, *flags)
+
     return run
 
 
@@ -228,13 +272,17 @@ def read_json(path):
 
 
 def positive_seconds(figures, of):
-    return all(isinstance(figures[name][of], float) and 0 < figures[name][of] < 60
-               for name in figures if name.startswith("seconds"))
+    return all(
+        isinstance(figures[name][of], float) and 0 < figures[name][of] < 60
+        for name in figures
+        if name.startswith("seconds")
+    )
 
 
 @pytest.mark.parametrize("kind", EVALUATE)
-def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(models, evaluate, one_round, tmp_path,
-                                                                               kind):
+def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(
+    models, evaluate, one_round, tmp_path, kind
+):
     """By hand: 3 of 4 heads and 24 of 48 neurons are left. Figures of each model alone are tested above."""
     path, compact = tmp_path / "made" / "report.json", models / kind / "compact"
     code, result, err = evaluate(kind, compact, "--report", path)
@@ -253,7 +301,9 @@ def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(m
         assert each.keys() == {"model", "original", "ratio"}
         assert each["ratio"] == round(each["model"] / each["original"], 4), name
     whole, head, neuron, attention, forward = {
-        "t5": (T5_SIZE, 768, 64, 6, 4), "distilbert": (DISTILBERT_SIZE, 1048, 65, 2, 2)}[kind]
+        "t5": (T5_SIZE, 768, 64, 6, 4),
+        "distilbert": (DISTILBERT_SIZE, 1048, 65, 2, 2),
+    }[kind]
     left = whole - attention * head - forward * 24 * neuron
     assert figures["parameters"] == {"model": left, "original": whole, "ratio": round(left / whole, 4)}
     for of, folder in (("model", compact), ("original", models / kind / "original")):
@@ -271,7 +321,10 @@ def test_reported_multiply_adds_are_those_of_the_formula(models, evaluate, one_r
     assert code == 0, err
     whole, left = PRODUCTS[kind](4, 48), PRODUCTS[kind](3, 24)
     assert read_json(tmp_path / "report.json")["figures"]["multiply_adds"] == {
-        "model": left, "original": whole, "ratio": round(left / whole, 4)}
+        "model": left,
+        "original": whole,
+        "ratio": round(left / whole, 4),
+    }
 
 
 def test_without_the_flag_nothing_is_written_or_measured(models, evaluate, monkeypatch, tmp_path):
@@ -298,7 +351,9 @@ def test_seconds_are_medians_of_what_is_measured_after_the_warm_up(models, monke
     monkeypatch.setattr(report, "ways_to_run", lambda parts: {"seconds_per_batch": (run, parts)})
     monkeypatch.setattr(report, "now", lambda device: clock[0])
     assert report.speeds({"model": 1, "original": 2}, torch.device("cpu")) == {
-        "model": {"seconds_per_batch": 7.0}, "original": {"seconds_per_batch": 4.0}}
+        "model": {"seconds_per_batch": 7.0},
+        "original": {"seconds_per_batch": 4.0},
+    }
     assert len(runs) == 10
 
 
@@ -363,23 +418,31 @@ def test_another_models_original_is_refused(models, evaluate, other_model, monke
 @pytest.mark.parametrize("kind, other", [("t5", "distilbert"), ("distilbert", "t5")])
 def test_an_original_of_another_task_is_refused(models, evaluate, one_round, tmp_path, kind, other):
     """The model has no record of what it was made from; but a classifier's figures do not go beside a translator's."""
-    code, result, err = evaluate(kind, models / kind / "original", "--report", tmp_path / "report.json",
-                                 "--original", models / other / "original")
+    code, result, err = evaluate(
+        kind,
+        models / kind / "original",
+        "--report",
+        tmp_path / "report.json",
+        "--original",
+        models / other / "original",
+    )
     assert "Traceback" not in err, err
     assert (code, result) == (2, None) and is_one_line(err), err
     assert not (tmp_path / "report.json").exists()
 
 
 def test_an_original_that_is_not_there_is_refused(models, evaluate, tmp_path):
-    code, result, err = evaluate("t5", models / "t5" / "compact", "--report", tmp_path / "report.json", "--original",
-                                 tmp_path / "nowhere")
+    code, result, err = evaluate(
+        "t5", models / "t5" / "compact", "--report", tmp_path / "report.json", "--original", tmp_path / "nowhere"
+    )
     assert (code, result) == (2, None) and is_one_line(err) and f"{tmp_path / 'nowhere'}: no such model" in err, err
 
 
 @pytest.mark.parametrize("place", ["below a file", "a folder"])
 @pytest.mark.parametrize("kind", EVALUATE)
-def test_a_report_that_cannot_be_written_is_refused_before_anything_is_evaluated(models, evaluate, monkeypatch,
-                                                                                 tmp_path, kind, place):
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_evaluated(
+    models, evaluate, monkeypatch, tmp_path, kind, place
+):
     for name in ("translate", "classify"):
         monkeypatch.setattr(evaluation, name, lambda *_, **__: pytest.fail("was called"))
     (tmp_path / "file").write_text("precious")
@@ -399,10 +462,13 @@ def test_a_model_of_fewer_positions_than_the_stated_input_is_no_bug(workshop, ev
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
+
 def written(path, metric, quality, **figures):
     """A made-up report."""
-    content = {"evaluation": {metric: quality}, "figures": {
-        name: {"model": value, "original": None, "ratio": None} for name, value in figures.items()}}
+    content = {
+        "evaluation": {metric: quality},
+        "figures": {name: {"model": value, "original": None, "ratio": None} for name, value in figures.items()},
+    }
     path.write_text(json.dumps(content))
     return path
 
@@ -410,29 +476,54 @@ def written(path, metric, quality, **figures):
 @pytest.fixture
 def reports(tmp_path):
     """Four of a translation model: the third is larger and worse than the second, and slower."""
-    return [written(tmp_path / f"{name}.json", "bleu", bleu, nonzero_parameters=size, bytes_on_disk=4 * size,
-                    multiply_adds=9 * size, bytes_in_memory=5 * size, seconds_per_batch=seconds,
-                    seconds_per_generated_token=seconds / 9)
-            for name, bleu, size, seconds in (("small", 20.0, 1e6, 0.01), ("middling", 30.0, 2e6, 0.02),
-                                              ("beaten", 25.0, 3e6, 0.03), ("large", 33.0, 4e6, 0.04))]
+    return [
+        written(
+            tmp_path / f"{name}.json",
+            "bleu",
+            bleu,
+            nonzero_parameters=size,
+            bytes_on_disk=4 * size,
+            multiply_adds=9 * size,
+            bytes_in_memory=5 * size,
+            seconds_per_batch=seconds,
+            seconds_per_generated_token=seconds / 9,
+        )
+        for name, bleu, size, seconds in (
+            ("small", 20.0, 1e6, 0.01),
+            ("middling", 30.0, 2e6, 0.02),
+            ("beaten", 25.0, 3e6, 0.03),
+            ("large", 33.0, 4e6, 0.04),
+        )
+    ]
 
 
-@pytest.mark.parametrize("points, line", [
-    ([], []),
-    ([(3, 5.0)], [(3, 5.0)]),
-    ([(4, 33), (1, 20), (3, 25), (2, 30)], [(1, 20), (2, 30), (4, 33)]),  # (2, 30) beats (3, 25) in both
-    ([(1, 30), (2, 30), (2, 20)], [(1, 30)]),                             # no better at a higher cost
-    ([(1, 10), (1, 12), (1, 11)], [(1, 12)]),                             # the best at the same cost
-    ([(2, 7), (2, 7)], [(2, 7)]),                                         # twins are one
-    ([(1, 3), (2, 2), (3, 1)], [(1, 3)]),
-    ([(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)])])
+@pytest.mark.parametrize(
+    "points, line",
+    [
+        ([], []),
+        ([(3, 5.0)], [(3, 5.0)]),
+        ([(4, 33), (1, 20), (3, 25), (2, 30)], [(1, 20), (2, 30), (4, 33)]),  # (2, 30) beats (3, 25) in both
+        ([(1, 30), (2, 30), (2, 20)], [(1, 30)]),  # no better at a higher cost
+        ([(1, 10), (1, 12), (1, 11)], [(1, 12)]),  # the best at the same cost
+        ([(2, 7), (2, 7)], [(2, 7)]),  # twins are one
+        ([(1, 3), (2, 2), (3, 1)], [(1, 3)]),
+        ([(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)]),
+    ],
+)
 def test_the_frontier_by_hand(points, line):
     assert load_script(PARETO).frontier(points) == line
 
 
-@pytest.mark.parametrize("more", [[], ["--series", "a", "a", "b", "b"], ["--labels", "1", "2", "3", "4"],
-                                  ["--against", "multiply_adds", "seconds_per_generated_token", "seconds_per_batch"]],
-                         ids=["plain", "series", "labels", "three panels"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--series", "a", "a", "b", "b"],
+        ["--labels", "1", "2", "3", "4"],
+        ["--against", "multiply_adds", "seconds_per_generated_token", "seconds_per_batch"],
+    ],
+    ids=["plain", "series", "labels", "three panels"],
+)
 def test_the_picture_is_drawn(call, reports, tmp_path, more):
     """Oracle: matplotlib reads it back; two panels are 10 by 4.2 inches at 120 dots an inch, three are 15."""
     picture = tmp_path / "pareto.png"
@@ -475,14 +566,23 @@ def test_a_relative_picture_has_the_reports_ratios(call, reports, tmp_path):
         path.write_text(json.dumps(content))
     pareto = load_script(PARETO)
     points = [pareto.read_point(path, relative=True) for path in reports]
-    (panel,) = pareto.draw(points, list("1234"), [""] * 4, (*points[3][:2], {"bytes_on_disk": 1.0}), ["bytes_on_disk"],
-                           relative=True).axes
+    (panel,) = pareto.draw(
+        points, list("1234"), [""] * 4, (*points[3][:2], {"bytes_on_disk": 1.0}), ["bytes_on_disk"], relative=True
+    ).axes
     assert panel.get_xlabel() == "bytes on disk, by the original's"
     dots, star = panel.collections
     assert dots.get_offsets().tolist() == [[0.125, 20], [0.25, 30], [0.375, 25], [0.5, 33]]
     assert star.get_offsets().tolist() == [[1, 33]]
-    alone = written(tmp_path / "alone.json", "bleu", 40.0, nonzero_parameters=9e6, bytes_on_disk=36e6,
-                    multiply_adds=8e7, seconds_per_batch=0.1, seconds_per_generated_token=0.01)
+    alone = written(
+        tmp_path / "alone.json",
+        "bleu",
+        40.0,
+        nonzero_parameters=9e6,
+        bytes_on_disk=36e6,
+        multiply_adds=8e7,
+        seconds_per_batch=0.1,
+        seconds_per_generated_token=0.01,
+    )
     arguments = ("--relative", "--against", "multiply_adds", "-o", tmp_path / "p.png")
     assert "--original" in refused(call, tmp_path, *reports, alone, *arguments)
     code, result, err = call(PARETO, *reports, "--original", alone, *arguments)
@@ -505,10 +605,21 @@ def test_a_wrong_number_of_names_is_refused(call, reports, tmp_path, flag, count
     assert f"{flag} has {count} names for 4 reports" in err
 
 
-@pytest.mark.parametrize("content", [
-    "{}", "[]", "{", '"bleu"', '{"evaluation": 1, "figures": {}}', '{"evaluation": {}, "figures": {}}',
-    '{"evaluation": {"bleu": 1.0}}', '{"evaluation": {"bleu": 1.0}, "figures": []}',
-    '{"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}', '{"bleu": 1.0, "examples": 16}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "{",
+        '"bleu"',
+        '{"evaluation": 1, "figures": {}}',
+        '{"evaluation": {}, "figures": {}}',
+        '{"evaluation": {"bleu": 1.0}}',
+        '{"evaluation": {"bleu": 1.0}, "figures": []}',
+        '{"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}',
+        '{"bleu": 1.0, "examples": 16}',
+    ],
+)
 def test_what_is_no_report_is_refused(call, reports, tmp_path, content):
     """The last is the JSON line of an evaluation without a report."""
     path = tmp_path / "other.json"
@@ -547,8 +658,18 @@ def test_a_picture_of_real_reports(call, models, evaluate, one_round, tmp_path):
     for name in ("compact", "original"):
         code, _, err = evaluate("distilbert", models / "distilbert" / name, "--report", tmp_path / f"{name}.json")
         assert code == 0, err
-    code, result, err = call(PARETO, tmp_path / "compact.json", "--original", tmp_path / "original.json", "-o",
-                             tmp_path / "p.png", "--against", "bytes_on_disk", "multiply_adds", "seconds_per_batch")
+    code, result, err = call(
+        PARETO,
+        tmp_path / "compact.json",
+        "--original",
+        tmp_path / "original.json",
+        "-o",
+        tmp_path / "p.png",
+        "--against",
+        "bytes_on_disk",
+        "multiply_adds",
+        "seconds_per_batch",
+    )
     assert code == 0 and result["points"] == 1, err
     metric, quality, figures = load_script(PARETO).read_point(tmp_path / "compact.json")
     assert metric == "accuracy" and quality == read_json(tmp_path / "compact.json")["evaluation"]["accuracy"]

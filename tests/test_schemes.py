@@ -9,16 +9,29 @@ from torch.nn.utils.prune import _compute_nparams_toprune
 
 from common.errors import UserError
 from common.records import digest
-from common.schemes import (DENSE, Configurations, Scheme, make_scheme, read_configurations, read_scheme,
-                            removed_count, select, uniform_configurations)
+from common.schemes import (
+    DENSE,
+    Configurations,
+    Scheme,
+    make_scheme,
+    read_configurations,
+    read_scheme,
+    removed_count,
+    select,
+    uniform_configurations,
+)
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 # Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.
 MODULES = {
-    "0.attn": {"kind": "attention", "heads": 8}, "0.attn.o": {"kind": "linear", "weights": 1000},
-    "0.ff.wi": {"kind": "linear", "weights": 2000}, "0.ff.wo": {"kind": "linear", "weights": 2000},
-    "1.attn": {"kind": "attention", "heads": 8}, "1.attn.o": {"kind": "linear", "weights": 1000},
-    "1.ff.wi": {"kind": "linear", "weights": 2000}, "1.ff.wo": {"kind": "linear", "weights": 2000},
+    "0.attn": {"kind": "attention", "heads": 8},
+    "0.attn.o": {"kind": "linear", "weights": 1000},
+    "0.ff.wi": {"kind": "linear", "weights": 2000},
+    "0.ff.wo": {"kind": "linear", "weights": 2000},
+    "1.attn": {"kind": "attention", "heads": 8},
+    "1.attn.o": {"kind": "linear", "weights": 1000},
+    "1.ff.wi": {"kind": "linear", "weights": 2000},
+    "1.ff.wo": {"kind": "linear", "weights": 2000},
 }
 
 
@@ -27,11 +40,15 @@ def scheme_of(*configs, modules=MODULES):
 
 
 def issue_configurations():
-    return uniform_configurations(MODEL, MODULES, [
-        {"attention": 0.25, "linear": 0.3}, {"attention": 0.5, "linear": 0.3}, {"attention": 0.25, "linear": 0.5}])
+    return uniform_configurations(
+        MODEL,
+        MODULES,
+        [{"attention": 0.25, "linear": 0.3}, {"attention": 0.5, "linear": 0.3}, {"attention": 0.25, "linear": 0.5}],
+    )
 
 
 # --- counts --------------------------------------------------------------------------------------------------------
+
 
 @settings(max_examples=50, deadline=None)
 @given(rate=st.floats(0, 1), size=st.integers(1, 10**7))
@@ -46,11 +63,13 @@ def test_halves_round_to_even_by_hand(rate, size, count):
 
 # --- variants and reuse --------------------------------------------------------------------------------------------
 
+
 def test_rates_that_remove_the_same_heads_are_one_variant():
     """0.25 and 0.3 of 8 heads are 2 heads, 0.4 are 3."""
     scheme = scheme_of({"0.attn": 0.25}, {"0.attn": 0.3}, {"0.attn": 0.4})
-    assert scheme.blocks == {"0.attn": {"heads-2": {"heads": 2, "weights": {"o": 0}},
-                                        "heads-3": {"heads": 3, "weights": {"o": 0}}}}
+    assert scheme.blocks == {
+        "0.attn": {"heads-2": {"heads": 2, "weights": {"o": 0}}, "heads-3": {"heads": 3, "weights": {"o": 0}}}
+    }
     assert [config["0.attn"] for config in scheme.configs] == ["heads-2", "heads-2", "heads-3"]
 
 
@@ -60,15 +79,23 @@ def test_the_issues_three_configurations_by_hand():
     Two layers: 2 * (3 + 2) = 10 variants with reuse, 3 * 4 blocks = 12 without.
     """
     scheme = make_scheme(issue_configurations())
-    attention = {"heads-2_o-300": {"heads": 2, "weights": {"o": 300}},
-                 "heads-4_o-300": {"heads": 4, "weights": {"o": 300}},
-                 "heads-2_o-500": {"heads": 2, "weights": {"o": 500}}}
-    forward = {"wi-600_wo-600": {"heads": 0, "weights": {"wi": 600, "wo": 600}},
-               "wi-1000_wo-1000": {"heads": 0, "weights": {"wi": 1000, "wo": 1000}}}
+    attention = {
+        "heads-2_o-300": {"heads": 2, "weights": {"o": 300}},
+        "heads-4_o-300": {"heads": 4, "weights": {"o": 300}},
+        "heads-2_o-500": {"heads": 2, "weights": {"o": 500}},
+    }
+    forward = {
+        "wi-600_wo-600": {"heads": 0, "weights": {"wi": 600, "wo": 600}},
+        "wi-1000_wo-1000": {"heads": 0, "weights": {"wi": 1000, "wo": 1000}},
+    }
     assert scheme.blocks == {"0.attn": attention, "0.ff": forward, "1.attn": attention, "1.ff": forward}
     assert len(scheme.variants()) == 10 and scheme.count_without_reuse() == 12
-    assert scheme.configs[1] == {"0.attn": "heads-4_o-300", "0.ff": "wi-600_wo-600",
-                                 "1.attn": "heads-4_o-300", "1.ff": "wi-600_wo-600"}
+    assert scheme.configs[1] == {
+        "0.attn": "heads-4_o-300",
+        "0.ff": "wi-600_wo-600",
+        "1.attn": "heads-4_o-300",
+        "1.ff": "wi-600_wo-600",
+    }
     assert [block for block, _ in scheme.variants()] == ["0.attn"] * 3 + ["0.ff"] * 2 + ["1.attn"] * 3 + ["1.ff"] * 2
 
 
@@ -98,8 +125,7 @@ def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_bloc
     chosen, removed = select(configurations, nth, "conf.json")
     expected = [{"0.attn": "heads-2"}, {"0.attn": "heads-2", "1.ff": "wi-200"}, {}][nth]
     assert chosen == expected
-    assert removed == {block: make_scheme(configurations).blocks[block][variant]
-                       for block, variant in expected.items()}
+    assert removed == {block: make_scheme(configurations).blocks[block][variant] for block, variant in expected.items()}
 
 
 def test_a_configuration_that_is_not_there_is_named_with_the_range():
@@ -109,8 +135,9 @@ def test_a_configuration_that_is_not_there_is_named_with_the_range():
 
 def test_uniform_rates_go_to_the_modules_of_their_kind():
     configurations = issue_configurations()
-    assert configurations.configs[2] == {name: 0.25 if module["kind"] == "attention" else 0.5
-                                         for name, module in MODULES.items()}
+    assert configurations.configs[2] == {
+        name: 0.25 if module["kind"] == "attention" else 0.5 for name, module in MODULES.items()
+    }
 
 
 @pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])
@@ -118,8 +145,9 @@ def test_uniform_rates_that_cannot_be_used_are_refused(kind, parts):
     modules = {"0.part": {"kind": kind, parts: 8}}
     with pytest.raises(UserError) as error:
         uniform_configurations(MODEL, modules, [{kind: 0.9}, {kind: 0.95}])
-    assert (f"configuration 1: 0.part: rate 0.95 removes all 8 {parts}; the largest usable rate is 0.875"
-            in str(error.value))
+    assert f"configuration 1: 0.part: rate 0.95 removes all 8 {parts}; the largest usable rate is 0.875" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 8, 12])
@@ -133,6 +161,7 @@ def test_the_rate_that_the_message_calls_the_largest_usable_one_is_usable(heads)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
+
 
 def write(path, value):
     path.write_text(value if isinstance(value, str) else json.dumps(value))
@@ -158,11 +187,16 @@ def test_a_schemes_digest_is_that_of_everything_else_in_it():
     assert claimed == digest(content)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda scheme: scheme["blocks"]["0.attn"]["heads-2_o-300"].update(heads=3),
-    lambda scheme: scheme["configs"][0].update({"0.ff": DENSE}),
-    lambda scheme: scheme["model"].update(fingerprint="beef"),
-    lambda scheme: scheme.pop("digest")], ids=["count", "choice", "model", "no digest"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda scheme: scheme["blocks"]["0.attn"]["heads-2_o-300"].update(heads=3),
+        lambda scheme: scheme["configs"][0].update({"0.ff": DENSE}),
+        lambda scheme: scheme["model"].update(fingerprint="beef"),
+        lambda scheme: scheme.pop("digest"),
+    ],
+    ids=["count", "choice", "model", "no digest"],
+)
 def test_a_scheme_that_was_edited_is_refused_with_the_remedy(tmp_path, spoil):
     content = json.loads(json.dumps(make_scheme(issue_configurations()).to_json()))
     spoil(content)
@@ -185,12 +219,23 @@ def with_config(config):
     return {"version": 1, "model": MODEL, "modules": MODULES, "configs": [{}, config]}
 
 
-@pytest.mark.parametrize("rate, words", [
-    ("0.3", "must be a number such as 0.3, not '0.3'"), (True, "must be a number"), (None, "must be a number"),
-    ([0.3], "must be a number"), (1, "outside [0, 1)"), (1.0, "outside [0, 1)"), (-0.1, "outside [0, 1)"),
-    (float("nan"), "outside [0, 1)"), (float("inf"), "outside [0, 1)"), (10**400, "outside [0, 1)"),
-    (0.95, "removes all 8 heads; the largest usable rate is 0.875 (7 of 8 heads)")],
-    ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "rate, words",
+    [
+        ("0.3", "must be a number such as 0.3, not '0.3'"),
+        (True, "must be a number"),
+        (None, "must be a number"),
+        ([0.3], "must be a number"),
+        (1, "outside [0, 1)"),
+        (1.0, "outside [0, 1)"),
+        (-0.1, "outside [0, 1)"),
+        (float("nan"), "outside [0, 1)"),
+        (float("inf"), "outside [0, 1)"),
+        (10**400, "outside [0, 1)"),
+        (0.95, "removes all 8 heads; the largest usable rate is 0.875 (7 of 8 heads)"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
 def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, words):
     path = write(tmp_path / "c.json", with_config({"0.attn": rate}))
     with pytest.raises(UserError) as error:
@@ -199,23 +244,33 @@ def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, 
     assert f"{path}: configuration 1: 0.attn: " in message and words in message and "\n" not in message
 
 
-@pytest.mark.parametrize("content, words", [
-    (with_config({"2.attn": 0.5}), "configuration 1: unknown module '2.attn'"),
-    (with_config([0.5]), "configuration 1: must be an object of module names and rates, not a list"),
-    (with_config({}) | {"configs": []}, "'configs' must be a list of one configuration or more"),
-    (with_config({}) | {"configs": {}}, "'configs' must be a list"),
-    (with_config({}) | {"modules": {}}, "'modules' must be an object"),
-    (with_config({}) | {"modules": {"a": {"kind": "conv"}}}, "modules: a: 'kind' must be one of attention, linear"),
-    (with_config({}) | {"modules": {"a": 8}}, "modules: a: 'kind' must be one of"),
-    (with_config({}) | {"modules": {"a": {"kind": "attention", "heads": 0}}}, "modules: a: 'heads' must be a whole"),
-    (with_config({}) | {"modules": {"a": {"kind": "attention", "heads": "8"}}}, "from 1 up, not '8'"),
-    (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": True}}}, "modules: a: 'weights' must be"),
-    (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}}, "modules: a: a Linear's name must say"),
-    (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it anew with config_generator.py"),
-    (with_config({}) | {"model": {"name": "x"}}, "'model' must hold the name, type and fingerprint"),
-    ([], "holds a JSON list where an object belongs"),
-    ("{", "malformed JSON"),
-    ('{"version": 1, "version": 1}', "the key 'version' stands twice")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (with_config({"2.attn": 0.5}), "configuration 1: unknown module '2.attn'"),
+        (with_config([0.5]), "configuration 1: must be an object of module names and rates, not a list"),
+        (with_config({}) | {"configs": []}, "'configs' must be a list of one configuration or more"),
+        (with_config({}) | {"configs": {}}, "'configs' must be a list"),
+        (with_config({}) | {"modules": {}}, "'modules' must be an object"),
+        (with_config({}) | {"modules": {"a": {"kind": "conv"}}}, "modules: a: 'kind' must be one of attention, linear"),
+        (with_config({}) | {"modules": {"a": 8}}, "modules: a: 'kind' must be one of"),
+        (
+            with_config({}) | {"modules": {"a": {"kind": "attention", "heads": 0}}},
+            "modules: a: 'heads' must be a whole",
+        ),
+        (with_config({}) | {"modules": {"a": {"kind": "attention", "heads": "8"}}}, "from 1 up, not '8'"),
+        (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": True}}}, "modules: a: 'weights' must be"),
+        (
+            with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}},
+            "modules: a: a Linear's name must say",
+        ),
+        (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it anew with config_generator.py"),
+        (with_config({}) | {"model": {"name": "x"}}, "'model' must hold the name, type and fingerprint"),
+        ([], "holds a JSON list where an object belongs"),
+        ("{", "malformed JSON"),
+        ('{"version": 1, "version": 1}', "the key 'version' stands twice"),
+    ],
+)
 def test_a_malformed_conf_json_is_refused_by_name(tmp_path, content, words):
     path = write(tmp_path / "c.json", content)
     with pytest.raises(UserError) as error:

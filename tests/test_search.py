@@ -17,6 +17,7 @@ NO_SHRINKING = [Phase.reuse, Phase.generate]  # each example takes the solver mi
 
 # --- the best choice -------------------------------------------------------------------------------------------
 
+
 def spent(costs, choice):
     return sum(costs[block][choice[block]] for block in costs)
 
@@ -27,14 +28,19 @@ def combinations(costs):
 
 def brute_force(scores, costs, budget, current=None, changes=0):
     """The smallest sum of scores of all combinations within the budget; None if there are none."""
-    sums = [spent(scores, choice) for choice in combinations(costs) if spent(costs, choice) <= budget
-            and (current is None or sum(current[block] != choice[block] for block in costs) <= changes)]
+    sums = [
+        spent(scores, choice)
+        for choice in combinations(costs)
+        if spent(costs, choice) <= budget
+        and (current is None or sum(current[block] != choice[block] for block in costs) <= changes)
+    ]
     return min(sums, default=None)
 
 
 @contextlib.contextmanager
 def seconds_at_most(limit):
     """A time limit, so that a search without an end fails instead of hanging."""
+
     def stop(*_):
         raise TimeoutError(f"not done within {limit} seconds")
 
@@ -60,18 +66,23 @@ def check_choice(scores, costs, budget, **limited):
 
 
 SCORES = st.integers(-100, 100)  # of which each test takes what fraction it likes
-COSTS = {"whole": st.integers(0, 20), "seconds": st.floats(1e-5, 1e-2, allow_subnormal=False),
-         "tenths": st.integers(1, 9).map(lambda n: n * 0.1),  # sums that hang on their order
-         "large": st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: pair[0] * 10 ** 7 + pair[1]),
-         "alike": st.integers(10 ** 7, 10 ** 7 + 3)}
+COSTS = {
+    "whole": st.integers(0, 20),
+    "seconds": st.floats(1e-5, 1e-2, allow_subnormal=False),
+    "tenths": st.integers(1, 9).map(lambda n: n * 0.1),  # sums that hang on their order
+    "large": st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: pair[0] * 10**7 + pair[1]),
+    "alike": st.integers(10**7, 10**7 + 3),
+}
 
 
 @st.composite
 def instances(draw, costs, scale=0.01):
     """(scores, costs, budget) of one to five blocks; some combination costs just the budget, or what is below it."""
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
-    scores, prices = ({f"block {i}": {f"variant {n}": draw(number) for n in range(size)}
-                       for i, size in enumerate(sizes)} for number in (SCORES.map(lambda n: n * scale), costs))
+    scores, prices = (
+        {f"block {i}": {f"variant {n}": draw(number) for n in range(size)} for i, size in enumerate(sizes)}
+        for number in (SCORES.map(lambda n: n * scale), costs)
+    )
     exact = spent(prices, draw(st.sampled_from(combinations(prices))))
     return scores, prices, exact * draw(st.sampled_from([1, 1, 1.0625]))
 
@@ -112,20 +123,28 @@ def test_no_more_blocks_than_allowed_are_changed(data):
 @pytest.mark.parametrize("digits", range(3, 10))
 def test_one_parameter_too_many_is_too_many(digits):
     """By hand: the better variant is one over a budget of thousands to billions, the other one just meets it."""
-    budget = 10 ** digits
+    budget = 10**digits
     costs = {"a": {"better": budget + 1, "worse": budget}}
     assert search.choose({"a": {"better": 0.0, "worse": 1.0}}, costs, budget) == {"a": "worse"}
 
 
-@pytest.mark.parametrize("costs, budget, expected", [
-    ({"a": {"whole": 57, "less": 10}}, 0.57 * 100, {"a": "less"}),                 # 56.99999999999999
-    ({"a": {"whole": 0.1, "less": 0.05}, "b": {"whole": 0.2, "less": 0.1}}, 0.3,   # 0.30000000000000004 is spent
-     {"a": "less", "b": "whole"})])
+@pytest.mark.parametrize(
+    "costs, budget, expected",
+    [
+        ({"a": {"whole": 57, "less": 10}}, 0.57 * 100, {"a": "less"}),  # 56.99999999999999
+        (
+            {"a": {"whole": 0.1, "less": 0.05}, "b": {"whole": 0.2, "less": 0.1}},
+            0.3,  # 0.30000000000000004 is spent
+            {"a": "less", "b": "whole"},
+        ),
+    ],
+)
 def test_a_sum_one_bit_over_the_budget_is_not_taken_and_the_search_ends(costs, budget, expected):
     """By hand: to take less of a raises the score by 1, of b by 2; all whole would be just over the budget."""
     scores = {block: {"whole": 0.0, "less": loss} for block, loss in zip(costs, (1.0, 2.0))}
-    assert sum(each["whole"] for each in costs.values()) > budget > 0.9999 * sum(
-        each["whole"] for each in costs.values())
+    assert (
+        sum(each["whole"] for each in costs.values()) > budget > 0.9999 * sum(each["whole"] for each in costs.values())
+    )
     with seconds_at_most(3):
         assert search.choose(scores, costs, budget) == expected
 
@@ -133,7 +152,7 @@ def test_a_sum_one_bit_over_the_budget_is_not_taken_and_the_search_ends(costs, b
 @pytest.mark.parametrize("digits", [5, 7])
 def test_a_budget_that_is_just_met_is_used_up(digits):
     """By hand: six blocks save one parameter each, three must; those that it harms least."""
-    many = 10 ** digits
+    many = 10**digits
     scores = {f"b{i}": {"whole": 0.0, "less": 1 + i / 10} for i in range(6)}
     costs = {f"b{i}": {"whole": many + 1, "less": many} for i in range(6)}
     choice = search.choose(scores, costs, 6 * many + 3)
@@ -146,7 +165,7 @@ def test_the_solver_says_nothing_on_stdout(capfd):
     scores, costs = {}, {}
     for block in "abc":
         scores[block] = {variant: draw.randint(-9, 9) / 10 for variant in range(3)}
-        costs[block] = {variant: 10 ** 9 * draw.randint(1, 4) + draw.randint(0, 3) for variant in range(3)}
+        costs[block] = {variant: 10**9 * draw.randint(1, 4) + draw.randint(0, 3) for variant in range(3)}
     budget = sum(draw.choice(list(costs[block].values())) for block in costs)
     with contextlib.suppress(UserError, TimeoutError), seconds_at_most(6):  # these are other tests' concern
         search.choose(scores, costs, budget)
@@ -166,11 +185,13 @@ def test_an_infeasible_budget_is_refused_with_the_range():
 
 # --- exchanges -------------------------------------------------------------------------------------------------
 
+
 def within(loss):
     """The `conditional` of a loss: that of the choice with one block replaced."""
+
     def conditional(choice, costs):
-        return {block: {variant: loss({**choice, block: variant}) for variant in each}
-                for block, each in costs.items()}
+        return {block: {variant: loss({**choice, block: variant}) for variant in each} for block, each in costs.items()}
+
     return conditional
 
 
@@ -187,8 +208,10 @@ def test_exchanges_only_ever_lower_the_loss(data):
     """
     scores, costs, budget = data.draw(instances(COSTS["whole"]))
     parts = random.Random(data.draw(st.integers(0, 99)))
-    pairs = {pair: parts.randint(-20, 20) for pair in itertools.combinations(
-        [(block, variant) for block, each in costs.items() for variant in each], 2)}
+    pairs = {
+        pair: parts.randint(-20, 20)
+        for pair in itertools.combinations([(block, variant) for block, each in costs.items() for variant in each], 2)
+    }
 
     def loss(choice):
         return sum(pairs[pair] for pair in itertools.combinations(choice.items(), 2))
@@ -200,8 +223,11 @@ def test_exchanges_only_ever_lower_the_loss(data):
     assert (history[0], history[-1]) == (loss(start), loss(choice)) and len(history) <= rounds + 1
     assert all(after < before for before, after in itertools.pairwise(history))
     if len(history) <= rounds:
-        singles = [loss(other) for other in combinations(costs) if spent(costs, other) <= budget
-                   and sum(other[block] != choice[block] for block in costs) <= 1]
+        singles = [
+            loss(other)
+            for other in combinations(costs)
+            if spent(costs, other) <= budget and sum(other[block] != choice[block] for block in costs) <= 1
+        ]
         assert min(singles) == history[-1]
 
 
@@ -262,8 +288,11 @@ def test_efficient_variants_are_those_that_none_beats(data):
     found = search.efficient(scores, costs)
     for block, variants in found.items():
         pairs = {variant: (costs[block][variant], scores[block][variant]) for variant in scores[block]}
-        unbeaten = {pair for pair in pairs.values() if not any(
-            cost <= pair[0] and score <= pair[1] and (cost, score) != pair for cost, score in pairs.values())}
+        unbeaten = {
+            pair
+            for pair in pairs.values()
+            if not any(cost <= pair[0] and score <= pair[1] and (cost, score) != pair for cost, score in pairs.values())
+        }
         assert len(variants) == len(unbeaten) and {pairs[variant] for variant in variants} == unbeaten
 
 

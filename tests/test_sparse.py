@@ -25,7 +25,8 @@ ODD = [0.0, -0.0, math.nan, -math.nan, math.inf, -math.inf, 1e-45, 1.0, -2.5]
 
 def same_bits(left, right):
     return (left.dtype, left.shape) == (right.dtype, right.shape) and torch.equal(
-        left.contiguous().flatten().view(torch.uint8), right.contiguous().flatten().view(torch.uint8))
+        left.contiguous().flatten().view(torch.uint8), right.contiguous().flatten().view(torch.uint8)
+    )
 
 
 def header_and_payload(path):
@@ -61,9 +62,13 @@ def make_tensor(dtype, shape, density, seed):
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
-TENSORS = st.builds(make_tensor, dtype=st.sampled_from(FLOATS + WHOLE),
-                    shape=st.lists(st.integers(0, 9), max_size=3).map(tuple),
-                    density=st.sampled_from([0.0, 0.03, 0.3, 0.7, 0.95, 0.97, 1.0]), seed=st.integers(0, 999))
+TENSORS = st.builds(
+    make_tensor,
+    dtype=st.sampled_from(FLOATS + WHOLE),
+    shape=st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    density=st.sampled_from([0.0, 0.03, 0.3, 0.7, 0.95, 0.97, 1.0]),
+    seed=st.integers(0, 999),
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -99,9 +104,19 @@ def test_sizes_by_hand(tmp_path):
         assert torch.equal(load_sparse(tmp_path / "m")["w"], tensor.view(8, 125))
 
 
-@pytest.mark.parametrize("tensor", [torch.zeros(0), torch.zeros(3, 0, 2), torch.tensor(0.0), torch.tensor(-1.5),
-                                    torch.tensor(0), torch.eye(6)[:, ::2], torch.eye(5, 9).T],
-                         ids=["empty", "empty too", "zero", "number", "whole", "strided", "turned"])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(0),
+        torch.zeros(3, 0, 2),
+        torch.tensor(0.0),
+        torch.tensor(-1.5),
+        torch.tensor(0),
+        torch.eye(6)[:, ::2],
+        torch.eye(5, 9).T,
+    ],
+    ids=["empty", "empty too", "zero", "number", "whole", "strided", "turned"],
+)
 def test_odd_shapes_come_back(tmp_path, tensor):
     save_sparse(tmp_path / "m", {"w": tensor})
     assert same_bits(load_sparse(tmp_path / "m")["w"], tensor)
@@ -116,6 +131,7 @@ def test_saving_leaves_the_tensors_alone_and_takes_parameters(tmp_path):
 
 
 # --- models --------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def sparse_model(tmp_path_factory):
@@ -171,19 +187,22 @@ WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"  # (48, 32)
 
 def rewritten(change):
     """A function that changes the tensors and the metadata of a sparse file by `change(tensors, metadata)`."""
+
     def spoil(path):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
         change(tensors, metadata)
         save_file(tensors, path, metadata=metadata)
+
     return spoil
 
 
 def with_shape(shape):
     """A function that gives WEIGHT another shape in the metadata."""
-    return rewritten(lambda tensors, metadata: metadata.update(
-        shapes=json.dumps(json.loads(metadata["shapes"]) | {WEIGHT: shape})))
+    return rewritten(
+        lambda tensors, metadata: metadata.update(shapes=json.dumps(json.loads(metadata["shapes"]) | {WEIGHT: shape}))
+    )
 
 
 DAMAGE = {
@@ -202,13 +221,20 @@ DAMAGE = {
     "larger shape": with_shape([48, 64]),
     "no bits": rewritten(lambda tensors, metadata: tensors.pop(f"{WEIGHT}.nonzero_bits")),
     "no values": rewritten(lambda tensors, metadata: tensors.pop(f"{WEIGHT}.nonzero_values")),
-    "too few values": rewritten(lambda tensors, metadata: tensors.update(
-        {f"{WEIGHT}.nonzero_values": tensors[f"{WEIGHT}.nonzero_values"][:-1].clone()})),
-    "too few bits": rewritten(lambda tensors, metadata: tensors.update(
-        {f"{WEIGHT}.nonzero_bits": tensors[f"{WEIGHT}.nonzero_bits"][:-9].clone()})),
+    "too few values": rewritten(
+        lambda tensors, metadata: tensors.update(
+            {f"{WEIGHT}.nonzero_values": tensors[f"{WEIGHT}.nonzero_values"][:-1].clone()}
+        )
+    ),
+    "too few bits": rewritten(
+        lambda tensors, metadata: tensors.update(
+            {f"{WEIGHT}.nonzero_bits": tensors[f"{WEIGHT}.nonzero_bits"][:-9].clone()}
+        )
+    ),
     "too many bits": rewritten(lambda tensors, metadata: tensors[f"{WEIGHT}.nonzero_bits"].fill_(255)),
-    "bits of floats": rewritten(lambda tensors, metadata: tensors.update(
-        {f"{WEIGHT}.nonzero_bits": tensors[f"{WEIGHT}.nonzero_bits"].float()})),
+    "bits of floats": rewritten(
+        lambda tensors, metadata: tensors.update({f"{WEIGHT}.nonzero_bits": tensors[f"{WEIGHT}.nonzero_bits"].float()})
+    ),
     "no tensor": rewritten(lambda tensors, metadata: (tensors.clear(), metadata.update(shapes="{}"))),
 }
 
@@ -232,6 +258,7 @@ def test_a_shape_that_the_bits_do_not_fit_is_noticed(sparse_model, tmp_path, sha
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------------
+
 
 def library_flags(workshop, chain):
     return "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c", chain / "conf.json", "-n", 2
@@ -271,11 +298,23 @@ def test_a_fine_tuned_model_can_be_sparse(call, workshop, chain, tmp_path):
     """Oracle: the same run without --sparse."""
     results, models = [], []
     for name, flags in (("dense", []), ("sparse", ["--sparse"])):
-        code, result, err = call("model-level_finetuning.py", *library_flags(workshop, chain), "-o", tmp_path / name,
-                                 "--stats", tmp_path / f"{name}.csv", "--epochs", 1, "--batch-size", 8, *flags)
+        code, result, err = call(
+            "model-level_finetuning.py",
+            *library_flags(workshop, chain),
+            "-o",
+            tmp_path / name,
+            "--stats",
+            tmp_path / f"{name}.csv",
+            "--epochs",
+            1,
+            "--batch-size",
+            8,
+            *flags,
+        )
         assert code == 0, err
         results.append({key: result[key] for key in ("val_loss", "nonzero_parameters", "sparsity")})
         models.append(load_model(tmp_path / name).model)
     assert results[0] == results[1] and same_state(*models)
     assert (tmp_path / "sparse" / "sparse.safetensors").stat().st_size < (
-        tmp_path / "dense" / "model.safetensors").stat().st_size
+        tmp_path / "dense" / "model.safetensors"
+    ).stat().st_size

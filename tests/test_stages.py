@@ -83,8 +83,14 @@ def pth_model(path):
 
 
 def pairs_of(workshop, stem):
-    return list(zip(*((workshop / "data" / "t5" / f"{stem}.{language}").read_text(encoding="utf-8").splitlines()
-                      for language in ("en", "de"))))
+    return list(
+        zip(
+            *(
+                (workshop / "data" / "t5" / f"{stem}.{language}").read_text(encoding="utf-8").splitlines()
+                for language in ("en", "de")
+            )
+        )
+    )
 
 
 @torch.no_grad()
@@ -112,6 +118,7 @@ def tokenizer(workshop):
 
 # --- reuse -----------------------------------------------------------------------------------------------------
 
+
 def test_shared_variants_are_one_file_and_bit_identical(chain):
     """By hand: attention 0.25 0.5 0.25 and linear 0.3 0.3 0.5 let the first two share their 4 feed-forward blocks."""
     scheme = read_json(chain / "conf_prune.json")
@@ -129,8 +136,9 @@ def test_shared_variants_are_one_file_and_bit_identical(chain):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("script, source, library", [("prune.py", "-c", "pruned"),
-                                                    ("block-level_finetuning.py", "-p", "tuned")])
+@pytest.mark.parametrize(
+    "script, source, library", [("prune.py", "-c", "pruned"), ("block-level_finetuning.py", "-p", "tuned")]
+)
 def test_rerun_skips_everything(succeeds, workshop, chain, tmp_path, script, source, library):
     """Oracle: the files themselves, their times of change included."""
     shutil.copytree(chain / library, tmp_path / library)
@@ -138,7 +146,7 @@ def test_rerun_skips_everything(succeeds, workshop, chain, tmp_path, script, sou
     more = ("--stats", tmp_path / "stats.csv", *BLOCK_TRAINING) if source == "-p" else ()
     given = chain / {"-c": "conf_prune.json", "-p": "pruned"}[source]
     result = succeeds(script, "-m", workshop / "model" / "t5", source, given, "-o", tmp_path / library, *more)
-    assert result["skipped"] == 26 and 0 == result.get("pruned", result.get("fine_tuned"))
+    assert result["skipped"] == 26 and result.get("pruned", result.get("fine_tuned")) == 0
     assert touched(tmp_path) == before
 
 
@@ -147,15 +155,25 @@ def test_one_changed_rate_makes_one_new_variant(succeeds, workshop, chain, edite
     before = {name: touched(folder / name) for name in ("pruned", "tuned")}
     pruned = succeeds("prune.py", "-m", model, "-c", folder / "conf_prune.json", "-o", folder / "pruned")
     assert (pruned["pruned"], pruned["skipped"]) == (1, 26)
-    tuned = succeeds("block-level_finetuning.py", "-m", model, "-p", folder / "pruned", "-o", folder / "tuned",
-                     "--stats", folder / "blocks.csv", *BLOCK_TRAINING)
+    tuned = succeeds(
+        "block-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        folder / "pruned",
+        "-o",
+        folder / "tuned",
+        "--stats",
+        folder / "blocks.csv",
+        *BLOCK_TRAINING,
+    )
     assert (tuned["fine_tuned"], tuned["skipped"]) == (1, 26)
     new = f"{FEED_FORWARD}.wi-922_wo-461"  # 0.6 and 0.3 of 48 * 32, in the second configuration
     for name in ("pruned", "tuned"):
         after = touched(folder / name)
         assert {path.name for path in after if after[path] != before[name].get(path)} == {f"{new}.npy", "record.json"}
     rows, old = (read_csv(where / "blocks-blocks.csv") for where in (folder, chain))
-    assert rows[:len(old)] == old and {row["variant"] for row in rows[len(old):]} == {"wi-922_wo-461"}
+    assert rows[: len(old)] == old and {row["variant"] for row in rows[len(old) :]} == {"wi-922_wo-461"}
 
 
 def test_variant_tuned_alone_equals_variant_tuned_among_others(succeeds, workshop, chain, tmp_path):
@@ -163,13 +181,24 @@ def test_variant_tuned_alone_equals_variant_tuned_among_others(succeeds, worksho
     file = f"{FEED_FORWARD}.wi-461_wo-461.npy"
     shutil.copytree(chain / "tuned", tmp_path / "tuned")
     (tmp_path / "tuned" / file).unlink()
-    result = succeeds("block-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "pruned",
-                      "-o", tmp_path / "tuned", "--stats", tmp_path / "blocks.csv", *BLOCK_TRAINING)
+    result = succeeds(
+        "block-level_finetuning.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-p",
+        chain / "pruned",
+        "-o",
+        tmp_path / "tuned",
+        "--stats",
+        tmp_path / "blocks.csv",
+        *BLOCK_TRAINING,
+    )
     assert (result["fine_tuned"], result["skipped"]) == (1, 25)
     assert (tmp_path / "tuned" / file).read_bytes() == (chain / "tuned" / file).read_bytes()
 
 
 # --- what is in the models -------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("n", range(3))
 def test_composed_model_has_exactly_the_schemes_zeros(chain, teacher, n):
@@ -215,14 +244,33 @@ def test_removed_weights_are_zero_after_model_level_fine_tuning(chain, teacher, 
 
 # --- figures ---------------------------------------------------------------------------------------------------
 
+
 def test_bleu_is_sacrebleus(succeeds, workshop, chain, tmp_path, tokenizer):
     """Oracle: sacrebleu.corpus_bleu on translations that are generated one by one, without any padding.
 
     The model is trained until it says something: on nonsense every BLEU is much the same.
     """
-    succeeds("model-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c",
-             chain / "conf.json", "-n", 0, "-o", tmp_path / "model.pth", "--stats", tmp_path / "stats.csv",
-             "--epochs", 12, "--batch-size", 8, "--lr", 0.01)
+    succeeds(
+        "model-level_finetuning.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-p",
+        chain / "tuned",
+        "-c",
+        chain / "conf.json",
+        "-n",
+        0,
+        "-o",
+        tmp_path / "model.pth",
+        "--stats",
+        tmp_path / "stats.csv",
+        "--epochs",
+        12,
+        "--batch-size",
+        8,
+        "--lr",
+        0.01,
+    )
     model, _ = pth_model(tmp_path / "model.pth")
     pairs = pairs_of(workshop, "test2016")
     scores = []
@@ -230,8 +278,12 @@ def test_bleu_is_sacrebleus(succeeds, workshop, chain, tmp_path, tokenizer):
         result = succeeds("evaluate-t5.py", "-m", tmp_path / "model.pth", "--beams", beams, "--batch-size", 5)
         hypotheses = []
         for english, _ in pairs:
-            tokens = model.generate(torch.tensor([tokenizer(PREFIX + english)["input_ids"]]), num_beams=beams,
-                                    do_sample=False, max_new_tokens=60)
+            tokens = model.generate(
+                torch.tensor([tokenizer(PREFIX + english)["input_ids"]]),
+                num_beams=beams,
+                do_sample=False,
+                max_new_tokens=60,
+            )
             hypotheses.append(tokenizer.decode(tokens[0], skip_special_tokens=True))
         expected = sacrebleu.corpus_bleu(hypotheses, [[german for _, german in pairs]])
         assert result["bleu"] == pytest.approx(expected.score, abs=1e-9)
@@ -250,10 +302,12 @@ def test_accuracy_counts_right_predictions(succeeds, workshop, tmp_path):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(workshop / "model" / "distilbert").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "distilbert")
     with torch.no_grad():
-        right = [model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax().item() == row["label"]
-                 for row in rows]
-    result = succeeds("evaluate-distilbert.py", "-m", workshop / "model" / "distilbert", "--data", folder,
-                      "--batch-size", 7)
+        right = [
+            model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax().item() == row["label"] for row in rows
+        ]
+    result = succeeds(
+        "evaluate-distilbert.py", "-m", workshop / "model" / "distilbert", "--data", folder, "--batch-size", 7
+    )
     assert result["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-12)
     assert 0 < result["accuracy"] < 1
 
@@ -275,26 +329,34 @@ def test_model_level_validation_loss(chain, workshop, tokenizer, library):
     assert best == json.loads(content["record"])["measured"]["val_loss"] < float(stats[0]["val_loss"])
 
 
-@pytest.mark.parametrize("block, variant", [(FEED_FORWARD, "wi-461_wo-461"),
-                                           (FEED_FORWARD.replace("encoder", "decoder").replace("layer.1", "layer.2"),
-                                            "wi-768_wo-768")])
+@pytest.mark.parametrize(
+    "block, variant",
+    [
+        (FEED_FORWARD, "wi-461_wo-461"),
+        (FEED_FORWARD.replace("encoder", "decoder").replace("layer.1", "layer.2"), "wi-768_wo-768"),
+    ],
+)
 def test_block_level_validation_error(chain, workshop, teacher, tokenizer, block, variant):
     """Squared error over squared output, summed over single examples; the block's formula is written out in numpy."""
     passed = []
     handle = teacher.get_submodule(block).register_forward_hook(
-        lambda module, args, output: passed.append((args[0][0].numpy(), output[0].numpy())))
+        lambda module, args, output: passed.append((args[0][0].numpy(), output[0].numpy()))
+    )
     with torch.no_grad():
         for english, german in pairs_of(workshop, "val"):
-            teacher(input_ids=torch.tensor([tokenizer(PREFIX + english)["input_ids"]]),
-                    labels=torch.tensor([tokenizer(text_target=german)["input_ids"]]))
+            teacher(
+                input_ids=torch.tensor([tokenizer(PREFIX + english)["input_ids"]]),
+                labels=torch.tensor([tokenizer(text_target=german)["input_ids"]]),
+            )
     handle.remove()
     rows = [row for row in read_csv(chain / "blocks-blocks.csv") if (row["block"], row["variant"]) == (block, variant)]
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     entry = read_json(chain / "tuned" / "record.json")["variants"][f"{block}.{variant}"]
     for library, noted in (("pruned", rows[0]["val_loss"]), ("tuned", min(row["val_loss"] for row in rows))):
         arrays = np.load(chain / library / f"{block}.{variant}.npy", allow_pickle=False)
-        error = sum(np.square(np.maximum(x @ arrays["wi.weight"].T, 0) @ arrays["wo.weight"].T - y).sum()
-                    for x, y in passed)
+        error = sum(
+            np.square(np.maximum(x @ arrays["wi.weight"].T, 0) @ arrays["wo.weight"].T - y).sum() for x, y in passed
+        )
         expected = error / sum(np.square(y).sum() for _, y in passed)
         assert float(noted) == pytest.approx(expected, rel=1e-4)
         assert entry[{"pruned": "nmse_before", "tuned": "nmse_after"}[library]] == float(noted)
@@ -302,6 +364,7 @@ def test_block_level_validation_error(chain, workshop, teacher, tokenizer, block
 
 
 # --- whole chains ----------------------------------------------------------------------------------------------
+
 
 def run_chains():
     """All stages for both kinds of models, in the working folder, where `workshop` is: {kind: {script: result}}."""
@@ -324,13 +387,49 @@ def run_chain(kind):
     run("config_generator.py", "-m", model, "--attention", 0.25, 0.5, "--linear", 0.3, 0.3, "-n", 2)
     run("prune_scheme_generator.py")
     run("prune.py", "-m", model, "-o", "pruned")
-    run("block-level_finetuning.py", "-m", model, "-p", "pruned", "-o", "tuned", "--stats", "blocks.csv",
-        *BLOCK_TRAINING)
+    run(
+        "block-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        "pruned",
+        "-o",
+        "tuned",
+        "--stats",
+        "blocks.csv",
+        *BLOCK_TRAINING,
+    )
     run("compose_model.py", "-m", model, "-p", "tuned", "-n", 1, "-o", "composed")
-    run("model-level_finetuning.py", "-m", model, "-p", "pruned", "-n", 1, "-o", "baseline", "--stats", "baseline.csv",
-        *TRAINING)
-    run("model-level_finetuning.py", "-m", model, "-p", "tuned", "-n", 1, "-o", "model.pth", "--stats", "model.csv",
-        "--lr", 1e-3, *TRAINING)
+    run(
+        "model-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        "pruned",
+        "-n",
+        1,
+        "-o",
+        "baseline",
+        "--stats",
+        "baseline.csv",
+        *TRAINING,
+    )
+    run(
+        "model-level_finetuning.py",
+        "-m",
+        model,
+        "-p",
+        "tuned",
+        "-n",
+        1,
+        "-o",
+        "model.pth",
+        "--stats",
+        "model.csv",
+        "--lr",
+        1e-3,
+        *TRAINING,
+    )
     run(f"evaluate-{kind}.py", "-m", "model.pth")
     run("plot_loss.py", "model.csv", "baseline.csv")
     return results
@@ -353,8 +452,14 @@ def twice(workshop, tmp_path_factory):
     for folder in (here, there):
         shutil.copytree(workshop, folder / "workshop")
     program = "import json, test_stages; print(json.dumps(test_stages.run_chains()))"
-    apart = subprocess.run([sys.executable, "-c", program], cwd=there, text=True, capture_output=True, timeout=120,
-                           env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": "7"})
+    apart = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=there,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": "7"},
+    )
     assert (apart.returncode, apart.stderr) == (0, "")
     with contextlib.chdir(here):
         return (here, run_chains()), (there, json.loads(apart.stdout))
@@ -365,19 +470,25 @@ def test_two_runs_of_every_stage_give_identical_files(twice):
     (here, results), (there, again) = twice
     first, second = snapshot(here), snapshot(there)
     assert first.keys() == second.keys()
-    assert {f"{kind}/{name}" for kind in results for name in ("composed/model.safetensors", "model.pth", "loss.png",
-                                                              "tuned/record.json", "blocks.csv")} <= first.keys()
+    assert {
+        f"{kind}/{name}"
+        for kind in results
+        for name in ("composed/model.safetensors", "model.pth", "loss.png", "tuned/record.json", "blocks.csv")
+    } <= first.keys()
     assert [name for name in first if first[name] != second[name]] == []
     for kind in results:
         assert {script: without_seconds(result) for script, result in results[kind].items()} == {
-            script: without_seconds(result) for script, result in again[kind].items()}
+            script: without_seconds(result) for script, result in again[kind].items()
+        }
 
 
 def test_distilbert_chain(twice):
     """By hand: 2 layers of one attention and one feed-forward block; the feed-forward variants are shared."""
     folder, results = twice[0][0] / "distilbert", twice[0][1]["distilbert"]
-    scheme, tuned, evaluated = (results[script] for script in (
-        "prune_scheme_generator.py", "block-level_finetuning.py", "evaluate-distilbert.py"))
+    scheme, tuned, evaluated = (
+        results[script]
+        for script in ("prune_scheme_generator.py", "block-level_finetuning.py", "evaluate-distilbert.py")
+    )
     assert (scheme["blocks_without_reuse"], scheme["blocks_with_reuse"], tuned["fine_tuned"]) == (8, 6, 6)
     assert tuned["nmse_after"] < tuned["nmse_before"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "composed")
@@ -399,14 +510,16 @@ def test_record_knows_tokenizer_and_data(succeeds, workshop, chain, tmp_path, mo
     """Paths in a record are relative to the model, not to whoever reads it. Oracle: the same with both flags given."""
     path = (workshop if model == "model/t5" else chain) / model
     monkeypatch.chdir(tmp_path)
-    given = succeeds("evaluate-t5.py", "-m", path, "-t", workshop / "tokenizer" / "t5",
-                     "--data", workshop / "data" / "t5")
+    given = succeeds(
+        "evaluate-t5.py", "-m", path, "-t", workshop / "tokenizer" / "t5", "--data", workshop / "data" / "t5"
+    )
     found = succeeds("evaluate-t5.py", "-m", os.path.relpath(path))
     assert without_seconds(found) == without_seconds(given) | {"model": os.path.relpath(path)}
     assert found["examples"] == 16
 
 
 # --- interrupted -----------------------------------------------------------------------------------------------
+
 
 def interrupt(monkeypatch, target, name, when):
     """Let Ctrl-C come right after the `when`-th call of `target.name`."""
@@ -418,20 +531,36 @@ def interrupt(monkeypatch, target, name, when):
         if calls["made"] == when:
             raise KeyboardInterrupt
         return result
+
     monkeypatch.setattr(target, name, call_and_stop)
 
 
-@pytest.mark.parametrize("target, name, when, written", [
-    (training.Learner, "step", 26 * 6 + 5, 0),   # in the middle of epoch 2: 26 variants took 6 steps each in epoch 1
-    (Checkpoint, "save", 2, 0),         # after epoch 1
-    (stats_module, "write_stats", 3, 0),             # after epoch 2, the last
-    (Library, "write", 3, 3)],                   # while the finished variants are handed over
-    ids=["training", "epoch 1 saved", "stats written", "writing"])
-def test_block_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when,
-                                               written):
+@pytest.mark.parametrize(
+    "target, name, when, written",
+    [
+        (training.Learner, "step", 26 * 6 + 5, 0),  # in the middle of epoch 2: 26 variants took 6 steps each in epoch 1
+        (Checkpoint, "save", 2, 0),  # after epoch 1
+        (stats_module, "write_stats", 3, 0),  # after epoch 2, the last
+        (Library, "write", 3, 3),
+    ],  # while the finished variants are handed over
+    ids=["training", "epoch 1 saved", "stats written", "writing"],
+)
+def test_block_level_resumes_to_the_same_files(
+    call, workshop, chain, tmp_path, monkeypatch, target, name, when, written
+):
     """Oracle: the chain's own, uninterrupted run."""
-    arguments = ("block-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "pruned",
-                 "-o", tmp_path / "tuned", "--stats", tmp_path / "blocks.csv", *BLOCK_TRAINING)
+    arguments = (
+        "block-level_finetuning.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-p",
+        chain / "pruned",
+        "-o",
+        tmp_path / "tuned",
+        "--stats",
+        tmp_path / "blocks.csv",
+        *BLOCK_TRAINING,
+    )
     with monkeypatch.context() as patched:
         interrupt(patched, target, name, when)
         code, result, err = call(*arguments)
@@ -446,14 +575,34 @@ def test_block_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, 
         assert snapshot(tmp_path)[stats] == snapshot(chain)[stats]
 
 
-@pytest.mark.parametrize("target, name, when", [
-    (training.Learner, "step", 6 + 3), (Checkpoint, "save", 2), (Checkpoint, "save", 3),
-    (stats_module, "write_stats", 3)], ids=["training", "epoch 1 saved", "last epoch saved", "stats written"])
+@pytest.mark.parametrize(
+    "target, name, when",
+    [
+        (training.Learner, "step", 6 + 3),
+        (Checkpoint, "save", 2),
+        (Checkpoint, "save", 3),
+        (stats_module, "write_stats", 3),
+    ],
+    ids=["training", "epoch 1 saved", "last epoch saved", "stats written"],
+)
 def test_model_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, monkeypatch, target, name, when):
     """Oracle: the chain's own, uninterrupted run."""
-    arguments = ("model-level_finetuning.py", "-m", workshop / "model" / "t5", "-p", chain / "tuned", "-c",
-                 chain / "conf.json", "-n", 0, "-o", tmp_path / "tuned-0.pth", "--stats", tmp_path / "tuned-0.csv",
-                 *TRAINING)
+    arguments = (
+        "model-level_finetuning.py",
+        "-m",
+        workshop / "model" / "t5",
+        "-p",
+        chain / "tuned",
+        "-c",
+        chain / "conf.json",
+        "-n",
+        0,
+        "-o",
+        tmp_path / "tuned-0.pth",
+        "--stats",
+        tmp_path / "tuned-0.csv",
+        *TRAINING,
+    )
     with monkeypatch.context() as patched:
         interrupt(patched, target, name, when)
         code, result, err = call(*arguments)
@@ -465,6 +614,7 @@ def test_model_level_resumes_to_the_same_files(call, workshop, chain, tmp_path, 
 
 
 # --- plots -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_plot_is_a_picture_and_the_same_twice(succeeds, chain, tmp_path, suffix):
@@ -483,5 +633,9 @@ def test_plot_is_a_picture_and_the_same_twice(succeeds, chain, tmp_path, suffix)
     else:
         assert one.startswith(b"%PDF-") and one.rstrip().endswith(b"%%EOF")
     assert result["best_val_loss"] == pytest.approx(
-        {label: min(float(row["val_loss"]) for row in read_csv(path))
-         for label, path in zip(("baseline", "composed"), stats)}, abs=1e-6)
+        {
+            label: min(float(row["val_loss"]) for row in read_csv(path))
+            for label, path in zip(("baseline", "composed"), stats)
+        },
+        abs=1e-6,
+    )

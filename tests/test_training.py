@@ -24,8 +24,20 @@ ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.l
 
 
 def recipe(**changes):
-    return Recipe(**dict(epochs=3, batch_size=4, lr=1e-2, warmup=0.2, weight_decay=0.1, clip=0.5, early_stop=0,
-                         precision="fp32", seed=0) | changes)
+    return Recipe(
+        **dict(
+            epochs=3,
+            batch_size=4,
+            lr=1e-2,
+            warmup=0.2,
+            weight_decay=0.1,
+            clip=0.5,
+            early_stop=0,
+            precision="fp32",
+            seed=0,
+        )
+        | changes
+    )
 
 
 def examples(size=10, seed=0):
@@ -34,6 +46,7 @@ def examples(size=10, seed=0):
 
     def tokens():
         return torch.randint(2, 64, (int(torch.randint(3, 10, (), generator=generator)),), generator=generator).tolist()
+
     return Examples("translation", [tokens() for _ in range(size)], [tokens() for _ in range(size)], [], 0)
 
 
@@ -45,8 +58,11 @@ def learner_of(model, name, removed, plan, total_steps):
     return Learner(parameters, parameter_masks(block, keeps), plan, total_steps)
 
 
-VARIANTS = {(ATTENTION, "a"): {"heads": 1, "weights": {"o": 100}}, (ATTENTION, "b"): {"heads": 2, "weights": {"o": 9}},
-            (FORWARD, "a"): {"heads": 0, "weights": {"wi": 700, "wo": 500}}}
+VARIANTS = {
+    (ATTENTION, "a"): {"heads": 1, "weights": {"o": 100}},
+    (ATTENTION, "b"): {"heads": 2, "weights": {"o": 9}},
+    (FORWARD, "a"): {"heads": 0, "weights": {"wi": 700, "wo": 500}},
+}
 
 
 def block_learners(model, plan, data, names=VARIANTS):
@@ -58,8 +74,17 @@ def fit_blocks(names, plan, path, **options):
     model, data = build_model("t5"), examples()
     learners = block_learners(model, plan, data, names)
     run_batch = block_batch(model, family_of(model.config), find_blocks(model))
-    progress = fit(learners, run_batch, data, examples(6, seed=1), plan, device=CPU, talk=QUIET,
-                   checkpoint=Checkpoint(path, dict.fromkeys(names, "k")), **options)
+    progress = fit(
+        learners,
+        run_batch,
+        data,
+        examples(6, seed=1),
+        plan,
+        device=CPU,
+        talk=QUIET,
+        checkpoint=Checkpoint(path, dict.fromkeys(names, "k")),
+        **options,
+    )
     return learners, progress
 
 
@@ -73,9 +98,17 @@ def same(left, right):
 
 # --- schedule and step ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("total, warmup, factors", [
-    (10, 0.2, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-    (4, 0.0, [1, 3 / 4, 2 / 4, 1 / 4]), (3, 1.0, [1 / 4, 2 / 4, 3 / 4]), (1, 0.1, [1 / 1.1]), (1, 0.0, [1])])
+
+@pytest.mark.parametrize(
+    "total, warmup, factors",
+    [
+        (10, 0.2, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        (4, 0.0, [1, 3 / 4, 2 / 4, 1 / 4]),
+        (3, 1.0, [1 / 4, 2 / 4, 3 / 4]),
+        (1, 0.1, [1 / 1.1]),
+        (1, 0.0, [1]),
+    ],
+)
 def test_schedule_by_hand(total, warmup, factors):
     assert [schedule(step, total, warmup) for step in range(total)] == pytest.approx(factors)
 
@@ -119,6 +152,7 @@ def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
 
 
 # --- block batches -------------------------------------------------------------------------------------------------
+
 
 def block_losses(model, learners, batch):
     """What block_batch gives every learner on one batch, without training: {name: (loss, weight)}."""
@@ -166,8 +200,11 @@ def test_block_loss_is_the_nmse_over_real_tokens():
 def test_more_padding_does_not_change_a_block_loss():
     model, batch = build_model("t5"), padded_batch("t5")
     pad = torch.nn.functional.pad
-    wider = {"input_ids": pad(batch["input_ids"], (0, 5)), "attention_mask": pad(batch["attention_mask"], (0, 5)),
-             "labels": pad(batch["labels"], (0, 4), value=-100)}
+    wider = {
+        "input_ids": pad(batch["input_ids"], (0, 5)),
+        "attention_mask": pad(batch["attention_mask"], (0, 5)),
+        "labels": pad(batch["labels"], (0, 4), value=-100),
+    }
     learners = block_learners(model, recipe(), examples())
     before, after = block_losses(model, learners, batch), block_losses(model, learners, wider)
     for name in VARIANTS:
@@ -238,11 +275,14 @@ def test_bf16_keeps_weights_and_losses_in_float32_and_zeros_at_zero(tmp_path):
     for name, learner in narrow.items():
         assert all(parameter.dtype == torch.float32 for parameter in learner.parameters.values())
         assert learner.best_loss == pytest.approx(exact[name].best_loss, rel=0.05)
-        assert all(torch.equal(parameter == 0, exact[name].parameters[key] == 0)
-                   for key, parameter in learner.parameters.items())
+        assert all(
+            torch.equal(parameter == 0, exact[name].parameters[key] == 0)
+            for key, parameter in learner.parameters.items()
+        )
 
 
 # --- whole models --------------------------------------------------------------------------------------------------
+
 
 def cross_entropy_by_hand(model, batch):
     """Mean of -log p over the labels that are not ignored, one by one."""
@@ -252,8 +292,12 @@ def cross_entropy_by_hand(model, batch):
     if batch["labels"].dim() == 1:
         losses = [-log_p[i, label].item() for i, label in enumerate(batch["labels"].tolist())]
     else:
-        losses = [-log_p[i, j, label].item() for i, row in enumerate(batch["labels"].tolist())
-                  for j, label in enumerate(row) if label != -100]
+        losses = [
+            -log_p[i, j, label].item()
+            for i, row in enumerate(batch["labels"].tolist())
+            for j, label in enumerate(row)
+            if label != -100
+        ]
     return sum(losses) / len(losses), len(losses)
 
 
@@ -278,16 +322,19 @@ def test_distillation_by_hand(kind):
             parameter.mul_({"t5": 1.5, "distilbert": 8}[kind])
     found = {}
     for training in (True, False):
-        model_batch(model, teacher, 0.25)(batch, {"model": None}, lambda _, compute: found.update(
-            {training: compute()[0].item()}), training)
+        model_batch(model, teacher, 0.25)(
+            batch, {"model": None}, lambda _, compute: found.update({training: compute()[0].item()}), training
+        )
     assert not teacher.training
     task, count = cross_entropy_by_hand(model, batch)
     with torch.no_grad():
         p, q = (m.eval()(**batch).logits.double().softmax(-1) for m in (teacher, model))
     divergence = (p * (p / q).log()).sum(-1)[batch["labels"] != -100].sum().item() / count
     assert divergence > 1e-3
-    assert found == {True: pytest.approx(0.75 * task + 0.25 * divergence, rel=1e-4),
-                     False: pytest.approx(task, rel=1e-5)}
+    assert found == {
+        True: pytest.approx(0.75 * task + 0.25 * divergence, rel=1e-4),
+        False: pytest.approx(task, rel=1e-5),
+    }
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -307,8 +354,17 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    progress = fit({"model": learner}, model_batch(model, dropout=True), data, examples(6, seed=1), plan, device=CPU,
-                   talk=QUIET, checkpoint=Checkpoint(path, {"model": key}), **options)
+    progress = fit(
+        {"model": learner},
+        model_batch(model, dropout=True),
+        data,
+        examples(6, seed=1),
+        plan,
+        device=CPU,
+        talk=QUIET,
+        checkpoint=Checkpoint(path, {"model": key}),
+        **options,
+    )
     return learner, progress
 
 
@@ -318,11 +374,13 @@ def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_pat
     model = build_model("t5")
     model.load_state_dict(model.state_dict() | weights(learner))
     expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
-    assert learner.history == [(0, pytest.approx(float("nan"), nan_ok=True), pytest.approx(expected, rel=1e-5),
-                                learner.history[0][3])]
+    assert learner.history == [
+        (0, pytest.approx(float("nan"), nan_ok=True), pytest.approx(expected, rel=1e-5), learner.history[0][3])
+    ]
 
 
 # --- early stopping and best weights, on scripted losses -------------------------------------------------------------
+
 
 def scripted_fit(tmp_path, script, plan, **options):
     """Fit learners of one number each; `script`: {name: validation losses, epoch by epoch}.
@@ -342,24 +400,39 @@ def scripted_fit(tmp_path, script, plan, **options):
                 seen[name].append(learner.parameters["x"].item())
                 consume(name, lambda: (torch.tensor(script[name][len(seen[name]) - 1]), 1.0))
 
-    progress = fit(learners, run_batch, data, data, plan, device=CPU, talk=QUIET,
-                   checkpoint=Checkpoint(tmp_path / "c", dict.fromkeys(script, "k")), **options)
+    progress = fit(
+        learners,
+        run_batch,
+        data,
+        data,
+        plan,
+        device=CPU,
+        talk=QUIET,
+        checkpoint=Checkpoint(tmp_path / "c", dict.fromkeys(script, "k")),
+        **options,
+    )
     return learners, progress, seen
 
 
-@pytest.mark.parametrize("losses, early_stop, best, last", [
-    ([5, 4, 3, 2], 2, 3, 3),               # better every epoch
-    ([5, 3, 4, 4, 1], 2, 1, 3),            # two epochs without a better one: never sees the 1
-    ([5, 3, 4, 2, 4, 4, 1], 2, 3, 5),      # the count begins anew
-    ([5, 6, 7], 1, 0, 1),                  # training made it worse from the start
-    ([5, 3, 3, 3], 2, 1, 3),               # equal is not better
-    ([5, 6, 7, 4], 0, 3, 3),               # 0 never stops early
-    ([5, math.nan, 4, math.nan, math.nan], 2, 2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "losses, early_stop, best, last",
+    [
+        ([5, 4, 3, 2], 2, 3, 3),  # better every epoch
+        ([5, 3, 4, 4, 1], 2, 1, 3),  # two epochs without a better one: never sees the 1
+        ([5, 3, 4, 2, 4, 4, 1], 2, 3, 5),  # the count begins anew
+        ([5, 6, 7], 1, 0, 1),  # training made it worse from the start
+        ([5, 3, 3, 3], 2, 1, 3),  # equal is not better
+        ([5, 6, 7, 4], 0, 3, 3),  # 0 never stops early
+        ([5, math.nan, 4, math.nan, math.nan], 2, 2, 4),
+    ],
+    ids=str,
+)
 def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_stop, best, last):
     epochs = 3 if early_stop == 0 else len(losses) - 1
     losses = [float(loss) for loss in losses]
-    learners, progress, seen = scripted_fit(tmp_path, {"x": losses}, recipe(epochs=epochs, batch_size=4,
-                                                                             early_stop=early_stop))
+    learners, progress, seen = scripted_fit(
+        tmp_path, {"x": losses}, recipe(epochs=epochs, batch_size=4, early_stop=early_stop)
+    )
     learner = learners["x"]
     assert progress.epoch == last == len(learner.history) - 1 and learner.best_epoch == best
     assert learner.best_loss == losses[best] and learner.parameters["x"].item() == seen["x"][best]
@@ -368,8 +441,9 @@ def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_sto
 
 @pytest.mark.parametrize("losses, last", [([5, 3, 2, 1], 2), ([2, 1], 0), ([5, 4, 3], 2)], ids=str)
 def test_a_target_loss_ends_the_run_as_soon_as_it_is_reached(tmp_path, losses, last):
-    learners, progress, _ = scripted_fit(tmp_path, {"x": [float(loss) for loss in losses]},
-                                         recipe(epochs=len(losses) - 1, batch_size=4, target_loss=2.0))
+    learners, progress, _ = scripted_fit(
+        tmp_path, {"x": [float(loss) for loss in losses]}, recipe(epochs=len(losses) - 1, batch_size=4, target_loss=2.0)
+    )
     assert progress.epoch == last and learners["x"].best_loss == losses[last]
 
 
@@ -377,8 +451,12 @@ def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_pa
     finished = []
     script = {"short": [2.0, 1.0, 3.0], "long": [4.0, 3.0, 2.0, 1.0]}
     learners, progress, seen = scripted_fit(
-        tmp_path, script, recipe(epochs=3, batch_size=4, early_stop=1), on_epoch=lambda p: finished.append(p.epoch),
-        on_finished=lambda name, learner: finished.append((name, learner.parameters["x"].item())))
+        tmp_path,
+        script,
+        recipe(epochs=3, batch_size=4, early_stop=1),
+        on_epoch=lambda p: finished.append(p.epoch),
+        on_finished=lambda name, learner: finished.append((name, learner.parameters["x"].item())),
+    )
     assert finished == [0, 1, 2, ("short", seen["short"][1]), 3, ("long", seen["long"][3])]
     assert learners["short"].steps == 2 and learners["long"].steps == 3 and progress.epoch == 3
 
@@ -403,6 +481,7 @@ def test_a_revived_weight_is_a_bug_and_says_so():
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
+
 class Killed(Exception):
     """Stands for whatever ends a run."""
 
@@ -411,6 +490,7 @@ def kill_after(epoch):
     def on_epoch(progress):
         if progress.epoch == epoch:
             raise Killed
+
     return on_epoch
 
 
@@ -452,8 +532,11 @@ def spoil_key(path):
     torch.save(content | {"keys": {"model": "of other settings"}}, path)
 
 
-@pytest.mark.parametrize("spoil", [spoil_key, lambda path: path.write_bytes(b"damaged"),
-                                   lambda path: torch.save([1, 2], path)], ids=["other key", "damaged", "foreign"])
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_key, lambda path: path.write_bytes(b"damaged"), lambda path: torch.save([1, 2], path)],
+    ids=["other key", "damaged", "foreign"],
+)
 def test_a_checkpoint_of_something_else_is_not_used(tmp_path, spoil):
     with pytest.raises(Killed):
         fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
@@ -477,6 +560,7 @@ def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys
 
 # --- stats ---------------------------------------------------------------------------------------------------------
 
+
 def with_history(*rows):
     return SimpleNamespace(history=list(rows))
 
@@ -488,24 +572,39 @@ def read_csv(path):
 
 def test_stats_by_hand(tmp_path):
     """Means over two learners, of which one stops after epoch 1 and counts with its last losses from then on."""
-    learners = {"a": with_history((0, math.nan, 4.0, 0.0), (1, 3.0, 2.0, 0.0)),
-                "b": with_history((0, math.nan, 6.0, 0.0), (1, 5.0, 4.0, 0.0), (2, 1.0, 0.1, 0.0))}
+    learners = {
+        "a": with_history((0, math.nan, 4.0, 0.0), (1, 3.0, 2.0, 0.0)),
+        "b": with_history((0, math.nan, 6.0, 0.0), (1, 5.0, 4.0, 0.0), (2, 1.0, 0.1, 0.0)),
+    }
     write_stats(tmp_path / "s.csv", learners, Progress([(0, 0.0, 0.25), (1, 1.23456, 0.5), (2, 1.0, 0.5)]))
     assert read_csv(tmp_path / "s.csv") == [
         ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds"],
-        ["0", "", "5.0", "0.0", "0.25"], ["1", "4.0", "3.0", "1.235", "0.5"], ["2", "2.0", "1.05", "1.0", "0.5"]]
+        ["0", "", "5.0", "0.0", "0.25"],
+        ["1", "4.0", "3.0", "1.235", "0.5"],
+        ["2", "2.0", "1.05", "1.0", "0.5"],
+    ]
 
 
 def test_variant_stats_by_hand_keep_the_rows_of_variants_trained_before(tmp_path):
     path = tmp_path / "s.csv"
-    write_variant_stats(path, {("ff", "a"): with_history((0, math.nan, 0.5, 0.1), (1, 0.4, 1 / 3, 0.2)),
-                               ("ff", "b"): with_history((0, math.nan, 9.0, 0.1))})
-    write_variant_stats(path, {("ff", "b"): with_history((0, math.nan, 0.75, 0.5)),
-                               ("attn", "c"): with_history((0, math.nan, 0.125, 0.5))})
+    write_variant_stats(
+        path,
+        {
+            ("ff", "a"): with_history((0, math.nan, 0.5, 0.1), (1, 0.4, 1 / 3, 0.2)),
+            ("ff", "b"): with_history((0, math.nan, 9.0, 0.1)),
+        },
+    )
+    write_variant_stats(
+        path,
+        {("ff", "b"): with_history((0, math.nan, 0.75, 0.5)), ("attn", "c"): with_history((0, math.nan, 0.125, 0.5))},
+    )
     assert read_csv(path) == [
         ["block", "variant", "epoch", "train_loss", "val_loss", "seconds"],
-        ["ff", "a", "0", "", "0.5", "0.1"], ["ff", "a", "1", "0.4", repr(1 / 3), "0.2"],
-        ["ff", "b", "0", "", "0.75", "0.5"], ["attn", "c", "0", "", "0.125", "0.5"]]
+        ["ff", "a", "0", "", "0.5", "0.1"],
+        ["ff", "a", "1", "0.4", repr(1 / 3), "0.2"],
+        ["ff", "b", "0", "", "0.75", "0.5"],
+        ["attn", "c", "0", "", "0.125", "0.5"],
+    ]
 
 
 def test_stats_of_a_real_run_match_its_learners(tmp_path):
