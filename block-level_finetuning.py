@@ -13,10 +13,17 @@ from common.records import digest
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
-    parser.add_argument("-p", "--library", required=True, help="the pruned library")
-    parser.add_argument("-o", "--output", required=True, metavar="LIBRARY", help="folder of the fine-tuned library")
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="block-level_finetuning.py --method reconstruct --calibration 2000",
+        next_stage="compose_model.py, or model-level_finetuning.py",
+    )
+    cli.add_model_flag(parser)
+    parser.add_argument("-p", "--library", default="modules-pruned", help="the pruned library")
+    parser.add_argument(
+        "-o", "--output", default="modules-finetuned", metavar="LIBRARY", help="folder of the fine-tuned library"
+    )
     parser.add_argument(
         "--method",
         choices=["reconstruct", "train", "both"],
@@ -42,113 +49,88 @@ def build_parser():
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H",
     )
     cli.add_data_flags(parser, batch_size=32)
-    cli.add_training_flags(parser, epochs=1, early_stop=2)
+    cli.add_training_flags(parser, epochs=1, early_stop=2, stats="the library's name and .csv")
     return parser
 
 
 def run(args):
-    talk = cli.Talk(args.quiet)
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    from common import stats, training
-    from common.architectures import block_learning_rate, find_blocks
+    stats_file = args.stats or f"{Path(args.output)}.csv"
+    from common import training
+    from common.blocks import find_blocks
     from common.checkpoints import Checkpoint
-    from common.data import load_examples
+    from common.inputs import open_study, recipe_from
     from common.library import FINE_TUNED, PRUNED, Library
-    from common.masking import parameter_masks
-    from common.models import data_source, load_model, load_tokenizer, resolve_device
+    from common.stats import check_stats, write_stats, write_variant_stats
+    from common.teacher import BlockObjective
 
-    stats.check_stats(args.stats)
-    device = resolve_device(args.device)
-    loaded = load_model(args.model, device)
+    check_stats(stats_file)
+    opened = open_study(args)
+    loaded, runtime = opened.loaded, opened.runtime
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
-    blocks = find_blocks(loaded.model)
     library = Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, FINE_TUNED)
-    tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
-    train, validation = (
-        load_examples(
-            source,
-            split,
-            tokenizer,
-            loaded.family,
-            classes=loaded.model.config.num_labels,
-            max_length=args.max_length,
-            limit=args.limit,
-        )
-        for split in ("train", "validation")
-    )
-    validation = validation.sample(args.held_out)
-    calibration = train.sample(args.calibration or loaded.family.calibration)
-    recipe = training.recipe_from(args, block_learning_rate(loaded.model))
+    blocks = find_blocks(loaded.model)
+    train, validation = opened.split(args, "train"), opened.split(args, "validation").sample(args.held_out)
+    calibration = train.sample(args.calibration or loaded.study.calibration)
+    recipe = recipe_from(args, loaded.study.block_lr * 128 / loaded.model.config.hidden_size)
+
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
-    made_from = [
-        args.method,
-        closed_form and [calibration.fingerprint(), args.ridge],
-        gradients and [train.fingerprint(), recipe.to_json()],
-        validation.fingerprint(),
-    ]
-    keys = {pair: digest([pruned.entry(*pair)["key"], *made_from]) for pair in pruned.variants()}
-    todo = [pair for pair, key in keys.items() if not library.has(*pair, key, args.overwrite)]
-    skipped = len(keys) - len(todo)
-    talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
+    made_from = how_made(args, pruned, calibration if closed_form else None, train, recipe if gradients else None)
+    for settings in made_from.values():
+        settings["held_out_examples"] = validation.fingerprint()
+    todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
+    skipped = len(made_from) - len(todo)
+    runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
     if not todo:
         return {"output": args.output, "fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
 
-    variants = {pair: (blocks[pair[0]], *pruned.read(blocks[pair[0]], pair[1])) for pair in todo}
-    learners = {}
-    for pair, (block, tensors, keeps) in variants.items():
-        parameters = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
-        learners[pair] = training.Learner(
-            parameters, parameter_masks(block, keeps), recipe, training.steps_of(train, recipe)
-        )
-    checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {pair: keys[pair] for pair in todo})
+    variants = {pair: pruned.read(blocks[pair.block], pair.variant) for pair in todo}
+    learners = {pair: make_learner(variant, recipe, train, runtime.device) for pair, variant in variants.items()}
+    checkpoint = Checkpoint(
+        Path(args.output) / "unfinished.checkpoint", {pair: digest(made_from[pair]) for pair in todo}
+    )
 
-    def write_stats(progress):
-        stats.write_stats(args.stats, learners, progress)
-        stats.write_variant_stats(per_variant_path(args.stats), learners)
+    def write_losses(progress):
+        write_stats(stats_file, learners, progress)
+        write_variant_stats(per_variant_path(stats_file), learners)
 
     def write_variant(pair, learner):
-        name, variant = pair
         library.write(
-            blocks[name],
-            variant,
-            learner.parameters,
-            variants[pair][2],
-            keys[pair],
-            method=args.method,
-            nmse_before=learner.history[0][2],
+            pair.variant,
+            variants[pair]._replace(tensors=learner.parameters),
+            made_from[pair],
+            nmse_before=learner.history[0].val_loss,
             nmse_after=learner.best_loss,
             best_epoch=learner.best_epoch,
         )
 
-    rows = []
+    progress = training.Progress()
     if closed_form and checkpoint.read() is None:
-        rows = solve(learners, variants, loaded, calibration, validation, args, device, talk)
-        write_stats(training.Progress(rows))
+        progress.rows = solve(learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime)
+        write_losses(progress)
     if gradients:
+        objective = BlockObjective(loaded.model, blocks, recipe)
         progress = training.fit(
             learners,
-            training.block_batch(loaded.model, loaded.family, blocks),
+            objective,
             train,
             validation,
             recipe,
-            device=device,
-            talk=talk,
-            checkpoint=checkpoint,
-            rows=rows,
-            on_epoch=write_stats,
+            runtime,
+            checkpoint,
+            rows=progress.rows,
+            on_epoch=write_losses,
             on_finished=write_variant,
         )
     else:
-        progress = training.Progress(rows)
         for pair, learner in learners.items():
+            learner.restore_best()
             write_variant(pair, learner)
     checkpoint.remove()
-    before, after = (
-        sum(values) / len(learners)
-        for values in zip(*((learner.history[0][2], learner.best_loss) for learner in learners.values()))
-    )
-    talk.say(f"{args.output}: mean held-out error {before:.4f} -> {after:.4f}")
+    before = sum(learner.history[0].val_loss for learner in learners.values()) / len(learners)
+    after = sum(learner.best_loss for learner in learners.values()) / len(learners)
+    runtime.talk.say(f"{args.output}: mean held-out error {before:.4f} -> {after:.4f}")
     return {
         "output": args.output,
         "fine_tuned": len(todo),
@@ -156,36 +138,56 @@ def run(args):
         "nmse_before": before,
         "nmse_after": after,
         "seconds": round(progress.seconds, 3),
-        "stats": args.stats,
+        "stats": stats_file,
     }
 
 
-def solve(learners, variants, loaded, calibration, validation, args, device, talk):
-    """Give every learner its closed-form solution, unless its held-out error is worse; returns the stats rows."""
-    from common.models import now
-    from common.reconstruction import held_out_errors, reconstruct
+def how_made(args, pruned, calibration, train, recipe):
+    """What determines each variant, {pair: {name: JSON value}}; without the part that the method leaves out."""
+    settings = {"method": args.method}
+    if calibration is not None:
+        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": args.ridge}
+    if recipe is not None:
+        settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
+    return {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
 
-    options = dict(batch_size=args.batch_size, device=device, talk=talk)
-    variants = {
-        pair: (
-            block,
+
+def make_learner(variant, recipe, train, device):
+    """A learner of a variant's tensors, its removed weights held at zero."""
+    from common.masking import parameter_masks
+    from common.training import Learner, steps_of
+
+    parameters = {name: tensor.to(device).requires_grad_() for name, tensor in variant.tensors.items()}
+    return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, steps_of(train, recipe))
+
+
+def solve(learners, variants, teacher, blocks, calibration, validation, ridge, runtime):
+    """Give every learner its closed-form solution, unless its held-out error is worse; returns the seconds so far."""
+    from common.blocks import Variant
+    from common.closed_form import reconstruct
+    from common.teacher import held_out_errors
+    from common.training import EpochSeconds
+
+    own = {
+        pair: Variant(
+            variant.block,
             {name: parameter.detach() for name, parameter in learners[pair].parameters.items()},
-            {name: keep.to(device) for name, keep in keeps.items()},
+            {name: keep.to(runtime.device) for name, keep in variant.keeps.items()},
         )
-        for pair, (block, _, keeps) in variants.items()
+        for pair, variant in variants.items()
     }
-    started = now(device)
-    solved = reconstruct(loaded.model, loaded.family, variants, calibration, ridge=args.ridge, **options)
-    finished = now(device)
-    candidates = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in variants.items()}
-    errors = held_out_errors(loaded.model, loaded.family, variants, candidates, validation, **options)
+    started = runtime.now()
+    solved = reconstruct(teacher, own, calibration, runtime, ridge=ridge)
+    finished = runtime.now()
+    candidates = {pair: [variant.tensors, solved[pair]] for pair, variant in own.items()}
+    errors = held_out_errors(teacher, blocks, candidates, validation, runtime)
     for pair, (before, after) in errors.items():
         learners[pair].restart_from(solved[pair], before, after, (finished - started) / len(learners))
         if after >= before:
-            talk.say(f"{'.'.join(pair)}: the closed form is no better on held-out data; the pruned weights stay")
+            runtime.talk.say(f"{pair}: the closed form is no better on held-out data; the pruned weights stay")
     before, after = (sum(values) / len(errors) for values in zip(*errors.values()))
-    talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
-    return [(0, 0.0, 0.0), (1, finished - started, now(device) - finished)]
+    runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
+    return [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
 
 
 def per_variant_path(stats):

@@ -1,65 +1,80 @@
 #!/usr/bin/env python3
-"""Compose the model of one configuration out of the original and a library, loadable with from_pretrained."""
+"""Compose the models of some configurations out of the original and a library, loadable with from_pretrained."""
 
+import copy
 import sys
 
 from common import cli
-from common.records import check_writable, digest, is_done, make_record
+from common.records import check_writable, is_done
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    cli.add_library_flags(parser, library_help="the pruned or the fine-tuned library")
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="compose_model.py -n 0 1 2 -o 'composed-{n}'",
+        next_stage="model-level_finetuning.py, or an evaluation",
+    )
+    cli.add_configuration_flags(
+        parser, library_help="the pruned or the fine-tuned library", output="model-composed/{n}"
+    )
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
-    parser.add_argument("-o", "--output", required=True, help="the composed model: folder (or .pth)")
-    cli.add_output_flags(parser)
     return parser
 
 
 def run(args):
-    check_writable(args.output)
-    form = cli.output_form(args)
-    from common.compact import make_compact
-    from common.composition import compose, select_variants, variant_keys
-    from common.evaluation import parameter_counts
-    from common.library import Library
-    from common.models import (
-        data_source,
-        load_model,
-        load_tokenizer,
-        read_record,
-        reference,
-        resolve_device,
-        save_model,
-    )
+    outputs = cli.numbered(args.output, "-o", args.nth)
+    for output in outputs.values():
+        check_writable(output, is_file=output.endswith(".pth"))
+    cli.check_form(args)
+    from common.composition import choose
+    from common.inputs import open_model, open_tokenizer
 
-    loaded = load_model(args.model, resolve_device(args.device))
-    chosen = select_variants(loaded, args.configurations, args.nth)
-    library = Library.open(args.library, loaded.identity["fingerprint"])
-    tokenizer = load_tokenizer(args.tokenizer, loaded)
-    identity, keys = loaded.identity, variant_keys(library, chosen)
-    key = digest([identity["fingerprint"], keys, *form])
-    if not is_done(args.output, read_record(args.output), key, args.overwrite):
-        model, masks = loaded.model, compose(loaded.model, chosen, library)
-        if args.compact:
-            model, masks = make_compact(model, masks)
-        original = identity | {"model": reference(args.model, args.output)}
-        record = make_record(
-            "compose_model.py",
-            key,
-            original=original,
-            variants=chosen,
-            data=reference(data_source(None, loaded), args.output),
-            tokenizer=reference(tokenizer.name_or_path, args.output),
+    opened = open_model(args)
+    choices = choose(opened.loaded, args.library, args.configurations, args.nth)
+    tokenizer = open_tokenizer(args, opened.loaded)
+    results = []
+    for choice in choices:
+        counts = compose_one(args, opened, choice, tokenizer, outputs[choice.nth])
+        results.append(
+            {
+                "output": outputs[choice.nth],
+                "configuration": choice.nth,
+                "blocks_replaced": len(choice.variants),
+                **counts,
+            }
         )
-        save_model(args.output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
-        result = parameter_counts(model)
-    else:
-        result = parameter_counts(load_model(args.output).model)
-    cli.Talk(args.quiet).say(
-        f"{args.output}: configuration {args.nth} out of {args.library}, sparsity {result['sparsity']:.4f}"
-    )
-    return {"output": args.output, "configuration": args.nth, "blocks_replaced": len(chosen), **result}
+        opened.runtime.talk.say(
+            f"{outputs[choice.nth]}: configuration {choice.nth} out of {args.library}, "
+            f"sparsity {counts['sparsity']:.4f}"
+        )
+    return results[0] if len(results) == 1 else {"models": results}
+
+
+def compose_one(args, opened, choice, tokenizer, output):
+    """Compose and save a configuration's model, unless it is there; returns its counts of parameters."""
+    from common.compact import make_compact
+    from common.composition import compose, composed_record
+    from common.evaluation import parameter_counts
+    from common.models import data_source, load_model, read_record, save_model
+
+    loaded = opened.loaded
+    made_from = {
+        "model": loaded.identity["fingerprint"],
+        "variants": choice.keys(),
+        "compact": args.compact,
+        "sparse": args.sparse,
+    }
+    if is_done(output, read_record(output), made_from, args.overwrite):
+        return parameter_counts(load_model(output).model)
+    model = copy.deepcopy(loaded.model)
+    masks = compose(model, choice)
+    if args.compact:
+        model, masks = make_compact(model, masks)
+    source = data_source(None, loaded)
+    record = composed_record("compose_model.py", made_from, choice, loaded, output, tokenizer, source)
+    save_model(output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
+    return parameter_counts(model)
 
 
 def main(argv=None):

@@ -12,10 +12,32 @@ from common import cli, schemes
 from common.errors import UserError
 from common.records import check_writable, keeps_existing, write_json
 
+# destinations of the flags that only a search reads
+SEARCH_FLAGS = (
+    "budget",
+    "budget_of",
+    "measure",
+    "objective",
+    "score_examples",
+    "rounds",
+    "report",
+    "configurations",
+    "tokenizer",
+    "data",
+    "max_length",
+    "limit",
+    "batch_size",
+)
+
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="config_generator.py -m model/t5 --attention 0.25 0.5 0.25 --linear 0.3 0.3 0.5 -n 3",
+        next_stage="prune_scheme_generator.py",
+    )
+    cli.add_model_flag(parser)
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
     parser.add_argument(
         "--attention",
@@ -61,6 +83,9 @@ def run(args):
 def generate(args):
     """Configurations at the given rates."""
     given = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
+    cli.refuse_unused(args, SEARCH_FLAGS, "goes with --search")
+    if args.grid:
+        cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
     if not (args.attention and args.linear and (args.number or args.grid)):
         raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
     for kind, rates in given.items():
@@ -69,10 +94,10 @@ def generate(args):
                 f"--{kind.replace('_', '-')} has {len(rates)} rates, but -n asks for {args.number} "
                 "configurations; give one rate for each"
             )
-    from common.architectures import prunable_modules
-    from common.models import load_model, resolve_device
+    from common.blocks import prunable_modules
+    from common.inputs import open_model
 
-    loaded = load_model(args.model, resolve_device(args.device))
+    loaded = open_model(args).loaded
     modules = prunable_modules(loaded.model, neurons=args.feed_forward is not None)
     if args.grid:
         rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
@@ -83,7 +108,7 @@ def generate(args):
 
 def search(args):
     """For each budget, the configuration of a library's variants that loses least."""
-    talk = cli.Talk(args.quiet)
+    cli.refuse_unused(args, ["attention", "linear", "feed_forward", "number", "grid"], "has no part in a --search")
     files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
     paths = [Path(path).resolve() for path in files.values() if path]
     if len(set(paths)) < len(paths):
@@ -94,57 +119,45 @@ def search(args):
     if args.report:
         check_writable(args.report, is_file=True)
     grid = schemes.read_configurations(args.configurations)
-    from common import budgets, costs
     from common.composition import check_model
-    from common.data import load_examples
+    from common.inputs import open_study
     from common.library import Library
-    from common.models import data_source, load_model, load_tokenizer, resolve_device
+    from common.search import Candidates, check_feasible, count, find, limits, rates_of, report
 
-    device = resolve_device(args.device)
-    loaded = load_model(args.model, device)
+    opened = open_study(args)
+    loaded, talk = opened.loaded, opened.runtime.talk
     check_model(grid.model, loaded, args.configurations)
     library = Library.open(args.search, loaded.identity["fingerprint"])
-    validation = load_examples(
-        data_source(args.data, loaded),
-        "validation",
-        load_tokenizer(args.tokenizer, loaded),
-        loaded.family,
-        classes=loaded.model.config.num_labels,
-        max_length=args.max_length,
-        limit=args.limit,
+    validation = opened.split(args, "validation")
+    candidates = Candidates(
+        loaded, grid, library, validation, opened.runtime, number=args.score_examples, objective=args.objective
     )
-    candidates = budgets.Candidates(
-        loaded,
-        grid,
-        library,
-        validation,
-        number=args.score_examples,
-        objective=args.objective,
-        batch_size=args.batch_size,
-        device=device,
-        talk=talk,
-    )
-    cost = costs.count(args.measure, loaded, candidates.keeps(), device)
+    cost = count(args.measure, loaded, candidates.keeps(), opened.runtime.device)
+    if cost.excess:
+        talk.say(
+            f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
+            "the machine does other work, so measure again when it is quiet"
+        )
     uniform = {n: candidates.configuration(n, args.configurations) for n in args.budget_of or ()}
-    limits = budgets.limits(cost, args.budget or ()) + [cost.of(choice) for choice in uniform.values()]
-    if not limits:
+    allowed = limits(cost, args.budget or ()) + [cost.of(choice) for choice in uniform.values()]
+    if not allowed:
         raise UserError("--search: give one budget or more, with --budget or --budget-of")
-    budgets.check_feasible(cost, limits)
+    check_feasible(cost, allowed)
     scores = candidates.scores()
     talk.say(
         f"{args.search}: {candidates.scored} variants scored, "
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
-    found = budgets.find(candidates, cost, limits, scores, rounds=args.rounds)
+    found = find(candidates, cost, allowed, scores, rounds=args.rounds)
     if args.report:
-        write_json(args.report, budgets.report(candidates, cost, scores, found, uniform))
+        write_json(args.report, report(candidates, cost, scores, found, uniform))
     configurations = schemes.Configurations(
-        grid.model, grid.modules, [budgets.rates_of(choice, candidates, grid.modules) for choice, _ in found]
+        grid.model, grid.modules, [rates_of(each.choice, candidates, grid.modules) for each in found]
     )
     return configurations, {
         "measure": args.measure,
         "dense": candidates.dense(),
-        "found": [figures for _, figures in found],
+        "found": [each.figures for each in found],
         "scored": candidates.scored,
         "seconds": {name: round(spent, 3) for name, spent in candidates.seconds.items()},
     }

@@ -10,20 +10,21 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.records import check_writable, digest, is_done, make_record
+from common.families import FAMILIES
+from common.records import check_writable, is_done, make_record
 
-HUB_TYPES, DEMO_TYPES = ("t5", "distilbert"), ("t5-demo", "distilbert-demo")
+DEMO_TYPES = ("t5-demo", "distilbert-demo")
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument(
-        "model_type", metavar="MODEL_TYPE", choices=HUB_TYPES + DEMO_TYPES, help=", ".join(HUB_TYPES + DEMO_TYPES)
+    parser = cli.build_parser(
+        __doc__, overwrite=True, example="download_model.py t5-demo", next_stage="config_generator.py"
     )
+    types = (*FAMILIES, *DEMO_TYPES)
+    parser.add_argument("model_type", metavar="MODEL_TYPE", choices=types, help=", ".join(types))
     parser.add_argument(
         "--checkpoint",
-        help="hub id of another checkpoint of the same family; "
-        "without it google-t5/t5-small or lvwerra/distilbert-imdb",
+        help="hub id of another checkpoint of this type; without it the study's, which t5 and distilbert have",
     )
     parser.add_argument("--name", help="name of the folders; without it the model type")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
@@ -31,24 +32,28 @@ def build_parser():
 
 
 def run(args):
-    if args.checkpoint and args.model_type in DEMO_TYPES:
+    is_demo = args.model_type in DEMO_TYPES
+    if args.checkpoint and is_demo:
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
     name = args.name or args.model_type
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
     for path in (model_path, tokenizer_path):
         check_writable(path)
     from common import demo
-    from common.architectures import FAMILIES
+    from common.devices import resolve_device
     from common.evaluation import parameter_counts
-    from common.models import download, load_model, read_record, reference, resolve_device, save_model, save_tokenizer
+    from common.models import download, load_model, read_record, reference, save_model, save_tokenizer
+    from common.studies import study_of, usual_task
 
     talk = cli.Talk(args.quiet)
     device = resolve_device(args.device)
-    is_demo = args.model_type in DEMO_TYPES
-    family = FAMILIES[args.model_type.removesuffix("-demo")]
-    checkpoint = args.checkpoint or family.checkpoint
-    key = digest([args.model_type, args.seed, demo.VERSION] if is_demo else [args.model_type, checkpoint])
-    if is_done(model_path, read_record(model_path), key, args.overwrite) and tokenizer_path.exists():
+    family = args.model_type.removesuffix("-demo")
+    checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
+    if not is_demo and checkpoint is None:
+        raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
+    made_from = {"type": args.model_type}
+    made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
+    if is_done(model_path, read_record(model_path), made_from, args.overwrite) and tokenizer_path.exists():
         talk.say(f"{model_path}: is there already")
         return {
             "model": str(model_path),
@@ -66,18 +71,18 @@ def run(args):
             talk=talk,
             checkpoint_path=f"{model_path}.checkpoint",
         )
+        data = data_path
     else:
         model, tokenizer = download(checkpoint, family, talk)
-        data_path, measured = family.data, {}
+        data, measured = study_of(family).data, {}
     save_tokenizer(tokenizer_path, tokenizer)
     record = make_record(
         "download_model.py",
-        key,
+        made_from,
         model_type=args.model_type,
+        task=usual_task(family),
         measured=measured,
-        seed=args.seed if is_demo else None,
-        checkpoint=None if is_demo else checkpoint,
-        data=reference(data_path, model_path),
+        data=reference(data, model_path),
         tokenizer=reference(tokenizer_path, model_path),
     )
     save_model(model_path, model, record)

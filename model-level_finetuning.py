@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tune the composed model of one configuration, its removed weights held at zero (or taken out, --compact).
+"""Fine-tune the composed models of some configurations, removed weights held at zero (or taken out, --compact).
 
 With the pruned library this is the baseline, with the fine-tuned library the composed run; nothing else differs.
 """
@@ -10,16 +10,21 @@ import sys
 from pathlib import Path
 
 from common import cli
-from common.records import check_writable, digest, is_done, make_record
+from common.records import check_writable, digest, is_done
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    cli.add_library_flags(parser, library_help="the pruned library (baseline) or the fine-tuned one (composed)")
-    parser.add_argument("-o", "--output", required=True, help="the fine-tuned model: .pth, or a folder")
-    cli.add_output_flags(parser)
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="model-level_finetuning.py -p modules-pruned -n 0 1 -o 'baseline-{n}' --epochs 2",
+        next_stage="evaluate-t5.py or evaluate-distilbert.py",
+    )
+    cli.add_configuration_flags(
+        parser, library_help="the pruned library (baseline) or the fine-tuned one", output="model-finetuned/{n}"
+    )
     cli.add_data_flags(parser, batch_size=32)
-    cli.add_training_flags(parser, epochs=3, early_stop=0)
+    cli.add_training_flags(parser, epochs=3, early_stop=0, stats="the output's name and .csv")
     parser.add_argument(
         "--distill",
         type=cli.fraction,
@@ -39,119 +44,116 @@ def build_parser():
 
 
 def run(args):
-    talk = cli.Talk(args.quiet)
-    check_writable(args.output, is_file=args.output.endswith(".pth"))
-    form = cli.output_form(args)
-    from common import stats, training
-    from common.checkpoints import Checkpoint
-    from common.compact import make_compact
-    from common.composition import compose, select_variants, variant_keys
-    from common.data import load_examples
-    from common.evaluation import parameter_counts
-    from common.library import Library
-    from common.models import (
-        data_source,
-        load_model,
-        load_tokenizer,
-        read_record,
-        reference,
-        resolve_device,
-        save_model,
-    )
+    cli.check_form(args)
+    outputs = cli.numbered(args.output, "-o", args.nth)
+    stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    from common.composition import choose
+    from common.inputs import open_study, recipe_from
+    from common.stats import check_stats
 
-    stats.check_stats(args.stats)
-    device = resolve_device(args.device)
-    loaded = load_model(args.model, device)
-    chosen = select_variants(loaded, args.configurations, args.nth)
-    library = Library.open(args.library, loaded.identity["fingerprint"])
-    tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
-    train, validation = (
-        load_examples(
-            source,
-            split,
-            tokenizer,
-            loaded.family,
-            classes=loaded.model.config.num_labels,
-            max_length=args.max_length,
-            limit=args.limit,
-        )
-        for split in ("train", "validation")
-    )
-    recipe = training.recipe_from(
+    for nth in args.nth:
+        check_writable(outputs[nth], is_file=outputs[nth].endswith(".pth"))
+        check_stats(stats_files[nth])
+    opened = open_study(args)
+    choices = choose(opened.loaded, args.library, args.configurations, args.nth)
+    train, validation = opened.split(args, "train"), opened.split(args, "validation")
+    study = opened.loaded.study
+    recipe = recipe_from(
         args,
-        loaded.family.model_lr,
+        study.model_lr,
         target_loss=args.target_loss,
         distill=args.distill,
-        dropout=loaded.family.dropout if args.dropout is None else args.dropout,
+        dropout=study.dropout if args.dropout is None else args.dropout,
     )
-    identity = loaded.identity
-    key = digest(
-        [
-            identity["fingerprint"],
-            variant_keys(library, chosen),
-            recipe.to_json(),
-            train.fingerprint(),
-            validation.fingerprint(),
-            *form,
-        ]
-    )
-    record = read_record(args.output)
-    if is_done(args.output, record, key, args.overwrite) and Path(args.stats).exists():
-        talk.say(f"{args.output}: is there already, made from the same inputs and settings")
-        return {"output": args.output, "configuration": args.nth, "skipped": True, **record["measured"]}
+    results = [
+        finetune(args, opened, choice, train, validation, recipe, outputs[choice.nth], stats_files[choice.nth])
+        for choice in choices
+    ]
+    return results[0] if len(results) == 1 else {"models": results}
 
-    model = loaded.model
-    teacher = copy.deepcopy(model).requires_grad_(False) if recipe.distill else None
-    masks = compose(model, chosen, library)
+
+def finetune(args, opened, choice, train, validation, recipe, output, stats_file):
+    """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result."""
+    from common.checkpoints import Checkpoint
+    from common.compact import make_compact
+    from common.composition import compose
+    from common.models import read_record
+    from common.stats import write_stats
+    from common.training import Learner, ModelObjective, fit, steps_of
+
+    loaded, talk = opened.loaded, opened.runtime.talk
+    made_from = {
+        "model": loaded.identity["fingerprint"],
+        "variants": choice.keys(),
+        **recipe.to_json(),
+        "training_examples": train.fingerprint(),
+        "validation_examples": validation.fingerprint(),
+        "compact": args.compact,
+        "sparse": args.sparse,
+    }
+    record = read_record(output)
+    if is_done(output, record, made_from, args.overwrite) and Path(stats_file).exists():
+        talk.say(f"{output}: is there already, made from the same inputs and settings")
+        return {"output": output, "configuration": choice.nth, "skipped": True, **record["measured"]}
+
+    model = copy.deepcopy(loaded.model)
+    masks = compose(model, choice)
     if args.compact:
         model, masks = make_compact(model, masks)
-    learner = training.Learner(dict(model.named_parameters()), masks, recipe, training.steps_of(train, recipe))
-    learners = {"model": learner}
-    checkpoint = Checkpoint(f"{args.output}.checkpoint", {"model": key})
-    progress = training.fit(
-        learners,
-        training.model_batch(model, teacher, recipe.distill, recipe.dropout),
+    learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe))
+    objective = ModelObjective(model, recipe, teacher=loaded.model)
+    checkpoint = Checkpoint(f"{output}.checkpoint", {"model": digest(made_from)})
+    progress = fit(
+        {"model": learner},
+        objective,
         train,
         validation,
         recipe,
-        device=device,
-        talk=talk,
-        checkpoint=checkpoint,
-        on_epoch=lambda progress: stats.write_stats(args.stats, learners, progress),
+        opened.runtime,
+        checkpoint,
+        on_epoch=lambda progress: write_stats(stats_file, {"model": learner}, progress),
     )
+    measured = save(args, opened, choice, model, masks, learner, progress, made_from, output)
+    checkpoint.remove()
+    talk.say(
+        f"{output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
+        f"(epoch {measured['best_epoch']})"
+    )
+    return {
+        "output": output,
+        "configuration": choice.nth,
+        "skipped": False,
+        **measured,
+        "seconds": round(progress.seconds, 3),
+        "stats": stats_file,
+    }
+
+
+def save(args, opened, choice, model, masks, learner, progress, made_from, output):
+    """Save a fine-tuned model with its record; returns what was measured."""
+    from common.composition import composed_record
+    from common.evaluation import parameter_counts
+    from common.models import save_model
+
     measured = {
-        "val_loss_before": learner.history[0][2],
+        "val_loss_before": learner.history[0].val_loss,
         "val_loss": learner.best_loss,
         "best_epoch": learner.best_epoch,
         "epochs": progress.epoch,
         **parameter_counts(model),
     }
-    original = identity | {"model": reference(args.model, args.output)}
-    record = make_record(
+    record = composed_record(
         "model-level_finetuning.py",
-        key,
-        original=original,
-        variants=chosen,
-        recipe=recipe.to_json(),
-        library_stage=library.record["stage"],
+        made_from,
+        choice,
+        opened.loaded,
+        output,
+        opened.tokenizer,
+        opened.source,
         measured=measured,
-        data=reference(source, args.output),
-        tokenizer=reference(tokenizer.name_or_path, args.output),
     )
-    save_model(args.output, model.eval(), record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
-    checkpoint.remove()
-    talk.say(
-        f"{args.output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
-        f"(epoch {measured['best_epoch']})"
-    )
-    return {
-        "output": args.output,
-        "configuration": args.nth,
-        "skipped": False,
-        **measured,
-        "seconds": round(progress.seconds, 3),
-        "stats": args.stats,
-    }
+    save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, sparse=args.sparse)
+    return measured
 
 
 def main(argv=None):

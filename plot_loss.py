@@ -2,19 +2,43 @@
 """Plot training and validation loss of one stats CSV or several, side by side in one picture."""
 
 import io
+import os
+import re
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 from common import cli
 from common.errors import UserError
 from common.records import check_writable, keeps_existing, write_bytes
 
-FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # and what to leave out
+MARK = "composable-pruning plot_loss.py"  # in every picture, so that we know our own again
+# Metadata: our mark, and without the date and version that matplotlib adds, equal inputs give equal files.
+FORMATS = {
+    "png": {"Software": MARK},
+    "pdf": {"Creator": MARK, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": MARK, "Date": None},
+}
+# How the mark stands in a file's metadata: a picture that only mentions this script somewhere is not ours.
+SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<dc:title>{MARK}</dc:title>"}
+WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
+BLOCK_STATS = "modules-finetuned.csv"  # where block-level fine-tuning leaves its stats
+# Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
+# 11 markers come round at different times, the first 77 curves of a panel all look different.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
+MARKERS = "os^DvPX*<p>"
+MARKED_EPOCHS = 25  # a longer curve has markers at some epochs only, else they would run together
+
+# By epoch: validation and training loss, and the validation losses of a library's variants (epochs x variants).
+# Of variants, `val` is the median and `train` is None; of one run, `variants` is None.
+Losses = namedtuple("Losses", "val train variants")
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument("csv", nargs="+", metavar="CSV", help="stats of block-level or model-level fine-tuning")
+    example = "plot_loss.py baseline-0.csv composed-0.csv --labels baseline composed -o loss.png"
+    parser = cli.build_parser(__doc__, overwrite=True, example=example)
+    csv_help = f"stats, or stats of blocks, that fine-tuning wrote; without it {BLOCK_STATS} and {cli.FINE_TUNED}/*.csv"
+    parser.add_argument("csv", nargs="*", default=None, metavar="CSV", help=csv_help)
     parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
     parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
     parser.add_argument(
@@ -26,29 +50,52 @@ def build_parser():
 
 
 def run(args):
-    labels = args.labels or [Path(path).stem for path in args.csv]
-    if len(labels) != len(args.csv):
-        raise UserError(f"--labels: {len(labels)} names for {len(args.csv)} files; give one for each")
-    if len(args.csv) % args.panels:
-        raise UserError(f"--panels: {len(args.csv)} files cannot be spread evenly over {args.panels} panels")
+    paths = args.csv or stats_here()
+    labels = args.labels or default_labels(paths)
+    if len(labels) != len(paths):
+        raise UserError(f"--labels: {len(labels)} names for {len(paths)} files; give one for each")
+    if len(paths) % args.panels:
+        raise UserError(f"--panels: {len(paths)} files cannot be spread evenly over {args.panels} panels")
     suffix = Path(args.output).suffix[1:].lower()
     if suffix not in FORMATS:
         raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(args.output, is_file=True)
-    tables = [read_stats(path) for path in args.csv]
-    figure = draw(tables, labels, args.panels, args.log, args.title)
-    picture = io.BytesIO()
-    # without the date or version that matplotlib adds, equal inputs give equal files
-    figure.savefig(picture, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
-    if not keeps_existing(args.output, picture.getvalue(), args.overwrite):
-        write_bytes(args.output, picture.getvalue())
-    best = {label: round(float(table["val_loss"].min()), 6) for label, table in zip(labels, tables)}
-    cli.Talk(args.quiet).say(f"{args.output}: {len(tables)} curves")
+    curves = [read_stats(path) for path in paths]
+    content = picture(draw(curves, labels, panels=args.panels, log=args.log, title=args.title), suffix)
+    sign = SIGNS[suffix].encode()
+    if not keeps_existing(args.output, content, args.overwrite, is_derived=lambda found: sign in found):
+        write_bytes(args.output, content)
+    names = labels if len(set(labels)) == len(labels) else paths  # panels may use a label each
+    best = {name: round(float(losses.val.min()), 6) for name, losses in zip(names, curves)}
+    cli.Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
     return {"output": args.output, "best_val_loss": best}
 
 
+def stats_here():
+    """The stats that fine-tuning leaves in this folder by default: of the blocks, then of the models by number.
+
+    Raises:
+        UserError: there are none.
+    """
+    models = [path for path in Path(cli.FINE_TUNED).glob("*.csv") if not path.stem.endswith("-blocks")]
+    models.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)])
+    paths = [str(path) for path in (Path(BLOCK_STATS), *models) if path.is_file()]
+    if not paths:
+        raise UserError(f"neither {BLOCK_STATS} nor {cli.FINE_TUNED}/*.csv is here; {WRITERS} them, or name CSVs")
+    return paths
+
+
+def default_labels(paths):
+    """STEM, or FOLDER/STEM where that repeats or is a bare number, or the path where even that repeats."""
+    full = [Path(os.path.abspath(path)) for path in paths]
+    stems = [path.stem for path in full]
+    unclear = [stem.isdecimal() or stems.count(stem) > 1 for stem in stems]
+    labels = [f"{path.parent.name}/{path.stem}" if more else path.stem for path, more in zip(full, unclear)]
+    return [label if labels.count(label) == 1 else path for label, path in zip(labels, paths)]
+
+
 def read_stats(path):
-    """A stats CSV as a data frame.
+    """The `Losses` in a stats CSV. Variants that have stopped early keep their last loss in the median.
 
     Raises:
         UserError: absent, or not such a CSV.
@@ -56,50 +103,88 @@ def read_stats(path):
     import pandas
 
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; block-level_finetuning.py and model-level_finetuning.py write stats")
+        raise UserError(f"{path}: no such file; {WRITERS} stats")
     try:
-        table = pandas.read_csv(path)
+        table = pandas.read_csv(path, dtype={"block": str, "variant": str})
         numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)
-    except (ValueError, KeyError, UnicodeDecodeError, pandas.errors.ParserError, pandas.errors.EmptyDataError):
-        raise UserError(
-            f"{path}: is no stats CSV (it needs the columns epoch, train_loss and val_loss, in numbers)"
-        ) from None
+        if not numbers["epoch"].abs().lt(float("inf")).all():
+            raise ValueError("an epoch is no number")
+    except (ValueError, KeyError):
+        needs = "it needs the columns epoch, train_loss and val_loss, in numbers"
+        raise UserError(f"{path}: is no stats CSV ({needs})") from None
     if numbers.empty:
         raise UserError(f"{path}: has no epoch in it")
     if numbers["val_loss"].isna().all():
         raise UserError(f"{path}: its val_loss is empty")
-    return numbers
+    if not {"block", "variant"} <= set(table):
+        by_epoch = numbers.set_index("epoch")
+        return Losses(by_epoch["val_loss"], by_epoch["train_loss"], None)
+    rows = numbers.assign(block=table["block"].fillna(""), variant=table["variant"].fillna(""))
+    if rows.duplicated(["block", "variant", "epoch"]).any():
+        raise UserError(f"{path}: a variant has several rows for one epoch; keep one of them")
+    variants = rows.pivot(index="epoch", columns=["block", "variant"], values="val_loss")
+    return Losses(variants.ffill().median(axis=1), None, variants)
 
 
-def draw(tables, labels, panels, log, title):
-    """The figure: validation loss as a solid line and training loss as a dotted one, a colour a table."""
-    import matplotlib
+def draw(curves, labels, *, panels=1, log=False, title=None):
+    """The figure: validation losses as solid lines, a run's training loss as a dotted one of the same colour.
 
-    matplotlib.use("Agg")  # no window is wanted, and there may be no display
-    matplotlib.rcParams["svg.hashsalt"] = "plot_loss"
-    from matplotlib import pyplot
+    Args:
+        curves: list of `Losses`. Variants' are thin, light lines, with their median as a thick one.
+        panels: a divisor of the number of curves.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
+    from matplotlib.ticker import MaxNLocator
 
-    figure, axes = pyplot.subplots(
-        1, panels, figsize=(7 if panels == 1 else 4.2 * panels, 4.2), squeeze=False, sharey=True
-    )
-    per_panel = len(tables) // panels
-    for index, (table, label) in enumerate(zip(tables, labels)):
-        axis = axes[0, index // per_panel]
-        (line,) = axis.plot(table["epoch"], table["val_loss"], marker="o", markersize=3.5, label=label)
-        axis.plot(table["epoch"], table["train_loss"], linestyle=":", color=line.get_color())
-    for number, axis in enumerate(axes[0]):
-        axis.plot([], [], color="grey", label="validation")
-        axis.plot([], [], color="grey", linestyle=":", label="training")
+    figure = Figure(figsize=(7 if panels == 1 else 4.2 * panels, 4.2))
+    axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
+    per_panel = len(curves) // panels
+    for number, axis in enumerate(axes):
+        named, kinds = [], {"validation": {}}  # for the legend: lines with a name, and the look of each kind of line
+        mine = slice(number * per_panel, (number + 1) * per_panel)
+        for index, (losses, label) in enumerate(zip(curves[mine], map(plain, labels[mine]))):
+            marker = MARKERS[index % len(MARKERS)]
+            style = {"color": COLOURS[index % len(COLOURS)], "markevery": -(-len(losses.val) // MARKED_EPOCHS)}
+            if losses.variants is None:
+                named += axis.plot(losses.val, marker=marker, label=label, **style)
+                axis.plot(losses.train, marker=marker, markersize=4, markerfacecolor="white", linestyle=":", **style)
+                kinds["training"] = {"linestyle": ":"}
+            else:
+                count = losses.variants.shape[1]
+                faint = max(0.1, min(0.4, 2 / count**0.5))  # the more there are, the fainter, else they hide the rest
+                for _, variant in losses.variants.items():
+                    axis.plot(variant.dropna(), linewidth=0.6, alpha=faint, zorder=1, **style)
+                label = f"{label} (median of {count})"
+                named += axis.plot(losses.val, linewidth=3, marker=marker, markersize=8, label=label, **style)
+                kinds["one variant"] = {"linewidth": 0.6}
+        for kind, look in kinds.items():
+            named += axis.plot([], [], color="grey", label=kind, **look)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}  # below the axes, where it covers no curve
+        axis.legend(handles=named, fontsize=8, ncols=2 if panels == 1 else 1, **place)
         axis.set(xlabel="epoch", title=f"configuration {number}" if panels > 1 else "")
         if log:
             axis.set_yscale("log")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("loss")
+    axes[0].set_ylabel("loss")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     return figure
+
+
+def plain(text):
+    """Text that matplotlib shows as it is: what stands between two $ is no formula, and no character is unprintable."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text).replace("$", r"\$")
+
+
+def picture(figure, suffix):
+    """The bytes of the picture, the same for equal figures."""
+    import matplotlib
+
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": MARK}):  # else names within an SVG are random
+        figure.savefig(content, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
+    return content.getvalue()
 
 
 def main(argv=None):

@@ -4,56 +4,53 @@
 import sys
 
 from common import cli, schemes
-from common.records import digest
 
-METHOD = "l1 unstructured; heads by l1 of q, k, v"  # part of every variant's key: change it with the algorithm
+SALIENCY = "l1"  # an entry of masking.SALIENCIES; part of every variant's key
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
-    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="prune.py -c conf_prune.json -o modules-pruned",
+        next_stage="block-level_finetuning.py",
+    )
+    cli.add_model_flag(parser)
     parser.add_argument("-c", "--scheme", default="conf_prune.json", help="the scheme file")
-    parser.add_argument("-o", "--output", required=True, metavar="LIBRARY", help="folder of the pruned library")
+    parser.add_argument(
+        "-o", "--output", default="modules-pruned", metavar="LIBRARY", help="folder of the pruned library"
+    )
     return parser
 
 
 def run(args):
-    talk = cli.Talk(args.quiet)
     scheme = schemes.read_scheme(args.scheme)
-    from common.architectures import block_tensors, find_blocks
+    from common.blocks import block_tensors, find_blocks
     from common.composition import check_model, check_variant
+    from common.inputs import open_model
     from common.library import PRUNED, Library
-    from common.masking import prune_block
-    from common.models import load_model, resolve_device
 
-    loaded = load_model(args.model, resolve_device(args.device))
+    opened = open_model(args)
+    loaded, talk = opened.loaded, opened.runtime.talk
     check_model(scheme.model, loaded, args.scheme)
     blocks = find_blocks(loaded.model)
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
-    for name, variant in scheme.variants():
-        check_variant(f"{args.scheme}: {name}", blocks.get(name), tensors.get(name), scheme.blocks[name][variant])
+    made_from = {}
+    for pair in scheme.variants():
+        removed = scheme.blocks[pair.block][pair.variant]
+        check_variant(f"{args.scheme}: {pair.block}", blocks.get(pair.block), tensors.get(pair.block), removed)
+        made_from[pair] = {
+            "model": loaded.identity["fingerprint"],
+            "block": pair.block,
+            "removed": removed,
+            "saliency": SALIENCY,
+        }
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
-    keys = {
-        (name, variant): digest([loaded.identity["fingerprint"], name, scheme.blocks[name][variant], METHOD])
-        for name, variant in scheme.variants()
-    }
-    todo = [pair for pair, key in keys.items() if not library.has(*pair, key, args.overwrite)]
+    todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
-    for name, variant in talk.progress(todo, "pruning"):
-        removed = scheme.blocks[name][variant]
-        pruned, keeps, by_rate = prune_block(blocks[name], tensors[name], removed)
-        library.write(
-            blocks[name],
-            variant,
-            pruned,
-            keeps,
-            keys[name, variant],
-            heads_removed=count_heads_removed(blocks[name], keeps),
-            neurons_removed=count_neurons_removed(blocks[name], keeps),
-            weights_removed_by_rate=by_rate,
-            weights_removed={linear: int((~keep).sum()) for linear, keep in keeps.items()},
-        )
-    skipped = len(keys) - len(todo)
+    for pair in talk.progress(todo, "pruning"):
+        prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
+    skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
     sparsity = []
     for i, (config, requested) in enumerate(zip(scheme.configs, scheme.requested)):
@@ -68,6 +65,22 @@ def run(args):
             + f" ({measured['linear in all']:.4f} with those of removed heads and neurons)"
         )
     return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
+
+
+def prune_one(library, pair, block, tensors, made_from):
+    """Prune a variant, and write it with the counts of what was removed, measured on its masks."""
+    from common.masking import SALIENCIES, prune_block
+
+    variant, by_rate = prune_block(block, tensors, made_from["removed"], SALIENCIES[made_from["saliency"]])
+    library.write(
+        pair.variant,
+        variant,
+        made_from,
+        heads_removed=count_heads_removed(block, variant.keeps),
+        neurons_removed=count_neurons_removed(block, variant.keeps),
+        weights_removed_by_rate=by_rate,
+        weights_removed={linear: int((~keep).sum()) for linear, keep in variant.keeps.items()},
+    )
 
 
 def measure(library, config, blocks, tensors):
@@ -85,7 +98,7 @@ def measure(library, config, blocks, tensors):
         for kind, size in (("attention", block.heads), ("feed_forward", block.neurons), ("linear", weights)):
             total[kind] = total.get(kind, 0) + size
         if variant != schemes.DENSE:
-            entry = library.entry(name, variant)
+            entry = library.entry(schemes.Pair(name, variant))
             removed["attention"] += entry["heads_removed"]
             removed["feed_forward"] += entry.get("neurons_removed", 0)  # absent in libraries of before there were any
             removed["linear"] += sum(entry["weights_removed_by_rate"].values())

@@ -8,7 +8,12 @@ from common.records import check_writable, keeps_existing, write_json
 
 
 def build_parser():
-    parser = cli.build_parser(__doc__, overwrite=True)
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="prune_scheme_generator.py -i conf.json -o conf_prune.json",
+        next_stage="prune.py",
+    )
     parser.add_argument("-i", "--input", default="conf.json", help="the configurations file")
     parser.add_argument("-o", "--output", default="conf_prune.json", help="the scheme file")
     return parser
@@ -18,7 +23,7 @@ def run(args):
     scheme = schemes.make_scheme(schemes.read_configurations(args.input))
     check_writable(args.output, is_file=True)
     content = scheme.to_json()
-    if not keeps_existing(args.output, content, args.overwrite):
+    if not keeps_existing(args.output, content, args.overwrite, is_derived=schemes.is_scheme):
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())
     cli.Talk(args.quiet).say(

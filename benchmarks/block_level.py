@@ -18,17 +18,19 @@ from statistics import fmean, median
 from types import SimpleNamespace
 
 import torch
-from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
+from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 
 from common import training
-from common.architectures import FAMILIES, block_learning_rate, block_tensors, find_blocks, prunable_modules, set_block
+from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
+from common.closed_form.reconstruction import reconstruct
 from common.data import evaluation_batches, load_examples, training_batches
+from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
 from common.evaluation import accuracy, classify
 from common.masking import parameter_masks, prune_block
-from common.models import data_source, load_model, load_tokenizer, now, resolve_device
-from common.reconstruction import held_out_errors, reconstruct
+from common.models import data_source, load_model, load_tokenizer
 from common.schemes import make_scheme, uniform_configurations
+from common.teacher import BlockObjective, held_out_errors
 
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
 RIDGE = 1e-3  # the script's default; so are the numbers in `Bench.recipe`
@@ -38,7 +40,7 @@ UNSAVED = SimpleNamespace(resume=lambda learners, talk: [], save=lambda learners
 def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
-    flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
+    flags.add_argument("--model-type", choices=sorted(SIZES), default="t5", help="of the random model")
     flags.add_argument(
         "--attention",
         type=cli.rate,
@@ -76,23 +78,22 @@ def parser():
 
 
 class Bench:
-    """A model, the variants of its blocks as {(block name, variant): (block, tensors, keeps)}, and the examples."""
+    """A model, the variants of its blocks as {pair: Variant}, and the examples."""
 
     def __init__(self, args):
         self.args, self.device = args, resolve_device(args.device)
         loaded = (
             load_model(args.model, self.device) if args.model else random_model(args.model_type, args.seed, self.device)
         )
-        self.model, self.family, blocks = loaded.model, loaded.family, find_blocks(loaded.model)
+        self.loaded, self.model, self.blocks = loaded, loaded.model, find_blocks(loaded.model)
         rates = [{"attention": attention, "linear": linear} for attention, linear in zip(args.attention, args.linear)]
         scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), rates))
         self.configs, self.variants = scheme.configs, {}
-        for name, variant in scheme.variants():
-            pruned, keeps, _ = prune_block(
-                blocks[name], block_tensors(self.model, blocks[name]), scheme.blocks[name][variant]
-            )
-            self.variants[name, variant] = blocks[name], pruned, keeps
-        count = args.calibration or self.family.calibration
+        for pair in scheme.variants():
+            block = self.blocks[pair.block]
+            removed = scheme.blocks[pair.block][pair.variant]
+            self.variants[pair], _ = prune_block(block, block_tensors(self.model, block), removed)
+        count = args.calibration or loaded.study.calibration
         if args.model:
             tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
             self.train, self.validation = (
@@ -100,7 +101,8 @@ class Bench:
                     source,
                     split,
                     tokenizer,
-                    self.family,
+                    loaded.task,
+                    prefix=loaded.study.prefix,
                     classes=self.model.config.num_labels,
                     max_length=args.max_length,
                     limit=args.limit,
@@ -112,8 +114,7 @@ class Bench:
             source, length = "random tokens", RANDOM_LENGTHS[args.model_type]
             self.train = random_examples(loaded, max(count, args.reuse_examples), length, args.seed)
         self.calibration = self.train.sample(count)
-        self.run_blocks = training.block_batch(self.model, self.family, blocks)
-        self.options = {"batch_size": args.batch_size, "device": self.device, "talk": cli.Talk(args.quiet)}
+        self.runtime = Runtime(self.device, args.batch_size, cli.Talk(args.quiet))
         emit(
             figure="setting",
             model=str(loaded.path),
@@ -136,7 +137,7 @@ class Bench:
     def closed_form(self, pairs):
         """{pair: tensors}, and the seconds that took."""
         started, variants = now(self.device), {pair: self.variants[pair] for pair in pairs}
-        solved = reconstruct(self.model, self.family, variants, self.calibration, ridge=RIDGE, **self.options)
+        solved = reconstruct(self.model, variants, self.calibration, self.runtime, ridge=RIDGE)
         return solved, now(self.device) - started
 
     def better_of_both(self, solved):
@@ -145,8 +146,8 @@ class Bench:
         Returns:
             {pair: tensors}, and of these and of the pruned weights {pair: NMSE}.
         """
-        both = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in self.variants.items()}
-        errors = held_out_errors(self.model, self.family, self.variants, both, self.held_out, **self.options)
+        both = {pair: [variant.tensors, solved[pair]] for pair, variant in self.variants.items()}
+        errors = held_out_errors(self.model, self.blocks, both, self.held_out, self.runtime)
         return (
             {pair: both[pair][after < before] for pair, (before, after) in errors.items()},
             {pair: min(each) for pair, each in errors.items()},
@@ -158,7 +159,7 @@ class Bench:
             epochs=epochs,
             epoch_size=epoch_size,
             batch_size=self.args.batch_size,
-            lr=block_learning_rate(self.model),
+            lr=self.loaded.study.block_lr * 128 / self.model.config.hidden_size,
             warmup=0.1,
             weight_decay=0.01,
             clip=1.0,
@@ -192,34 +193,32 @@ class Bench:
             for learner in learners.values():
                 learner.finished |= fmean(errors[-1].values()) <= target
 
-        progress = self.fit(learners, self.run_blocks, examples, self.held_out, recipe, on_epoch=on_epoch)
-        seconds = list(itertools.accumulate(train_seconds for _, train_seconds, _ in progress.rows))
+        progress = self.fit(
+            learners,
+            BlockObjective(self.model, self.blocks, recipe),
+            examples,
+            self.held_out,
+            recipe,
+            on_epoch=on_epoch,
+        )
+        seconds = list(itertools.accumulate(row.train for row in progress.rows))
         return {pair: learner.parameters for pair, learner in learners.items()}, errors, seconds
 
-    def fit(self, learners, run_batch, examples, validation, recipe, **more):
-        return training.fit(
-            learners,
-            run_batch,
-            examples,
-            validation,
-            recipe,
-            device=self.device,
-            checkpoint=UNSAVED,
-            talk=self.options["talk"],
-            **more,
-        )
+    def fit(self, learners, objective, examples, validation, recipe, **more):
+        return training.fit(learners, objective, examples, validation, recipe, self.runtime, UNSAVED, **more)
 
     def validation_loss(self, model):
         """A model-level fine-tuning of no epochs."""
-        learner = training.Learner(dict(model.named_parameters()), {}, self.recipe(0), 0)
-        self.fit({"model": learner}, training.model_batch(model), self.train, self.validation, self.recipe(0))
+        recipe = self.recipe(0)
+        learner = training.Learner(dict(model.named_parameters()), {}, recipe, 0)
+        self.fit({"model": learner}, training.ModelObjective(model, recipe), self.train, self.validation, recipe)
         return learner.best_loss
 
     def accuracy(self, model):
         """Of a classifier on the validation split; None of a translation model."""
-        if self.family.task != "classification":
+        if self.loaded.task.name != "classification":
             return None
-        return accuracy(classify(model, self.validation, **self.options)[0], self.validation.targets)
+        return accuracy(classify(model, self.validation, self.runtime)[0], self.validation.targets)
 
 
 # --- the figures -------------------------------------------------------------------------------------------------
@@ -239,7 +238,7 @@ def teacher_passes(bench):
     seconds = in_turn(
         {
             "closed form": lambda: bench.closed_form(bench.variants),
-            "teacher pass": lambda: bench.teacher_pass(bench.family.run),
+            "teacher pass": lambda: bench.teacher_pass(bench.loaded.family.run),
             "with its head and loss": lambda: bench.teacher_pass(lambda model, batch: model(**batch)),
         },
         bench.args.rounds,
@@ -262,13 +261,11 @@ def reuse(bench):
     learners = bench.learners(bench.recipe(1), 2 * len(batches) * (bench.args.rounds + 1))
 
     def epoch(active):
+        objective = BlockObjective(bench.model, bench.blocks, bench.recipe(1))
         for positions in batches:
-            bench.run_blocks(
-                examples.batch(positions, bench.device),
-                active,
-                lambda name, compute: active[name].step(compute()[0]),
-                True,
-            )
+            begun = objective.begin(examples.batch(positions, bench.device), active)
+            for pair, loss, _ in objective.losses(begun, active, training=True):
+                active[pair].step(loss)
 
     return [
         compared(
@@ -301,7 +298,7 @@ def equal_error(bench):
 
     errors = {}
     for kinds in (("attention", "feed_forward"), ("attention",), ("feed_forward",)):
-        pairs = [pair for pair, (block, _, _) in bench.variants.items() if block.kind in kinds]
+        pairs = [pair for pair, variant in bench.variants.items() if variant.block.kind in kinds]
         if pairs:
             curve = [fmean(epoch[pair] for pair in pairs) for epoch in by_epoch]
             goal = fmean(closed[pair] for pair in pairs)
@@ -335,7 +332,7 @@ def equal_error(bench):
 def composed(bench):
     solved, spent = bench.closed_form(bench.variants)
     states = {
-        "pruned": {pair: tensors for pair, (_, tensors, _) in bench.variants.items()},
+        "pruned": {pair: variant.tensors for pair, variant in bench.variants.items()},
         "closed form": bench.better_of_both(solved)[0],
     }
     seconds = {"closed form": round(spent, 3)}
@@ -352,7 +349,7 @@ def composed(bench):
         for state, tensors in states.items():
             model = copy.deepcopy(bench.model)
             for pair in bench.configs[n].items() & bench.variants.keys():
-                set_block(model, bench.variants[pair][0], tensors[pair])
+                set_block(model, bench.variants[pair].block, tensors[pair])
             losses[state], accuracies[state] = bench.validation_loss(model), bench.accuracy(model)
         figures.append(
             {

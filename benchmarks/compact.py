@@ -23,15 +23,15 @@ from measure import (
 )
 
 from common import report, training
-from common.architectures import FAMILIES
 from common.compact import make_compact
 from common.data import training_batches
-from common.models import LoadedModel, resolve_device
+from common.devices import resolve_device
+from common.models import LoadedModel
 
 
 def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
-    flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
+    flags.add_argument("--model-type", choices=sorted(SIZES), default="t5", help="of the random model")
     flags.add_argument("--attention", type=cli.rate, default=0.5, help="fraction of the heads removed")
     flags.add_argument("--feed-forward", type=cli.rate, default=0.5, help="fraction of the neurons removed")
     flags.set_defaults(rounds=9)
@@ -75,7 +75,7 @@ def run(args):
     batch_size, length = SIZES[args.model_type]
     examples = random_examples(original, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe, steps = model_recipe(original.family, batch_size, args.seed), {}
+    recipe, steps = model_recipe(original.study, batch_size, args.seed), {}
     for way, (own, held) in {"masked": (masked.model, masks), "compact": (model, kept_masks)}.items():
         learner = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
         steps[way] = stepper(own, learner, examples, batches, device)

@@ -27,8 +27,9 @@ from pathlib import Path
 
 from measure import cli, emit, machine
 
+from common.devices import resolve_device
 from common.errors import UserError
-from common.models import data_source, load_model, resolve_device
+from common.models import data_source, load_model
 from common.records import read_json, write_bytes, write_json
 from common.schemes import SCHEME_BY, read_scheme
 
@@ -253,7 +254,7 @@ class Sweep:
         if set(self.own) != set(wanted.variants()):
             raise UserError(
                 f"{self.folder}: its blocks-*.csv are not about the variants of {scheme.name}, so their "
-                "seconds are unknown; start anew in another work folder (-o)"
+                "seconds are unknown; start again in another work folder (-o)"
             )
         return wanted
 

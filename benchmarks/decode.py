@@ -13,9 +13,10 @@ import torch
 from measure import build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 
 from common.data import load_examples
+from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import bleu, translate
-from common.models import data_source, load_model, load_tokenizer, resolve_device
+from common.models import data_source, load_model, load_tokenizer
 
 RANDOM_EXAMPLES, RANDOM_LENGTH = 256, 20  # how many, and their mean length in tokens
 
@@ -61,11 +62,12 @@ def plain(model, tokenizer, examples, *, batch_size, beams, max_new_tokens, devi
 def run(args):
     device = resolve_device(args.device)
     loaded = load_model(args.model, device) if args.model else random_model("t5", args.seed, device)
-    if loaded.family.task != "translation":
-        raise UserError(f"{args.model}: is a {loaded.family.task} model; decoding is for translation models")
+    if loaded.task.name != "translation":
+        raise UserError(f"{args.model}: is a {loaded.task.name} model; decoding is for translation models")
     if args.model:
         data, tokenizer = data_source(args.data, loaded), load_tokenizer(args.tokenizer, loaded)
-        examples = load_examples(data, "test", tokenizer, loaded.family, max_length=args.max_length, limit=args.limit)
+        prefix, lengths = loaded.study.prefix, {"max_length": args.max_length, "limit": args.limit}
+        examples = load_examples(data, "test", tokenizer, loaded.task, prefix=prefix, **lengths)
     else:
         data, tokenizer = "random tokens", Ids()
         examples = random_examples(loaded, args.limit or RANDOM_EXAMPLES, RANDOM_LENGTH, args.seed)
@@ -78,8 +80,8 @@ def run(args):
     }
     emit(**setting, **machine(device))
 
-    model, talk = loaded.model.eval(), cli.Talk(quiet=True)
-    search = {"beams": args.beams, "max_new_tokens": args.max_new_tokens, "device": device}
+    model, runtime = loaded.model.eval(), Runtime(device, args.batch_size, cli.Talk(quiet=True))
+    search = {"beams": args.beams, "max_new_tokens": args.max_new_tokens}
     sizes = list(dict.fromkeys([args.batch_size, *args.plain_batch_sizes]))
     translations = {}
 
@@ -89,14 +91,11 @@ def run(args):
 
         return call
 
-    ways = {
-        "translate": way(
-            "translate",
-            lambda: translate(model, tokenizer, examples, batch_size=args.batch_size, talk=talk, **search)[0],
-        )
-    }
+    ways = {"translate": way("translate", lambda: translate(model, tokenizer, examples, runtime, **search)[0])}
     for size in sizes:
-        ways[size] = way(size, lambda size=size: plain(model, tokenizer, examples, batch_size=size, **search))
+        ways[size] = way(
+            size, lambda size=size: plain(model, tokenizer, examples, batch_size=size, device=device, **search)
+        )
     seconds = in_turn(ways, args.rounds, device)
 
     for size in reversed(sizes):  # the one of equal batch size comes last: it is the result

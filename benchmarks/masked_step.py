@@ -25,15 +25,15 @@ from measure import (
 )
 
 from common import training
-from common.architectures import FAMILIES
 from common.data import load_examples, training_batches
-from common.models import data_source, load_model, load_tokenizer, now, resolve_device
+from common.devices import now, resolve_device
+from common.models import data_source, load_model, load_tokenizer
 
 
 def parser():
     flags = build_parser(__doc__)
     flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
-    flags.add_argument("--model-type", choices=sorted(FAMILIES), default="t5", help="of the random model")
+    flags.add_argument("--model-type", choices=sorted(SIZES), default="t5", help="of the random model")
     flags.add_argument("--attention", type=cli.rate, default=0.5, help="pruning rate of the attention modules")
     flags.add_argument("--linear", type=cli.rate, default=0.5, help="pruning rate of the Linears")
     cli.add_data_flags(flags, batch_size=None)
@@ -65,7 +65,7 @@ def shares(step, held, rounds, device):
 def run(args):
     device = resolve_device(args.device)
     loaded = load_model(args.model, device) if args.model else random_model(args.model_type, args.seed, device)
-    model, family = loaded.model, loaded.family
+    model = loaded.model
     batch_size, length = SIZES[model.config.model_type]
     batch_size = args.batch_size or batch_size
     if args.model:
@@ -73,7 +73,8 @@ def run(args):
             data_source(args.data, loaded),
             "train",
             load_tokenizer(args.tokenizer, loaded),
-            family,
+            loaded.task,
+            prefix=loaded.study.prefix,
             classes=model.config.num_labels,
             max_length=args.max_length,
             limit=args.limit,
@@ -81,7 +82,7 @@ def run(args):
     else:
         examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe = model_recipe(family, batch_size, args.seed)
+    recipe = model_recipe(loaded.study, batch_size, args.seed)
     masks = prune(model, {"attention": args.attention, "linear": args.linear})
     emit(**machine(device))
 

@@ -15,10 +15,11 @@ import torch
 import transformers
 
 from common import cli, training
-from common.architectures import FAMILIES, block_tensors, find_blocks, prunable_modules, set_block
+from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.data import Examples
+from common.devices import now
 from common.masking import parameter_masks, prune_block
-from common.models import LoadedModel, now
+from common.models import LoadedModel, model_class
 from common.schemes import select, uniform_configurations
 
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
@@ -83,38 +84,41 @@ def prune(model, rates):
     blocks = find_blocks(model)
     masks = {}
     for name, counts in removed.items():
-        pruned, keeps, _ = prune_block(blocks[name], block_tensors(model, blocks[name]), counts)
-        set_block(model, blocks[name], pruned)
-        masks |= {f"{name}.{parameter}": mask for parameter, mask in parameter_masks(blocks[name], keeps).items()}
+        block = blocks[name]
+        variant, _ = prune_block(block, block_tensors(model, block), counts)
+        set_block(model, block, variant.tensors)
+        masks |= {f"{block.root}.{key}": mask for key, mask in parameter_masks(block, variant.keeps).items()}
     return masks
 
 
-def model_recipe(family, batch_size, seed):
+def model_recipe(study, batch_size, seed):
     """That of model-level fine-tuning by its defaults."""
     return training.Recipe(
         epochs=1,
         epoch_size=None,
         batch_size=batch_size,
-        lr=family.model_lr,
+        lr=study.model_lr,
         warmup=0.1,
         weight_decay=0.01,
         clip=1.0,
         early_stop=0,
         precision="fp32",
         seed=seed,
-        dropout=family.dropout,
+        dropout=study.dropout,
     )
 
 
 def stepper(model, learner, examples, batches, device):
     """A function that takes the next batch's training step, as `training.fit` does."""
-    run_batch = training.model_batch(model, dropout=learner.recipe.dropout)
+    objective = training.ModelObjective(model, learner.recipe)
     positions = itertools.cycle(batches)
 
-    def consume(_, compute):
-        learner.step(compute()[0])
+    def step():
+        batch = examples.batch(next(positions), device)
+        for _, loss, _ in objective.losses(objective.begin(batch, ["model"]), ["model"], training=True):
+            learner.step(loss)
 
-    return lambda: run_batch(examples.batch(next(positions), device), {"model": learner}, consume, True)
+    return step
 
 
 # --- models of true size -----------------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def random_model(family, seed, device):
         "t5": transformers.T5Config(vocab_size=32128, decoder_start_token_id=0),  # its defaults are T5-small's
         "distilbert": transformers.DistilBertConfig(),
     }[family]
-    model = getattr(transformers, FAMILIES[family].model_class)(config)
+    model = model_class(family)(config)
     return LoadedModel(model.to(device).eval(), Path(f"random-{family}"))
 
 
@@ -142,6 +146,6 @@ def random_examples(loaded, count, length, seed):
         ]
 
     inputs = [sequence() for _ in range(count)]
-    translates = loaded.family.task == "translation"
+    translates = loaded.task.name == "translation"
     targets = [sequence() if translates else draw.randrange(2) for _ in inputs]
-    return Examples(loaded.family.task, inputs, targets, [("", "")] * count, pad=0)
+    return Examples(loaded.task, inputs, targets, [("", "")] * count, pad=0)

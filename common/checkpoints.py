@@ -22,7 +22,7 @@ class Checkpoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             fits = all(content["keys"].get(name) == key for name, key in self.keys.items())
-        except Exception:  # damaged, or not ours: start anew, nothing of the user's is in it
+        except Exception:  # damaged, or not ours: start again, nothing of the user's is in it
             return None
         return content if fits else None
 
@@ -41,7 +41,7 @@ class Checkpoint:
             torch.save(
                 {
                     "keys": self.keys,
-                    "rows": rows,
+                    "rows": [tuple(row) for row in rows],
                     "learners": {_text(name): learner.state() for name, learner in learners.items()},
                 },
                 handle,

@@ -5,18 +5,20 @@ Torch is not imported here, so that `--help` and a mistyped flag answer at once.
 
 import argparse
 import errno
-import json
 import os
 import sys
+import textwrap
 import time
 import traceback
 
 from common.errors import UserError
+from common.records import json_text
 
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
+MODELS, FINE_TUNED = "model", "model-finetuned"  # folders where the stages leave models
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 # What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
-MENDABLE = {
+FIXABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -37,23 +39,47 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         silent = action.default is None or action.default is False or action.required
         return action.help if silent else super()._get_help_string(action)
 
+    def _fill_text(self, text, width, indent):
+        """Paragraph by paragraph, and a file's name stays in one piece."""
+        paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+        return "\n\n".join(
+            textwrap.fill(each, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            for each in paragraphs
+        )
+
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that shows defaults in its help and answers a mistake with a single line."""
+    """ArgumentParser that shows defaults in its help, answers a mistake with a single line, and knows what was given.
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
+    The parsed arguments have one more attribute, `given`: the destinations of the flags that stood on the command line.
+    """
+
+    def __init__(self, description, epilog=None):
+        super().__init__(description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def parse_known_args(self, args=None, namespace=None):
+        defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        absent = object()
+        namespace, rest = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, absent)))
+        namespace.given = {name for name in defaults if getattr(namespace, name) is not absent}
+        for name in defaults.keys() - namespace.given:
+            setattr(namespace, name, defaults[name])
+        return namespace, rest
 
-def build_parser(description, *, overwrite):
+
+def build_parser(description, *, overwrite, example=None, next_stage=None):
     """A parser with the flags that every script takes.
 
-    `overwrite`: whether the script writes an output that may be there already.
+    Args:
+        overwrite: whether the script writes an output that may be there already.
+        example: a command line for the end of the help.
+        next_stage: the script that usually comes next.
     """
-    parser = Parser(description)
+    ends = [f"example: {example}" if example else "", f"next stage: {next_stage}" if next_stage else ""]
+    parser = Parser(description, "\n\n".join(end for end in ends if end) or None)
     parser.add_argument(
         "--device",
         default="auto",
@@ -70,12 +96,61 @@ def build_parser(description, *, overwrite):
     return parser
 
 
-def add_library_flags(parser, *, library_help):
-    """The flags of the two scripts that put a configuration's model together."""
-    parser.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
-    parser.add_argument("-p", "--library", required=True, help=library_help)
+def refuse_unused(args, names, reason):
+    """Make sure that flags which would have no effect were not given.
+
+    Args:
+        names: the flags' destinations.
+    Raises:
+        UserError: one was given; `reason` says what it goes with.
+    """
+    for name in names:
+        if name in args.given:
+            raise UserError(f"--{name.replace('_', '-')}: {reason}")
+
+
+def add_model_flag(parser, help="the original model: folder or .pth"):
+    """-m, which may be left out where there is one model alone."""
+    parser.add_argument("-m", "--model", help=f"{help}; without it the only one in {MODELS}")
+
+
+def numbered(template, flag, numbers):
+    """A path for each configuration: `{n}` in the template stands for its number.
+
+    Raises:
+        UserError: there are several numbers, and no `{n}`.
+    """
+    if len(numbers) > 1 and "{n}" not in template:
+        raise UserError(
+            f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"
+        )
+    return {n: template.replace("{n}", str(n)) for n in numbers}
+
+
+def add_configuration_flags(parser, *, library_help, output):
+    """The flags of the two scripts that put configurations' models together, and write them to `output`."""
+    add_model_flag(parser)
+    parser.add_argument("-p", "--library", default="modules-finetuned", help=library_help)
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations")
-    parser.add_argument("-n", "--nth", type=natural, required=True, help="which configuration, counted from 0")
+    parser.add_argument(
+        "-n", "--nth", type=natural, nargs="+", required=True, help="which configurations, counted from 0"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        default=output,
+        help="folder, or .pth, of the model; {n} stands for the configuration's number, for which several need it",
+    )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="take removed heads and neurons out of the model, so that it really is smaller and faster",
+    )
+    parser.add_argument(
+        "--sparse",
+        action="store_true",
+        help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
+    )
 
 
 def add_search_flags(parser):
@@ -117,47 +192,44 @@ def add_search_flags(parser):
         "--rounds",
         type=natural,
         default=1,
-        help="how often, at most, a choice is mended by scoring variants within the chosen model",
+        help="how often, at most, a choice is improved by scoring variants within the chosen model",
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
     add_data_flags(parser, batch_size=32)
 
 
-def add_output_flags(parser):
-    """The flags of the two scripts that write a configuration's model."""
-    parser.add_argument(
-        "--compact",
-        action="store_true",
-        help="take removed heads and neurons out of the model, so that it really is smaller and faster",
-    )
-    parser.add_argument(
-        "--sparse",
-        action="store_true",
-        help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
-    )
-
-
-def output_form(args):
-    """What was asked for of `add_output_flags`: part of the output's key.
+def check_form(args):
+    """Make sure that what was asked for of the output's form can be.
 
     Raises:
         UserError: a sparse .pth.
     """
     if args.sparse and args.output.endswith(".pth"):
         raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
-    return [name for name in ("compact", "sparse") if getattr(args, name)]
 
 
-def add_report_flags(parser):
-    """The flags of the two evaluation scripts that report a model's size and speed."""
+def add_evaluation_flags(parser):
+    """The flags of the two evaluation scripts."""
     parser.add_argument(
-        "--report", metavar="FILE", help="JSON file for size, multiply-adds and seconds, measured beside the original's"
+        "-m",
+        "--model",
+        nargs="+",
+        help=f"the models: folders or .pth; without it those in {FINE_TUNED}, else the only one in {MODELS}",
+    )
+    parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
+    parser.add_argument("--beams", type=positive, default=1, help="beams of a translation's search; 1 is greedy")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="JSON file for size, multiply-adds and seconds, measured beside the original's; {name} stands for the "
+        "model's name, for which several models need it",
     )
     parser.add_argument(
         "--original",
         metavar="MODEL",
         help="the model to report beside; without it the one that the model's record names",
     )
+    add_data_flags(parser, batch_size=64)
 
 
 def add_data_flags(parser, *, batch_size):
@@ -174,7 +246,7 @@ def add_data_flags(parser, *, batch_size):
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
 
 
-def add_training_flags(parser, *, epochs, early_stop):
+def add_training_flags(parser, *, epochs, early_stop, stats):
     """The flags of the two fine-tuning scripts."""
     parser.add_argument("--epochs", type=natural, default=epochs, help="epochs, at most")
     parser.add_argument(
@@ -203,7 +275,7 @@ def add_training_flags(parser, *, epochs, early_stop):
         default="fp32",
         help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
     )
-    parser.add_argument("--stats", required=True, help="CSV for the losses of every epoch")
+    parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
 
 
 def _number(kind, accept, wanted):
@@ -260,14 +332,14 @@ class Talk:
 def launch(parser, run, argv=None):
     """Parse, run, report: the result as one JSON line on stdout, and the exit code.
 
-    0: done. 1 with a traceback: a bug. 2 with one line on stderr: something the user can mend.
+    0: done. 1 with a traceback: a bug. 2 with one line on stderr: something the user can fix.
     130: interrupted.
     """
     args = parser.parse_args(argv)
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1":  # several processes would write the same outputs
             raise UserError("the suite runs in one process; start it without torchrun or accelerate launch")
-        print(json.dumps(run(args)), flush=True)
+        print(json_text(run(args)), flush=True)
         return 0
     except UserError as error:
         message = str(error)
@@ -278,7 +350,7 @@ def launch(parser, run, argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in FIXABLE:
             traceback.print_exc()
             return 1
         message = f"{error.filename or 'writing'}: {error.strerror}"

@@ -8,8 +8,8 @@ import copy
 
 import torch
 
-from common.architectures import COMPACT, block_tensors, features, find_blocks
-from common.models import model_class
+from common import modeling_compact
+from common.blocks import block_tensors, features, find_blocks
 
 
 @torch.no_grad()
@@ -39,21 +39,21 @@ def make_compact(model, masks):
         *inner, out = block.linears
         if block.kind == "attention":
             heads = working_heads(block, block_tensors(model, block))
-            numbers = kept_heads.get(block.name, range(block.heads))
-            kept_heads[block.name] = [numbers[head] for head in heads.tolist()]
-            width = state[f"{block.name}.{out}.weight"].shape[1] // block.heads
+            numbers = kept_heads.get(block.root, range(block.heads))
+            kept_heads[block.root] = [numbers[head] for head in heads.tolist()]
+            width = state[f"{block.root}.{out}.weight"].shape[1] // block.heads
             index = (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
         else:
             index, constant = working_neurons(model, block)
-            kept_neurons[block.name] = len(index)
+            kept_neurons[block.root] = len(index)
             if constant is not None:
-                state[f"{block.name}.{out}.bias"] = state[f"{block.name}.{out}.bias"] + constant
+                state[f"{block.root}.{out}.bias"] = state[f"{block.root}.{out}.bias"] + constant
         for linear in inner:
-            cut(f"{block.name}.{linear}.weight", 0, index)
-            cut(f"{block.name}.{linear}.bias", 0, index)
-        cut(f"{block.name}.{out}.weight", 1, index)
+            cut(f"{block.root}.{linear}.weight", 0, index)
+            cut(f"{block.root}.{linear}.bias", 0, index)
+        cut(f"{block.root}.{out}.weight", 1, index)
 
-    compact_class = model_class(COMPACT + model.config.model_type.removeprefix(COMPACT))
+    compact_class = getattr(modeling_compact, f"Compact{type(model).__name__.removeprefix('Compact')}")
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
     compact = compact_class.from_pretrained(
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation

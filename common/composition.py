@@ -1,9 +1,15 @@
 """Composing: the model of one configuration, out of the original and a library of block variants."""
 
-from common.architectures import block_tensors, find_blocks, set_block
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.blocks import block_tensors, find_blocks, set_block
 from common.errors import UserError
+from common.library import Library
 from common.masking import parameter_masks
-from common.schemes import read_configurations, select
+from common.models import reference
+from common.records import make_record
+from common.schemes import Pair, read_configurations, select
 
 
 def check_model(made_for, loaded, path):
@@ -21,7 +27,7 @@ def check_model(made_for, loaded, path):
     if made_for["fingerprint"] != identity["fingerprint"]:
         raise UserError(
             f"{path}: was made for another model ({made_for['name']}, {made_for['type']}) than "
-            f"{loaded.path}; make it anew for this one, or give the model it was made for"
+            f"{loaded.path}; make it again for this one, or give the model it was made for"
         )
     return identity
 
@@ -30,7 +36,7 @@ def check_variant(where, block, tensors, removed):
     """Make sure that a variant's counts fit a block of the model.
 
     Args:
-        block: an `architectures.Block`, or None if the model has none of that name.
+        block: a `blocks.Block`, or None if the model has none of that name.
         tensors: the block's own.
         removed: {"heads", "weights"} and perhaps "neurons", see `schemes.Scheme`.
     Raises:
@@ -45,50 +51,81 @@ def check_variant(where, block, tensors, removed):
     )
     if not fits:
         raise UserError(
-            f"{where}: does not fit the model; its 'modules' were changed: make conf.json anew with config_generator.py"
+            f"{where}: does not fit the model; its 'modules' were changed: "
+            "make conf.json again with config_generator.py"
         )
 
 
-def select_variants(loaded, configurations_path, nth):
-    """The variants that the n-th configuration of a `conf.json` puts into a model: {block name: variant}.
+@dataclass(frozen=True)
+class Choice:
+    """A configuration's variants, {block's name: variant's name}, and the library that they are in."""
 
-    Raises:
-        UserError: no such configuration, or not this model's.
-    """
-    configurations = read_configurations(configurations_path)
-    chosen, removed = select(configurations, nth, configurations_path)
-    check_model(configurations.model, loaded, configurations_path)
-    blocks = find_blocks(loaded.model)
-    for name in chosen:
-        own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
-        check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
-    return chosen
+    nth: int
+    variants: dict[str, str]
+    library: Library
+
+    def keys(self) -> dict[str, str]:
+        """What each variant was made from, as digests by block: part of what a composed model is made from.
+
+        Raises:
+            UserError: a variant is missing from the library.
+        """
+        return {block: self.library.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
 
 
-def compose(model, chosen, library):
-    """Replace blocks of `model`, in place, by variants from a library.
+def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:
+    """What some configurations of a `conf.json` put into a model, one `Choice` for each of their numbers.
 
     Args:
-        chosen: {block name: variant}; a block that is not named stays the original's.
-        library: an open `Library` of the same model.
+        loaded: the original, a `models.LoadedModel`.
+    Raises:
+        UserError: no such configuration, or it is not this model's, or the library lacks a variant.
+    """
+    configurations = read_configurations(configurations_path)
+    selected = [select(configurations, nth, configurations_path) for nth in numbers]
+    check_model(configurations.model, loaded, configurations_path)
+    blocks = find_blocks(loaded.model)
+    for _, removed in selected:
+        for name in removed:
+            own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
+            check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
+    library = Library.open(library_path, loaded.identity["fingerprint"])
+    choices = [Choice(nth, variants, library) for nth, (variants, _) in zip(numbers, selected)]
+    for choice in choices:
+        choice.keys()  # before any work: all variants are there
+    return choices
+
+
+def compose(model, choice: Choice) -> dict:
+    """Replace blocks of `model`, in place, by the variants of a choice; other blocks stay the original's.
+
     Returns:
         {parameter name: bool mask} of the composed model, for `masking.HeldMasks`.
     Raises:
-        UserError: a variant is missing from the library or damaged; the model may then be partly replaced.
+        UserError: a variant's file is damaged; the model may then be partly replaced.
     """
-    blocks = find_blocks(model)
-    masks = {}
-    for name, variant in chosen.items():
-        tensors, keeps = library.read(blocks[name], variant)
-        set_block(model, blocks[name], tensors)
-        masks |= {f"{name}.{parameter}": mask for parameter, mask in parameter_masks(blocks[name], keeps).items()}
+    blocks, masks = find_blocks(model), {}
+    for name, variant_name in choice.variants.items():
+        block, tensors, keeps = choice.library.read(blocks[name], variant_name)
+        set_block(model, block, tensors)
+        masks |= {f"{block.root}.{parameter}": mask for parameter, mask in parameter_masks(block, keeps).items()}
     return masks
 
 
-def variant_keys(library, chosen):
-    """What the chosen variants were made from, {block: key}: part of the key of what is made out of them.
+def composed_record(script: str, made_from: dict, choice: Choice, loaded, output: str, tokenizer, source, **content):
+    """The record of a model that was composed out of `loaded`, the original: see `records.make_record`.
 
-    Raises:
-        UserError: a variant is missing from the library.
+    Args:
+        source: where the data are; None if that is not known.
     """
-    return {block: library.entry(block, variant)["key"] for block, variant in chosen.items()}
+    return make_record(
+        script,
+        made_from,
+        task=loaded.task.name,
+        original=loaded.identity | {"model": reference(loaded.path, output)},
+        variants=choice.variants,
+        library_stage=choice.library.record["stage"],
+        data=reference(source, output),
+        tokenizer=reference(tokenizer.name_or_path, output),
+        **content,
+    )

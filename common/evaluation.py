@@ -4,8 +4,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from common.data import evaluation_batches
-from common.models import now
+from common.data import Examples, evaluation_batches
+from common.devices import Runtime
 
 # How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
 # the encoder holds all of them, and costs much the same for few rows as for many. Memory: the cache of so many batches.
@@ -14,37 +14,39 @@ DROPPED = 0.25  # once this fraction of the rows has ended they are dropped; to 
 
 
 @torch.inference_mode()
-def translate(model, tokenizer, examples, *, batch_size, beams, max_new_tokens, device, talk):
+def translate(
+    model, tokenizer, examples: Examples, runtime: Runtime, *, beams: int, max_new_tokens: int
+) -> tuple[list[str], float]:
     """Translate all examples, batched by length, by `model.generate`: greedily with 1 beam, in `greedy`'s way then.
 
     Args:
-        batch_size: examples that the encoder takes at once; the decoder takes as many, times the beams if there are
-            several, or times DECODED_TOGETHER.
+        runtime: its batch size is how many examples the encoder takes at once; the decoder takes as many, times the
+            beams if there are several, or times DECODED_TOGETHER.
         max_new_tokens: longest translation in tokens, the end token counted in.
     Returns:
         (translations, seconds): detokenized strings in the order of the examples, and the time generation took.
     """
     model.eval()
     search = {"num_beams": beams, "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
-    together = batch_size
+    together = runtime.batch_size
     if beams == 1:
         search["custom_generate"] = greedy
         together *= DECODED_TOGETHER
     translations = [None] * len(examples)
-    started = now(device)
-    for positions in talk.progress(evaluation_batches(examples, together), "translating"):
-        states, mask = _encode(model, examples, positions, batch_size, device)
+    started = runtime.now()
+    for positions in runtime.talk.progress(evaluation_batches(examples, together), "translating"):
+        states, mask = _encode(model, examples, positions, runtime)
         tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
         for position, text in zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
             translations[position] = text
-    return translations, now(device) - started
+    return translations, runtime.now() - started
 
 
-def _encode(model, examples, positions, batch_size, device):
+def _encode(model, examples, positions, runtime):
     """The encoder's states (examples, source length, d_model) and mask (examples, source length), batch by batch."""
     states, masks = [], []
-    for start in range(0, len(positions), batch_size):
-        batch = examples.batch(positions[start : start + batch_size], device)
+    for start in range(0, len(positions), runtime.batch_size):
+        batch = examples.batch(positions[start : start + runtime.batch_size], runtime.device)
         mask = batch["attention_mask"]
         states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         masks += mask
@@ -67,7 +69,7 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
     states, cache = inputs["encoder_outputs"].last_hidden_state, inputs["past_key_values"]
     # Added to the attention's scores. The model would make its like out of the plain mask again in every step.
     mask = (1 - inputs["attention_mask"][:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
-    rows = torch.arange(len(input_ids), device=input_ids.device)  # the examples that are in the batch yet
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # the examples that are still in the batch
     going = torch.ones_like(rows, dtype=torch.bool)
     found = [None] * len(input_ids)
     while True:
@@ -96,7 +98,7 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
             going = going[going]
 
 
-def bleu(translations, references):
+def bleu(translations: list[str], references: list[str]) -> tuple[float, str]:
     """Corpus BLEU (0-100) by sacrebleu, on detokenized text.
 
     Args:
@@ -116,7 +118,7 @@ def bleu(translations, references):
 
 
 @torch.inference_mode()
-def classify(model, examples, *, batch_size, device, talk):
+def classify(model, examples: Examples, runtime: Runtime) -> tuple[list[int], float]:
     """The predicted class of every example, batched by length.
 
     Returns:
@@ -124,16 +126,16 @@ def classify(model, examples, *, batch_size, device, talk):
     """
     model.eval()
     predictions = [None] * len(examples)
-    started = now(device)
-    for positions in talk.progress(evaluation_batches(examples, batch_size), "classifying"):
-        batch = examples.batch(positions, device)
+    started = runtime.now()
+    for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
+        batch = examples.batch(positions, runtime.device)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         for position, prediction in zip(positions, logits.argmax(-1).tolist()):
             predictions[position] = prediction
-    return predictions, now(device) - started
+    return predictions, runtime.now() - started
 
 
-def accuracy(predictions, labels):
+def accuracy(predictions: list[int], labels: list[int]) -> float:
     """The fraction (0-1) of predictions that equal their label.
 
     Raises:
@@ -145,7 +147,7 @@ def accuracy(predictions, labels):
 
 
 @torch.no_grad()
-def parameter_counts(model):
+def parameter_counts(model) -> dict[str, float]:
     """{"parameters", "nonzero_parameters", "sparsity"} of a model; tied parameters count once."""
     total = sum(p.numel() for p in model.parameters())
     nonzero = sum(int(torch.count_nonzero(p)) for p in model.parameters())

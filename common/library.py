@@ -11,8 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from common.blocks import Block, Variant
 from common.errors import UserError
-from common.records import RECORD_NAME, atomic_file, check_writable, file_digest, make_record, read_json, write_json
+from common.records import (
+    RECORD_NAME,
+    atomic_file,
+    check_writable,
+    differences,
+    digest,
+    file_digest,
+    make_record,
+    read_json,
+    write_json,
+)
+from common.schemes import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
@@ -40,7 +52,7 @@ class Library:
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
         record = read_json(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
         if not isinstance(record.get("model"), dict) or not _are_entries(record.get("variants")):
-            raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library anew")
+            raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library again")
         if record["model"].get("fingerprint") != model_fingerprint:
             raise UserError(
                 f"{folder}: was made for another model ({record['model'].get('name')}); "
@@ -64,44 +76,46 @@ class Library:
         check_writable(folder / RECORD_NAME)
         if (folder / RECORD_NAME).exists():
             return cls.open(folder, model["fingerprint"], stage)
-        if any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
-        library = cls(folder, make_record(script, None, stage=stage, model=model, variants={}))
+        made_from = {"model": model["fingerprint"], "stage": stage}
+        library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
         write_json(folder / RECORD_NAME, library.record)  # at once: an interrupted run must know its folder again
         return library
 
-    def variants(self):
-        """All (block, variant) pairs that the library holds."""
-        return [(entry["block"], entry["variant"]) for entry in self.record["variants"].values()]
+    def variants(self) -> list[Pair]:
+        """All pairs that the library holds."""
+        return [Pair(entry["block"], entry["variant"]) for entry in self.record["variants"].values()]
 
-    def entry(self, block, variant):
+    def entry(self, pair: Pair) -> dict:
         """The record of a variant.
 
         Raises:
             UserError: the library has no such variant.
         """
-        entry = self.record["variants"].get(_id(block, variant))
+        entry = self.record["variants"].get(str(pair))
         if entry is None:
             raise UserError(
-                f"{self.folder}: has no variant {variant} of {block}; run prune.py (and "
+                f"{self.folder}: has no variant {pair.variant} of {pair.block}; run prune.py (and "
                 "block-level_finetuning.py) again with the scheme of this conf.json"
             )
         return entry
 
-    def has(self, block, variant, key, overwrite):
-        """Whether the variant is there already, made from the same things.
+    def has(self, pair: Pair, made_from: dict, overwrite: bool) -> bool:
+        """Whether the variant is there already, made from the same things (see `records.make_record`).
 
         Raises:
             UserError: it was made from other things, and `overwrite` is off.
         """
-        entry = self.record["variants"].get(_id(block, variant))
+        entry = self.record["variants"].get(str(pair))
         if entry is None:
             return False
-        if entry["key"] == key and self._is_intact(entry):
+        is_same = entry["key"] == digest(made_from)
+        if is_same and self._is_intact(entry):
             return True
-        if entry["key"] != key and not overwrite:
+        if not is_same and not overwrite:
             raise UserError(
-                f"{self.folder}: {_id(block, variant)} is there already, made with other settings; "
+                f"{self.folder}: {pair} is there already, made with other settings{differences(entry, made_from)}; "
                 "choose another library or pass --overwrite"
             )
         return False
@@ -110,51 +124,52 @@ class Library:
         path = self.folder / entry["file"]
         return path.exists() and file_digest(path) == entry["sha256"]
 
-    def write(self, block, variant, tensors, keeps, key, **measured):
+    def write(self, name: str, variant: Variant, made_from: dict, **measured) -> None:
         """Write one variant's module file, then its entry in the record.
 
         Args:
-            block: an `architectures.Block`.
-            tensors: {"q.weight": tensor}.
-            keeps: {"q": bool tensor}, the masks of the weights.
-            key: digest of everything that determined the tensors.
+            name: of the variant.
+            variant: its tensors and masks.
+            made_from: everything that determined the tensors, see `records.make_record`.
             measured: further JSON values for the record.
         Raises:
             UserError: the block is larger than a numpy dtype can be.
         """
+        block, tensors, keeps = variant
+        pair = Pair(block.name, name)
         arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
         arrays |= {f"{name}.keep": keep.cpu().numpy() for name, keep in keeps.items()}
-        file = f"{block.name}.{variant}.npy"
+        file = f"{pair}.npy"
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
-        self.record["variants"][_id(block.name, variant)] = {
-            "block": block.name,
-            "variant": variant,
+        self.record["variants"][str(pair)] = {
+            "block": pair.block,
+            "variant": pair.variant,
             "file": file,
-            "key": key,
+            "key": digest(made_from),
+            "made_from": made_from,
             "sha256": file_digest(self.folder / file),
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             **measured,
         }
         write_json(self.folder / RECORD_NAME, self.record)
 
-    def annotate(self, block, scores):
-        """Add the "score" of some of a block's variants to their entries: {variant: JSON value}."""
+    def annotate(self, block: str, scores: dict) -> None:
+        """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}."""
         for variant, score in scores.items():
-            self.entry(block, variant)["score"] = score
+            self.entry(Pair(block, variant))["score"] = score
         write_json(self.folder / RECORD_NAME, self.record)
 
-    def read(self, block, variant):
-        """One variant as torch tensors, checked against its record.
+    def read(self, block: Block, name: str) -> Variant:
+        """One variant as torch tensors (float32, masks bool), checked against its record.
 
-        Returns:
-            (tensors, keeps): {"q.weight": float32}, {"q": bool}.
         Raises:
-            UserError: the variant is missing, or its file is truncated, foreign or not what the record says.
+            UserError: the variant is missing, or its file is truncated, foreign or not what the record says, or holds
+                values that are not finite.
         """
         import torch
 
-        entry = self.entry(block.name, variant)
+        entry = self.entry(Pair(block.name, name))
         path = self.folder / entry["file"]
         remedy = "delete the file and run the script that made the library again"
         if not path.exists():
@@ -164,10 +179,14 @@ class Library:
         arrays = unpack(path)
         if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
             raise UserError(f"{path}: does not hold the tensors its record lists; {remedy}")
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return (
-            {name: tensor for name, tensor in tensors.items() if not name.endswith(".keep")},
-            {name.removesuffix(".keep"): tensor for name, tensor in tensors.items() if name.endswith(".keep")},
+        for field, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"{path}: its {field} holds values that are not finite; {remedy}")
+        tensors = {field: torch.from_numpy(array) for field, array in arrays.items()}
+        return Variant(
+            block,
+            {field: tensor for field, tensor in tensors.items() if not field.endswith(".keep")},
+            {field.removesuffix(".keep"): tensor for field, tensor in tensors.items() if field.endswith(".keep")},
         )
 
 
@@ -180,10 +199,6 @@ def _are_entries(variants):
         and isinstance(entry.get("shapes"), dict)
         for entry in variants.values()
     )
-
-
-def _id(block, variant):
-    return f"{block}.{variant}"
 
 
 def _to_numpy(tensor):

@@ -4,10 +4,15 @@ A mask is a bool tensor named `keep`: True = kept. Exactly k entries are removed
 (the earlier goes first), never by a threshold, which would remove more than asked wherever weights tie.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
+from common.blocks import Block, Variant
 
-def keep_largest(scores, removed):
+
+def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     """Keep all but the `removed` smallest scores.
 
     Where no scores tie, this is the mask of `torch.nn.utils.prune.l1_unstructured` for scores |W|.
@@ -34,7 +39,7 @@ def head_scores(q, k, v, heads):
     Args:
         q, k, v: weights of shape (heads * head_dim, d_model).
     Returns:
-        float64 tensor of shape (heads,). Double precision, so that the ranking does not hang on the order of sums.
+        float64 tensor of shape (heads,). Double precision, so that the ranking does not depend on the order of sums.
     """
     rows = torch.cat([w.detach().view(heads, -1) for w in (q, k, v)], dim=1)  # (heads, 3 * head_dim * d_model)
     return rows.abs().sum(dim=1, dtype=torch.float64)
@@ -52,25 +57,45 @@ def neuron_scores(inner, out):
     return rows.abs().sum(dim=1, dtype=torch.float64)
 
 
-def prune_block(block, tensors, removed):
-    """Prune one block: whole heads by the l1 of Q, K and V, whole neurons by l1, Linears by l1, unstructured.
+def weight_scores(weight):
+    """The magnitude of every weight, in the shape of the weight."""
+    return weight.abs()
+
+
+class Saliency(NamedTuple):
+    """How a block's parts are ranked: what scores least goes first.
+
+    `heads`: (q, k, v, number of heads) -> (heads,); `neurons`: ([inner weights], output weight) -> (neurons,);
+    `weights`: weight -> the weight's shape.
+    """
+
+    heads: Callable
+    neurons: Callable
+    weights: Callable
+
+
+SALIENCIES = {"l1": Saliency(head_scores, neuron_scores, weight_scores)}
+
+
+def prune_block(
+    block: Block, tensors: dict[str, torch.Tensor], removed: dict, saliency: Saliency = SALIENCIES["l1"]
+) -> tuple[Variant, dict[str, int]]:
+    """Prune one block: whole heads, whole neurons, and single weights of Linears, those that score least.
 
     A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection. The
     out-projection's own weights are ranked over the whole of it at its own rate; the heads' columns go on top. So it is
     with neurons: their rows (and biases) in the inner Linears and their columns in the output Linear.
 
     Args:
-        block: an `architectures.Block`.
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
         removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed}}.
     Returns:
-        (pruned, keeps, by_rate): new tensors with zeros where pruned; bool masks {Linear: (out, in)}; and
-        {Linear: weights removed by its own rate}, measured on the masks.
+        (the variant, {Linear: weights removed by its own rate, measured on the masks}).
     """
     keeps = {name: torch.ones_like(tensors[f"{name}.weight"], dtype=torch.bool) for name in block.linears}
     by_rate = {}
     for name, count in removed["weights"].items():
-        keeps[name] = keep_largest(tensors[f"{name}.weight"].abs(), count)
+        keeps[name] = keep_largest(saliency.weights(tensors[f"{name}.weight"]), count)
         by_rate[name] = int((~keeps[name]).sum())
     *inner, out = block.linears
     weights = [tensors[f"{name}.weight"] for name in inner]
@@ -78,9 +103,9 @@ def prune_block(block, tensors, removed):
     if removed["heads"]:
         # A head's width is q's rows over the heads; T5 lets it differ from d_model over the heads.
         width = weights[0].shape[0] // block.heads
-        features = keep_largest(head_scores(*weights, block.heads), removed["heads"]).repeat_interleave(width)
+        features = keep_largest(saliency.heads(*weights, block.heads), removed["heads"]).repeat_interleave(width)
     elif removed.get("neurons"):
-        features = keep_largest(neuron_scores(weights, tensors[f"{out}.weight"]), removed["neurons"])
+        features = keep_largest(saliency.neurons(weights, tensors[f"{out}.weight"]), removed["neurons"])
     if features is not None:
         for name in inner:
             keeps[name] &= features[:, None]
@@ -91,10 +116,10 @@ def prune_block(block, tensors, removed):
         name: torch.where(masks[name], tensor.detach(), 0) if name in masks else tensor.detach().clone()
         for name, tensor in tensors.items()
     }
-    return pruned, keeps, by_rate
+    return Variant(block, pruned, keeps), by_rate
 
 
-def parameter_masks(block, keeps):
+def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Masks by parameter name, a removed head's or neuron's biases included: {"q.weight": bool (out, in), "q.bias":
     (out,)}.
 

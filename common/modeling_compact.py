@@ -1,16 +1,21 @@
-"""T5 and DistilBERT whose removed heads and neurons are gone, not just zero.
+"""Models whose removed heads and neurons are gone, not just zero: T5, BART, Marian, BERT and DistilBERT.
 
 This file needs torch and transformers alone. A copy of it goes into the folder of every compact model, which then loads
 wherever these two are, with `trust_remote_code=True`; in a process that has imported the suite it loads without.
 
-A compact config is the original's and, by the name of the module, what is left: `kept_heads`, the original's numbers of
-the heads, and `kept_neurons`, a count. A module that is not named is whole.
+A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
+numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole.
 
 In a saved `config.json` a notice stands for the activation function, whose name is kept beside it. So a plain class
 that is given the folder refuses at once and says what to do; it would otherwise tell of shapes that don't fit.
+
+A further family is an entry in `LAYOUTS` for each class of its blocks' root modules, and a call of `compact_classes`.
 """
 
 import copy
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -18,12 +23,12 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    DistilBertConfig,
+    BartForConditionalGeneration,
+    BertForSequenceClassification,
     DistilBertForSequenceClassification,
-    T5Config,
+    MarianMTModel,
     T5ForConditionalGeneration,
 )
-from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 
 NOTICE = (
@@ -32,70 +37,121 @@ NOTICE = (
 )
 
 
-class CompactT5Config(T5Config):
-    """A T5Config and what is left of each module."""
+class Layout(NamedTuple):
+    """Where a block's Linears lie, as dotted paths within its root module, and what counts its heads."""
 
-    model_type = "compact-t5"
-
-    kept_heads: dict | None = None
-    kept_neurons: dict | None = None
-    original_activation: str | None = None  # in files only
-
-    def __post_init__(self, **kwargs):
-        if self.original_activation is not None:
-            self.feed_forward_proj, self.original_activation = self.original_activation, None
-        super().__post_init__(**kwargs)
-
-    def to_dict(self):
-        return super().to_dict() | {
-            "feed_forward_proj": NOTICE.format("AutoModelForSeq2SeqLM"),
-            "original_activation": self.feed_forward_proj,
-        }
+    inner: tuple[str, ...]  # of an attention block: queries, keys, values
+    out: str  # the Linear that they feed
+    heads: str = ""  # the attribute with the number of heads; none in a feed-forward block
 
 
-class CompactDistilBertConfig(DistilBertConfig):
-    """A DistilBertConfig and what is left of each module."""
+BART_ATTENTION = Layout(("q_proj", "k_proj", "v_proj"), "out_proj", heads="num_heads")
+BART_FEED_FORWARD = Layout(("fc1",), "fc2")
+LAYOUTS = {  # by the class of a block's root module
+    "T5Attention": Layout(("q", "k", "v"), "o", heads="n_heads"),
+    "T5DenseActDense": Layout(("wi",), "wo"),
+    "T5DenseGatedActDense": Layout(("wi_0", "wi_1"), "wo"),
+    "BartAttention": BART_ATTENTION,
+    "BartEncoderLayer": BART_FEED_FORWARD,
+    "BartDecoderLayer": BART_FEED_FORWARD,
+    "MarianAttention": BART_ATTENTION,
+    "MarianEncoderLayer": BART_FEED_FORWARD,
+    "MarianDecoderLayer": BART_FEED_FORWARD,
+    "BertAttention": Layout(("self.query", "self.key", "self.value"), "output.dense", heads="self.num_attention_heads"),
+    "BertLayer": Layout(("intermediate.dense",), "output.dense"),
+    "DistilBertSelfAttention": Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads"),
+    "FFN": Layout(("lin1",), "lin2"),
+}
 
-    model_type = "compact-distilbert"
 
-    kept_heads: dict | None = None
-    kept_neurons: dict | None = None
-    original_activation: str | None = None  # in files only
+# --- making modules smaller --------------------------------------------------------------------------------------
 
-    def __post_init__(self, **kwargs):
-        if self.original_activation is not None:
-            self.activation, self.original_activation = self.original_activation, None
-        super().__post_init__(**kwargs)
 
-    def to_dict(self):
-        return super().to_dict() | {
-            "activation": NOTICE.format("AutoModelForSequenceClassification"),
-            "original_activation": self.activation,
-        }
+def make_smaller(model, config):
+    """Give the modules as many heads and neurons as the config says. The right weights are loaded afterwards."""
+    for name, heads in (config.kept_heads or {}).items():
+        keep_parts(model.get_submodule(name), heads)
+    for name, neurons in (config.kept_neurons or {}).items():
+        keep_parts(model.get_submodule(name), range(neurons))
+
+
+def smaller(module, parts):
+    """A copy of an attention module that has only some of its heads, to be timed; `module` stays as it is.
+
+    Its weights are those of the first heads, as many as there are `parts`. What is not cut it shares with `module`.
+    """
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    own = copy.deepcopy(module, shared)
+    keep_parts(own, parts)
+    return own
+
+
+def keep_parts(module, parts):
+    """Make the root module of a block smaller, in place, to some of its heads or neurons.
+
+    Its class says which: a BartAttention loses heads, and a BartEncoderLayer neurons, although it contains attention
+    too. `parts` are places among the heads or neurons that are there. The Linears are cut to size, whichever the parts
+    are; only T5's attention must know which of its heads they are.
+
+    Raises:
+        TypeError: the module is not the root of a block.
+    """
+    layout = layout_of(module)
+    out, width = module.get_submodule(layout.out), len(parts)
+    if layout.heads:
+        owner, _, count = layout.heads.rpartition(".")
+        owner = module.get_submodule(owner)
+        width *= out.in_features // getattr(owner, count)
+        if isinstance(module, T5Attention):
+            note_heads(module, parts)
+        setattr(owner, count, len(parts))
+        for name in {"inner_dim", "all_head_size"} & vars(owner).keys():
+            setattr(owner, name, width)
+    shrink([module.get_submodule(name) for name in layout.inner], out, width)
+
+
+def layout_of(module):
+    """The layout of the block that a module is the root of.
+
+    Raises:
+        TypeError: it is not the root of one.
+    """
+    for base in type(module).__mro__:
+        if base.__name__ in LAYOUTS:
+            return LAYOUTS[base.__name__]
+    raise TypeError(f"{type(module).__name__} is not the root module of a block; known are {', '.join(LAYOUTS)}")
+
+
+@torch.no_grad()
+def shrink(inner, out, width):
+    """Cut what lies between some Linears and the one that they feed down to `width`."""
+    for linear in inner:
+        linear.out_features = width
+        linear.weight = nn.Parameter(linear.weight[:width].clone())  # (width, in)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias[:width].clone())
+    out.in_features = width
+    out.weight = nn.Parameter(out.weight[:, :width].clone())  # (out, width)
+
+
+# --- T5 ----------------------------------------------------------------------------------------------------------
+
+
+def note_heads(attention, heads):
+    """Make a T5Attention one that knows which heads it has, and let it keep some, by their places among those."""
+    if not hasattr(attention, "kept_heads"):
+        attention.__class__ = CompactT5Attention
+        attention.kept_heads, attention.all_heads = list(range(attention.n_heads)), attention.n_heads
+    attention.kept_heads = [attention.kept_heads[head] for head in heads]
+    attention._index = attention._whole_bias = None
 
 
 class CompactT5Attention(T5Attention):
-    """T5's attention with some of its heads.
+    """T5's attention with some of its heads; `note_heads` makes it.
 
     The layers of a stack share the relative position bias that the first of them makes. It stays at full width, (1, all
     heads, queries, keys), and each layer takes the heads that it has.
     """
-
-    def __init__(self, whole):
-        """`whole`: the T5Attention that this one takes the place of."""
-        super().__init__(whole.config, whole.has_relative_attention_bias, whole.layer_idx, whole.is_causal)
-        self.load_state_dict(whole.state_dict())
-        self.to(whole.q.weight.device)
-        self.kept_heads, self.all_heads = list(range(whole.n_heads)), whole.n_heads
-        self._index = self._whole_bias = None
-
-    def keep(self, heads):
-        """Keep some heads, by their place among those that are there."""
-        self.kept_heads = [self.kept_heads[head] for head in heads]
-        self.n_heads = len(self.kept_heads)
-        self.inner_dim = self.n_heads * self.key_value_proj_dim
-        shrink((self.q, self.k, self.v), self.o, self.inner_dim)
-        self._index = None
 
     def _own(self, position_bias):
         """The kept heads' part of (1, all heads, queries, keys)."""
@@ -132,79 +188,88 @@ class CompactT5Attention(T5Attention):
         return output, shared, weights
 
 
-class CompactT5ForConditionalGeneration(T5ForConditionalGeneration):
-    """T5 with as many heads and neurons in each module as its config says."""
+# --- configs and models ------------------------------------------------------------------------------------------
 
-    config_class = CompactT5Config
+
+@dataclass(repr=False, eq=False)
+class CompactConfig:
+    """What a compact config adds to the original's."""
+
+    activation_attribute: ClassVar[str]  # a notice stands for its value in files
+    auto_model: ClassVar[str]  # the class that the notice names
+
+    kept_heads: dict | None = None
+    kept_neurons: dict | None = None
+    original_activation: str | None = None  # in files only
+
+    def __post_init__(self, **kwargs):
+        if self.original_activation is not None:
+            setattr(self, self.activation_attribute, self.original_activation)
+            self.original_activation = None
+        super().__post_init__(**kwargs)
+
+    def to_dict(self):
+        return super().to_dict() | {
+            self.activation_attribute: NOTICE.format(self.auto_model),
+            "original_activation": getattr(self, self.activation_attribute),
+        }
+
+
+class CompactModel:
+    """What a compact model adds to the original's class."""
 
     def __init__(self, config):
         super().__init__(config)
-        for name, module in [pair for pair in self.named_modules() if isinstance(pair[1], T5Attention)]:
-            parent, _, own_name = name.rpartition(".")
-            setattr(self.get_submodule(parent), own_name, CompactT5Attention(module))
         make_smaller(self, config)
 
 
-class CompactDistilBertForSequenceClassification(DistilBertForSequenceClassification):
-    """DistilBERT with as many heads and neurons in each module as its config says."""
+def compact_classes(original, auto_model, activation):
+    """The compact counterparts of a model class and of its config class, known to the auto classes.
 
-    config_class = CompactDistilBertConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        make_smaller(self, config)
-
-
-def make_smaller(model, config):
-    """Give the modules as many heads and neurons as the config says. The right weights are yet to be loaded."""
-    for name, heads in (config.kept_heads or {}).items():
-        keep_parts(model.get_submodule(name), heads)
-    for name, neurons in (config.kept_neurons or {}).items():
-        keep_parts(model.get_submodule(name), range(neurons))
-
-
-def smaller(module, parts):
-    """A module that does what some heads or neurons of `module` do; that one stays as it is."""
-    is_plain = isinstance(module, T5Attention) and not isinstance(module, CompactT5Attention)
-    own = CompactT5Attention(module) if is_plain else copy.deepcopy(module)
-    keep_parts(own, parts)
-    return own
-
-
-def keep_parts(module, parts):
-    """Make a module smaller, in place, to some of its heads or neurons.
-
-    Its Linears are cut to size, whichever the parts are; only T5's attention must know which of its heads they are.
+    Args:
+        original: the model class in transformers; both get its and its config's name, with "Compact" before it.
+        auto_model: the auto class that makes such models.
+        activation: the name of the config's attribute that holds the activation function.
     """
-    if isinstance(module, CompactT5Attention):
-        module.keep(parts)
-        return
-    *inner, out = (child for child in module.children() if isinstance(child, nn.Linear))
-    if isinstance(module, DistilBertSelfAttention):
-        module.n_heads = len(parts)
-        shrink(inner, out, module.n_heads * module.attention_head_size)
-    else:
-        shrink(inner, out, len(parts))
-
-
-@torch.no_grad()
-def shrink(inner, out, width):
-    """Cut what lies between some Linears and the one that they feed down to `width`."""
-    for linear in inner:
-        linear.out_features = width
-        linear.weight = nn.Parameter(linear.weight[:width].clone())  # (width, in)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias[:width].clone())
-    out.in_features = width
-    out.weight = nn.Parameter(out.weight[:, :width].clone())  # (out, width)
-
-
-for auto_model, compact_class in (
-    (AutoModelForSeq2SeqLM, CompactT5ForConditionalGeneration),
-    (AutoModelForSequenceClassification, CompactDistilBertForSequenceClassification),
-):
-    compact_class.config_class.register_for_auto_class()  # saving puts this file into the folder
-    compact_class.register_for_auto_class(auto_model)
+    original_config = original.config_class
+    config_class = type(
+        f"Compact{original_config.__name__}",
+        (CompactConfig, original_config),
+        {
+            "__doc__": f"A {original_config.__name__} and what is left of each module.",
+            "model_type": f"compact-{original_config.model_type}",
+            "activation_attribute": activation,
+            "auto_model": auto_model.__name__,
+        },
+    )
+    model_class = type(
+        f"Compact{original.__name__}",
+        (CompactModel, original),
+        {
+            "__doc__": f"A {original.__name__} with as many heads and neurons in each module as its config says.",
+            "config_class": config_class,
+        },
+    )
+    config_class.register_for_auto_class()  # saving puts this file into the folder
+    model_class.register_for_auto_class(auto_model)
     # Once more where the suite and a folder's copy of this file meet in one process.
-    AutoConfig.register(compact_class.config_class.model_type, compact_class.config_class, exist_ok=True)
-    auto_model.register(compact_class.config_class, compact_class, exist_ok=True)
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    auto_model.register(config_class, model_class, exist_ok=True)
+    return config_class, model_class
+
+
+CompactT5Config, CompactT5ForConditionalGeneration = compact_classes(
+    T5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
+)
+CompactBartConfig, CompactBartForConditionalGeneration = compact_classes(
+    BartForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
+)
+CompactMarianConfig, CompactMarianMTModel = compact_classes(
+    MarianMTModel, AutoModelForSeq2SeqLM, activation="activation_function"
+)
+CompactBertConfig, CompactBertForSequenceClassification = compact_classes(
+    BertForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
+)
+CompactDistilBertConfig, CompactDistilBertForSequenceClassification = compact_classes(
+    DistilBertForSequenceClassification, AutoModelForSequenceClassification, activation="activation"
+)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +16,17 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from common import modeling_compact
-from common.architectures import COMPACT, FAMILIES, family_of, find_blocks
+from common.blocks import find_blocks
 from common.errors import UserError
+from common.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.records import FORMAT_VERSION, RECORD_NAME, atomic_file, atomic_folder, read_json, write_json
 from common.sparse import load_sparse, save_sparse
+from common.studies import Study, study_of, usual_task
+from common.tasks import TASKS, Classification, Translation
 
 DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
 
@@ -41,43 +44,28 @@ class LoadedModel:
     masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
 
     @property
-    def family(self):
+    def family(self) -> Family:
+        """Where its blocks are."""
         return family_of(self.model.config)
 
+    @property
+    def task(self) -> Translation | Classification:
+        """What it is used for: as its record says, or as is usual for its type."""
+        return TASKS[self.record.get("task") or usual_task(self.model.config.model_type)]
+
+    @property
+    def study(self) -> Study:
+        """What suits it."""
+        return study_of(self.model.config.model_type, self.task.name)
+
     @cached_property
-    def identity(self):
+    def identity(self) -> dict[str, str]:
         """{name, type, fingerprint}, as configurations, schemes and libraries hold it; computed once, on first use."""
         return {
             "name": self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
             "type": self.model.config.model_type,
             "fingerprint": fingerprint(self.model),
         }
-
-
-def resolve_device(name):
-    """The torch device of a `--device` flag.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: cannot be used here ({reason})") from None
-    return device
-
-
-def now(device):
-    """Seconds of a monotonic clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
 
 
 @torch.no_grad()
@@ -90,22 +78,26 @@ def fingerprint(model):
     return sha.hexdigest()
 
 
-def model_class(model_type):
-    """The class of a known model type's models, compact or not."""
-    family = FAMILIES[model_type.removeprefix(COMPACT)]
-    if model_type.startswith(COMPACT):
-        return getattr(modeling_compact, family.compact_class)
-    return getattr(transformers, family.model_class)
+def model_class(model_type: str, task: str | None = None) -> type:
+    """The class of a known model type's models, compact or not, for a task or for its usual one.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    name = FAMILIES[family_name(model_type)].model_classes[task or usual_task(model_type)]
+    is_compact = model_type.startswith(COMPACT)
+    return getattr(modeling_compact, f"Compact{name}") if is_compact else getattr(transformers, name)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
 
 
-def load_model(path, device="cpu"):
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Load a model folder or `.pth` in float32, in `eval()`.
 
     Raises:
-        UserError: nothing there, not a model, a `.pth` that holds code, or a model type that is not supported.
+        UserError: nothing there, not a model, a `.pth` that holds code, a model type that is not supported, weights
+            that are not those of the model's class, or some that are not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,6 +106,9 @@ def load_model(path, device="cpu"):
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
+    for name, parameter in loaded.model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
     loaded.model.to(device).eval()
     return loaded
 
@@ -121,33 +116,50 @@ def load_model(path, device="cpu"):
 def _load_folder(path):
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: is not a model folder (it has no config.json)")
+    record = read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else {}
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        family_of(config)
-        loading = dict(dtype=torch.float32, output_loading_info=True)
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        of_class = model_class(config.model_type, record.get("task"))
         if (path / SPARSE_NAME).is_file():
-            model, report = model_class(config.model_type).from_pretrained(
-                None, config=config, state_dict=load_sparse(path / SPARSE_NAME), **loading
-            )
+            model = _from_state(of_class, config, load_sparse(path / SPARSE_NAME))
             if model.can_generate():
                 model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
         else:
-            model, report = model_class(config.model_type).from_pretrained(
-                path, local_files_only=True, use_safetensors=True, **loading
+            model, report = of_class.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except UserError as error:  # a model type that is not supported
+            _check_loading(report, of_class)
+    except UserError as error:  # a model type that is not supported, or foreign weights
         raise UserError(f"{path}: {error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: its safetensors file is damaged: {error}") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be loaded as a model: {error}") from None
-    except Exception as error:  # safetensors raises its own class straight from Exception
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"{path}: its safetensors file is damaged: {error}") from None
-    if report["missing_keys"] or report["mismatched_keys"]:
-        missing = sorted(report["missing_keys"])[:3] or sorted(map(str, report["mismatched_keys"]))[:3]
-        raise UserError(f"{path}: its weights are not those of a {type(model).__name__} (such as {missing})")
-    record = read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else {}
     return LoadedModel(model, path, record)
+
+
+def _from_state(of_class, config, state):
+    """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
+
+    Raises:
+        UserError: the names or shapes are not the model's.
+    """
+    model, report = of_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    _check_loading(report, of_class)
+    return model
+
+
+def _check_loading(report, of_class):
+    foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
+    for what, names in (
+        ("lacks", report["missing_keys"]),
+        ("has a foreign", foreign),
+        ("has another shape for", report["mismatched_keys"]),
+    ):
+        if names:
+            raise UserError(f"its weights are not those of a {of_class.__name__}: it {what} {min(map(str, names))}")
 
 
 def _load_pth(path):
@@ -161,21 +173,20 @@ def _load_pth(path):
     if not isinstance(content, dict) or content.get("format") != f"composable-pruning {FORMAT_VERSION}":
         raise UserError(f"{path}: is not a model file that model-level_finetuning.py wrote")
     try:
-        config = transformers.AutoConfig.for_model(**json.loads(content["config"]))
-        family_of(config)
-        model = model_class(config.model_type)(config)
-        model.load_state_dict(content["state_dict"])
+        record, settings = json.loads(content["record"]), json.loads(content["config"])
+        of_class = model_class(settings["model_type"], record.get("task"))
+        model = _from_state(of_class, transformers.AutoConfig.for_model(**settings), content["state_dict"])
         generation = json.loads(content["generation_config"])
         if generation:
             model.generation_config = transformers.GenerationConfig(**generation)
-        return LoadedModel(model, path, json.loads(content["record"]), content["masks"])
-    except UserError as error:  # a model type that is not supported
+        return LoadedModel(model, path, record, content["masks"])
+    except UserError as error:  # a model type that is not supported, or foreign weights
         raise UserError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: is damaged: {error}") from None
 
 
-def load_tokenizer(path, loaded):
+def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder.
 
     Raises:
@@ -190,7 +201,7 @@ def load_tokenizer(path, loaded):
     if not (path / "tokenizer_config.json").is_file():
         raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be loaded as a tokenizer: {error}") from None
     if len(tokenizer) > loaded.model.config.vocab_size:
@@ -201,30 +212,39 @@ def load_tokenizer(path, loaded):
     return tokenizer
 
 
-def data_source(given, loaded):
-    """Where the data are: the flag, else the model's record, else the family's hub id. A folder or a hub id."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.family.data
+def data_source(given: str | None, loaded: LoadedModel) -> str | None:
+    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
+    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
 
 
-def download(checkpoint, family, talk):
+def download(checkpoint: str, model_type: str, talk):
     """A model (float32) and its tokenizer from the hub: from the local cache if they are there, else the network.
 
     Raises:
-        UserError: no such checkpoint, or no network and nothing cached.
+        UserError: no such checkpoint, one of another family, one without the weights of the task's head, or no network
+            and nothing cached.
     """
-    hub_class = getattr(transformers, family.model_class)
+    of_class = model_class(model_type)
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            return (
-                hub_class.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=local_only),
-                transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=local_only),
+            options = {"local_files_only": local_only, "trust_remote_code": False}
+            config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
+            if config.model_type.removeprefix(COMPACT) != model_type:
+                raise UserError(f"{checkpoint}: is a {config.model_type} model, not a {model_type} one")
+            of_class = model_class(config.model_type)
+            model, report = of_class.from_pretrained(
+                checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
             )
+            if report["missing_keys"] or report["mismatched_keys"]:
+                names = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+                raise UserError(f"{checkpoint}: has no weights for the {of_class.__name__}'s {names[0]}")
+            return model, transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
-        f"{checkpoint}: is not in the local cache and not to be had from the hub ({reason}); "
+        f"{checkpoint}: is not in the local cache and not available from the hub ({reason}); "
         "the types t5-demo and distilbert-demo need no network"
     )
 
@@ -282,9 +302,9 @@ def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False)
                 if sparse:
                     save_sparse(folder / SPARSE_NAME, load_file(folder / DENSE_NAME))
                     (folder / DENSE_NAME).unlink()
-            except Exception as error:  # safetensors tells of a full disk in its own way
+            except SafetensorError as error:  # it tells of a full disk in its own way
                 number = re.search(r"\(os error (\d+)\)", str(error))
-                if type(error).__name__ != "SafetensorError" or not number:
+                if not number:
                     raise
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:

@@ -32,6 +32,7 @@ def atomic_file(path):
     The temporary file lies in the same folder, so the final rename cannot cross file systems.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     handle = _Handle()
     try:
@@ -75,6 +76,7 @@ def atomic_folder(path):
     `.NAME.old`, complete.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield temporary
@@ -110,20 +112,33 @@ def write_bytes(path, content):
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON, atomically."""
-    write_bytes(path, _json_bytes(value))
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        UserError: it holds NaN or an infinity, which JSON does not know.
+    """
+    write_bytes(path, (json_text(value, indent=1) + "\n").encode())
 
 
-def _json_bytes(value):
-    """The bytes of a JSON file of ours."""
-    return (json.dumps(value, indent=1) + "\n").encode()
+def json_text(value, **layout):
+    """`value` as JSON.
+
+    Raises:
+        UserError: it holds NaN or an infinity, which JSON does not know; a model or data that are damaged cause that.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        raise UserError("a result is not a finite number: the model or the data are damaged") from None
 
 
-def keeps_existing(path, content, overwrite):
+def keeps_existing(path, content, overwrite, *, is_derived=lambda found: False):
     """Whether a file need not be written because it holds this very content.
 
     Args:
         content: bytes, or a JSON value (layout and the order of keys do not count).
+        is_derived: whether what was found there is a file that this suite derived and nobody edits; it is replaced
+            without `overwrite`. Called with bytes or a JSON value, as `content` is.
     Raises:
         UserError: it holds something else, perhaps written by hand, and `overwrite` is off.
     """
@@ -131,11 +146,13 @@ def keeps_existing(path, content, overwrite):
         return False
     try:
         found = Path(path).read_bytes()
-        if (found if isinstance(content, bytes) else json.loads(found)) == content:
+        found = found if isinstance(content, bytes) else json.loads(found)
+        if found == content:
             return True
+        replaceable = is_derived(found)
     except (OSError, ValueError):
-        pass
-    if not overwrite:
+        replaceable = False
+    if not (overwrite or replaceable):
         raise UserError(
             f"{path}: exists already and holds something else; choose another output or pass --overwrite to replace it"
         )
@@ -143,16 +160,17 @@ def keeps_existing(path, content, overwrite):
 
 
 def check_writable(path, *, is_file=False):
-    """Make sure, before any long work, that `path` can be written: its folder is there (made if need be) and ours.
+    """Make sure, before any long work, that `path` can be written. Folders on the way to it may be missing.
 
     Raises:
         UserError: a parent is a file, the folder does not let us write, or `path` is a folder but `is_file`.
     """
-    parent = Path(path).parent
     if is_file and Path(path).is_dir():
         raise UserError(f"{path}: is a folder where a file belongs; choose another output")
+    parent = Path(path).parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
@@ -210,35 +228,65 @@ def file_digest(path):
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def make_record(script, key, **content):
-    """A record: which script made the output, from what (`key`, see `digest`), under which versions."""
+def make_record(script, made_from, **content):
+    """A record: which script made the output, from what, under which versions.
+
+    Args:
+        made_from: everything that determined the output, {name: JSON value}: inputs by their digests, settings as they
+            are. It is kept in plain, so that a reader sees how the output was made, and as a digest, the "key".
+        content: further JSON values.
+    """
     versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
     return {
         "version": FORMAT_VERSION,
         "script": script,
-        "key": key,
+        "key": digest(made_from),
+        "made_from": made_from,
         **content,
         "versions": {"python": platform.python_version(), **versions},
     }
 
 
-def is_done(path, record, key, overwrite):
-    """Whether the output at `path` need not be made again: it is there, and its record carries the same key.
+def is_done(path, record, made_from, overwrite):
+    """Whether the output at `path` need not be made again: it is there, and was made from the same things.
 
     Args:
         record: the record found at `path`, or None if there is none.
+        made_from: see `make_record`.
     Raises:
         UserError: something else is there, and `overwrite` is off.
     """
     if not Path(path).exists():
         return False
-    if record is not None and record.get("key") == key:
+    if record is not None and record.get("key") == digest(made_from):
         return True
     if record is None and Path(path).is_dir() and any(Path(path).iterdir()):
         raise UserError(f"{path}: is a folder that this suite did not write; choose another output")
     if not overwrite:
         raise UserError(
-            f"{path}: exists already, made from other inputs or settings; "
+            f"{path}: exists already, made from other inputs or settings{differences(record, made_from)}; "
             "choose another output or pass --overwrite to replace it"
         )
     return False
+
+
+def differences(record, wanted):
+    """In which settings an output that is there differs from the wanted one, as " (…)"; "" where nothing is known.
+
+    Args:
+        record: what tells of the output, with "made_from" in it if it is known; may be None.
+        wanted: {name: JSON value}.
+    """
+    found = (record or {}).get("made_from")
+    if not isinstance(found, dict):
+        return ""
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    return f" ({', '.join(_difference(name, found.get(name), wanted.get(name)) for name in names)})" if names else ""
+
+
+def _difference(name, found, wanted):
+    name = name.replace("_", " ")
+    plain = all(
+        isinstance(value, bool | int | float | str | None) and len(str(value)) < 40 for value in (found, wanted)
+    )
+    return f"{name}: {json.dumps(found)} there, {json.dumps(wanted)} asked for" if plain else f"{name}: not the same"

@@ -2,27 +2,28 @@
 
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.devices import Runtime
 from common.errors import UserError
 from common.evaluation import parameter_counts
-from common.models import DENSE_NAME, SPARSE_NAME, load_model, now, resolve
+from common.models import DENSE_NAME, SPARSE_NAME, LoadedModel, load_model, resolve
 from common.records import write_json
 
-# The input that multiply-adds are counted for (one example) and seconds measured with (a batch).
-INPUTS = {
-    "translation": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
-    "classification": {"batch_size": 8, "input_tokens": 128},
-}
 ROUNDS, WARM_UP = 9, 2
 
 
-def original_of(loaded, given, device):
-    """The original that a model was pruned from, as a `LoadedModel`: the flag's, else the one its record names.
+def original_of(
+    loaded: LoadedModel, given: str | None, device: torch.device, known: dict[Path, LoadedModel]
+) -> LoadedModel | None:
+    """The original that a model was pruned from: the flag's, else the one its record names.
 
+    Args:
+        known: models that are loaded already, by resolved path; a new one is added.
     Returns:
         None if there is neither.
     Raises:
@@ -32,50 +33,61 @@ def original_of(loaded, given, device):
     path = given or resolve(made_from.get("model"), loaded.path)
     if path is None or (given is None and not Path(path).exists()):
         return None
-    original = load_model(path, device)
+    key = Path(path).resolve()
+    if key not in known:
+        known[key] = load_model(path, device)
+    original = known[key]
     if made_from and original.identity["fingerprint"] != made_from["fingerprint"]:
         raise UserError(
             f"{path}: is not the original of {loaded.path}, which is {made_from['name']}; name it with --original"
         )
     if original.family is not loaded.family:
         raise UserError(
-            f"{path}: is a {original.family.task} model, {loaded.path} a {loaded.family.task} one; "
-            "name the model's own original with --original"
+            f"{path}: is a {original.model.config.model_type} model, {loaded.path} a {loaded.model.config.model_type} "
+            "one; name the model's own original with --original"
         )
     return original
 
 
-def write_report(path, loaded, original, evaluation, device, talk):
-    """Measure a model beside its original and write a report: "figures" is {name: {"model", "original", "ratio"}}.
+class Reported(NamedTuple):
+    """A model to report: where to, the model, its original (None: figures stand alone), and what was found of it."""
 
-    Args:
-        original: another `LoadedModel`, or None: the figures stand alone then.
-        evaluation: what the evaluation found, {name: value}.
+    file: str | Path
+    loaded: LoadedModel
+    original: LoadedModel | None
+    evaluation: dict
+
+
+def write_reports(reported: list[Reported], runtime: Runtime) -> None:
+    """Measure models beside their originals, all of them in turn, and write a report of each.
+
+    A report's "figures" are {name: {"model", "original", "ratio"}}.
     """
-    if original is None:
-        talk.say(f"{path}: the original is not known, and not reported beside the model; name it with --original")
-    models = {"model": loaded} | ({"original": original} if original else {})
-    stated = stated_input(loaded)
-    measured = {name: sizes(each) | {"multiply_adds": multiply_adds(each)} for name, each in models.items()}
-    for name, seconds in speeds(models, device).items():
-        measured[name] |= seconds
-    figures = {
-        figure: beside(value, measured["original"][figure] if original else None)
-        for figure, value in measured["model"].items()
+    models = {id(each): each for one in reported for each in (one.loaded, one.original) if each is not None}
+    seconds = speeds(models, runtime)
+    measured = {
+        key: sizes(each) | {"multiply_adds": multiply_adds(each)} | seconds[key] for key, each in models.items()
     }
-    write_json(
-        path,
-        {
-            "model": str(loaded.path),
-            "original": str(original.path) if original else None,
-            "evaluation": evaluation,
-            "input": stated,
-            "rounds": ROUNDS,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "figures": figures,
-        },
-    )
+    for file, loaded, original, evaluation in reported:
+        if original is None:
+            runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
+        figures = {
+            figure: beside(value, measured[id(original)][figure] if original else None)
+            for figure, value in measured[id(loaded)].items()
+        }
+        write_json(
+            file,
+            {
+                "model": str(loaded.path),
+                "original": str(original.path) if original else None,
+                "evaluation": evaluation,
+                "input": stated_input(loaded),
+                "rounds": ROUNDS,
+                "device": str(runtime.device),
+                "threads": torch.get_num_threads(),
+                "figures": figures,
+            },
+        )
 
 
 def beside(value, original):
@@ -107,21 +119,23 @@ def weight_files(folder):
     return sorted(folder.glob("model-*.safetensors"))  # a large model's shards
 
 
-def stated_input(loaded):
-    """The entry of INPUTS for a model; no longer than it has positions for."""
-    stated = INPUTS[loaded.family.task]
-    positions = getattr(loaded.model.config, "max_position_embeddings", stated["input_tokens"])
-    return stated | {"input_tokens": min(stated["input_tokens"], positions)}
+def stated_input(loaded: LoadedModel) -> dict[str, int]:
+    """The input that multiply-adds are counted for (one example) and seconds measured with (a batch).
+
+    It is the task's example, no longer than the model has positions for.
+    """
+    stated = loaded.task.example
+    most = getattr(loaded.model.config, "max_position_embeddings", max(stated.values()))
+    return {name: min(size, most) if name.endswith("tokens") else size for name, size in stated.items()}
 
 
-def example_batch(loaded, count):
-    """A batch of `count` made-up examples of the stated lengths; what a model costs does not hang on the tokens."""
-    stated, device = stated_input(loaded), loaded.model.device
-    tokens = torch.arange(stated["input_tokens"], device=device).repeat(count, 1) % (loaded.model.config.vocab_size - 3)
+def example_batch(loaded: LoadedModel, count: int) -> dict[str, torch.Tensor]:
+    """A batch of `count` made-up examples of the stated lengths; what a model costs does not depend on the tokens."""
+    stated = stated_input(loaded)
+    length, vocabulary = stated["input_tokens"], loaded.model.config.vocab_size
+    tokens = torch.arange(length, device=loaded.model.device).repeat(count, 1) % (vocabulary - 3)
     batch = {"input_ids": tokens + 3, "attention_mask": torch.ones_like(tokens)}  # 3: past padding and end
-    if "output_tokens" in stated:
-        batch["decoder_input_ids"] = batch["input_ids"][:, :1].repeat(1, stated["output_tokens"])  # no loss: no labels
-    return batch
+    return loaded.task.example_batch(batch, stated)
 
 
 @torch.inference_mode()
@@ -144,7 +158,7 @@ def ways_to_run(loaded):
     "seconds_per_batch", of a forward pass; of a translation model also "seconds_per_generated_token", of a greedy
     search for one example.
     """
-    model, batch = loaded.model, example_batch(loaded, INPUTS[loaded.family.task]["batch_size"])
+    model, batch = loaded.model, example_batch(loaded, loaded.task.example["batch_size"])
     ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)}
     if "decoder_input_ids" in batch:
         length = batch["decoder_input_ids"].shape[1]
@@ -156,17 +170,17 @@ def ways_to_run(loaded):
     return ways
 
 
-def speeds(models, device):
+def speeds(models: dict[str, LoadedModel], runtime: Runtime) -> dict[str, dict[str, float]]:
     """Median seconds of several models, taken in turn, after a warm-up: {name: {figure: seconds}}."""
     ways = {name: ways_to_run(loaded) for name, loaded in models.items()}
     seconds = {name: {figure: [] for figure in each} for name, each in ways.items()}
     for turn in range(WARM_UP + ROUNDS):
         for name, each in ways.items():
             for figure, (run, parts) in each.items():
-                started = now(device)
+                started = runtime.now()
                 run()
                 if turn >= WARM_UP:
-                    seconds[name][figure].append((now(device) - started) / parts)
+                    seconds[name][figure].append((runtime.now() - started) / parts)
     return {
         name: {figure: round(statistics.median(times), 7) for figure, times in each.items()}
         for name, each in seconds.items()

@@ -4,11 +4,12 @@ A configuration gives every module a pruning rate. A scheme turns the rates into
 variant of every block by what is really removed, and says which variant each configuration uses where. Rates that
 remove the same heads and weights are therefore one variant, made once.
 
-A block is one attention or feed-forward sublayer. In the names of the modules it is the attention or feed-forward
-module itself, or the module that holds the feed-forward Linears.
+A block is one attention or feed-forward sublayer. `conf.json` says of each Linear which block it lies in, and under
+which name there; an attention or feed-forward module has its block's name.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.errors import UserError
 from common.records import FORMAT_VERSION, digest, read_json
@@ -18,6 +19,16 @@ DENSE = "dense"  # the variant of a block that nothing is removed from: the orig
 SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
 CONFIGURATIONS_BY = "config_generator.py"
 SCHEME_BY = "prune_scheme_generator.py"
+
+
+class Pair(NamedTuple):
+    """A block and one of its variants, by their names: what is pruned, fine-tuned, stored and reused as one."""
+
+    block: str
+    variant: str
+
+    def __str__(self):
+        return f"{self.block}.{self.variant}"
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,8 @@ class Scheme:
         return {**content, "digest": digest(content)}
 
     def variants(self):
-        """All (block, variant) pairs, in the model's order."""
-        return [(block, variant) for block, variants in self.blocks.items() for variant in variants]
+        """All pairs, in the model's order."""
+        return [Pair(block, variant) for block, variants in self.blocks.items() for variant in variants]
 
     def count_without_reuse(self):
         """How many blocks would be fine-tuned if every configuration had its own."""
@@ -109,7 +120,7 @@ def read_configurations(path):
             f"{path}: 'modules' must be an object that lists the model's modules; {CONFIGURATIONS_BY} writes it"
         )
     for name, module in modules.items():
-        _check_module(f"{path}: modules: {name}", name, module, modules)
+        _check_module(f"{path}: modules: {name}", module)
     if not isinstance(configs, list) or not configs:
         raise UserError(f"{path}: 'configs' must be a list of one configuration or more")
     for i, config in enumerate(configs):
@@ -127,22 +138,25 @@ def _check_header(path, value, made_by):
     if value.get("version") != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {value.get('version')!r} where {FORMAT_VERSION} belongs; "
-            f"make it anew with {made_by}"
+            f"make it again with {made_by}"
         )
     model = value.get("model")
     if not isinstance(model, dict) or not all(isinstance(model.get(k), str) for k in ("name", "type", "fingerprint")):
         raise UserError(f"{path}: 'model' must hold the name, type and fingerprint of the model; {made_by} writes it")
 
 
-def _check_module(where, name, module, modules):
+def _check_module(where, module):
     kind = module.get("kind") if isinstance(module, dict) else None
     if kind not in SIZES:
         raise UserError(f"{where}: 'kind' must be one of {', '.join(SIZES)}, not {kind!r}")
     size = module.get(SIZES[kind])
     if type(size) is not int or size < 1:
         raise UserError(f"{where}: {SIZES[kind]!r} must be a whole number from 1 up, not {size!r}")
-    if kind == "linear" and "." not in name:
-        raise UserError(f"{where}: a Linear's name must say which block it lies in (BLOCK.LINEAR)")
+    if kind == "linear" and not all(isinstance(module.get(key), str) for key in ("block", "linear")):
+        raise UserError(
+            f"{where}: 'block' and 'linear' must say which block this Linear lies in, and its name there; "
+            f"make the file again with {CONFIGURATIONS_BY}"
+        )
 
 
 def _check_rate(rate, module, where):
@@ -191,7 +205,7 @@ def select(configurations, nth, path):
 
 def block_of(name, module):
     """The name of the block that a module of `conf.json` lies in."""
-    return name.rpartition(".")[0] if module["kind"] == "linear" else name
+    return module["block"] if module["kind"] == "linear" else name
 
 
 def make_scheme(configurations):
@@ -211,7 +225,7 @@ def make_scheme(configurations):
                 parts = SIZES[module["kind"]]
                 count = removed_count(config.get(name, 0), module[parts])
                 if parts == "weights":
-                    removed["weights"][name.rpartition(".")[2]] = count
+                    removed["weights"][module["linear"]] = count
                 elif count:
                     removed[parts] = count
             variant = _variant_name(removed)
@@ -237,6 +251,14 @@ def _variant_name(removed):
     return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
 
 
+def is_scheme(value):
+    """Whether a JSON value is a scheme as this suite writes it, not changed since."""
+    if not isinstance(value, dict):
+        return False
+    content = {key: item for key, item in value.items() if key != "digest"}
+    return value.get("digest") == digest(content) and "blocks" in content
+
+
 def read_scheme(path):
     """Read a `conf_prune.json`.
 
@@ -246,8 +268,7 @@ def read_scheme(path):
     value = read_json(path, SCHEME_BY)
     if "configs" in value and "modules" in value:
         raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
-    content = {key: item for key, item in value.items() if key != "digest"}
-    if value.get("digest") != digest(content):
+    if not is_scheme(value):
         raise UserError(
             f"{path}: was changed after it was made, or is no scheme; regenerate it from conf.json with {SCHEME_BY}"
         )

@@ -45,7 +45,7 @@ def load_sparse(path):
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError("not a file of sparse weights")
-        stored = {name: file.get_tensor(name) for name in file.keys()}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith((BITS, VALUES))}
     for name, shape in json.loads(metadata[SHAPES]).items():
         bits, values = stored[name + BITS], stored[name + VALUES]

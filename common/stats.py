@@ -35,12 +35,12 @@ def write_csv(path, columns, rows):
 
 def write_stats(path, learners, progress):
     """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value."""
-    losses = [{row[0]: row[1:3] for row in learner.history} for learner in learners.values()]
+    losses = [{row.epoch: (row.train_loss, row.val_loss) for row in learner.history} for learner in learners.values()]
     rows, last = [], [None] * len(losses)
-    for epoch, train_seconds, val_seconds in progress.rows:
-        last = [history.get(epoch, previous) for history, previous in zip(losses, last)]
+    for row in progress.rows:
+        last = [history.get(row.epoch, previous) for history, previous in zip(losses, last)]
         means = [sum(column) / len(column) for column in zip(*last)]
-        rows.append([epoch, *means, round(train_seconds, 3), round(val_seconds, 3)])
+        rows.append([row.epoch, *means, round(row.train, 3), round(row.validation, 3)])
     write_csv(path, STATS_COLUMNS, rows)
 
 

@@ -1,19 +1,23 @@
 """The one training loop, for blocks and for whole models.
 
 A learner is a set of parameters that is trained on its own: the only one of a whole model, or one for every variant
-of every block. In each batch `run_batch` hands every learner its loss; for blocks that happens inside a single
-teacher pass, so that one pass serves all variants.
+of every block. An objective says what each learner loses on a batch; for blocks that takes a single teacher pass,
+which serves all variants.
 """
 
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from common.architectures import token_mask, watched
-from common.data import evaluation_batches, training_batches
+from common.checkpoints import Checkpoint
+from common.data import Examples, evaluation_batches, training_batches
+from common.devices import Runtime
 from common.errors import UserError
 from common.masking import HeldMasks
-from common.models import now
+from common.tasks import IGNORED
 
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
 
@@ -24,7 +28,7 @@ class Recipe:
 
     `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in
     epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill` and
-    `dropout`: see `model_batch`.
+    `dropout`: see `ModelObjective`.
     """
 
     epochs: int
@@ -45,21 +49,21 @@ class Recipe:
         return asdict(self)
 
 
-def recipe_from(args, default_lr, **others):
-    """The recipe of a script's training flags (`cli.add_training_flags`)."""
-    return Recipe(
-        args.epochs,
-        args.batch_size,
-        args.lr or default_lr,
-        args.warmup,
-        args.weight_decay,
-        args.clip,
-        args.early_stop,
-        args.precision,
-        args.seed,
-        args.epoch_size,
-        **others,
-    )
+class Epoch(NamedTuple):
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    seconds: float
+
+
+class EpochSeconds(NamedTuple):
+    """What an epoch of all learners together took."""
+
+    epoch: int
+    train: float
+    validation: float
 
 
 # --- learners --------------------------------------------------------------------------------------------------
@@ -87,7 +91,7 @@ class Learner:
         self.steps = 0
         self.last_epoch = recipe.epochs
         self.best, self.best_loss, self.best_epoch = None, float("inf"), None
-        self.history = []  # (epoch, train loss, validation loss, seconds of this learner alone)
+        self.history: list[Epoch] = []
         self.finished = False
 
     def step(self, loss):
@@ -104,7 +108,7 @@ class Learner:
 
     def observe(self, epoch, train_loss, val_loss, seconds):
         """Note an epoch's losses; keep the weights if they are the best so far; decide whether to stop."""
-        self.history.append((epoch, train_loss, val_loss, seconds))
+        self.history.append(Epoch(epoch, train_loss, val_loss, seconds))
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -161,7 +165,7 @@ class Learner:
             "best": self.best,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
-            "history": self.history,
+            "history": [tuple(row) for row in self.history],
             "finished": self.finished,
         }
 
@@ -170,8 +174,9 @@ class Learner:
         for name, parameter in self.parameters.items():
             parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "history", "finished"):
+        for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "finished"):
             setattr(self, name, state[name])
+        self.history = [Epoch(*row) for row in state["history"]]
 
 
 def schedule(step, total, warmup):
@@ -183,184 +188,171 @@ def schedule(step, total, warmup):
 # --- the loop --------------------------------------------------------------------------------------------------
 
 
+class Loss(NamedTuple):
+    """What a learner loses on a batch: a scalar, and what it counts for in the epoch's mean (a scalar too)."""
+
+    learner: Hashable
+    value: torch.Tensor
+    weight: torch.Tensor
+
+
 @dataclass
 class Progress:
-    """What a run has done so far. `rows`: (epoch, train_seconds, val_seconds)."""
+    """What a run has done so far."""
 
-    rows: list = field(default_factory=list)
-
-    @property
-    def epoch(self):
-        return self.rows[-1][0] if self.rows else -1
+    rows: list[EpochSeconds] = field(default_factory=list)
 
     @property
-    def seconds(self):
+    def epoch(self) -> int:
+        return self.rows[-1].epoch if self.rows else -1
+
+    @property
+    def seconds(self) -> float:
         """Training and validation, over all epochs."""
-        return sum(train + val for _, train, val in self.rows)
+        return sum(row.train + row.validation for row in self.rows)
 
 
 def fit(
-    learners,
-    run_batch,
-    train,
-    validation,
-    recipe,
+    learners: dict[Hashable, Learner],
+    objective,
+    train: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    runtime: Runtime,
+    checkpoint: Checkpoint,
     *,
-    device,
-    talk,
-    checkpoint,
-    rows=(),
-    on_epoch=None,
-    on_finished=None,
-):
+    rows: list[EpochSeconds] = (),
+    on_epoch: Callable[[Progress], None] | None = None,
+    on_finished: Callable[[Hashable, Learner], None] | None = None,
+) -> Progress:
     """Train all learners, validating after every epoch and before the first.
 
     Args:
-        learners: {name: Learner}.
-        run_batch: called with (batch, active learners, consume, training); must call consume(name, compute) once
-            for each active learner, where compute() returns (loss, weight): a scalar tensor, and what it counts for
-            in the epoch's mean.
-        train, validation: `data.Examples`.
-        checkpoint: a `Checkpoint`; written after every epoch, and resumed from.
+        learners: by name.
+        objective: has `begin(batch, learners)`, which does what all learners share, and `losses(begun, learners,
+            training)`, which yields a `Loss` for each of them. See `ModelObjective` and `teacher.BlockObjective`.
+        checkpoint: written after every epoch, and resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
-        on_epoch: called with the Progress after every epoch.
+        on_epoch: called after every epoch.
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
-    Returns:
-        the Progress.
     """
-    progress = Progress(checkpoint.resume(learners, talk) or list(rows))
-    val_order = evaluation_batches(validation, recipe.batch_size)
-    handed_over = set()
-
-    def run(examples, order, active, label, training):
-        losses = {name: [] for name in active}
-        seconds = dict.fromkeys(active, 0.0)
-
-        def consume(name, compute):
-            started = now(device)
-            loss, weight = compute()
-            if training:
-                with torch.autocast(device.type, enabled=False):  # autocast is for the forward pass alone
-                    active[name].step(loss)
-            losses[name].append(torch.stack([loss.detach().float() * weight, torch.as_tensor(weight, device=device)]))
-            seconds[name] += now(device) - started
-
-        started = now(device)
-        for positions in talk.progress(order, label):
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16", cache_enabled=False):
-                run_batch(examples.batch(positions, device), active, consume, training)
-        total = now(device) - started
-        sums = {name: torch.stack(parts).cpu().double().sum(0) for name, parts in losses.items()}
-        return {name: (both[0] / both[1]).item() for name, both in sums.items()}, seconds, total
-
+    progress = Progress([EpochSeconds(*row) for row in checkpoint.resume(learners, runtime.talk) or rows])
+    validation_order = evaluation_batches(validation, recipe.batch_size)
+    going = dict(learners)
     while True:
-        active = {name: learner for name, learner in learners.items() if not learner.finished}
-        for name, learner in learners.items():
-            if learner.finished and name not in handed_over:
-                learner.restore_best()
-                if on_finished:
-                    on_finished(name, learner)
-                handed_over.add(name)
-        if not active:
-            break
+        for name in [name for name, learner in going.items() if learner.finished]:
+            learner = going.pop(name)
+            learner.restore_best()
+            if on_finished:
+                on_finished(name, learner)
+        if not going:
+            return progress
         epoch = progress.epoch + 1
-        train_loss, own_seconds, train_seconds = dict.fromkeys(active, float("nan")), dict.fromkeys(active, 0.0), 0.0
+        trained = Pass(dict.fromkeys(going, float("nan")), dict.fromkeys(going, 0.0), 0.0)
         if epoch > 0:
-            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout hangs on (seed, epoch) alone: resume is exact
+            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout depends on (seed, epoch) alone: resume is exact
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
-            train_loss, own_seconds, train_seconds = run(train, order, active, f"epoch {epoch}", True)
-        with torch.no_grad():
-            val_loss, own_val_seconds, val_seconds = run(validation, val_order, active, "validation", False)
-        for name, learner in active.items():
-            learner.observe(epoch, train_loss[name], val_loss[name], own_seconds[name] + own_val_seconds[name])
-        progress.rows.append((epoch, train_seconds, val_seconds))
-        mean = sum(val_loss.values()) / len(val_loss)
-        talk.say(
+            trained = run_pass(going, objective, train, order, runtime, f"epoch {epoch}", training=True)
+        measured = run_pass(going, objective, validation, validation_order, runtime, "validation", training=False)
+        for name, learner in going.items():
+            own_seconds = trained.own_seconds[name] + measured.own_seconds[name]
+            learner.observe(epoch, trained.losses[name], measured.losses[name], own_seconds)
+        progress.rows.append(EpochSeconds(epoch, trained.seconds, measured.seconds))
+        mean = sum(measured.losses.values()) / len(going)
+        runtime.talk.say(
             f"epoch {epoch}: validation loss {mean:.4f}"
-            + (f" (mean of {len(val_loss)} variants)" if len(learners) > 1 else "")
-            + (f", {train_seconds:.1f} s" if epoch else "")
+            + (f" (mean of {len(going)} variants)" if len(learners) > 1 else "")
+            + (f", {trained.seconds:.1f} s" if epoch else "")
         )
         if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
         checkpoint.save(learners, progress.rows)
-    return progress
 
 
-def steps_of(examples, recipe):
+class Pass(NamedTuple):
+    """What a pass over examples found: mean loss and own seconds of each learner, and the seconds of all of it."""
+
+    losses: dict[Hashable, float]
+    own_seconds: dict[Hashable, float]
+    seconds: float
+
+
+def run_pass(
+    learners: dict[Hashable, Learner],
+    objective,
+    examples: Examples,
+    order: list[list[int]],
+    runtime: Runtime,
+    label: str,
+    *,
+    training: bool,
+) -> Pass:
+    """Take the examples through all learners, batch by batch; in training, every loss is a step.
+
+    Args:
+        order: the positions of each batch's examples.
+    """
+    found = {name: [] for name in learners}
+    own_seconds = dict.fromkeys(learners, 0.0)
+    started = runtime.now()
+    for positions in runtime.talk.progress(order, label):
+        begun = objective.begin(examples.batch(positions, runtime.device), learners)
+        begun_at = runtime.now()
+        for name, loss, weight in objective.losses(begun, learners, training):
+            if training:
+                learners[name].step(loss)
+            found[name].append(torch.stack([loss.detach().float() * weight, weight]))
+            ended_at = runtime.now()
+            own_seconds[name] += ended_at - begun_at
+            begun_at = ended_at
+    seconds = runtime.now() - started
+    sums = {name: torch.stack(parts).cpu().double().sum(0) for name, parts in found.items()}
+    return Pass({name: (total / weight).item() for name, (total, weight) in sums.items()}, own_seconds, seconds)
+
+
+def steps_of(examples: Examples, recipe: Recipe) -> int:
     """Optimizer steps of a whole run."""
     size = min(recipe.epoch_size or len(examples), len(examples))
     return recipe.epochs * -(-size // recipe.batch_size)
 
 
-# --- what run_batch can be -------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def forward(device: torch.device, recipe: Recipe, training: bool) -> Iterator[None]:
+    """The mode of a forward pass: gradients in training alone, bfloat16 where the recipe asks for it."""
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16", cache_enabled=False)
+    with torch.set_grad_enabled(training), autocast:
+        yield
 
 
-def model_batch(model, teacher=None, distill=0.0, dropout=False):
-    """`run_batch` for a whole model.
+class ModelObjective:
+    """The loss of a whole model, for the only learner there is.
 
-    The loss is the task's mean cross-entropy, over tokens or examples; in training, with a share of `distill`, the
+    It is the task's mean cross-entropy, over tokens or examples; in training, with the recipe's share `distill`, the
     divergence KL(teacher || model) of the predicted distributions takes its place (Hinton et al., arXiv 1503.02531,
     at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
-
-    Args:
-        teacher: the original model; needed if `distill` > 0.
-        dropout: train with the model's own.
     """
-    if teacher is not None:
-        teacher.eval()  # dropout would make the targets noisy
 
-    def run_batch(batch, active, consume, training):
-        def compute():
-            output = model(**batch)
-            real = batch["labels"] != -100  # (batch,) or (batch, length)
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
+        """`teacher`: the original model; needed if the recipe distils."""
+        self.model, self.recipe, self.teacher = model, recipe, teacher
+        if teacher is not None:
+            teacher.eval()  # dropout would make the targets noisy
+
+    def begin(self, batch, learners):
+        return batch
+
+    def losses(self, batch, learners, training):
+        (name,) = learners
+        self.model.train(training and self.recipe.dropout)
+        distill = self.recipe.distill if training else 0.0
+        with forward(batch["labels"].device, self.recipe, training):
+            output = self.model(**batch)
+            real = batch["labels"] != IGNORED  # (batch,) or (batch, length)
             loss = output.loss
-            if training and distill:
+            if distill:
                 with torch.no_grad():
-                    wanted = teacher(**batch).logits[real].float().log_softmax(-1)
-                divergence = torch.nn.functional.kl_div(
-                    output.logits[real].float().log_softmax(-1), wanted, reduction="batchmean", log_target=True
-                )
+                    wanted = self.teacher(**batch).logits[real].float().log_softmax(-1)
+                found = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
+                divergence = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
                 loss = (1 - distill) * loss + distill * divergence
-            return loss, real.sum().float()
-
-        for name, learner in active.items():
-            model.train(training and dropout)
-            consume(name, compute)
-
-    return run_batch
-
-
-def block_batch(teacher, family, blocks):
-    """`run_batch` for block variants: learners are named (block name, variant).
-
-    The teacher runs once, in `eval()` and without gradients; whenever one of its blocks has run, all active
-    variants of that block are trained on its very inputs and output, and are done before the teacher goes on.
-    The loss is the mean squared error over real tokens, divided by the mean square of the teacher's output, so
-    that no block drowns another.
-    """
-    teacher.eval()  # dropout would make the targets noisy
-    teacher.requires_grad_(False)
-
-    def run_batch(batch, active, consume, training):
-        variants = {}
-        for block_name, variant in active:
-            variants.setdefault(block_name, []).append((block_name, variant))
-
-        def visit(block, call):
-            real = token_mask(block, batch)
-            target = call.output[real].float()  # (tokens, d_model)
-            power = target.pow(2).sum()
-            for name in variants[block.name]:
-
-                def compute(parameters=active[name].parameters):
-                    with torch.set_grad_enabled(training):
-                        output = call.replay(parameters)[real].float()
-                        return (output - target).pow(2).sum() / power, power
-
-                with torch.set_grad_enabled(training):
-                    consume(name, compute)
-
-        with torch.no_grad(), watched(teacher, [blocks[name] for name in variants], visit):
-            family.run(teacher, batch)
-
-    return run_batch
+        yield Loss(name, loss, real.sum().float())

@@ -40,7 +40,7 @@ def build_parser():
     parser.add_argument(
         "--relative",
         action="store_true",
-        help="figures by the original's, as each report measured the two side by side; seconds of "
+        help="figures relative to the original, as each report measured the two side by side; seconds of "
         "different runs compare badly on a machine that does other work too",
     )
     parser.add_argument("--original", metavar="REPORT", help="the original model's own report, drawn as a star")
@@ -84,7 +84,7 @@ def draw(points, labels, series, original, axes, relative=False):
 
     figure, panels = pyplot.subplots(1, len(axes), figsize=(5 * len(axes), 4.2), squeeze=False, sharey=True)
     for panel, axis in zip(panels[0], axes):
-        title, unit = (f"{axis.replace('_', ' ')}, by the original's", 1) if relative else AXES[axis]
+        title, unit = (f"{axis.replace('_', ' ')}, relative to the original", 1) if relative else AXES[axis]
         for name in dict.fromkeys(series):
             mine = [
                 (values[axis] / unit, quality, label)

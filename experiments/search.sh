@@ -1,108 +1,71 @@
 #!/usr/bin/env bash
 # The best configuration for a budget, found without training: a library of every block at every rate of a grid, a score
 # for each variant, and for each budget the combination that loses least; beside it the uniform configuration of equal
-# cost, before and after equal model-level fine-tuning. Ends with a table and three pictures. Rerun it after an
+# cost, before and after equal model-level fine-tuning. Ends with a table and three pictures. Run it again after an
 # interruption: what is there already is not made again.
 set -euo pipefail
 
-usage() {
-    cat <<'TEXT'
-usage: experiments/search.sh [MODEL_TYPE] [options]
+# --- what to run: every variable has a flag of its name, such as --linear "0 0.5" ----------------------------------
+type=t5-demo                     # t5-demo, distilbert-demo, t5 or distilbert; also the first argument
+model=                           # a model of your own (folder), instead of downloading or building one
+tokenizer=                       # its tokenizer, if not the one in its record or folder
+data=                            # its data (folder or hub id), if not those in its record
+attention="0 0.25 0.5 0.75"      # the grid's attention rates
+linear="0 0.3 0.5 0.7 0.9"       # the grid's linear rates
+feed_forward=                    # the grid's rates of feed-forward neurons
+budgets_of="5 9 10 13 14"        # the uniform configurations of the grid whose costs are the budgets
+measure=parameters               # parameters, multiply-adds, bytes or latency
+output=                          # folder for everything that is made, else results/search-TYPE
+device=auto                      # auto, cpu, cuda, …
+data_args=                       # further flags for every stage that reads data
+block_args="--method reconstruct"  # further flags for block-level_finetuning.py
+search_args=                     # further flags for the search, such as "--rounds 2 --score-examples 256"
+model_args=                      # further flags for model-level_finetuning.py; "none" leaves that stage out
+default_output=search-
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-  MODEL_TYPE             t5-demo (default), distilbert-demo, t5 or distilbert
-  -m, --model FOLDER     a model of your own, instead of downloading or building MODEL_TYPE
-  --tokenizer FOLDER     its tokenizer, if not the one in its record or folder
-  --data SOURCE          its data (folder or hub id), if not those in its record
-  --attention "R …"      the grid's attention rates (default "0 0.25 0.5 0.75")
-  --linear "R …"         the grid's linear rates (default "0 0.3 0.5 0.7 0.9")
-  --feed-forward "R …"   the grid's rates of feed-forward neurons (default: none are removed)
-  --budgets-of "N …"     the uniform configurations of the grid whose costs are the budgets (default "5 9 10 13 14")
-  --measure NAME         parameters (default), multiply-adds, bytes or latency
-  -o, --output FOLDER    everything that is made (default results/search-MODEL_TYPE)
-  --device NAME          auto, cpu, cuda, …
-  --data-args "…"        further flags for every stage that reads data
-  --block-args "…"       further flags for block-level_finetuning.py (default "--method reconstruct")
-  --search-args "…"      further flags for the search, such as "--rounds 2 --score-examples 256"
-  --model-args "…"       further flags for model-level_finetuning.py; "none" leaves that stage out
-TEXT
-}
-
-type=t5-demo model= tokenizer= data= out= device=auto
-attention="0 0.25 0.5 0.75" linear="0 0.3 0.5 0.7 0.9" feed_forward=
-budgets="5 9 10 13 14" measure=parameters data_args= block_args="--method reconstruct" search_args= model_args=
-if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        -h | --help) usage; exit 0 ;;
-        -m | --model | --tokenizer | --data | --attention | --linear | --feed-forward | --budgets-of | --measure | -o \
-            | --output | --device | --data-args | --block-args | --search-args | --model-args)
-            [[ $# -ge 2 ]] || { echo "search.sh: error: $1 needs a value" >&2; exit 2; } ;;&
-        -m | --model) model=$2 ;;
-        --tokenizer) tokenizer=$2 ;;
-        --data) data=$2 ;;
-        --attention) attention=$2 ;;
-        --linear) linear=$2 ;;
-        --feed-forward) feed_forward=$2 ;;
-        --budgets-of) budgets=$2 ;;
-        --measure) measure=$2 ;;
-        -o | --output) out=$2 ;;
-        --device) device=$2 ;;
-        --data-args) data_args=$2 ;;
-        --block-args) block_args=$2 ;;
-        --search-args) search_args=$2 ;;
-        --model-args) model_args=$2 ;;
-        *) echo "search.sh: error: unknown option $1 (see --help)" >&2; exit 2 ;;
-    esac
-    shift 2
-done
 if [[ $type == *-demo && -z $model && -z $model_args ]]; then
     model_args="--epochs 1"
     [[ $type == t5-demo ]] || model_args+=" --lr 1e-3"
 fi
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-out=${out:-$(dirname "$here")/results/search-$type}
-source "$here/stages.sh"
+# --- the stages ----------------------------------------------------------------------------------------------------
+cd "$output"
+if [[ -z $model ]]; then
+    model=$repository/model/$type
+    note download.json download_model.py "$type" -o "$repository"
+fi
+stage config_generator.py -m "$model" -o grid.json --grid --attention $attention --linear $linear \
+    ${feed_forward:+--feed-forward $feed_forward} --overwrite >/dev/null
+note scheme.json prune_scheme_generator.py -i grid.json
+stage prune.py -m "$model" -o pruned --quiet >/dev/null
+stage block-level_finetuning.py -m "$model" -p pruned -o library --stats blocks.csv $data_flags $block_args \
+    >>block-level.jsonl  # a line a run: later runs add what changed
+note found.json config_generator.py -m "$model" --search library -c grid.json --budget-of $budgets_of \
+    --measure "$measure" -o conf.json --report search.json --overwrite $data_flags $search_args
 
-read -ra attention <<<"$attention"
-read -ra linear <<<"$linear"
-read -ra feed_forward <<<"$feed_forward"
-read -ra budgets <<<"$budgets"
+uniform=($budgets_of) searched=("${!uniform[@]}")
+labels=("${searched[@]}" "${searched[@]}") series=("${uniform[@]/*/uniform}" "${searched[@]/*/searched}")
+names=("${uniform[@]/#/uniform-}" "${searched[@]/#/searched-}")
 
-stage config_generator.py -m "$model" -o "$out/grid.json" --grid --attention "${attention[@]}" \
-    --linear "${linear[@]}" ${feed_forward:+--feed-forward "${feed_forward[@]}"} --overwrite >/dev/null
-note "$out/scheme.json" prune_scheme_generator.py -i "$out/grid.json" -o "$out/conf_prune.json" --overwrite
-stage prune.py -m "$model" -c "$out/conf_prune.json" -o "$out/pruned" --quiet >/dev/null
-stage block-level_finetuning.py -m "$model" -p "$out/pruned" -o "$out/library" --stats "$out/blocks.csv" \
-    "${from[@]}" $data_args $block_args >>"$out/block-level.jsonl"
-note "$out/found.json" config_generator.py -m "$model" --search "$out/library" -c "$out/grid.json" \
-    --budget-of "${budgets[@]}" --measure "$measure" -o "$out/conf.json" --report "$out/search.json" --overwrite \
-    "${from[@]}" $data_args $search_args
+compose=(stage compose_model.py -m "$model" -p library --compact --overwrite ${tokenizer:+-t "$tokenizer"})
+"${compose[@]}" -c grid.json -n "${uniform[@]}" -o "uniform-{n}" >/dev/null
+"${compose[@]}" -c conf.json -n "${searched[@]}" -o "searched-{n}" >/dev/null
+is_newer composed-scores.json "${names[@]/%//record.json}" ||
+    note composed-scores.json "$evaluate" -m "$model" "${names[@]}" --report "report-{name}.json" $data_flags
 
-score "$out/dense.json" "$model" "$out/dense-report.json"
-reports=() labels=() series=()
-for ((n = 0; n < ${#budgets[@]}; n++)); do
-    for way in "uniform:$out/grid.json:${budgets[n]}" "searched:$out/conf.json:$n"; do
-        IFS=: read -r name configurations nth <<<"$way"
-        name=$name-$n
-        wanted=(-m "$model" -p "$out/library" -c "$configurations" -n "$nth" --compact --overwrite)
-        stage compose_model.py "${wanted[@]}" ${tokenizer:+-t "$tokenizer"} -o "$out/$name" >/dev/null
-        score "$out/$name-composed.json" "$out/$name" "$out/$name-composed-report.json"
-        if [[ $model_args != none ]]; then
-            note "$out/$name-training.json" model-level_finetuning.py "${wanted[@]}" -o "$out/$name.pth" \
-                --stats "$out/$name.csv" "${from[@]}" $data_args $model_args
-            score "$out/$name-finetuned.json" "$out/$name.pth"
-        fi
-        reports+=("$out/$name-composed-report.json")
-        labels+=("$n")
-        series+=("${name%-*}")
-    done
-done
+if [[ $model_args != none ]]; then
+    finetune=(model-level_finetuning.py -m "$model" -p library --compact --overwrite $data_flags $model_args)
+    note uniform-training.json "${finetune[@]}" -c grid.json -n "${uniform[@]}" -o "uniform-{n}.pth"
+    note searched-training.json "${finetune[@]}" -c conf.json -n "${searched[@]}" -o "searched-{n}.pth"
+    is_newer finetuned-scores.json "${names[@]/%/.pth}" ||
+        note finetuned-scores.json "$evaluate" -m "$model" "${names[@]/%/.pth}" $data_flags
+fi
 
-"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]}" --labels "${labels[@]}" --series "${series[@]}" \
-    --original "$out/dense-report.json" --relative --against nonzero_parameters multiply_adds seconds_per_batch \
-    -o "$out/pareto.png" >/dev/null
-"$PYTHON" "$repository/experiments/search_report.py" "$out" >"$out/table.txt"
-cat "$out/table.txt"
-echo "table: $out/table.txt and $out/table.json; pictures: $out/pareto.png, rates.png and prediction.png beside it;" \
-    "$((SECONDS - started)) s in all" >&2
+"$PYTHON" "$repository/experiments/pareto.py" $(printf 'report-%s.json ' "${names[@]}") --relative \
+    --labels "${labels[@]}" --series "${series[@]}" --original "report-$(basename "$model" .pth).json" \
+    --against nonzero_parameters multiply_adds seconds_per_batch -o pareto.png >/dev/null
+"$PYTHON" "$repository/experiments/search_report.py" . >table.txt
+cat table.txt
+echo "table: $output/table.txt and table.json; pictures: pareto.png, rates.png and prediction.png beside it;" \
+    "$((SECONDS - started)) s" >&2

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from summarize import METRICS, aligned, read
+from summarize import METRICS, aligned, by_name, read
 
 WAYS = ("uniform", "searched")
 
@@ -16,7 +16,13 @@ WAYS = ("uniform", "searched")
 def summarize(folder):
     """The figures of the experiment in `folder`, as JSON values."""
     report = read(folder / "search.json")
-    metric = next(name for name in METRICS if name in read(folder / "dense.json"))
+    scores = {"composed": read(folder / "composed-scores.json")}
+    original = scores["composed"]["models"][0]  # evaluated first
+    metric = next(name for name in METRICS if name in original)
+    training = None
+    if (folder / "finetuned-scores.json").exists():
+        scores["finetuned"] = read(folder / "finetuned-scores.json")
+        training = {way: runs_of(read(folder / f"{way}-training.json")) for way in WAYS}
     dense = report["dense"]["validation"]["loss"]
     rows = []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
@@ -30,19 +36,18 @@ def summarize(folder):
             "additive": searched["additive"],
             "history": searched["history"],
         }
-        for stage in ("composed", "finetuned"):
-            files = {way: folder / f"{way}-{n}-{stage}.json" for way in WAYS}
-            if all(file.exists() for file in files.values()):
-                row[f"{stage}_{metric}"] = {way: read(file)[metric] for way, file in files.items()}
-                training = {way: folder / f"{way}-{n}-training.json" for way in WAYS}
-                if stage == "finetuned":
-                    row["finetuned_loss"] = {way: read(file)["val_loss"] for way, file in training.items()}
+        numbers = {"uniform": uniform["configuration"], "searched": n}
+        for stage, found in scores.items():
+            models = by_name(found)
+            row[f"{stage}_{metric}"] = {way: models[f"{way}-{numbers[way]}"][metric] for way in WAYS}
+        if training:
+            row["finetuned_loss"] = {way: training[way][numbers[way]]["val_loss"] for way in WAYS}
         rows.append(row)
     return {
         "metric": metric,
         "measure": report["measure"],
         "dense_loss": dense,
-        f"dense_{metric}": read(folder / "dense.json")[metric],
+        f"dense_{metric}": original[metric],
         "budgets": rows,
         "seconds": report["seconds"],
         "library_seconds": read_lines(folder / "block-level.jsonl"),
@@ -51,6 +56,11 @@ def summarize(folder):
         "models": len(report["models"]),
         "rank_correlation": rank_correlation(report),
     }
+
+
+def runs_of(result):
+    """The results of a model-level fine-tuning of one configuration or several, by their numbers."""
+    return {each["configuration"]: each for each in result.get("models", [result])}
 
 
 def read_lines(path):

@@ -23,12 +23,16 @@ STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
 
 def summarize(folder):
     """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time."""
-    configurations = read(folder / "conf_prune.json")
-    dense = read(folder / "dense.json")
-    metric = next(name for name in METRICS if name in dense)
+    scheme = read(folder / "conf_prune.json")
+    scores = by_name(read(folder / "composed-scores.json"))
+    reports = {path.stem.removeprefix("report-"): read(path) for path in folder.glob("report-*.json")}
+    scores |= {name: report["evaluation"] for name, report in reports.items()}
+    scores["dense"] = scores[name_of(reports["composed-0"]["original"])]
+    metric = next(name for name in METRICS if name in scores["dense"])
     rows = []
-    for n, requested in enumerate(configurations["requested"]):
-        files = {
+    for n, requested in enumerate(scheme["requested"]):
+        names = {
+            "dense": "dense",
             "pruned": f"pruned-{n}",
             "block-tuned": f"tuned-{n}",
             "baseline": f"baseline-{n}",
@@ -41,7 +45,7 @@ def summarize(folder):
             {
                 "configuration": n,
                 **{f"{kind}_rate": rate for kind, rate in requested.items()},
-                "quality": {"dense": dense[metric]} | {s: read(folder / f"{f}.json")[metric] for s, f in files.items()},
+                "quality": {state: scores[name][metric] for state, name in names.items()},
                 "val_loss": {
                     "pruned": curves["baseline"][0]["val_loss"],
                     "block-tuned": curves["composed"][0]["val_loss"],
@@ -51,14 +55,14 @@ def summarize(folder):
                 "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
                 "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
                 "composed_seconds_in_all": curves["composed"][-1]["seconds"],
-                "cost": read(folder / f"composed-{n}-report.json")["figures"],
+                "cost": reports[f"composed-{n}"]["figures"],
             }
         )
     return {
         "metric": metric,
         "configurations": rows,
         "blocks": read(folder / "scheme.json"),
-        "sweep_seconds": sweep_seconds(folder, rows, configurations["configs"]),
+        "sweep_seconds": sweep_seconds(folder, rows, scheme["configs"]),
     }
 
 
@@ -89,6 +93,16 @@ def sweep_seconds(folder, rows, configs):
         "block_level_without_reuse": without_reuse,
         "not_reached": [row["configuration"] for row in rows if row["composed_reaches_it"] is None],
     }
+
+
+def by_name(result):
+    """The results of an evaluation of several models by the models' names."""
+    return {name_of(each["model"]): each for each in result["models"]}
+
+
+def name_of(model):
+    """How a model's report is named: after its folder, or its .pth."""
+    return Path(model).name.removesuffix(".pth")
 
 
 def read(path):
@@ -138,7 +152,7 @@ def as_text(summary):
             f"quality: {summary['metric']}",
             *aligned([heads, *lines]),
             "",
-            "the composed models' size and time, by the original's:",
+            "the composed models' size and time, relative to the original:",
             *aligned([["configuration", *(title for _, title in costs)], *ratios]),
             "",
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",

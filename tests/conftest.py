@@ -1,95 +1,14 @@
 """Tiny models, tokenizers and data, built from configs: offline, in well under a second each."""
 
-import importlib.util
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
+from helpers import KINDS, build_model, build_tokenizer, caption, load_script, t5_config, transformers
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: a test that reached out would fail, not hang
-import transformers  # noqa: E402
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # the models are far too small for more
-
-NOUNS = {"dog": "Hund", "cat": "Katze", "child": "Kind", "man": "Mann", "bird": "Vogel", "tree": "Baum"}
-VERBS = {"sees": "sieht", "likes": "mag", "finds": "findet", "hears": "hört"}
-
-
-def caption(rng):
-    subject, verb, other = rng.choice(list(NOUNS)), rng.choice(list(VERBS)), rng.choice(list(NOUNS))
-    return f"the {subject} {verb} a {other}", f"das {NOUNS[subject]} {VERBS[verb]} ein {NOUNS[other]}"
-
-
-def t5_config(**changes):
-    settings = dict(
-        vocab_size=64,
-        d_model=32,
-        d_kv=6,
-        num_heads=4,
-        d_ff=48,
-        num_layers=2,
-        num_decoder_layers=2,
-        dropout_rate=0.1,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return transformers.T5Config(**settings | changes)  # 4 heads of 6: the inner width is not d_model, nor divides it
-
-
-def distilbert_config(**changes):
-    settings = dict(vocab_size=64, dim=32, n_heads=4, n_layers=2, hidden_dim=48, max_position_embeddings=64)
-    return transformers.DistilBertConfig(**settings | changes)
-
-
-def build_model(kind):
-    """A tiny model with seeded random weights: "t5", "t5-gated" or "distilbert"."""
-    torch.manual_seed(0)
-    if kind == "distilbert":
-        return transformers.DistilBertForSequenceClassification(distilbert_config()).eval()
-    gated = {"feed_forward_proj": "gated-gelu"} if kind == "t5-gated" else {}
-    return transformers.T5ForConditionalGeneration(t5_config(**gated)).eval()
-
-
-def only_removed_is_zero(weight, keep):
-    """Whether all removed entries are zero, and no more of the kept ones than may come out as zero by chance: one."""
-    weight, keep = torch.as_tensor(weight), torch.as_tensor(keep)
-    return not bool(weight[~keep].any()) and int((weight[keep] == 0).sum()) <= 1
-
-
-def build_tokenizer(kind):
-    words = sorted(
-        {
-            *NOUNS,
-            *VERBS,
-            *NOUNS.values(),
-            *VERBS.values(),
-            "the",
-            "a",
-            "das",
-            "ein",
-            "translate",
-            "English",
-            "to",
-            "German:",
-            "good",
-            "bad",
-            "film",
-        }
-    )
-    if kind == "distilbert":
-        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word.lower() for word in words)]
-        return transformers.DistilBertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(vocab))})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words)]
-    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +37,6 @@ def workshop(tmp_path_factory):
     return folder
 
 
-def load_script(name):
-    """A top-level script as a module, whatever its name looks like."""
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py").replace("-", "_"), ROOT / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def call(capsys):
     """Run a script in this process: call(script, *arguments) -> (exit code, JSON result or None, stderr)."""
@@ -152,18 +63,6 @@ def succeeds(call):
         return result
 
     return run
-
-
-def call_apart(script, *arguments, cwd, **environment):
-    """Run a script in a process of its own, from a foreign folder."""
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)],
-        cwd=cwd,
-        text=True,
-        capture_output=True,
-        env=os.environ | environment,
-        timeout=120,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -247,3 +146,35 @@ def chain(workshop, tmp_path_factory):
             8,
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(workshop):
+    return transformers.T5ForConditionalGeneration.from_pretrained(workshop / "model" / "t5").eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(workshop):
+    return transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "t5")
+
+
+@pytest.fixture(scope="session")
+def other_model(workshop, tmp_path_factory):
+    """A tiny T5 of the workshop's shape, with other weights."""
+    folder = tmp_path_factory.mktemp("other") / "t5"
+    torch.manual_seed(1)
+    transformers.T5ForConditionalGeneration(t5_config()).save_pretrained(folder)
+    shutil.copy(workshop / "model" / "t5" / "record.json", folder)
+    return folder
+
+
+@pytest.fixture(params=KINDS)
+def setting(request):
+    """(model with biases that matter, its family's name)"""
+    model = build_model(request.param)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lin.bias") or "lin1.bias" in name or "lin2.bias" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model, KINDS[request.param]

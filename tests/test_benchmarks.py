@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, build_model, load_script
+from helpers import ROOT, build_model, load_script, loss_per_token, pairs_of
 from matplotlib import image
-from test_stages import loss_per_token, pairs_of, teacher, tokenizer  # noqa: F401  the last two are fixtures
 
-from common.architectures import prunable_modules
+from common.blocks import prunable_modules
 from common.errors import UserError
 from common.models import LoadedModel
 
@@ -327,7 +326,7 @@ def test_composability(workshop, tmp_path, capsys, monkeypatch):
     assert models == {path: path.stat().st_mtime_ns for path in models}  # nothing was made again
     (folder / "blocks-1-blocks.csv").unlink()
     code, _, err = lines(composability, capsys, *arguments)
-    assert code == 2 and "start anew" in err  # never a ratio from seconds that are lost
+    assert code == 2 and "start again" in err  # never a ratio from seconds that are lost
 
 
 def test_stages_are_the_suites_own_scripts(chain, tmp_path, capfd):

@@ -18,18 +18,26 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import load_script
+from helpers import (
+    DISTILBERT_BLOCKS,
+    PREFIX,
+    T5_BLOCKS,
+    files_in,
+    is_attention,
+    is_one_line,
+    load_script,
+    loss_per_token,
+    pairs_of,
+    read_json,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bad_input import files_in
-from test_compact import DISTILBERT_BLOCKS, T5_BLOCKS, is_attention
-from test_contract import is_one_line
-from test_stages import loss_per_token, pairs_of, read_json
 
-from common import budgets, schemes
+from common import schemes
 from common.data import load_examples
 from common.models import load_model, load_tokenizer
 from common.report import multiply_adds
+from common.search import budgets
 
 ALL = 30720  # weights of the tiny T5's blocks
 
@@ -57,10 +65,10 @@ def test_a_grid_has_every_pair_of_rates_and_no_more_configurations_than_that_tak
 
 MODULES = {
     "a": {"kind": "attention", "heads": 12},
-    "a.o": {"kind": "linear", "weights": 1001},
+    "a.o": {"kind": "linear", "weights": 1001, "block": "a", "linear": "o"},
     "f": {"kind": "feed_forward", "neurons": 47},
-    "f.wi": {"kind": "linear", "weights": 1363},
-    "f.wo": {"kind": "linear", "weights": 10**9 + 7},
+    "f.wi": {"kind": "linear", "weights": 1363, "block": "f", "linear": "wi"},
+    "f.wo": {"kind": "linear", "weights": 10**9 + 7, "block": "f", "linear": "wo"},
 }
 
 
@@ -453,7 +461,7 @@ def test_one_lost_score_is_found_again(succeeds, workshop, copied):
         assert (after[name]["loss"], after[name]["kl"]) == pytest.approx((score["loss"], score["kl"]), abs=1e-6)
 
 
-def test_other_examples_score_anew(succeeds, workshop, copied, tokenizer):
+def test_other_examples_score_again(succeeds, workshop, copied, tokenizer):
     """Oracle of the original's loss: the eight pairs of the fixed sample, one at a time."""
     before, model = scores_of(copied / "tuned"), workshop / "model" / "t5"
     result = succeeds(*searching(copied, model, "eight.json", "--budget", 0.6, "--rounds", 0, "--score-examples", 8))
@@ -464,7 +472,7 @@ def test_other_examples_score_anew(succeeds, workshop, copied, tokenizer):
     )
     loaded = load_model(model)
     data = workshop / "data" / "t5"
-    sample = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.family).sample(8)
+    sample = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.task, prefix=PREFIX).sample(8)
     assert len(sample) == 8
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(loaded.model, tokenizer, sample.texts), abs=1e-5)
     assert result["found"][0]["history"] == [result["found"][0]["kl"]]  # no rounds
@@ -600,7 +608,7 @@ def test_distilbert_is_searched_too(succeeds, workshop, tmp_path):
     assert scheme.configs == [each["choice"] for each in report["searched"]]
     composed = load_model(tmp_path / "composed")
     examples = load_examples(
-        workshop / "data" / "distilbert", "validation", load_tokenizer(None, composed), composed.family
+        workshop / "data" / "distilbert", "validation", load_tokenizer(None, composed), composed.task
     )
     with torch.no_grad():
         logits = torch.cat([composed.model(torch.tensor([tokens])).logits for tokens in examples.inputs])

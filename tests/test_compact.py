@@ -15,16 +15,28 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import ROOT, build_model, load_script, only_removed_is_zero, t5_config
+from helpers import (
+    DISTILBERT_BLOCKS,
+    ENDS,
+    ROOT,
+    T5_BLOCKS,
+    is_attention,
+    lively,
+    load_script,
+    only_removed_is_zero,
+    same_state,
+    t5_blocks,
+    t5_config,
+    token_rows,
+)
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_evaluation import ENDS, token_rows
-from test_models import same_state
 
-from common.architectures import find_blocks
+from common.blocks import find_blocks
 from common.compact import make_compact
 from common.data import Examples
 from common.models import load_model, save_model
+from common.tasks import TASKS
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 # Parameters of a head and of a neuron.
@@ -33,41 +45,8 @@ HEADS, NEURONS = 4, 48
 OUTPUTS = ["folder", "sparse", "file.pth"]
 
 
-def t5_blocks(layers):
-    """The names of the blocks of a T5 with so many layers on each side."""
-    return [
-        *(f"encoder.block.{i}.layer.{name}" for i in range(layers) for name in ("0.SelfAttention", "1.DenseReluDense")),
-        *(
-            f"decoder.block.{i}.layer.{name}"
-            for i in range(layers)
-            for name in ("0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense")
-        ),
-    ]
-
-
-T5_BLOCKS = t5_blocks(2)
-DISTILBERT_BLOCKS = [f"distilbert.transformer.layer.{i}.{name}" for i in range(2) for name in ("attention", "ffn")]
 BLOCKS = {"t5": T5_BLOCKS, "t5-gated": T5_BLOCKS, "t5-deep": t5_blocks(3), "distilbert": DISTILBERT_BLOCKS}
 ROW_CLEARED = {"first": slice(0, 1), "last": slice(-1, None), "out": slice(0, 0), "all": slice(None)}
-
-
-def is_attention(name):
-    return name.lower().endswith("attention")
-
-
-def lively(kind):
-    """A tiny model in which every head and neuron counts: DistilBERT's initial weights are small, its biases zero.
-
-    "t5-deep" has a third layer: a second one that shares the position bias, and hands it on.
-    """
-    if kind == "t5-deep":
-        torch.manual_seed(0)
-        return transformers.T5ForConditionalGeneration(t5_config(num_layers=3, num_decoder_layers=3)).eval()
-    model = build_model(kind)
-    for name, parameter in model.named_parameters():
-        if kind == "distilbert" and "layer_norm" not in name.lower():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def talkative(kind):
@@ -229,7 +208,7 @@ def test_the_translations_stay(kind, seed):
 
     draw = random.Random(seed)
     sources = [[draw.randrange(3, 64) for _ in range(draw.randint(2, 14))] for _ in range(24)]
-    examples = Examples("translation", sources, [[1]] * 24, [("", "")] * 24, pad=0)
+    examples = Examples(TASKS["translation"], sources, [[1]] * 24, [("", "")] * 24, pad=0)
     rows = token_rows(masked, examples)
     assert token_rows(compact, examples) == rows
     assert len({tuple(row) for row in rows}) > 8 and len({len(row) for row in rows}) > 3

@@ -5,15 +5,17 @@ import random
 
 import pytest
 import torch
-from conftest import build_tokenizer
+from helpers import PREFIX, build_tokenizer
 
-from common.architectures import FAMILIES
-from common.data import Examples, evaluation_batches, load_examples, read_texts, stratified_holdout, training_batches
+from common.data import Examples, evaluation_batches, load_examples, training_batches
 from common.errors import UserError
+from common.tasks import TASKS, read_texts, stratified_holdout
+
+TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
 
 
 def examples_of_lengths(lengths):
-    return Examples("classification", [[7] * length for length in lengths], [0] * len(lengths), [], 0)
+    return Examples(CLASSIFICATION, [[7] * length for length in lengths], [0] * len(lengths), [], 0)
 
 
 def random_lengths(size, seed=0):
@@ -78,7 +80,7 @@ def test_evaluation_batches_by_hand_longest_first():
 
 
 def test_a_translation_batch_by_hand():
-    examples = Examples("translation", [[5, 6, 1], [7, 1], [9]], [[4, 1], [8, 8, 8, 1], [9]], [], 0)
+    examples = Examples(TRANSLATION, [[5, 6, 1], [7, 1], [9]], [[4, 1], [8, 8, 8, 1], [9]], [], 0)
     batch = examples.batch([1, 0])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[7, 1, 0], [5, 6, 1]],
@@ -89,7 +91,7 @@ def test_a_translation_batch_by_hand():
 
 
 def test_a_classification_batch_by_hand():
-    batch = Examples("classification", [[2, 5, 3], [2, 3]], [1, 0], [], 9).batch([0, 1])
+    batch = Examples(CLASSIFICATION, [[2, 5, 3], [2, 3]], [1, 0], [], 9).batch([0, 1])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[2, 5, 3], [2, 3, 9]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
@@ -98,17 +100,17 @@ def test_a_classification_batch_by_hand():
 
 
 def test_a_token_that_equals_the_filler_is_still_a_token():
-    assert Examples("classification", [[0, 5], [0]], [1, 0], [], 0).batch([0, 1])["attention_mask"].tolist() == [
+    assert Examples(CLASSIFICATION, [[0, 5], [0]], [1, 0], [], 0).batch([0, 1])["attention_mask"].tolist() == [
         [1, 1],
         [1, 0],
     ]
 
 
 def test_the_fingerprint_tells_what_a_model_is_shown():
-    base = Examples("translation", [[1], [2]], [[3], [4]], [("a", "b")], 0)
-    assert base.fingerprint() == Examples("translation", [[1], [2]], [[3], [4]], [], 0).fingerprint()
+    base = Examples(TRANSLATION, [[1], [2]], [[3], [4]], [("a", "b")], 0)
+    assert base.fingerprint() == Examples(TRANSLATION, [[1], [2]], [[3], [4]], [], 0).fingerprint()
     for inputs, targets in (([[1], [3]], [[3], [4]]), ([[1], [2]], [[3], [5]]), ([[2], [1]], [[4], [3]])):
-        assert Examples("translation", inputs, targets, [], 0).fingerprint() != base.fingerprint()
+        assert Examples(TRANSLATION, inputs, targets, [], 0).fingerprint() != base.fingerprint()
 
 
 # --- the held-out part ---------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def write_rows(folder, split, rows):
 @pytest.mark.parametrize("split, stem", [("train", "train"), ("validation", "val"), ("test", "test2016")])
 def test_translations_through_torchtext_are_the_files_lines(tmp_path, split, stem):
     write_pairs(tmp_path, stem)
-    assert read_texts(tmp_path, split, "translation") == PAIRS  # nothing but this split's files is there
+    assert read_texts(tmp_path, split, TRANSLATION) == PAIRS  # nothing but this split's files is there
 
 
 def test_the_workshops_translations_are_the_files_lines(workshop):
@@ -173,13 +175,13 @@ def test_the_workshops_translations_are_the_files_lines(workshop):
     english, german = (
         (folder / f"train.{language}").read_text(encoding="utf-8").splitlines() for language in ("en", "de")
     )
-    assert read_texts(folder, "train", "translation") == list(zip(english, german)) and len(english) == 48
+    assert read_texts(folder, "train", TRANSLATION) == list(zip(english, german)) and len(english) == 48
 
 
 def test_reviews_with_a_validation_file_are_its_lines(tmp_path):
     for label, split in enumerate(("train", "validation", "test")):
         write_rows(tmp_path, split, [{"text": f"{split} é", "label": label, "id": 3}])
-    assert [read_texts(tmp_path, split, "classification") for split in ("train", "validation", "test")] == [
+    assert [read_texts(tmp_path, split, CLASSIFICATION) for split in ("train", "validation", "test")] == [
         [("train é", 0)],
         [("validation é", 1)],
         [("test é", 2)],
@@ -190,10 +192,10 @@ def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
     rows = [{"text": f"review {i}", "label": i % 2} for i in range(60)]
     write_rows(tmp_path, "train", rows)
     write_rows(tmp_path, "test", [{"text": "never used", "label": 0}])
-    train, validation = (read_texts(tmp_path, split, "classification") for split in ("train", "validation"))
+    train, validation = (read_texts(tmp_path, split, CLASSIFICATION) for split in ("train", "validation"))
     assert [label for _, label in validation].count(0) == [label for _, label in validation].count(1) == 3
     assert sorted(train + validation) == sorted((row["text"], row["label"]) for row in rows)
-    assert not set(train) & set(validation) and read_texts(tmp_path, "test", "classification") == [("never used", 0)]
+    assert not set(train) & set(validation) and read_texts(tmp_path, "test", CLASSIFICATION) == [("never used", 0)]
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,9 @@ def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expec
     datasets = pytest.importorskip("datasets")
     splits = {"validation": datasets.Dataset.from_dict(columns)}
     monkeypatch.setattr(datasets, "load_dataset", lambda source, **_: splits)
-    assert read_texts("some/where", "validation", task) == expected
+    assert read_texts("some/where", "validation", TASKS[task]) == expected
     with pytest.raises(UserError, match="some/where: has no test split with columns"):
-        read_texts("some/where", "test", task)
+        read_texts("some/where", "test", TASKS[task])
 
 
 def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
@@ -221,7 +223,7 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatc
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match=r"some/where: no such folder, .*\(no network\); give a local folder") as error:
-        read_texts("some/where", "train", "translation")
+        read_texts("some/where", "train", TRANSLATION)
     assert "\n" not in str(error.value)
 
 
@@ -241,7 +243,7 @@ def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, ger
         if content is not None:
             (tmp_path / f"train.{language}").write_bytes(content)
     with pytest.raises(UserError) as error:
-        read_texts(tmp_path, "train", "translation")
+        read_texts(tmp_path, "train", TRANSLATION)
     assert str(tmp_path) in str(error.value) and words in str(error.value)
 
 
@@ -264,7 +266,7 @@ def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, word
     if rows is not None:
         write_rows(tmp_path, "test", rows)
     with pytest.raises(UserError) as error:
-        read_texts(tmp_path, "test", "classification")
+        read_texts(tmp_path, "test", CLASSIFICATION)
     assert str(tmp_path) in str(error.value) and words in str(error.value)
 
 
@@ -280,7 +282,7 @@ def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, word
 )
 def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
     with pytest.raises(UserError) as error:
-        read_texts(source, split, "translation")
+        read_texts(source, split, TRANSLATION)
     assert words in str(error.value)
 
 
@@ -289,8 +291,8 @@ def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
 
 def test_the_prefix_stands_in_front_of_every_t5_input_and_no_target(workshop):
     """Oracle: the tokenizer alone, on the prefix and on the plain texts."""
-    tokenizer, family = build_tokenizer("t5"), FAMILIES["t5"]
-    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, family)
+    tokenizer = build_tokenizer("t5")
+    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, TRANSLATION, prefix=PREFIX)
     prefix = tokenizer("translate English to German:", add_special_tokens=False)["input_ids"]
     assert len(prefix) == 4 and tokenizer.unk_token_id not in prefix
     assert len(examples) == 48
@@ -301,7 +303,7 @@ def test_the_prefix_stands_in_front_of_every_t5_input_and_no_target(workshop):
 
 def test_distilbert_inputs_have_no_prefix_and_labels_stay_labels(workshop):
     tokenizer = build_tokenizer("distilbert")
-    examples = load_examples(workshop / "data" / "distilbert", "test", tokenizer, FAMILIES["distilbert"])
+    examples = load_examples(workshop / "data" / "distilbert", "test", tokenizer, CLASSIFICATION)
     for (text, label), inputs, target in zip(examples.texts, examples.inputs, examples.targets):
         assert inputs == tokenizer(text)["input_ids"] and target == label
     assert examples.pad == tokenizer.pad_token_id == 0 and set(examples.targets) == {0, 1}
@@ -309,7 +311,7 @@ def test_distilbert_inputs_have_no_prefix_and_labels_stay_labels(workshop):
 
 def test_long_texts_are_cut_to_the_length_and_still_end_as_they_should(workshop):
     tokenizer = build_tokenizer("t5")
-    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, FAMILIES["t5"], max_length=5)
+    examples = load_examples(workshop / "data" / "t5", "train", tokenizer, TRANSLATION, prefix=PREFIX, max_length=5)
     assert {len(ids) for ids in examples.inputs} == {5} == {len(ids) for ids in examples.targets}
     assert {ids[-1] for ids in examples.inputs + examples.targets} == {tokenizer.eos_token_id}
 
@@ -320,15 +322,17 @@ def test_a_limit_takes_the_same_sample_every_time_in_the_files_order(workshop, l
     samples = []
     for seed in (1, 2):
         random.seed(seed)
-        samples.append(load_examples(folder, "train", build_tokenizer("t5"), FAMILIES["t5"], limit=limit).texts)
-    rest = iter(read_texts(folder, "train", "translation"))
+        samples.append(
+            load_examples(folder, "train", build_tokenizer("t5"), TRANSLATION, prefix=PREFIX, limit=limit).texts
+        )
+    rest = iter(read_texts(folder, "train", TRANSLATION))
     assert samples[0] == samples[1] and len(samples[0]) == size
     assert all(pair in rest for pair in samples[0])  # a subsequence: `in` uses the iterator up
 
 
 def test_a_limited_split_that_is_sorted_by_label_still_has_both_labels(tmp_path):
     write_rows(tmp_path, "test", [{"text": "good film", "label": int(i >= 100)} for i in range(200)])
-    examples = load_examples(tmp_path, "test", build_tokenizer("distilbert"), FAMILIES["distilbert"], limit=40)
+    examples = load_examples(tmp_path, "test", build_tokenizer("distilbert"), CLASSIFICATION, limit=40)
     assert 10 <= sum(examples.targets) <= 30
 
 
@@ -338,4 +342,4 @@ def test_the_default_length_is_the_smaller_of_the_tokenizers_and_the_tasks(tmp_p
     write_rows(tmp_path, "test", [{"text": "good " * words, "label": 1}])
     tokenizer = build_tokenizer("distilbert")
     tokenizer.model_max_length = own
-    assert len(load_examples(tmp_path, "test", tokenizer, FAMILIES["distilbert"]).inputs[0]) == length
+    assert len(load_examples(tmp_path, "test", tokenizer, CLASSIFICATION).inputs[0]) == length

@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
-from common import captions, reviews
+from common.demo import captions, reviews
 from common.records import digest
 
 CAPTION_SIZES = {"train": 900, "val": 60, "test2016": 40}

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import ROOT, build_model, build_tokenizer, t5_config
+from helpers import ENDS, LIMIT, ROOT, build_model, build_tokenizer, t5_config, token_rows, translated
 
 from common import evaluation
-from common.cli import Talk
 from common.data import Examples
+from common.tasks import TASKS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import decode
@@ -23,8 +23,6 @@ CONFIGS = {
     "unscaled": {"scale_decoder_outputs": False},
     "untied": {},
 }  # transformers ties them whatever the config says, so `build` unties them
-LIMIT = 20  # new tokens at most
-ENDS = [1, *range(20, 24), *range(45, 53)]  # so many end tokens make random models end some rows early, others never
 
 
 def build(config="gated", attention="sdpa", **generation):
@@ -43,38 +41,13 @@ def examples():
     """40 random sources of 2 to 14 tokens, in no order."""
     draw = random.Random(0)
     inputs = [[draw.randrange(3, 64) for _ in range(draw.randint(2, 14))] for _ in range(40)]
-    return Examples("translation", inputs, [[1]] * 40, [("", "")] * 40, pad=0)
+    return Examples(TASKS["translation"], inputs, [[1]] * 40, [("", "")] * 40, pad=0)
 
 
 @pytest.fixture
 def together(monkeypatch):
     """A function that sets how many batches the decoder takes at once."""
     return lambda count: monkeypatch.setattr(evaluation, "DECODED_TOGETHER", count)
-
-
-class Ids:
-    """A tokenizer whose text is all the token ids."""
-
-    @staticmethod
-    def batch_decode(rows, skip_special_tokens):
-        return [" ".join(str(int(token)) for token in row) for row in rows]
-
-
-def translated(model, examples, *, batch_size=8, beams=1, tokenizer=Ids):
-    return evaluation.translate(
-        model,
-        tokenizer,
-        examples,
-        batch_size=batch_size,
-        beams=beams,
-        max_new_tokens=LIMIT,
-        device=CPU,
-        talk=Talk(quiet=True),
-    )[0]
-
-
-def token_rows(model, examples, **settings):
-    return [[int(token) for token in text.split()] for text in translated(model, examples, **settings)]
 
 
 def generated(model, examples, beams=1):
@@ -171,7 +144,7 @@ def test_text_in_the_order_of_the_examples(examples):
 
 
 def test_nothing_to_translate():
-    assert translated(build_model("t5"), Examples("translation", [], [], [], pad=0)) == []
+    assert translated(build_model("t5"), Examples(TASKS["translation"], [], [], [], pad=0)) == []
 
 
 # --- the benchmark ---------------------------------------------------------------------------------------------

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_script
-from test_contract import is_one_line
-from test_stages import read_json, touched
+from helpers import ROOT, is_one_line, load_script, read_json, touched
 
 QUICK = {"--data-args": "--batch-size 8", "--block-args": "--method reconstruct", "--model-args": "--epochs 1"}
 
@@ -47,33 +45,31 @@ def test_an_experiment_ends_with_its_table_and_pictures(composability):
     assert printed == (out / "table.txt").read_text()
     table = read_json(out / "table.json")
     assert [(row["attention_rate"], row["linear_rate"]) for row in table["configurations"]] == [(0.25, 0.3), (0.5, 0.5)]
+    scores = {each["model"]: each for each in read_json(out / "composed-scores.json")["models"]}
+    for path in out.glob("report-*.json"):
+        scores[path.stem.removeprefix("report-")] = read_json(path)["evaluation"]
     for n, row in enumerate(table["configurations"]):
         names = {
-            "dense": "dense",
+            "dense": "t5",
             "pruned": f"pruned-{n}",
             "block-tuned": f"tuned-{n}",
             "baseline": f"baseline-{n}",
             "composed": f"composed-{n}",
         }
-        assert row["quality"] == {way: read_json(out / f"{name}.json")["bleu"] for way, name in names.items()}
+        assert row["quality"] == {way: scores[name]["bleu"] for way, name in names.items()}
     for name in ("loss.png", "pareto.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_experiment_makes_only_what_changed_anew(composability):
+def test_an_experiment_makes_only_what_changed_again(composability):
     """The second of two configurations gets another rate. Oracle: the files, their times of change included."""
     out, arguments, _ = composability
     expensive = [
         *(f"{way}-{n}.pth" for way in ("baseline", "composed") for n in range(2)),
-        *(f"{way}-{n}-report.json" for way in ("baseline", "composed") for n in range(2)),
+        *(f"report-{way}-{n}.json" for way in ("baseline", "composed") for n in range(2)),
     ]
     kept = {folder: touched(out / folder) for folder in ("pruned", "tuned")}
     before = {name: (out / name).stat().st_mtime_ns for name in expensive}
-
-    done = experiment_run("composability.sh", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert {name: (out / name).stat().st_mtime_ns for name in expensive} == before
-    assert {folder: touched(out / folder) for folder in kept} == kept
 
     configurations = read_json(out / "conf.json")
     configurations["configs"][1]["encoder.block.0.layer.1.DenseReluDense.wi"] = 0.75
@@ -120,32 +116,16 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
     assert [each["configuration"] for each in report["uniform"]] == [1, 3]
     for uniform, searched in zip(report["uniform"], report["searched"], strict=True):
         assert searched["fraction"] <= uniform["fraction"]
-    for n in range(2):
-        assert read_json(tmp_path / f"searched-{n}-finetuned.json")["examples"] == 16
+    finetuned = read_json(tmp_path / "finetuned-scores.json")["models"]
+    assert [each["examples"] for each in finetuned] == [16] * 5
 
 
-def test_one_process_runs_several_stages(chain, tmp_path):
-    """A refusal, then a stage that works, with words that a shell would split. Oracle: the file of the chain."""
-    output = tmp_path / "a b\n'c'.json"
-    commands = [
-        ["prune_scheme_generator.py", "-i", str(tmp_path / "none.json"), "-o", str(output)],
-        ["prune_scheme_generator.py", "-i", str(chain / "conf.json"), "-o", str(output), "--quiet"],
-    ]
-    words = [word for command in commands for word in (str(len(command) - 1), *command)]
-    done = subprocess.run(
-        [sys.executable, ROOT / "experiments" / "run_stages.py"],
-        text=True,
-        capture_output=True,
-        input="".join(f"{word}\0" for word in words),
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0
-    refused, worked = done.stdout.splitlines()
-    assert refused.split() == ["2"] and is_one_line(done.stderr) and "none.json" in done.stderr
-    code, _, result = worked.partition(" ")
-    assert (code, json.loads(result)["output"]) == ("0", str(output))
-    assert output.read_bytes() == (chain / "conf_prune.json").read_bytes()
+def test_help_lists_the_variables_and_an_unknown_flag_is_refused():
+    done = subprocess.run(["bash", ROOT / "experiments" / "search.sh", "--help"], text=True, capture_output=True)
+    assert done.returncode == 0 and "--budgets-of" in done.stdout and "(default: 5 9 10 13 14)" in done.stdout
+    for flags in (["--budget", "1"], ["--linear"], ["bart"]):
+        done = subprocess.run(["bash", ROOT / "experiments" / "search.sh", *flags], text=True, capture_output=True)
+        assert done.returncode == 2 and is_one_line(done.stderr) and flags[0] in done.stderr
 
 
 # --- the table -------------------------------------------------------------------------------------------------
@@ -174,15 +154,23 @@ def experiment(tmp_path):
             "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}],
         },
         "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
-        "dense.json": {"bleu": 40.0},
+        "report-t5.json": {"evaluation": {"bleu": 40.0}, "original": None},
+        "composed-scores.json": {
+            "models": [
+                {"model": f"{name}-{n}", "bleu": 10.0 * n + i}
+                for n in range(2)
+                for i, name in enumerate(("pruned", "tuned"))
+            ]
+        },
     }
     for n in range(2):
-        for i, name in enumerate(("pruned", "tuned", "baseline", "composed")):
-            files[f"{name}-{n}.json"] = {"bleu": 10.0 * n + i}
-        files[f"composed-{n}-report.json"] = {
+        files[f"report-baseline-{n}.json"] = {"evaluation": {"bleu": 10.0 * n + 2}}
+        files[f"report-composed-{n}.json"] = {
+            "evaluation": {"bleu": 10.0 * n + 3},
+            "original": "/somewhere/t5",
             "figures": {
                 name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()
-            }
+            },
         }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -202,7 +190,7 @@ def test_columns_lie_below_each_other():
 
 
 def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
-    """The ratios of composed-N-report.json stand in the text, under their names, a line a configuration."""
+    """The ratios of report-composed-N.json stand in the text, under their names, a line a configuration."""
     summarize = load_script("experiments/summarize.py")
     summary = summarize.summarize(experiment)
     assert [row["cost"]["parameters"]["ratio"] for row in summary["configurations"]] == [0.61, 0.62]
@@ -211,7 +199,7 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
     assert lines[2].split("  ")[0] == "0: attention 0.25, linear 0.3, feed-forward 0.5"
     assert lines[2].split()[-14:-9] == ["40.0", "0.0", "1.0", "2.0", "3.0"]
     assert lines[2].endswith("2.0000, epoch 2, 22 s  epoch 1, 6 s") and lines[3].endswith("no (2.1000)")
-    title = lines.index("the composed models' size and time, by the original's:")
+    title = lines.index("the composed models' size and time, relative to the original:")
     heads = [
         "configuration",
         "parameters",
@@ -234,7 +222,7 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
 def test_a_figure_that_no_model_has_is_no_column(experiment):
     """Classifiers generate no tokens."""
     for n in range(2):
-        path = experiment / f"composed-{n}-report.json"
+        path = experiment / f"report-composed-{n}.json"
         content = read_json(path)
         del content["figures"]["seconds_per_generated_token"]
         path.write_text(json.dumps(content))
@@ -283,12 +271,14 @@ def search_folder(tmp_path, monkeypatch):
         "seconds": {"one pass": 2.0, "scores": 8.0, "search": 5.0},
     }
     conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
-    files = {"search.json": report, "conf.json": conf, "dense.json": {"bleu": 40.0}}
-    for n, (way, bleu) in enumerate((("uniform", 10.0), ("searched", 20.0))):
-        for budget in range(2):
-            files[f"{way}-{budget}-composed.json"] = {"bleu": bleu + budget}
-            files[f"{way}-{budget}-finetuned.json"] = {"bleu": bleu + 5 + budget}
-            files[f"{way}-{budget}-training.json"] = {"val_loss": 1.25 + n / 10}
+    files = {"search.json": report, "conf.json": conf}
+    for stage, suffix, more in (("composed", "", 0), ("finetuned", ".pth", 5)):
+        models = [{"model": "/somewhere/t5", "bleu": 40.0}]
+        for way, bleu, numbers in (("uniform", 10.0, (9, 4)), ("searched", 20.0, (0, 1))):
+            models += [{"model": f"{way}-{n}{suffix}", "bleu": bleu + more + i} for i, n in enumerate(numbers)]
+        files[f"{stage}-scores.json"] = {"models": models}
+    for way, loss, numbers in (("uniform", 1.25, (9, 4)), ("searched", 1.35, (0, 1))):
+        files[f"{way}-training.json"] = {"models": [{"configuration": n, "val_loss": loss} for n in numbers]}
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
@@ -310,7 +300,7 @@ def test_a_searchs_table_by_hand(search_folder):
 
 
 def test_without_fine_tuning_its_columns_are_left_out(search_folder):
-    for path in (*search_folder.glob("*-finetuned.json"), *search_folder.glob("*-training.json")):
+    for path in (search_folder / "finetuned-scores.json", *search_folder.glob("*-training.json")):
         path.unlink()
     search_report = load_script("experiments/search_report.py")
     lines = search_report.as_text(search_report.summarize(search_folder)).splitlines()

@@ -13,19 +13,30 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, load_script, only_removed_is_zero
+from helpers import (
+    OPTIONS,
+    build_model,
+    edited_json,
+    examples,
+    is_one_line,
+    least_squares,
+    load_script,
+    objective,
+    only_removed_is_zero,
+    torch_mask,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bad_input import edited_json
-from test_contract import is_one_line
-from test_masking import torch_mask
-from test_reconstruction import OPTIONS, examples, least_squares, objective, setting  # noqa: F401  a fixture
 from torch.nn.utils import prune
 
-from common.architectures import Block, block_tensors, find_blocks
+from common.blocks import Block, Variant, block_tensors, find_blocks
+from common.closed_form.feed_forward import lost_neurons_alone
+from common.closed_form.reconstruction import reconstruct
+from common.families import family_of
 from common.masking import parameter_masks, prune_block
 from common.models import load_model
-from common.reconstruction import held_out_errors, lost_neurons_alone, reconstruct
+from common.schemes import Pair
+from common.teacher import held_out_errors
 
 T5_FF = [
     *(f"encoder.block.{i}.layer.1.DenseReluDense" for i in range(2)),
@@ -70,7 +81,7 @@ def kept_by_torch(block, tensors, removed):
 def test_the_neurons_that_go_are_those_of_torch_ln_structured(kind, removed, seed):
     """They lose their rows, their biases and their columns; nothing else changes."""
     block, tensors = block_with_weights(kind, seed)
-    pruned, keeps, by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": {}})
+    (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": {}})
     kept, out = kept_by_torch(block, tensors, removed), block.linears[-1]
     assert int((~kept).sum()) == removed and by_rate == {}
     masks = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()}
@@ -96,7 +107,7 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
     """Oracle: torch's l1_unstructured on each weight, the neurons' own included, and ln_structured."""
     block, tensors = block_with_weights(kind, seed)
     counts = dict(zip(block.linears, counts))
-    pruned, keeps, by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": counts})
+    (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": counts})
     kept, out = kept_by_torch(block, tensors, removed), block.linears[-1]
     assert by_rate == counts
     masks = parameter_masks(block, keeps)
@@ -116,7 +127,7 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
 )
 def test_without_neurons_to_remove_nothing_goes(kind, removed):
     block, tensors = block_with_weights(kind, 0)
-    pruned, keeps, _ = prune_block(block, tensors, removed)
+    (_, pruned, keeps), _ = prune_block(block, tensors, removed)
     assert all(bool(keep.all()) for keep in keeps.values())
     assert all(bool(mask.all()) for mask in parameter_masks(block, keeps).values())
     assert all(torch.equal(pruned[name], tensor) for name, tensor in tensors.items())
@@ -124,7 +135,7 @@ def test_without_neurons_to_remove_nothing_goes(kind, removed):
 
 def test_a_bias_goes_with_all_of_its_neurons_weights_and_not_before():
     """By hand, for 4 neurons: whole; without its row; without its column; without both."""
-    block = Block("ff", "feed_forward", ("lin1", "lin2"), heads=0, neurons=4, side="encoder", has_bias=True)
+    block = Block("ff", "ff", "feed_forward", ("lin1", "lin2"), heads=0, neurons=4, side="encoder", has_bias=True)
     rows, columns = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
     masks = parameter_masks(block, {"lin1": rows[:, None].repeat(1, 2), "lin2": columns[None, :].repeat(2, 1)})
     assert masks["lin1.bias"].tolist() == [True, True, True, False]
@@ -143,7 +154,7 @@ YES, NO = [1, 1], [0, 0]  # all and none of a neuron's two weights
         ([[YES, NO, YES]], [YES, NO, YES], True),  # a whole neuron is
         ([[NO, NO, NO]], [NO, NO, NO], True),  # all of them are
         ([[YES, NO, YES]], [[1, 0], NO, YES], True),  # and a weight of wo, which is solved anyway
-        ([[YES, YES, YES]], [YES, NO, YES], True),  # an unread neuron, with nothing to mend in wi
+        ([[YES, YES, YES]], [YES, NO, YES], True),  # an unread neuron, with nothing to solve in wi
         ([[YES, [1, 0], YES]], [YES, YES, YES], False),  # a single weight of wi
         ([[YES, [1, 0], YES]], [YES, NO, YES], False),  # the same, where wo does not read it
         ([[YES, NO, YES]], [YES, YES, YES], False),  # an empty row of wi that wo still reads
@@ -157,7 +168,7 @@ YES, NO = [1, 1], [0, 0]  # all and none of a neuron's two weights
 def test_whether_whole_neurons_are_all_that_is_missing(rows, columns, expected):
     """By hand, for 3 neurons and d_model 2: the rows of each inner Linear, and the columns of the output Linear."""
     inner = ("wi",) if len(rows) == 1 else ("wi_0", "wi_1")
-    block = Block("ff", "feed_forward", (*inner, "wo"), heads=0, neurons=3, side="encoder", has_bias=False)
+    block = Block("ff", "ff", "feed_forward", (*inner, "wo"), heads=0, neurons=3, side="encoder", has_bias=False)
     keeps = {name: torch.tensor(each).bool() for name, each in zip(inner, rows)}  # (3, 2)
     keeps["wo"] = torch.tensor(columns).bool().T  # (2, 3)
     assert lost_neurons_alone(block, keeps) is expected
@@ -188,20 +199,20 @@ def variants_of(model, kind, mixtures=MIXTURES):
                 linear: round(rates.get("out" if linear == block.linears[-1] else "inner", 0) * WEIGHTS)
                 for linear in block.linears
             }
-            pruned, keeps, _ = prune_block(block, tensors, {"heads": 0, "neurons": neurons, "weights": weights})
-            variants[name, mixture] = block, pruned, keeps
+            (_, pruned, keeps), _ = prune_block(block, tensors, {"heads": 0, "neurons": neurons, "weights": weights})
+            variants[Pair(name, mixture)] = Variant(block, pruned, keeps)
     return variants
 
 
 @torch.no_grad()
-def features_and_outputs(model, family, data, linear):
+def features_and_outputs(model, data, linear):
     """What goes into a Linear and what comes out, float64 (tokens, …): example by example, so nothing is padded."""
     seen = []
     handle = model.get_submodule(linear).register_forward_hook(
         lambda module, args, output: seen.append((args[0][0], output[0]))
     )
     for i in range(len(data)):
-        family.run(model, data.batch([i]))
+        family_of(model.config).run(model, data.batch([i]))
     handle.remove()
     return [torch.cat(rows).double().numpy() for rows in zip(*seen)]
 
@@ -220,17 +231,17 @@ def regression(block, tensors, keeps, features):
 
 
 @pytest.mark.parametrize("mixture, ridge", [("neurons", 1e-3), ("more neurons", 1.0)])
-def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting, mixture, ridge):  # noqa: F811
+def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting, mixture, ridge):
     """Row by row, T5's without a bias and DistilBERT's with one. Oracle for the features: a plain forward pass.
 
     In float64, since float32's sums alone move the objective of a row that fits to 1e-6 of its power by 1e-4.
     """
-    model, family, kind = setting
+    model, kind = setting
     model.double()
     data, variants = examples(kind, 40), variants_of(model, kind, [mixture])
-    solved = reconstruct(model, family, variants, data, ridge=ridge, **ALL_TOKENS)
+    solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
-        features, outputs = features_and_outputs(model, family, data, f"{block.name}.{block.linears[-1]}")
+        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
@@ -244,13 +255,13 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
         assert not np.allclose(found, start, rtol=1e-2), pair  # there was something to solve
 
 
-def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):  # noqa: F811
+def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):
     """Each row has a support of its own then, and the iterations stop early: within a percent of what can be gained."""
-    model, family, kind = setting
+    model, kind = setting
     ridge, data, variants = 1e-3, examples(kind, 40), variants_of(model, kind, ["and output weights"])
-    solved = reconstruct(model, family, variants, data, ridge=ridge, **ALL_TOKENS)
+    solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
-        features, outputs = features_and_outputs(model, family, data, f"{block.name}.{block.linears[-1]}")
+        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
@@ -261,10 +272,10 @@ def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):  # n
 
 
 @pytest.mark.parametrize("mixture", ["neurons", "and output weights"])
-def test_the_inner_rows_are_the_teachers_bit_by_bit(setting, mixture):  # noqa: F811
-    model, family, kind = setting
+def test_the_inner_rows_are_the_teachers_bit_by_bit(setting, mixture):
+    model, kind = setting
     variants = variants_of(model, kind, [mixture])
-    solved = reconstruct(model, family, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
     for pair, (block, _, _) in variants.items():
         own = block_tensors(model, block)
         kept = kept_by_torch(block, own, 24)
@@ -274,11 +285,11 @@ def test_the_inner_rows_are_the_teachers_bit_by_bit(setting, mixture):  # noqa: 
                 assert not solved[pair][name][~kept].any(), (pair, name)
 
 
-def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):  # noqa: F811
+def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):
     """Oracle: the neurons of ln_structured, and the masks. Everything else is at work."""
-    model, family, kind = setting
+    model, kind = setting
     variants = variants_of(model, kind)
-    solved = reconstruct(model, family, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
     for pair, (block, tensors, keeps) in variants.items():
         kept, out = kept_by_torch(block, block_tensors(model, block), MIXTURES[pair[1]][0]), block.linears[-1]
         assert solved[pair].keys() == tensors.keys()
@@ -290,23 +301,23 @@ def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):  # noqa: F8
             assert only_removed_is_zero(solved[pair]["lin2.bias"], torch.ones(32, dtype=torch.bool)), pair
 
 
-def test_a_variant_solved_alone_equals_it_solved_among_others(setting):  # noqa: F811
+def test_a_variant_solved_alone_equals_it_solved_among_others(setting):
     """Bit by bit, though variants that lost neurons alone share the sums of their features."""
-    model, family, kind = setting
+    model, kind = setting
     variants, data = variants_of(model, kind), examples(kind, 48)
-    together = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    together = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     for pair in variants:
-        alone = reconstruct(model, family, {pair: variants[pair]}, data, ridge=1e-3, **OPTIONS)[pair]
+        alone = reconstruct(model, {pair: variants[pair]}, data, ridge=1e-3, **OPTIONS)[pair]
         assert alone.keys() == together[pair].keys()
         assert all(torch.equal(alone[name], together[pair][name]) for name in alone), pair
 
 
-def test_held_out_error_is_lower_than_that_of_the_merely_pruned(setting):  # noqa: F811
-    model, family, kind = setting
+def test_held_out_error_is_lower_than_that_of_the_merely_pruned(setting):
+    model, kind = setting
     variants = variants_of(model, kind)
-    solved = reconstruct(model, family, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
     candidates = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in variants.items()}
-    errors = held_out_errors(model, family, variants, candidates, examples(kind, 64, seed=9), **OPTIONS)
+    errors = held_out_errors(model, find_blocks(model), candidates, examples(kind, 64, seed=9), **OPTIONS)
     assert errors.keys() == variants.keys()
     for pair, (before, after) in errors.items():
         assert 0 < after < before, pair

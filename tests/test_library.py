@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from common import library as library_module
-from common.architectures import Block
+from common.blocks import Block, Variant
 from common.errors import UserError
 from common.library import FINE_TUNED, PRUNED, Library, pack, unpack
+from common.records import digest
+from common.schemes import Pair
 
+K, OTHER = {"epochs": 1}, {"epochs": 2}  # what variants are made from
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
-BLOCK = Block("encoder.0.ff", "feed_forward", ("wi", "wo"), heads=0, neurons=5, side="encoder", has_bias=False)
+BLOCK = Block(
+    "encoder.0.ff", "encoder.0.ff", "feed_forward", ("wi", "wo"), heads=0, neurons=5, side="encoder", has_bias=False
+)
 VARIANT = "wi-3"
+PAIR = Pair(BLOCK.name, VARIANT)
 
 
 def tensors_and_keeps():
@@ -30,7 +36,7 @@ def open_library(folder, **changes):
 def library(tmp_path):
     """A library that holds one variant under the key "k"."""
     made = open_library(tmp_path / "lib")
-    made.write(BLOCK, VARIANT, *tensors_and_keeps(), "k", sparsity=0.5)
+    made.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K, sparsity=0.5)
     return made
 
 
@@ -50,7 +56,7 @@ def test_plain_numpy_opens_a_module_file(library):
 def test_a_variant_survives_the_file_bit_for_bit(library):
     tensors, keeps = tensors_and_keeps()
     for made in (library, Library.open(library.folder, "f00d", PRUNED)):
-        read_tensors, read_keeps = made.read(BLOCK, VARIANT)
+        _, read_tensors, read_keeps = made.read(BLOCK, VARIANT)
         assert list(read_tensors) == list(tensors) and list(read_keeps) == list(keeps)
         assert all(torch.equal(read_tensors[name], tensors[name]) for name in tensors)
         assert all(torch.equal(read_keeps[name], keeps[name]) for name in keeps)
@@ -58,7 +64,7 @@ def test_a_variant_survives_the_file_bit_for_bit(library):
 
 def test_what_was_read_is_writable_and_apart_from_the_file(library):
     before = (library.folder / "encoder.0.ff.wi-3.npy").read_bytes()
-    library.read(BLOCK, VARIANT)[0]["wi.weight"].fill_(7.0)
+    library.read(BLOCK, VARIANT).tensors["wi.weight"].fill_(7.0)
     assert (library.folder / "encoder.0.ff.wi-3.npy").read_bytes() == before
 
 
@@ -92,8 +98,8 @@ def test_narrow_floats_are_stored_as_float32_exactly(tmp_path, dtype):
     tensors, keeps = tensors_and_keeps()
     narrow = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
     made = open_library(tmp_path / "lib")
-    made.write(BLOCK, VARIANT, narrow, keeps, "k")
-    for name, tensor in made.read(BLOCK, VARIANT)[0].items():
+    made.write(VARIANT, Variant(BLOCK, narrow, keeps), K)
+    for name, tensor in made.read(BLOCK, VARIANT).tensors.items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor.to(dtype), narrow[name])
 
 
@@ -163,8 +169,9 @@ def test_whatever_header_is_written_numpy_reads_with_its_defaults(tmp_path, leng
 
 def test_an_entry_holds_the_key_the_shapes_and_what_was_measured(library):
     for made in (library, Library.open(library.folder, "f00d")):
-        entry = made.entry(BLOCK.name, VARIANT)
-        assert (entry["key"], entry["sparsity"], entry["file"]) == ("k", 0.5, "encoder.0.ff.wi-3.npy")
+        entry = made.entry(PAIR)
+        assert (entry["key"], entry["made_from"]) == (digest(K), K)
+        assert (entry["sparsity"], entry["file"]) == (0.5, "encoder.0.ff.wi-3.npy")
         assert entry["shapes"] == {
             "wi.weight": [5, 3],
             "wi.bias": [5],
@@ -204,7 +211,7 @@ def test_a_damaged_file_is_never_used_and_is_made_again(library, damage, words):
     with pytest.raises(UserError) as error:
         library.read(BLOCK, VARIANT)
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
-    assert library.has(BLOCK.name, VARIANT, "k", overwrite=False) is False
+    assert library.has(PAIR, K, overwrite=False) is False
 
 
 def test_a_file_with_other_tensors_than_its_record_lists_is_refused(library):
@@ -214,31 +221,29 @@ def test_a_file_with_other_tensors_than_its_record_lists_is_refused(library):
 
 
 @pytest.mark.parametrize(
-    "variant, key, overwrite, there",
-    [
-        (VARIANT, "k", False, True),
-        (VARIANT, "k", True, True),
-        (VARIANT, "other", True, False),
-        ("wi-4", "k", False, False),
-    ],
+    "variant, made_from, overwrite, there",
+    [(VARIANT, K, False, True), (VARIANT, K, True, True), (VARIANT, OTHER, True, False), ("wi-4", K, False, False)],
 )
-def test_a_variant_is_there_if_it_was_made_from_the_same(library, variant, key, overwrite, there):
-    assert open_library(library.folder).has(BLOCK.name, variant, key, overwrite) is there
+def test_a_variant_is_there_if_it_was_made_from_the_same(library, variant, made_from, overwrite, there):
+    assert open_library(library.folder).has(Pair(BLOCK.name, variant), made_from, overwrite) is there
 
 
 def test_a_variant_made_with_other_settings_is_not_overwritten_unasked(library):
-    with pytest.raises(UserError, match=r"encoder\.0\.ff\.wi-3 is there already, made with other settings"):
-        library.has(BLOCK.name, VARIANT, "other", overwrite=False)
+    with pytest.raises(
+        UserError,
+        match=r"encoder\.0\.ff\.wi-3 is there already, made with other settings \(epochs: 1 there, 2 asked for\)",
+    ):
+        library.has(PAIR, OTHER, overwrite=False)
 
 
 def test_a_library_grows_and_keeps_what_it_had(library):
     reopened = open_library(library.folder)
     tensors, keeps = tensors_and_keeps()
-    reopened.write(BLOCK, "wi-4", {name: tensor + 1 for name, tensor in tensors.items()}, keeps, "k2")
+    reopened.write("wi-4", Variant(BLOCK, {name: tensor + 1 for name, tensor in tensors.items()}, keeps), OTHER)
     both = Library.open(library.folder, "f00d")
     assert both.variants() == [(BLOCK.name, VARIANT), (BLOCK.name, "wi-4")]
-    assert torch.equal(both.read(BLOCK, VARIANT)[0]["wi.bias"], tensors["wi.bias"])
-    assert torch.equal(both.read(BLOCK, "wi-4")[0]["wi.bias"], tensors["wi.bias"] + 1)
+    assert torch.equal(both.read(BLOCK, VARIANT).tensors["wi.bias"], tensors["wi.bias"])
+    assert torch.equal(both.read(BLOCK, "wi-4").tensors["wi.bias"], tensors["wi.bias"] + 1)
 
 
 def test_an_interrupted_run_that_has_not_finished_a_variant_can_be_resumed(tmp_path):
@@ -257,12 +262,12 @@ def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tm
             raise KeyboardInterrupt
 
         patch.setattr(library_module, "write_json", kill)
-        made.write(BLOCK, VARIANT, *tensors_and_keeps(), "k")
+        made.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
     assert (tmp_path / "lib" / "encoder.0.ff.wi-3.npy").exists()
     again = open_library(tmp_path / "lib")
-    assert again.has(BLOCK.name, VARIANT, "k", overwrite=False) is False
-    again.write(BLOCK, VARIANT, *tensors_and_keeps(), "k")
-    assert again.has(BLOCK.name, VARIANT, "k", overwrite=False) is True
+    assert again.has(PAIR, K, overwrite=False) is False
+    again.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
+    assert again.has(PAIR, K, overwrite=False) is True
 
 
 # --- opening -------------------------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import build_model
+from helpers import build_model, torch_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from common.architectures import block_tensors, find_blocks, set_block
+from common.blocks import block_tensors, find_blocks, set_block
 from common.masking import HeldMasks, head_scores, keep_largest, parameter_masks, prune_block
 from common.schemes import removed_count
 
@@ -24,13 +24,6 @@ def distinct_weights(shape, seed):
     count = math.prod(shape)
     sizes = (torch.randperm(count, generator=generator) + 1).float() / count
     return (sizes * (torch.randint(0, 2, (count,), generator=generator) * 2 - 1)).view(shape)
-
-
-def torch_mask(method, weight, **options):
-    """The bool mask that a function of torch.nn.utils.prune makes for a weight."""
-    module = torch.nn.Module()
-    module.weight = torch.nn.Parameter(weight.clone())
-    return method(module, "weight", **options).weight_mask.bool()
 
 
 def block_and_tensors(kind, name):
@@ -110,7 +103,7 @@ def weakest_heads(tensors, linears, heads, count):
 def test_a_removed_head_loses_its_rows_its_biases_and_its_columns(kind, name, width):
     """Counts by hand: 4 heads of 6 (T5, d_model 32) or 8 (DistilBERT); 2 of them removed."""
     _, block, tensors = block_and_tensors(kind, name)
-    pruned, keeps, by_rate = prune_block(block, tensors, {"heads": 2, "weights": {}})
+    (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 2, "weights": {}})
     gone = weakest_heads(tensors, block.linears, 4, 2)
     features = [head * width + i for head in gone for i in range(width)]
     *qkv, out = block.linears
@@ -140,7 +133,7 @@ def test_a_removed_head_loses_its_rows_its_biases_and_its_columns(kind, name, wi
 def test_the_out_projection_is_ranked_as_a_whole_and_the_heads_columns_go_on_top(kind, name, out, total, columns):
     _, block, tensors = block_and_tensors(kind, name)
     own = torch_mask(prune.l1_unstructured, tensors[f"{out}.weight"], amount=total // 4)
-    _, keeps, by_rate = prune_block(block, tensors, {"heads": 1, "weights": {out: total // 4}})
+    (_, _, keeps), by_rate = prune_block(block, tensors, {"heads": 1, "weights": {out: total // 4}})
     (head,) = weakest_heads(tensors, block.linears, 4, 1)
     width = columns // 32
     in_both = int((~own[:, head * width : (head + 1) * width]).sum())
@@ -153,7 +146,7 @@ def test_the_out_projection_is_ranked_as_a_whole_and_the_heads_columns_go_on_top
 def test_feed_forward_linears_are_pruned_each_on_its_own_and_biases_stay():
     """Oracle: torch's l1_unstructured on each weight."""
     _, block, tensors = block_and_tensors("distilbert", "distilbert.transformer.layer.0.ffn")
-    pruned, keeps, by_rate = prune_block(block, tensors, {"heads": 0, "weights": {"lin1": 100, "lin2": 7}})
+    (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 0, "weights": {"lin1": 100, "lin2": 7}})
     assert by_rate == {"lin1": 100, "lin2": 7}
     for linear, count in by_rate.items():
         weight, bias = tensors[f"{linear}.weight"], tensors[f"{linear}.bias"]
@@ -165,7 +158,7 @@ def test_an_out_projections_bias_stays_though_its_whole_row_is_removed():
     """By hand: row 3 of 32 weights is made the smallest, and 32 weights go."""
     _, block, tensors = block_and_tensors("distilbert", DISTILBERT_SELF)
     tensors["out_lin.weight"][3] *= 1e-6
-    pruned, keeps, _ = prune_block(block, tensors, {"heads": 0, "weights": {"out_lin": 32}})
+    (_, pruned, keeps), _ = prune_block(block, tensors, {"heads": 0, "weights": {"out_lin": 32}})
     assert not keeps["out_lin"][3].any() and int(keeps["out_lin"].sum()) == 31 * 32
     assert torch.equal(pruned["out_lin.bias"], tensors["out_lin.bias"])
 
@@ -173,7 +166,7 @@ def test_an_out_projections_bias_stays_though_its_whole_row_is_removed():
 def test_pruning_leaves_the_original_tensors_alone():
     _, block, tensors = block_and_tensors("t5", T5_FF)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    pruned, _, _ = prune_block(block, tensors, {"heads": 0, "weights": {"wi": 9}})
+    (_, pruned, _), _ = prune_block(block, tensors, {"heads": 0, "weights": {"wi": 9}})
     for tensor in pruned.values():
         tensor.fill_(7.0)
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
@@ -215,7 +208,7 @@ def test_a_block_with_masked_heads_is_attention_over_the_kept_heads(kind, name):
     }
     kept = sorted(set(range(4)) - set(weakest_heads(tensors, block.linears, 4, 2)))
 
-    pruned, _, _ = prune_block(block, tensors, {"heads": 2, "weights": {}})
+    (_, pruned, _), _ = prune_block(block, tensors, {"heads": 2, "weights": {}})
     set_block(model, block, pruned)
     with torch.no_grad():
         if kind == "t5":  # T5 does not scale; its position bias is learnt, one number a head and distance
@@ -245,7 +238,7 @@ def trained(optimizer_class, steps, apply=True, **options):
             for linear in block.linears
             if block.kind == "feed_forward" or linear == "o"
         }
-        pruned, keeps, _ = prune_block(block, own, {"heads": 1 if block.heads else 0, "weights": counts})
+        (_, pruned, keeps), _ = prune_block(block, own, {"heads": 1 if block.heads else 0, "weights": counts})
         set_block(model, block, pruned)
         masks |= {f"{name}.{key}": mask for key, mask in parameter_masks(block, keeps).items()}
     parameters = dict(model.named_parameters())

@@ -1,38 +1,23 @@
 """The closed form against numpy's least squares, row by row, and what it may and may not touch."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from helpers import OPTIONS, QUIET, examples, least_squares, objective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import attention, reconstruction
-from common.architectures import FAMILIES, block_tensors, find_blocks
-from common.cli import Talk
-from common.data import Examples
-from common.least_squares import add_products, preconditioner, solve, whole
+from common.blocks import Variant, block_tensors, find_blocks
+from common.closed_form import attention, reconstruction
+from common.closed_form.least_squares import add_products, preconditioner, solve, whole
+from common.closed_form.reconstruction import reconstruct, some_positions
+from common.devices import Runtime
+from common.families import family_of
 from common.masking import prune_block
-from common.reconstruction import held_out_errors, reconstruct, some_positions
+from common.schemes import Pair
+from common.teacher import held_out_errors
 
 CPU = torch.device("cpu")
-
-
-def least_squares(inputs, outputs, start, keep, ridge):
-    """Oracle: numpy.linalg.lstsq on the kept columns of each row, the ridge as further equations."""
-    damping = ridge * np.mean(np.sum(inputs**2, axis=0)[keep.any(axis=0)])
-    solution = np.zeros_like(start)
-    for row, kept in enumerate(keep):
-        equations = np.vstack([inputs[:, kept], np.sqrt(damping) * np.eye(kept.sum())])
-        values = np.concatenate([outputs[:, row], np.sqrt(damping) * start[row, kept]])
-        solution[row, kept] = np.linalg.lstsq(equations, values, rcond=None)[0]
-    return solution, damping
-
-
-def objective(inputs, outputs, weights, start, damping, keep):
-    return np.sum((inputs @ weights.T - outputs) ** 2) + damping * np.sum(((weights - start) * keep) ** 2)
 
 
 def problem(seed, tokens, width, rows, *, condition=1.0, rate=0.5, shared=False, constant=False):
@@ -193,15 +178,6 @@ def test_sums_that_overflowed_leave_the_pruned_weights(value):
 # --- blocks ----------------------------------------------------------------------------------------------------
 
 
-def examples(kind, count, seed=0):
-    """Random token ids of random lengths, so that batches hold padding."""
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(3, 60, size=rng.integers(4, 12)).tolist() for _ in range(count)]
-    task = FAMILIES[kind].task
-    targets = rows[::-1] if task == "translation" else [0] * count
-    return Examples(task, rows, targets, [None] * count, 0)
-
-
 def pruned_variants(model, heads, rate):
     variants = {}
     for name, block in find_blocks(model).items():
@@ -211,46 +187,28 @@ def pruned_variants(model, heads, rate):
             "heads": heads if block.heads else 0,
             "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears},
         }
-        pruned, keeps, _ = prune_block(block, tensors, removed)
-        variants[name, "variant"] = (block, pruned, keeps)
+        (_, pruned, keeps), _ = prune_block(block, tensors, removed)
+        variants[Pair(name, "variant")] = Variant(block, pruned, keeps)
     return variants
 
 
-KINDS = {"t5": "t5", "t5-gated": "t5", "distilbert": "distilbert"}
-
-
-@pytest.fixture(params=KINDS)
-def setting(request):
-    """(model with biases that matter, family, family name)"""
-    model = build_model(request.param)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lin.bias") or "lin1.bias" in name or "lin2.bias" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model, FAMILIES[KINDS[request.param]], KINDS[request.param]
-
-
-OPTIONS = dict(batch_size=8, device=CPU, talk=Talk(quiet=True))
-
-
 def test_a_block_with_nothing_pruned_comes_back_unchanged(setting):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 0, 0.0)
-    solved = reconstruct(model, family, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
     for name, (_, tensors, _) in variants.items():
         for key, tensor in tensors.items():
             assert torch.equal(solved[name][key], tensor), (name, key)
 
 
 def test_removed_weights_stay_zero_and_held_out_error_falls(setting):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
-    solved = reconstruct(model, family, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
     candidates = {name: [tensors, solved[name]] for name, (_, tensors, _) in variants.items()}
-    errors = held_out_errors(model, family, variants, candidates, examples(kind, 64, seed=9), **OPTIONS)
-    for name, (block, tensors, keeps) in variants.items():
-        for linear, keep in keeps.items():
+    errors = held_out_errors(model, find_blocks(model), candidates, examples(kind, 64, seed=9), **OPTIONS)
+    for name, variant in variants.items():
+        for linear, keep in variant.keeps.items():
             assert not solved[name][f"{linear}.weight"][~keep].any(), (name, linear)
         assert errors[name][1] < errors[name][0], name
 
@@ -258,25 +216,27 @@ def test_removed_weights_stay_zero_and_held_out_error_falls(setting):
 @pytest.mark.parametrize("value_width", [8, 1024], ids=["a few directions", "all directions"])
 def test_a_model_that_overflows_keeps_its_pruned_blocks(setting, value_width, monkeypatch):
     monkeypatch.setattr(attention, "VALUE_WIDTH", value_width)
-    model, family, kind = setting
+    model, kind = setting
     name = next(iter(find_blocks(model)))
     variants = pruned_variants(model, 2, 0.3)
     with torch.no_grad():
-        dict(model.named_parameters())[f"{name}.{variants[name, 'variant'][0].linears[0]}.weight"][0, 0] = float("nan")
-    solved = reconstruct(model, family, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
-    for pair, (block, tensors, _) in variants.items():
+        dict(model.named_parameters())[f"{name}.{variants[Pair(name, 'variant')].block.linears[0]}.weight"][0, 0] = (
+            float("nan")
+        )
+    solved = reconstruct(model, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
+    for pair, (_, tensors, _) in variants.items():
         assert all(torch.equal(solved[pair][key], tensors[key]) for key in tensors if pair[0] == name), pair
         assert all(bool(torch.isfinite(each).all()) for each in solved[pair].values()), pair
 
 
 def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     """Oracle: numpy's lstsq on the features of the kept heads, gathered by a plain hook in a plain forward pass."""
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.0)
     name, (block, tensors, keeps) = next((name, v) for name, v in variants.items() if v[0].kind == "attention")
     data = examples(kind, 40)
     out = block.linears[-1]
-    solved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, value_rounds=0, **OPTIONS)[name]
+    solved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, value_rounds=0, **OPTIONS)[name]
     features, outputs = [], []
     linear = model.get_submodule(f"{block.name}.{out}")
 
@@ -287,7 +247,7 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     handle = linear.register_forward_hook(note)
     with torch.no_grad():
         for i in range(len(data)):
-            family.run(model, data.batch([i]))
+            family_of(model.config).run(model, data.batch([i]))
     handle.remove()
     features, outputs = (torch.cat(rows).double().numpy() for rows in (features, outputs))
     kept = keeps[out].any(dim=0).numpy()
@@ -304,20 +264,20 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     assert error <= best * 1.001 + 1e-6 * np.sum(outputs**2)
 
     # With the value projections solved as well, the block comes closer than any out-projection alone can.
-    moved = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-6, value_rounds=1, **OPTIONS)[name]
-    (nmse,) = held_out_errors(model, family, {name: variants[name]}, {name: [moved]}, data, **OPTIONS)[name]
+    moved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, value_rounds=1, **OPTIONS)[name]
+    (nmse,) = held_out_errors(model, find_blocks(model), {name: [moved]}, data, **OPTIONS)[name]
     assert nmse * np.sum(outputs**2) < 0.99 * best
 
 
 def test_more_calibration_data_does_not_hurt_held_out(setting):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.5)
     held_out = examples(kind, 64, seed=9)
     means = []
     for count in (32, 512):
-        solved = reconstruct(model, family, variants, examples(kind, count), ridge=1e-3, **OPTIONS)
+        solved = reconstruct(model, variants, examples(kind, count), ridge=1e-3, **OPTIONS)
         errors = held_out_errors(
-            model, family, variants, {name: [solved[name]] for name in variants}, held_out, **OPTIONS
+            model, find_blocks(model), {name: [solved[name]] for name in variants}, held_out, **OPTIONS
         )
         means.append(sum(error for (error,) in errors.values()) / len(errors))
     assert means[1] <= means[0] * 1.01
@@ -325,14 +285,17 @@ def test_more_calibration_data_does_not_hurt_held_out(setting):
 
 @pytest.mark.parametrize("bytes_allowed", [2**30, 1], ids=["all blocks together", "block by block"])
 def test_blocks_within_the_memory_allowed_share_a_pass(setting, monkeypatch, bytes_allowed):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
     data, batches = examples(kind, 32), 4
-    expected = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    expected = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     monkeypatch.setattr(reconstruction, "STATISTICS_BYTES", bytes_allowed)
     runs = []
-    counting = dataclasses.replace(family, run=lambda *args: (runs.append(1), family.run(*args)))
-    found = reconstruct(model, counting, variants, data, ridge=1e-3, **OPTIONS)
+    handle = (model.base_model if kind == "distilbert" else model.encoder).register_forward_hook(
+        lambda *_: runs.append(1)
+    )
+    found = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
+    handle.remove()
     assert len(runs) == batches * (1 if bytes_allowed > 1 else len(variants))
     for name in variants:
         for key in expected[name]:
@@ -340,12 +303,12 @@ def test_blocks_within_the_memory_allowed_share_a_pass(setting, monkeypatch, byt
 
 
 def test_a_variant_is_solved_alike_alone_and_among_others(setting):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
     data = examples(kind, 200)
-    together = reconstruct(model, family, variants, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+    together = reconstruct(model, variants, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
     for name in list(variants)[:2]:
-        alone = reconstruct(model, family, {name: variants[name]}, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+        alone = reconstruct(model, {name: variants[name]}, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
         for key in alone[name]:
             assert torch.equal(alone[name][key], together[name][key]), (name, key)
 
@@ -361,14 +324,14 @@ def test_positions_are_a_random_fraction_but_one_at_least():
 
 
 def test_a_thinned_regression_comes_close_to_that_on_all_tokens(setting):
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
     data, held_out = examples(kind, 800), examples(kind, 64, seed=9)
-    options, errors = OPTIONS | {"batch_size": 32}, []
+    options, errors = {"runtime": Runtime(CPU, 32, QUIET)}, []
     for oversampling in (1e9, 8):
-        solved = reconstruct(model, family, variants, data, ridge=1e-3, oversampling=oversampling, **options)
+        solved = reconstruct(model, variants, data, ridge=1e-3, oversampling=oversampling, **options)
         each = held_out_errors(
-            model, family, variants, {name: [solved[name]] for name in variants}, held_out, **options
+            model, find_blocks(model), {name: [solved[name]] for name in variants}, held_out, **options
         )
         errors.append(np.mean([error for (error,) in each.values()]))
     assert errors[1] <= 1.1 * errors[0] + 1e-5
@@ -376,12 +339,12 @@ def test_a_thinned_regression_comes_close_to_that_on_all_tokens(setting):
 
 def test_statistics_leave_autocast_out(setting):
     """Inside an autocast region products run in bfloat16; a Gram matrix made so would ruin the solution."""
-    model, family, kind = setting
+    model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
     data = examples(kind, 32)
-    plain = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+    plain = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = reconstruct(model, family, variants, data, ridge=1e-3, **OPTIONS)
+        inside = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     for name in variants:
         for key in plain[name]:
             assert torch.equal(plain[name][key], inside[name][key]), (name, key)

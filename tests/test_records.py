@@ -12,6 +12,7 @@ from common.records import (
     atomic_file,
     atomic_folder,
     check_writable,
+    differences,
     digest,
     file_digest,
     is_done,
@@ -184,7 +185,7 @@ def test_an_existing_file_that_holds_something_else_is_not_overwritten_unasked(t
 
 def test_an_output_is_checked_before_the_work(tmp_path):
     check_writable(tmp_path / "new" / "deep" / "x")
-    assert (tmp_path / "new" / "deep").is_dir() and names(tmp_path / "new" / "deep") == []
+    assert names(tmp_path) == []  # the folders are made when there is something to write
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         check_writable(tmp_path / "file" / "x")
@@ -211,19 +212,20 @@ def test_a_files_digest_is_hashlibs(tmp_path):
 
 
 def test_a_record_says_who_made_it_from_what_and_holds_no_clock():
-    record = make_record("prune.py", "k3y", measured=0.5)
-    assert (record["script"], record["key"], record["measured"]) == ("prune.py", "k3y", 0.5)
+    record = make_record("prune.py", {"rate": 0.5}, measured=0.5)
+    assert (record["script"], record["made_from"], record["measured"]) == ("prune.py", {"rate": 0.5}, 0.5)
+    assert record["key"] == digest({"rate": 0.5})
     assert set(record["versions"]) == {"python", "torch", "transformers", "numpy"}
-    assert record == make_record("prune.py", "k3y", measured=0.5)
+    assert record == make_record("prune.py", {"rate": 0.5}, measured=0.5)
 
 
 @pytest.mark.parametrize(
     "there, record, overwrite, done",
     [
         (False, None, False, False),
-        (False, {"key": "k"}, False, False),
-        (True, {"key": "k"}, False, True),
-        (True, {"key": "k"}, True, True),
+        (False, {"key": digest("k")}, False, False),
+        (True, {"key": digest("k")}, False, True),
+        (True, {"key": digest("k")}, True, True),
         (True, {"key": "other"}, True, False),
         (True, None, True, False),
     ],
@@ -239,3 +241,26 @@ def test_an_output_of_something_else_is_not_overwritten_unasked(tmp_path, record
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match="made from other inputs or settings; .*--overwrite"):
         is_done(tmp_path / "x", record, "k", False)
+
+
+@pytest.mark.parametrize(
+    "found, text",
+    [
+        ({"epochs": 1, "lr": 0.1}, " (epochs: 1 there, 2 asked for)"),
+        ({"epochs": 2}, " (lr: null there, 0.1 asked for)"),
+        ({"epochs": 2, "lr": 0.1, "examples": "0" * 64}, " (examples: not the same)"),
+        ({"epochs": 2, "lr": 0.1}, ""),
+        (None, ""),
+    ],
+)
+def test_what_differs_is_said_setting_by_setting(found, text):
+    """By hand. A digest says nothing to a reader, so its value is not shown."""
+    assert differences({"made_from": found}, {"epochs": 2, "lr": 0.1}) == text
+
+
+def test_no_file_of_ours_holds_what_json_does_not_know(tmp_path):
+    """Oracle: RFC 8259, which has no NaN and no infinities."""
+    for value in (float("nan"), [float("inf")], {"a": {"b": -float("inf")}}):
+        with pytest.raises(UserError, match="not a finite number"):
+            write_json(tmp_path / "x.json", value)
+    assert names(tmp_path) == []

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import build_model, distilbert_config, load_script
+from helpers import RUNTIME, build_model, distilbert_config, is_one_line, load_script, same_state
 from matplotlib import image
-from test_bad_input import other_model  # noqa: F401  a fixture
-from test_contract import is_one_line
-from test_models import same_state
 
-from common import evaluation, report
+from common import evaluation, inputs, report
 from common.compact import make_compact
+from common.devices import Runtime
 from common.models import load_model, save_model
 from common.sparse import load_sparse
 
@@ -328,7 +326,7 @@ def test_reported_multiply_adds_are_those_of_the_formula(models, evaluate, one_r
 
 
 def test_without_the_flag_nothing_is_written_or_measured(models, evaluate, monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "write_report", lambda *_: pytest.fail("was called"))
+    monkeypatch.setattr(inputs, "write_reports", lambda *_: pytest.fail("was called"))
     before = list(models.rglob("*"))
     code, result, err = evaluate("t5", models / "t5" / "compact")
     assert code == 0 and "report" not in result, err
@@ -349,8 +347,8 @@ def test_seconds_are_medians_of_what_is_measured_after_the_warm_up(models, monke
         clock[0] += len(runs)
 
     monkeypatch.setattr(report, "ways_to_run", lambda parts: {"seconds_per_batch": (run, parts)})
-    monkeypatch.setattr(report, "now", lambda device: clock[0])
-    assert report.speeds({"model": 1, "original": 2}, torch.device("cpu")) == {
+    monkeypatch.setattr(Runtime, "now", lambda self: clock[0])
+    assert report.speeds({"model": 1, "original": 2}, RUNTIME) == {
         "model": {"seconds_per_batch": 7.0},
         "original": {"seconds_per_batch": 4.0},
     }
@@ -373,7 +371,7 @@ def test_the_timed_translation_has_the_stated_length(models, monkeypatch):
 def test_a_model_whose_original_is_unknown_is_reported_alone(models, evaluate, one_round, tmp_path, kind):
     code, result, err = evaluate(kind, models / kind / "original", "--report", tmp_path / "report.json")
     assert code == 0, err
-    line = f"{tmp_path / 'report.json'}: the original is not known, and not reported beside the model; name it"
+    line = f"{tmp_path / 'report.json'}: the original is not known, so the figures stand alone; name it"
     assert [each for each in err.splitlines() if each.startswith(line)] and "--original" in err
     content = read_json(tmp_path / "report.json")
     assert content["original"] is None and content["figures"]["parameters"]["model"] == result["parameters"]
@@ -569,7 +567,7 @@ def test_a_relative_picture_has_the_reports_ratios(call, reports, tmp_path):
     (panel,) = pareto.draw(
         points, list("1234"), [""] * 4, (*points[3][:2], {"bytes_on_disk": 1.0}), ["bytes_on_disk"], relative=True
     ).axes
-    assert panel.get_xlabel() == "bytes on disk, by the original's"
+    assert panel.get_xlabel() == "bytes on disk, relative to the original"
     dots, star = panel.collections
     assert dots.get_offsets().tolist() == [[0.125, 20], [0.25, 30], [0.375, 25], [0.5, 33]]
     assert star.get_offsets().tolist() == [[1, 33]]

@@ -25,13 +25,13 @@ MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 # Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.
 MODULES = {
     "0.attn": {"kind": "attention", "heads": 8},
-    "0.attn.o": {"kind": "linear", "weights": 1000},
-    "0.ff.wi": {"kind": "linear", "weights": 2000},
-    "0.ff.wo": {"kind": "linear", "weights": 2000},
+    "0.attn.o": {"kind": "linear", "weights": 1000, "block": "0.attn", "linear": "o"},
+    "0.ff.wi": {"kind": "linear", "weights": 2000, "block": "0.ff", "linear": "wi"},
+    "0.ff.wo": {"kind": "linear", "weights": 2000, "block": "0.ff", "linear": "wo"},
     "1.attn": {"kind": "attention", "heads": 8},
-    "1.attn.o": {"kind": "linear", "weights": 1000},
-    "1.ff.wi": {"kind": "linear", "weights": 2000},
-    "1.ff.wo": {"kind": "linear", "weights": 2000},
+    "1.attn.o": {"kind": "linear", "weights": 1000, "block": "1.attn", "linear": "o"},
+    "1.ff.wi": {"kind": "linear", "weights": 2000, "block": "1.ff", "linear": "wi"},
+    "1.ff.wo": {"kind": "linear", "weights": 2000, "block": "1.ff", "linear": "wo"},
 }
 
 
@@ -262,9 +262,9 @@ def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, 
         (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": True}}}, "modules: a: 'weights' must be"),
         (
             with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}},
-            "modules: a: a Linear's name must say",
+            "modules: a: 'block' and 'linear' must say which block this Linear lies in",
         ),
-        (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it anew with config_generator.py"),
+        (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it again with config_generator.py"),
         (with_config({}) | {"model": {"name": "x"}}, "'model' must hold the name, type and fingerprint"),
         ([], "holds a JSON list where an object belongs"),
         ("{", "malformed JSON"),

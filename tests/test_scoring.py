@@ -6,30 +6,29 @@ The scores' oracle runs one example at a time, so that nothing is ever padded, t
 import copy
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import distilbert_config, t5_config
-from test_compact import lively
+from helpers import QUIET, distilbert_config, lively, t5_config
 
-from common import costs
-from common.architectures import block_tensors, find_blocks, set_block
-from common.cli import Talk
+from common.blocks import block_calls, block_tensors, find_blocks, set_block
 from common.compact import make_compact
 from common.data import Examples
+from common.devices import Runtime
 from common.masking import prune_block
 from common.models import LoadedModel, save_model
-from common.report import multiply_adds
+from common.report import count_products, multiply_adds
 from common.schemes import DENSE
-from common.scoring import score_block
+from common.search import costs
+from common.search.scoring import Replaceable, score_block
+from common.tasks import TASKS
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 CPU = torch.device("cpu")
 COUNT = 5
-OPTIONS = dict(batch_size=2, device=CPU, talk=Talk(quiet=True))  # batches of 2, 2 and 1
+OPTIONS = {"runtime": Runtime(CPU, 2, QUIET)}  # batches of 2, 2 and 1
 
 
 def random_examples(kind):
@@ -41,8 +40,8 @@ def random_examples(kind):
 
     inputs = [tokens(2, 9) for _ in range(COUNT)]
     if kind == "distilbert":
-        return Examples("classification", inputs, [i % 2 for i in range(COUNT)], [("", 0)] * COUNT, pad=0)
-    return Examples("translation", inputs, [tokens(1, 6) for _ in range(COUNT)], [("", "")] * COUNT, pad=0)
+        return Examples(TASKS["classification"], inputs, [i % 2 for i in range(COUNT)], [("", 0)] * COUNT, pad=0)
+    return Examples(TASKS["translation"], inputs, [tokens(1, 6) for _ in range(COUNT)], [("", "")] * COUNT, pad=0)
 
 
 def pruned_and_shaken(model, block):
@@ -51,7 +50,7 @@ def pruned_and_shaken(model, block):
     half = {"heads": block.heads // 2, "neurons": block.neurons // 2, "weights": {}}
     torch.manual_seed(1)
     return {
-        "half": prune_block(block, own, half)[0],
+        "half": prune_block(block, own, half)[0].tensors,
         "shaken": {name: tensor.detach() * torch.randn_like(tensor) for name, tensor in own.items()},
     }
 
@@ -62,7 +61,7 @@ def log_probabilities(model, examples):
     rows = []
     for source, target in zip(examples.inputs, examples.targets):
         decoder = {}
-        if examples.task == "translation":
+        if examples.task.name == "translation":
             decoder = {"decoder_input_ids": torch.tensor([[0, *target[:-1]]])}
         rows.append(model(input_ids=torch.tensor([source]), **decoder).logits.flatten(0, -2))
     return torch.cat(rows).double().log_softmax(-1)
@@ -71,7 +70,7 @@ def log_probabilities(model, examples):
 def expected_score(model, teacher, examples):
     """{"loss", "kl"} by torch's own cross-entropy and divergence."""
     found, wanted = log_probabilities(model, examples), log_probabilities(teacher, examples)
-    flat = sum(examples.targets, []) if examples.task == "translation" else examples.targets
+    flat = sum(examples.targets, []) if examples.task.name == "translation" else examples.targets
     divergence = torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="sum") / len(flat)
     return {"loss": torch.nn.functional.cross_entropy(found, torch.tensor(flat)).item(), "kl": divergence.item()}
 
@@ -160,27 +159,22 @@ def test_scoring_leaves_the_model_as_it_was(kind, fails):
     assert torch.equal(log_probabilities(model, examples), logits)
 
 
-@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("kind, place", [("t5", 0), ("t5", 2), ("t5", 7), ("t5", 9), ("distilbert", 1)])
-def test_what_comes_before_the_block_is_not_computed_again(kind, place, conditional):
-    """By hand: three batches; in each a block runs once, and from the replaced one on once more for both variants.
-
-    The tiny T5's blocks run in the order of its modules: 2 · 2 in the encoder, then 2 · 3 in the decoder.
-    """
+def test_what_comes_before_the_block_is_not_computed_again(kind, place):
+    """Oracle: torch's flop counter, on the whole model and on each block alone."""
     model, examples = lively(kind), random_examples(kind)
-    teacher = copy.deepcopy(model) if conditional else model
-    blocks, calls = find_blocks(model), Counter()
-    for owner, side in ((model, "model"), *(((teacher, "teacher"),) if conditional else ())):
-        for name, block in blocks.items():
-            owner.get_submodule(f"{name}.{block.linears[-1]}").register_forward_hook(
-                lambda *_, key=(side, name): calls.update([key])
-            )
-    names = list(blocks)
-    score_block(
-        model, teacher, blocks, names[place], pruned_and_shaken(model, blocks[names[place]]), examples, **OPTIONS
-    )
-    expected = {("model", name): 3 if i < place else 9 for i, name in enumerate(names)}
-    assert calls == expected | ({("teacher", name): 3 for name in names} if conditional else {})
+    blocks, batch = find_blocks(model), examples.batch([0, 1])
+    with torch.no_grad():
+        calls = {call.block.name: call for call in block_calls(model, blocks.values(), batch)}
+        own = {name: block_tensors(model, block) for name, block in blocks.items()}
+        alone = {
+            name: count_products(lambda call=call: call.replay(own[call.block.name])) for name, call in calls.items()
+        }
+        name = list(calls)[place]
+        with Replaceable(model, blocks).opened() as replaceable:
+            replaceable.run(batch)
+            found = count_products(lambda: replaceable.run_with(name, own[name], batch))
+        assert found == count_products(lambda: model(**batch)) - sum(list(alone.values())[:place])
 
 
 # --- costs -----------------------------------------------------------------------------------------------------
@@ -205,7 +199,7 @@ def all_different(kind):
 
 
 def grid_variants(model, rates=(0, 0.3, 0.6)):
-    """All combinations of heads or neurons and unstructured rates: {block: {variant: (tensors, masks)}}."""
+    """All combinations of heads or neurons and unstructured rates: {block: {name: Variant}}."""
     variants = {}
     for name, block in find_blocks(model).items():
         own = block_tensors(model, block)
@@ -219,12 +213,12 @@ def grid_variants(model, rates=(0, 0.3, 0.6)):
                     "weights": {linear: round(each * own[f"{linear}.weight"].numel()) for linear in linears},
                 }
                 if part or each:
-                    variants[name][f"{part}_{each}"] = prune_block(block, own, removed)[:2]
+                    variants[name][f"{part}_{each}"] = prune_block(block, own, removed)[0]
     return variants
 
 
 def masks_of(variants):
-    return {name: {variant: masks for variant, (_, masks) in each.items()} for name, each in variants.items()}
+    return {name: {variant: found.keeps for variant, found in each.items()} for name, each in variants.items()}
 
 
 def composed_of(model, variants, choice):
@@ -232,7 +226,7 @@ def composed_of(model, variants, choice):
     composed = copy.deepcopy(model)
     for name, variant in choice.items():
         if variant != DENSE:
-            set_block(composed, find_blocks(composed)[name], variants[name][variant][0])
+            set_block(composed, find_blocks(composed)[name], variants[name][variant].tensors)
     return composed
 
 
@@ -319,7 +313,7 @@ def test_costs_where_single_weights_leave_neurons_empty(kind, measure, tmp_path)
         mask.any(dim=1)
         for name in variants
         if blocks[name].neurons
-        for mask in list(variants[name]["0_0.95"][1].values())[:-1]
+        for mask in list(variants[name]["0_0.95"].keeps.values())[:-1]
     ]
     assert any(not row.all() and row.any() for row in rows)
     ((composed, compact),) = composed_and_compact(model, variants, [choice])
@@ -343,7 +337,7 @@ def test_costs_of_a_head_that_nothing_reads(measure, tmp_path):
         model.get_submodule(name).o.weight[:, 6:12] *= 1e-6
     block = find_blocks(model)[name]
     variants = {
-        name: {"unread": prune_block(block, block_tensors(model, block), {"heads": 0, "weights": {"o": 6 * 32}})[:2]}
+        name: {"unread": prune_block(block, block_tensors(model, block), {"heads": 0, "weights": {"o": 6 * 32}})[0]}
     }
     choice = {each: "unread" if each == name else DENSE for each in find_blocks(model)}
     ((_, compact),) = composed_and_compact(model, variants, [choice])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from common import search
 from common.errors import UserError
+from common.search import knapsack as search
 
 NO_SHRINKING = [Phase.reuse, Phase.generate]  # each example takes the solver milliseconds
 
@@ -69,7 +69,7 @@ SCORES = st.integers(-100, 100)  # of which each test takes what fraction it lik
 COSTS = {
     "whole": st.integers(0, 20),
     "seconds": st.floats(1e-5, 1e-2, allow_subnormal=False),
-    "tenths": st.integers(1, 9).map(lambda n: n * 0.1),  # sums that hang on their order
+    "tenths": st.integers(1, 9).map(lambda n: n * 0.1),  # sums that depend on their order
     "large": st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: pair[0] * 10**7 + pair[1]),
     "alike": st.integers(10**7, 10**7 + 3),
 }

@@ -7,12 +7,11 @@ import struct
 
 import pytest
 import torch
-from conftest import build_model
+from helpers import build_model, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_models import same_state
 
 from common.errors import UserError
 from common.models import load_model, save_model

@@ -18,9 +18,20 @@ import sacrebleu
 import safetensors.torch
 import torch
 import transformers
-from conftest import ROOT, load_script, only_removed_is_zero
+from helpers import (
+    FEED_FORWARD,
+    PREFIX,
+    ROOT,
+    edited_json,
+    load_script,
+    loss_per_token,
+    only_removed_is_zero,
+    pairs_of,
+    rate,
+    read_json,
+    touched,
+)
 from matplotlib import image
-from test_bad_input import FEED_FORWARD, edited_json, files_in, rate
 from torch.nn.utils import prune
 
 from common import stats as stats_module
@@ -28,7 +39,6 @@ from common import training
 from common.checkpoints import Checkpoint
 from common.library import Library
 
-PREFIX = "translate English to German: "
 TRAINING = ("--epochs", 2, "--batch-size", 8)  # what the `chain` fixture trains with
 BLOCK_TRAINING = ("--method", "train", *TRAINING)
 SECONDS = {"train_seconds", "val_seconds", "seconds", "examples_per_second"}
@@ -43,10 +53,6 @@ def edited_chain(chain, tmp_path, succeeds):
     edited_json(chain / "conf.json", tmp_path / "conf.json", rate(0.6))
     succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "conf_prune.json")
     return tmp_path
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_csv(path):
@@ -69,10 +75,6 @@ def without_seconds(result):
     return {name: value for name, value in result.items() if name not in SECONDS}
 
 
-def touched(folder):
-    return {path: (path.stat().st_mtime_ns, digest) for path, digest in files_in(folder).items()}
-
-
 def pth_model(path):
     """The model in a .pth, by torch and transformers alone."""
     content = torch.load(path, weights_only=True)
@@ -80,40 +82,6 @@ def pth_model(path):
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**config)).eval()
     model.load_state_dict(content["state_dict"])
     return model, content
-
-
-def pairs_of(workshop, stem):
-    return list(
-        zip(
-            *(
-                (workshop / "data" / "t5" / f"{stem}.{language}").read_text(encoding="utf-8").splitlines()
-                for language in ("en", "de")
-            )
-        )
-    )
-
-
-@torch.no_grad()
-def loss_per_token(model, tokenizer, pairs):
-    """Cross-entropy summed over the target tokens of one pair at a time, over their number: nothing is ever padded."""
-    total = tokens = 0
-    for english, german in pairs:
-        source = torch.tensor([tokenizer(PREFIX + english)["input_ids"]])
-        target = torch.tensor([tokenizer(text_target=german)["input_ids"]])
-        logits = model(input_ids=source, decoder_input_ids=torch.cat([torch.tensor([[0]]), target[:, :-1]], 1)).logits
-        total += torch.nn.functional.cross_entropy(logits[0].double(), target[0], reduction="sum").item()
-        tokens += target.numel()
-    return total / tokens
-
-
-@pytest.fixture(scope="session")
-def teacher(workshop):
-    return transformers.T5ForConditionalGeneration.from_pretrained(workshop / "model" / "t5").eval()
-
-
-@pytest.fixture(scope="session")
-def tokenizer(workshop):
-    return transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "t5")
 
 
 # --- reuse -----------------------------------------------------------------------------------------------------
@@ -629,7 +597,7 @@ def test_plot_is_a_picture_and_the_same_twice(succeeds, chain, tmp_path, suffix)
         assert width > height > 400
     elif suffix == "svg":
         text = "".join(xml.etree.ElementTree.fromstring(one).itertext())
-        assert xml.etree.ElementTree.fromstring(one).tag.endswith("svg") and "matplotlib" in text
+        assert xml.etree.ElementTree.fromstring(one).tag.endswith("svg") and "composable-pruning" in text
     else:
         assert one.startswith(b"%PDF-") and one.rstrip().endswith(b"%%EOF")
     assert result["best_val_loss"] == pytest.approx(

@@ -7,17 +7,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_model
-from test_architectures import padded_batch
+from helpers import RUNTIME, build_model, padded_batch
 
-from common.architectures import block_tensors, family_of, find_blocks
+from common.blocks import block_tensors, find_blocks
 from common.checkpoints import Checkpoint
 from common.cli import Talk
 from common.data import Examples
 from common.errors import UserError
 from common.masking import parameter_masks, prune_block
+from common.schemes import Pair
 from common.stats import write_stats, write_variant_stats
-from common.training import Learner, Progress, Recipe, block_batch, fit, model_batch, schedule, steps_of
+from common.tasks import TASKS
+from common.teacher import BlockObjective
+from common.training import (
+    Epoch,
+    EpochSeconds,
+    Learner,
+    Loss,
+    ModelObjective,
+    Progress,
+    Recipe,
+    fit,
+    schedule,
+    steps_of,
+)
 
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
@@ -35,6 +48,7 @@ def recipe(**changes):
             early_stop=0,
             precision="fp32",
             seed=0,
+            dropout=True,
         )
         | changes
     )
@@ -47,21 +61,21 @@ def examples(size=10, seed=0):
     def tokens():
         return torch.randint(2, 64, (int(torch.randint(3, 10, (), generator=generator)),), generator=generator).tolist()
 
-    return Examples("translation", [tokens() for _ in range(size)], [tokens() for _ in range(size)], [], 0)
+    return Examples(TASKS["translation"], [tokens() for _ in range(size)], [tokens() for _ in range(size)], [], 0)
 
 
 def learner_of(model, name, removed, plan, total_steps):
     """A learner for one variant of one block, and its masks."""
     block = find_blocks(model)[name]
-    pruned, keeps, _ = prune_block(block, block_tensors(model, block), removed)
+    (_, pruned, keeps), _ = prune_block(block, block_tensors(model, block), removed)
     parameters = {key: tensor.requires_grad_() for key, tensor in pruned.items()}
     return Learner(parameters, parameter_masks(block, keeps), plan, total_steps)
 
 
 VARIANTS = {
-    (ATTENTION, "a"): {"heads": 1, "weights": {"o": 100}},
-    (ATTENTION, "b"): {"heads": 2, "weights": {"o": 9}},
-    (FORWARD, "a"): {"heads": 0, "weights": {"wi": 700, "wo": 500}},
+    Pair(ATTENTION, "a"): {"heads": 1, "weights": {"o": 100}},
+    Pair(ATTENTION, "b"): {"heads": 2, "weights": {"o": 9}},
+    Pair(FORWARD, "a"): {"heads": 0, "weights": {"wi": 700, "wo": 500}},
 }
 
 
@@ -73,18 +87,9 @@ def fit_blocks(names, plan, path, **options):
     """Fine-tune some of VARIANTS against the tiny T5: (learners, progress)."""
     model, data = build_model("t5"), examples()
     learners = block_learners(model, plan, data, names)
-    run_batch = block_batch(model, family_of(model.config), find_blocks(model))
-    progress = fit(
-        learners,
-        run_batch,
-        data,
-        examples(6, seed=1),
-        plan,
-        device=CPU,
-        talk=QUIET,
-        checkpoint=Checkpoint(path, dict.fromkeys(names, "k")),
-        **options,
-    )
+    objective = BlockObjective(model, find_blocks(model), plan)
+    checkpoint = Checkpoint(path, dict.fromkeys(names, "k"))
+    progress = fit(learners, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learners, progress
 
 
@@ -155,15 +160,11 @@ def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
 
 
 def block_losses(model, learners, batch):
-    """What block_batch gives every learner on one batch, without training: {name: (loss, weight)}."""
-    found = {}
-
-    def consume(name, compute):
-        assert name not in found
-        found[name] = tuple(float(value) for value in compute())
-
-    block_batch(model, family_of(model.config), find_blocks(model))(batch, learners, consume, False)
-    return found
+    """What every learner loses on one batch, without training: {name: (loss, weight)}."""
+    objective = BlockObjective(model, find_blocks(model), recipe())
+    found = list(objective.losses(objective.begin(batch, learners), learners, training=False))
+    assert len(found) == len({loss.learner for loss in found})
+    return {loss.learner: (float(loss.value), float(loss.weight)) for loss in found}
 
 
 def nmse_by_hand(model, name, tensors, batch):
@@ -222,8 +223,9 @@ def test_training_blocks_leaves_the_teacher_as_it_was():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     learners = block_learners(model, plan, data)
     start = {name: weights(learner) for name, learner in learners.items()}
-    run_batch = block_batch(model, family_of(model.config), find_blocks(model))
-    run_batch(padded_batch("t5"), learners, lambda name, compute: learners[name].step(compute()[0]), True)
+    objective = BlockObjective(model, find_blocks(model), plan)
+    for name, loss, _ in objective.losses(objective.begin(padded_batch("t5"), learners), learners, training=True):
+        learners[name].step(loss)
     assert not any(same(weights(learner), start[name]) for name, learner in learners.items())
     assert same(model.state_dict(), before) and not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -252,7 +254,7 @@ def test_variants_trained_together_are_bit_for_bit_those_trained_alone(tmp_path)
 
 def test_training_brings_the_blocks_nearer_and_keeps_removed_weights_at_zero(tmp_path):
     learners, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "c")
-    for (name, variant), learner in learners.items():
+    for learner in learners.values():
         losses = [row[2] for row in learner.history]
         assert len(losses) == 4 and learner.best_loss == min(losses) < losses[0]
         held = dict(zip((key for key, m in learner.parameters.items() if (m == 0).any()), learner.held.masks))
@@ -260,9 +262,9 @@ def test_training_brings_the_blocks_nearer_and_keeps_removed_weights_at_zero(tmp
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_blocks_validation_loss_does_not_hang_on_the_batch_size(tmp_path, batch_size):
+def test_a_blocks_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_size):
     """Oracle: the whole validation split in one batch, by hand."""
-    learners, _ = fit_blocks([(FORWARD, "a")], recipe(epochs=0, batch_size=batch_size), tmp_path / "c")
+    learners, _ = fit_blocks([Pair(FORWARD, "a")], recipe(epochs=0, batch_size=batch_size), tmp_path / "c")
     model, validation = build_model("t5"), examples(6, seed=1)
     expected, _ = nmse_by_hand(model, FORWARD, weights(learners[FORWARD, "a"]), validation.batch(range(6)))
     assert learners[FORWARD, "a"].history[0][2] == pytest.approx(expected, rel=1e-4)
@@ -304,10 +306,7 @@ def cross_entropy_by_hand(model, batch):
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
 def test_model_loss_is_the_cross_entropy_over_real_labels(kind):
     model, batch = build_model(kind), padded_batch(kind)
-    found = []
-    with torch.no_grad():
-        model_batch(model)(batch, {"model": None}, lambda name, compute: found.append((name, *compute())), False)
-    ((name, loss, weight),) = found
+    ((name, loss, weight),) = ModelObjective(model, recipe()).losses(batch, {"model": None}, training=False)
     expected, count = cross_entropy_by_hand(model, batch)
     assert (name, loss.item(), weight.item()) == ("model", pytest.approx(expected, rel=1e-5), count)
 
@@ -321,10 +320,10 @@ def test_distillation_by_hand(kind):
         for parameter in model.parameters():
             parameter.mul_({"t5": 1.5, "distilbert": 8}[kind])
     found = {}
+    objective = ModelObjective(model, recipe(distill=0.25, dropout=False), teacher)
     for training in (True, False):
-        model_batch(model, teacher, 0.25)(
-            batch, {"model": None}, lambda _, compute: found.update({training: compute()[0].item()}), training
-        )
+        ((_, loss, _),) = objective.losses(batch, {"model": None}, training)
+        found[training] = loss.item()
     assert not teacher.training
     task, count = cross_entropy_by_hand(model, batch)
     with torch.no_grad():
@@ -341,7 +340,7 @@ def test_distillation_by_hand(kind):
 @pytest.mark.parametrize("dropout", [True, False])
 def test_a_model_trains_with_dropout_if_asked_and_is_validated_without(training, dropout):
     model = build_model("t5").train(not training)
-    model_batch(model, dropout=dropout)(padded_batch("t5"), {"model": None}, lambda *_: None, training)
+    list(ModelObjective(model, recipe(dropout=dropout)).losses(padded_batch("t5"), {"model": None}, training))
     assert all(module.training is (training and dropout) for module in model.modules())
 
 
@@ -354,17 +353,8 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    progress = fit(
-        {"model": learner},
-        model_batch(model, dropout=True),
-        data,
-        examples(6, seed=1),
-        plan,
-        device=CPU,
-        talk=QUIET,
-        checkpoint=Checkpoint(path, {"model": key}),
-        **options,
-    )
+    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, {"model": key})
+    progress = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learner, progress
 
 
@@ -392,25 +382,20 @@ def scripted_fit(tmp_path, script, plan, **options):
     seen = {name: [] for name in script}
     data = examples(4)
 
-    def run_batch(batch, active, consume, training):
-        for name, learner in active.items():
-            if training:
-                consume(name, lambda: (learner.parameters["x"].sum(), 1.0))
-            else:
-                seen[name].append(learner.parameters["x"].item())
-                consume(name, lambda: (torch.tensor(script[name][len(seen[name]) - 1]), 1.0))
+    class Scripted:
+        def begin(self, batch, learners):
+            return None
 
-    progress = fit(
-        learners,
-        run_batch,
-        data,
-        data,
-        plan,
-        device=CPU,
-        talk=QUIET,
-        checkpoint=Checkpoint(tmp_path / "c", dict.fromkeys(script, "k")),
-        **options,
-    )
+        def losses(self, begun, learners, training):
+            for name, learner in learners.items():
+                loss = learner.parameters["x"].sum()
+                if not training:
+                    seen[name].append(loss.item())
+                    loss = torch.tensor(script[name][len(seen[name]) - 1])
+                yield Loss(name, loss, torch.tensor(1.0))
+
+    checkpoint = Checkpoint(tmp_path / "c", dict.fromkeys(script, "k"))
+    progress = fit(learners, Scripted(), data, data, plan, RUNTIME, checkpoint, **options)
     return learners, progress, seen
 
 
@@ -419,7 +404,7 @@ def scripted_fit(tmp_path, script, plan, **options):
     [
         ([5, 4, 3, 2], 2, 3, 3),  # better every epoch
         ([5, 3, 4, 4, 1], 2, 1, 3),  # two epochs without a better one: never sees the 1
-        ([5, 3, 4, 2, 4, 4, 1], 2, 3, 5),  # the count begins anew
+        ([5, 3, 4, 2, 4, 4, 1], 2, 3, 5),  # the count begins again
         ([5, 6, 7], 1, 0, 1),  # training made it worse from the start
         ([5, 3, 3, 3], 2, 1, 3),  # equal is not better
         ([5, 6, 7, 4], 0, 3, 3),  # 0 never stops early
@@ -562,7 +547,7 @@ def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys
 
 
 def with_history(*rows):
-    return SimpleNamespace(history=list(rows))
+    return SimpleNamespace(history=[Epoch(*row) for row in rows])
 
 
 def read_csv(path):
@@ -576,7 +561,11 @@ def test_stats_by_hand(tmp_path):
         "a": with_history((0, math.nan, 4.0, 0.0), (1, 3.0, 2.0, 0.0)),
         "b": with_history((0, math.nan, 6.0, 0.0), (1, 5.0, 4.0, 0.0), (2, 1.0, 0.1, 0.0)),
     }
-    write_stats(tmp_path / "s.csv", learners, Progress([(0, 0.0, 0.25), (1, 1.23456, 0.5), (2, 1.0, 0.5)]))
+    write_stats(
+        tmp_path / "s.csv",
+        learners,
+        Progress([EpochSeconds(0, 0.0, 0.25), EpochSeconds(1, 1.23456, 0.5), EpochSeconds(2, 1.0, 0.5)]),
+    )
     assert read_csv(tmp_path / "s.csv") == [
         ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds"],
         ["0", "", "5.0", "0.0", "0.25"],

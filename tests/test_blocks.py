@@ -4,33 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import build_model, distilbert_config, t5_config
+from helpers import CLASSIFIERS, MODELS, build_model, distilbert_config, padded_batch, t5_config
 
-from common.architectures import (
-    FAMILIES,
-    block_tensors,
-    family_of,
-    find_blocks,
-    prunable_modules,
-    set_block,
-    token_mask,
-    watched,
-)
+from common.blocks import block_calls, block_tensors, find_blocks, prunable_modules, set_block, token_mask, watch
+from common.closed_form.attention import attention_probabilities
 from common.errors import UserError
+from common.families import FAMILIES, family_of
 
-KINDS = ["t5", "t5-gated", "distilbert"]
-
-
-def padded_batch(kind):
-    """Two examples of random tokens, the second shorter than the first in source and target."""
-    generator = torch.Generator().manual_seed(0)
-    ids, mask = torch.randint(2, 64, (2, 7), generator=generator), torch.ones(2, 7, dtype=torch.int64)
-    ids[1, 4:], mask[1, 4:] = 0, 0
-    labels = torch.tensor([1, 0])
-    if kind != "distilbert":
-        labels = torch.randint(2, 64, (2, 6), generator=generator)
-        labels[1, 3:] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+KINDS = list(MODELS)
 
 
 def plain_outputs(model, batch, names):
@@ -39,7 +20,7 @@ def plain_outputs(model, batch, names):
     for name in names:
 
         def hook(module, args, output, name=name):
-            outputs[name] = output[0] if isinstance(output, tuple) else output
+            outputs[name] = output
 
         handles.append(model.get_submodule(name).register_forward_hook(hook))
     with torch.no_grad():
@@ -49,8 +30,8 @@ def plain_outputs(model, batch, names):
     return outputs
 
 
-def hook_count(model):
-    return sum(len(module._forward_hooks) for module in model.modules())
+def output_linear(block):
+    return f"{block.root}.{block.linears[-1]}"
 
 
 # --- where the blocks are ------------------------------------------------------------------------------------------
@@ -85,12 +66,39 @@ def distilbert_blocks():
     return expected
 
 
+def bert_blocks():
+    """The out-projection lies in another module than q, k and v, the feed-forward Linears in two."""
+    expected = []
+    for i in range(2):
+        layer = f"bert.encoder.layer.{i}"
+        expected += [
+            (f"{layer}.attention", ("self.query", "self.key", "self.value", "output.dense"), 4, "encoder"),
+            (f"{layer}.feed_forward", ("intermediate.dense", "output.dense"), 0, "encoder"),
+        ]
+    return expected
+
+
+def bart_blocks():
+    """The feed-forward Linears lie in the layer, beside the attention modules."""
+    qkvo = ("q_proj", "k_proj", "v_proj", "out_proj")
+    expected = []
+    for side, attentions in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "encoder_attn"])):
+        for i in range(2):
+            layer = f"model.{side}.layers.{i}"
+            expected += [(f"{layer}.{name}", qkvo, 4, side) for name in attentions]
+            expected.append((f"{layer}.feed_forward", ("fc1", "fc2"), 0, side))
+    return expected
+
+
 @pytest.mark.parametrize(
     "kind, expected",
     [
         ("t5", t5_blocks(("wi", "wo"))),
         ("t5-gated", t5_blocks(("wi_0", "wi_1", "wo"))),
         ("distilbert", distilbert_blocks()),
+        ("bert", bert_blocks()),
+        ("bart", bart_blocks()),
+        ("marian", bart_blocks()),
     ],
     ids=KINDS,
 )
@@ -98,7 +106,7 @@ def test_blocks_by_hand(kind, expected):
     blocks = find_blocks(build_model(kind))
     assert [(b.name, b.linears, b.heads, b.side) for b in blocks.values()] == expected
     for name, block in blocks.items():
-        assert block.name == name and block.has_bias == (kind == "distilbert")
+        assert block.name == name and block.has_bias == (not kind.startswith("t5"))
         assert block.kind == ("attention" if block.heads else "feed_forward")
 
 
@@ -109,14 +117,16 @@ def test_prunable_modules_of_a_t5_layer_by_hand():
     assert list(modules)[:4] == [layer, f"{layer}.o", f"{forward}.wi", f"{forward}.wo"]
     assert list(modules.values())[:4] == [
         {"kind": "attention", "heads": 4},
-        {"kind": "linear", "weights": 768},
-        {"kind": "linear", "weights": 1536},
-        {"kind": "linear", "weights": 1536},
+        {"kind": "linear", "weights": 768, "block": layer, "linear": "o"},
+        {"kind": "linear", "weights": 1536, "block": forward, "linear": "wi"},
+        {"kind": "linear", "weights": 1536, "block": forward, "linear": "wo"},
     ]
     assert len(modules) == 2 * 4 + 2 * 6
 
 
-@pytest.mark.parametrize("kind, attention, linear", [("t5-gated", 6, 18), ("distilbert", 2, 6)])
+@pytest.mark.parametrize(
+    "kind, attention, linear", [("t5-gated", 6, 18), ("distilbert", 2, 6), ("bert", 2, 6), ("bart", 6, 14)]
+)
 def test_prunable_modules_are_counted_by_kind(kind, attention, linear):
     kinds = [module["kind"] for module in prunable_modules(build_model(kind)).values()]
     assert (kinds.count("attention"), kinds.count("linear")) == (attention, linear)
@@ -124,8 +134,10 @@ def test_prunable_modules_are_counted_by_kind(kind, attention, linear):
 
 def test_a_model_type_that_is_not_known_is_named():
     config = t5_config()
-    config.model_type = "bart"
-    with pytest.raises(UserError, match="model type 'bart' is not supported; known are t5, distilbert"):
+    config.model_type = "gpt2"
+    with pytest.raises(
+        UserError, match="model type 'gpt2' is not supported; known are t5, bart, marian, distilbert, bert"
+    ):
         family_of(config)
     assert family_of(distilbert_config()) is FAMILIES["distilbert"]
 
@@ -137,15 +149,13 @@ def test_a_model_type_that_is_not_known_is_named():
 def test_a_blocks_tensors_are_the_models_own_and_come_back_through_set_block(kind):
     model, other = build_model(kind), build_model(kind)
     torch.manual_seed(1)
-    for name, block in find_blocks(model).items():
+    for block in find_blocks(model).values():
         tensors = block_tensors(model, block)
-        assert {f"{name}.{key}" for key in tensors} == {
-            key for key in model.state_dict() if key.startswith(f"{name}.") and "relative" not in key
-        }
+        assert {key.rpartition(".")[0] for key in tensors} == set(block.linears)
         new = {key: torch.randn_like(tensor) for key, tensor in tensors.items()}
         set_block(model, block, new)
         state = model.state_dict()
-        assert all(torch.equal(state[f"{name}.{key}"], new[key]) for key in new)
+        assert all(torch.equal(state[f"{block.root}.{key}"], new[key]) for key in new)
         set_block(model, block, block_tensors(other, block))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
@@ -173,88 +183,85 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_block_replays_what_it_gives_in_a_plain_run(kind):
+def test_every_block_replays_what_its_output_linear_gives_in_a_plain_run(kind):
     model, batch = build_model(kind), padded_batch(kind)
     blocks = find_blocks(model)
-    expected = plain_outputs(model, batch, blocks)
-    seen = []
-
-    def visit(block, call):
-        seen.append(block.name)
-        assert torch.equal(call.output, expected[block.name]), block.name
-        assert torch.equal(call.replay(block_tensors(model, block)), expected[block.name]), block.name
-
-    with torch.no_grad(), watched(model, blocks.values(), visit):
-        family_of(model.config).run(model, batch)
-    assert sorted(seen) == sorted(blocks) and len(seen) == len(blocks)
+    expected = plain_outputs(model, batch, map(output_linear, blocks.values()))
+    with torch.no_grad():
+        calls = block_calls(model, blocks.values(), batch)
+        for call in calls:
+            wanted = expected[output_linear(call.block)]
+            assert torch.equal(call.output, wanted), call.block.name
+            assert torch.equal(call.replay(block_tensors(model, call.block)), wanted), call.block.name
+    assert [call.block for call in calls] == list(blocks.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_replay_with_other_tensors_is_a_copy_of_the_module_with_these(kind):
-    """Oracle: a deep copy whose parameters are overwritten, run on the same arguments."""
+def test_a_replay_with_other_tensors_is_a_model_with_these_in_that_block(kind):
+    """Oracle: a copy of the model with the tensors in it, in an ordinary forward pass."""
     model, batch = build_model(kind), padded_batch(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.manual_seed(2)
-    compared = []
-
-    def visit(block, call):
-        tensors = {name: torch.randn_like(tensor) for name, tensor in block_tensors(model, block).items()}
-        twin = copy.deepcopy(call.module)
-        twin._forward_hooks.clear()
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                twin.get_parameter(name).copy_(tensor)
-        output = twin(*call.args, **call.kwargs)
-        output = output[0] if isinstance(output, tuple) else output
-        assert torch.equal(call.replay(tensors), output), block.name
-        assert not torch.allclose(output, call.output), block.name
-        compared.append(block.name)
-
-    with torch.no_grad(), watched(model, find_blocks(model).values(), visit):
-        family_of(model.config).run(model, batch)
-    assert len(compared) == len(find_blocks(model))
+    blocks = find_blocks(model)
+    with torch.no_grad():
+        for call in block_calls(model, blocks.values(), batch):
+            torch.manual_seed(2)
+            own = block_tensors(model, call.block)
+            tensors = {name: 0.1 * torch.randn_like(tensor) for name, tensor in own.items()}
+            twin = copy.deepcopy(model)
+            set_block(twin, call.block, tensors)
+            (expected,) = plain_outputs(twin, batch, [output_linear(call.block)]).values()
+            assert torch.equal(call.replay(tensors), expected), call.block.name
+            assert not torch.allclose(expected, call.output), call.block.name
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_replay_has_gradients_for_its_own_tensors_only():
-    model, batch = build_model("t5"), padded_batch("t5")
-    block = find_blocks(model)["decoder.block.1.layer.0.SelfAttention"]
-    model.requires_grad_(False)
-
-    def visit(block, call):
-        tensors = {name: tensor.clone().requires_grad_() for name, tensor in block_tensors(model, block).items()}
-        with torch.enable_grad():
-            call.replay(tensors).pow(2).sum().backward()
-        assert all(tensor.grad.abs().sum() > 0 for tensor in tensors.values())
-
-    with torch.no_grad(), watched(model, [block], visit):
-        family_of(model.config).run(model, batch)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_replay_has_gradients_for_its_own_tensors_only(kind):
+    model, batch = build_model(kind).requires_grad_(False), padded_batch(kind)
+    with torch.no_grad():
+        calls = block_calls(model, find_blocks(model).values(), batch)
+    for call in calls:
+        own = block_tensors(model, call.block)
+        tensors = {name: tensor.clone().requires_grad_() for name, tensor in own.items()}
+        call.replay(tensors).pow(2).sum().backward()
+        key_bias = f"{call.block.linears[1]}.bias"  # of an attention block: it moves all of a row's scores alike
+        for name, tensor in tensors.items():
+            assert tensor.grad.abs().sum() > 0 or name == key_bias, (call.block.name, name)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_only_the_named_blocks_are_visited_and_the_hooks_are_gone_afterwards():
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_attention_tells_its_probabilities(kind):
+    """By hand: over the keys of every query they add up to one."""
+    model, batch = build_model(kind), padded_batch(kind)
+    blocks = [block for block in find_blocks(model).values() if block.kind == "attention"]
+    with torch.no_grad(), attention_probabilities(model):
+        calls = block_calls(model, blocks, batch)
+    for call in calls:
+        queries, keys = (call.inputs[linear].shape[1] for linear in call.block.linears[:2])
+        assert call.probabilities.shape == (2, call.block.heads, queries, keys)
+        torch.testing.assert_close(call.probabilities.sum(-1), torch.ones(2, call.block.heads, queries))
+
+
+def test_only_the_named_blocks_are_visited():
     model, batch = build_model("t5"), padded_batch("t5")
     wanted = [block for block in find_blocks(model).values() if block.kind == "feed_forward"]
-    seen = []
-    with torch.no_grad(), watched(model, wanted, lambda block, call: seen.append(block)):
-        assert hook_count(model) == len(wanted)
-        family_of(model.config).run(model, batch)
-    assert seen == wanted and hook_count(model) == 0
+    with torch.no_grad():
+        assert [call.block for call in block_calls(model, wanted, batch)] == wanted
 
 
-def test_the_hooks_are_gone_after_an_exception_and_the_next_run_is_watched_again():
+def test_after_an_exception_a_run_is_not_watched_any_more_and_the_next_one_is_watched_again():
     model, batch = build_model("distilbert"), padded_batch("distilbert")
     blocks, seen = find_blocks(model).values(), []
 
-    def fail(block, call):
+    def fail(call):
+        seen.append(call)
         raise RuntimeError("in the middle")
 
-    with pytest.raises(RuntimeError, match="in the middle"), watched(model, blocks, fail):
-        family_of(model.config).run(model, batch)
-    assert hook_count(model) == 0
-    with watched(model, blocks, lambda block, call: seen.append(block)):
-        family_of(model.config).run(model, batch)
-    assert len(seen) == len(blocks)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        watch(model, blocks, batch, fail)
+    model(**batch)
+    assert len(seen) == 1 and len(block_calls(model, blocks, batch)) == len(blocks)
 
 
 # --- running -------------------------------------------------------------------------------------------------------
@@ -275,15 +282,15 @@ def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last,
         batch,
         [f"{last}.final_layer_norm" if last == "decoder" else "distilbert.transformer.layer.1.output_layer_norm"],
     )
-    calls, states = [], []
+    ran, states = [], []
     for name in heads:
-        model.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
+        model.get_submodule(name).register_forward_hook(lambda *_: ran.append(1))
     model.get_submodule(last).register_forward_hook(lambda *call: states.append(call[2].last_hidden_state))
     with torch.no_grad():
         family_of(model.config).run(model, batch)
-        assert calls == []
-        model(**batch)  # the counters do count
-    assert len(calls) == len(heads)
+        assert ran == []
+        model(**batch)
+    assert len(ran) == len(heads)
     assert torch.equal(states[0], *expected.values()) and torch.equal(states[0], states[1])
 
 
@@ -300,7 +307,7 @@ def test_real_tokens_by_hand(kind, name, expected):
     assert mask.dtype == torch.bool and mask.int().tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_padding_does_not_reach_the_real_tokens_of_any_block(kind):
     """Three more columns of padding change no block's output at real tokens: what the masks promise."""
     model, batch = build_model(kind), padded_batch(kind)
@@ -308,18 +315,13 @@ def test_padding_does_not_reach_the_real_tokens_of_any_block(kind):
         "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 3), value=5),
         "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 3)),
         "labels": batch["labels"]
-        if kind == "distilbert"
+        if kind in CLASSIFIERS
         else torch.nn.functional.pad(batch["labels"], (0, 3), value=-100),
     }
     blocks, real = find_blocks(model), []
     for one in (batch, wider):
-        found = {}
-
-        def visit(block, call):
-            found[block.name] = call.output[token_mask(block, one)]
-
-        with torch.no_grad(), watched(model, blocks.values(), visit):
-            family_of(model.config).run(model, one)
-        real.append(found)
+        with torch.no_grad():
+            calls = block_calls(model, blocks.values(), one)
+        real.append({call.block.name: call.output[token_mask(call.block, one)] for call in calls})
     for name in blocks:
         torch.testing.assert_close(real[1][name], real[0][name], rtol=1e-4, atol=1e-5)

@@ -1,14 +1,19 @@
 """Searching configurations: scoring a library's variants, and picking those that lose least within a budget."""
 
 import copy
+from typing import NamedTuple
 
-from common import search
-from common.architectures import block_tensors, find_blocks, set_block
+from common.blocks import block_tensors, find_blocks, set_block
+from common.data import Examples
+from common.devices import Runtime
 from common.errors import UserError
-from common.models import now
+from common.library import Library
+from common.models import LoadedModel
 from common.records import digest
-from common.schemes import DENSE, SIZES, block_of, make_scheme, nth_choice
-from common.scoring import score_block
+from common.schemes import DENSE, SIZES, Configurations, Pair, block_of, make_scheme, nth_choice
+from common.search import knapsack
+from common.search.costs import Costs
+from common.search.scoring import score_block
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
 
@@ -16,13 +21,23 @@ FEWER = 4  # rounds of exchanges score variants on so many times fewer examples;
 class Candidates:
     """The variants that a model can be composed of, and what they do to its loss."""
 
-    def __init__(self, loaded, configurations, library, validation, *, number, objective, batch_size, device, talk):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        configurations: Configurations,
+        library: Library,
+        validation: Examples,
+        runtime: Runtime,
+        *,
+        number: int,
+        objective: str,
+    ):
         """
         Args:
-            loaded: the original, a `LoadedModel`.
-            configurations: those whose variants are the candidates, a `schemes.Configurations`.
-            library: an open `Library` that holds these.
-            validation: `data.Examples` with targets, not those that anything was trained on.
+            loaded: the original.
+            configurations: those whose variants are the candidates.
+            library: holds these.
+            validation: not examples that anything was trained on.
             number: how many of them variants and models are scored on.
             objective: "loss" or "kl", see `score_block`.
         Raises:
@@ -32,9 +47,9 @@ class Candidates:
         self.validation, self.examples = validation, validation.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
-        self.options = {"batch_size": batch_size, "device": device, "talk": talk}
+        self.runtime = runtime
         scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
-        self.keys = {pair: digest([library.entry(*pair)["key"], *scored_on]) for pair in self.scheme.variants()}
+        self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}  # {choice: {"loss", "kl"}}
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -47,19 +62,19 @@ class Candidates:
         """
         return dict.fromkeys(self.blocks, DENSE) | nth_choice(self.scheme, nth, path)
 
-    # A variant is read anew wherever it is needed: those of a whole grid may be more than memory holds.
+    # A variant is read again wherever it is needed: those of a whole grid may be more than memory holds.
 
     def tensors(self, name, variant):
         """A block's tensors, on the device."""
         if variant == DENSE:
             return block_tensors(self.loaded.model, self.blocks[name])
-        tensors, _ = self.library.read(self.blocks[name], variant)
-        return {parameter: tensor.to(self.options["device"]) for parameter, tensor in tensors.items()}
+        tensors = self.library.read(self.blocks[name], variant).tensors
+        return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
 
     def keeps(self):
         """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
         return {
-            name: {variant: self.library.read(self.blocks[name], variant)[1] for variant in variants}
+            name: {variant: self.library.read(self.blocks[name], variant).keeps for variant in variants}
             for name, variants in self.scheme.blocks.items()
         }
 
@@ -75,10 +90,10 @@ class Candidates:
         """{"loss", "kl"} of the composed model, measured."""
         key = tuple(choice[name] for name in self.blocks)
         if key not in self.known:
-            started = now(self.options["device"])
+            started = self.runtime.now()
             self.known[key] = self._measure(choice, self.examples)
             if self.seconds["one pass"] is None:
-                self.seconds["one pass"] = now(self.options["device"]) - started
+                self.seconds["one pass"] = self.runtime.now() - started
         return self.known[key]
 
     def validate(self, choice):
@@ -87,7 +102,7 @@ class Candidates:
 
     def _measure(self, choice, examples):
         model = self.compose(choice) if set(choice.values()) != {DENSE} else self.loaded.model  # one pass, not two
-        return score_block(model, self.loaded.model, self.blocks, None, {}, examples, **self.options)[None]
+        return score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)[None]
 
     def dense(self):
         """{"loss", "kl"} of the original."""
@@ -99,29 +114,30 @@ class Candidates:
         What the library's record knows already, of the same variant and examples, is taken from there; what is found
         out is written there, block by block.
         """
-        device, dense = self.options["device"], self.dense()
-        started = now(device)
+        dense = self.dense()
+        started = self.runtime.now()
         found = {name: {DENSE: 0.0} for name in self.blocks}
         for name, variants in self.scheme.blocks.items():
             todo = [
                 variant
                 for variant in variants
-                if (self.library.entry(name, variant).get("score") or {}).get("key") != self.keys[name, variant]
+                if (self.library.entry(Pair(name, variant)).get("score") or {}).get("key")
+                != self.keys[Pair(name, variant)]
             ]
             if todo:
                 tensors = {variant: self.tensors(name, variant) for variant in todo}
                 scores = score_block(
-                    self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, **self.options
+                    self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, self.runtime
                 )
                 self.library.annotate(
-                    name, {variant: {"key": self.keys[name, variant], **scores[variant]} for variant in todo}
+                    name, {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo}
                 )
                 self.scored += len(todo)
             for variant in variants:
                 found[name][variant] = (
-                    self.library.entry(name, variant)["score"][self.objective] - dense[self.objective]
+                    self.library.entry(Pair(name, variant))["score"][self.objective] - dense[self.objective]
                 )
-        self.seconds["scores"] += now(device) - started
+        self.seconds["scores"] += self.runtime.now() - started
         return found
 
     def predicted(self, choice, scores):
@@ -146,7 +162,7 @@ class Candidates:
                 name,
                 {variant: self.tensors(name, variant) for variant in others},
                 examples,
-                **self.options,
+                self.runtime,
             )
             found[name] = {
                 choice[name] if variant is None else variant: score[self.objective] for variant, score in scores.items()
@@ -154,42 +170,63 @@ class Candidates:
         return found
 
 
-def limits(cost, budgets):
+def limits(cost: Costs, budgets: list[float]) -> list[float]:
     """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
-    parameters, multiply-adds, bytes or milliseconds of the whole model."""
+    parameters, multiply-adds, bytes or milliseconds of the whole model.
+
+    Raises:
+        UserError: a model must cost more than that, whatever its blocks are.
+    """
     unit = 1e-3 if cost.measure == "latency" else 1
-    return [budget * cost.original if budget <= 1 else budget * unit - cost.rest for budget in budgets]
+    found = []
+    for budget in budgets:
+        found.append(budget * cost.original if budget <= 1 else budget * unit - cost.rest)
+        if found[-1] < 0:
+            raise UserError(
+                f"--budget {budget:g}: is infeasible; what lies outside of the blocks alone costs "
+                f"{cost.rest / unit:.6g} ({_unit(cost)}); a budget up to 1 is a fraction of what the blocks cost"
+            )
+    return found
 
 
-def check_feasible(cost, limits):
+def _unit(cost):
+    return "milliseconds" if cost.measure == "latency" else cost.measure
+
+
+def check_feasible(cost: Costs, limits: list[float]) -> None:
     """Make sure that there are choices within all limits.
 
     Raises:
         UserError: naming the range of those that there are.
     """
-    least, most = search.cost_range(cost.blocks)
+    least, most = knapsack.cost_range(cost.blocks)
     unit = 1e-3 if cost.measure == "latency" else 1
     for limit in limits:
         if limit < least:
             raise UserError(
                 f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's"
                 f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
-                f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} "
-                f"({'milliseconds' if cost.measure == 'latency' else cost.measure})"
+                f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} ({_unit(cost)})"
             )
 
 
-def find(candidates, cost, limits, scores, *, rounds):
+class Found(NamedTuple):
+    """A choice, {block: variant}, and what is known of it."""
+
+    choice: dict[str, str]
+    figures: dict
+
+
+def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict, *, rounds: int) -> list[Found]:
     """The best choice for each of some limits of what its blocks cost, in this order.
 
-    Returns:
-        [({block: variant}, figures)]: "cost", of the whole model; "fraction", of the original's blocks; "predicted",
+    The figures are: "cost", of the whole model; "fraction", of the original's blocks; "predicted",
         the objective of the choice that the scores' sum says is best, and "additive", its measured one; "history", the
         measured objective before the first and after each round of exchanges that lowered it; "loss" and "kl", of the
         choice.
     """
-    started, objective = now(candidates.options["device"]), candidates.objective
-    variants, found, within = search.efficient(scores, cost.blocks), {}, None
+    started, objective = candidates.runtime.now(), candidates.objective
+    variants, found, within = knapsack.efficient(scores, cost.blocks), {}, None
 
     def real(choice):
         return candidates.real(choice)[objective]
@@ -200,11 +237,11 @@ def find(candidates, cost, limits, scores, *, rounds):
         return within
 
     for limit in sorted(set(limits), reverse=True):
-        additive = choice = search.choose(scores, cost.blocks, limit)
+        additive = choice = knapsack.choose(scores, cost.blocks, limit)
         if within:  # what was found out in the model of the budget above
-            choice = min(additive, search.choose(within, cost.blocks, limit), key=real)
-        choice, history = search.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
-        found[limit] = (
+            choice = min(additive, knapsack.choose(within, cost.blocks, limit), key=real)
+        choice, history = knapsack.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
+        found[limit] = Found(
             choice,
             {
                 "cost": cost.of(choice) + cost.rest,
@@ -215,13 +252,13 @@ def find(candidates, cost, limits, scores, *, rounds):
                 **candidates.real(choice),
             },
         )
-        figures = found[limit][1]
-        candidates.options["talk"].say(
+        figures = found[limit].figures
+        candidates.runtime.talk.say(
             f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
             f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} "
             "by the scores' sum)"
         )
-    candidates.seconds["search"] += now(candidates.options["device"]) - started
+    candidates.seconds["search"] += candidates.runtime.now() - started
     return [found[limit] for limit in limits]
 
 
@@ -231,8 +268,9 @@ def report(candidates, cost, scores, found, uniform):
     "validation" is measured on all validation examples, the rest on those that the scores are from.
     """
     variants = []
-    for name, variant in candidates.keys:
-        entry = candidates.library.entry(name, variant)
+    for pair in candidates.keys:
+        name, variant = pair
+        entry = candidates.library.entry(pair)
         variants.append(
             {
                 "block": name,
@@ -285,6 +323,6 @@ def rates_of(choice, candidates, modules):
         block = block_of(name, module)
         removed = candidates.scheme.blocks[block][choice[block]] if choice[block] != DENSE else {"weights": {}}
         parts = SIZES[module["kind"]]
-        count = removed["weights"].get(name.rpartition(".")[2], 0) if parts == "weights" else removed.get(parts, 0)
+        count = removed["weights"].get(module["linear"], 0) if parts == "weights" else removed.get(parts, 0)
         config[name] = count / module[parts]
     return config

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from common import captions, reviews
-from common.architectures import FAMILIES
 from common.checkpoints import Checkpoint
-from common.data import TRANSLATION_STEMS, load_examples
+from common.data import load_examples
+from common.demo import captions, reviews
+from common.devices import Runtime
 from common.records import atomic_folder
-from common.training import Learner, Recipe, fit, model_batch, steps_of
+from common.studies import study_of, usual_task
+from common.tasks import TASKS, TRANSLATION_STEMS
+from common.training import Learner, ModelObjective, Recipe, fit, steps_of
 
 VERSION = 2  # part of the demo models' key: count it up when anything here, in captions or in reviews changes
 LONGEST = 128  # tokens
@@ -30,7 +32,7 @@ RECIPES = {
 }
 
 
-def build(model_type, *, seed, data_path, device, talk, checkpoint_path):
+def build(model_type: str, *, seed: int, data_path: Path, device: torch.device, talk, checkpoint_path: str):
     """Generate the data of a demo, and train its model.
 
     Args:
@@ -40,27 +42,33 @@ def build(model_type, *, seed, data_path, device, talk, checkpoint_path):
     Returns:
         (model, tokenizer, {"val_loss", "epochs"}).
     """
-    family = FAMILIES[model_type.removesuffix("-demo")]
-    if family.task == "translation":
-        tokenizer, model = _translation(seed, data_path)
-    else:
-        tokenizer, model = _classification(seed, data_path)
+    family = model_type.removesuffix("-demo")
+    task, prefix = TASKS[usual_task(family)], study_of(family).prefix
+    tokenizer, model = {"t5": _translation, "distilbert": _classification}[family](seed, data_path, prefix)
     model.to(device)
-    train, validation = (load_examples(data_path, split, tokenizer, family) for split in ("train", "validation"))
+    train, validation = (
+        load_examples(data_path, split, tokenizer, task, prefix=prefix) for split in ("train", "validation")
+    )
     recipe = Recipe(
-        **RECIPES[model_type], warmup=0.1, weight_decay=0.01, clip=1.0, early_stop=0, precision="fp32", seed=seed
+        **RECIPES[model_type],
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        early_stop=0,
+        precision="fp32",
+        seed=seed,
+        dropout=True,
     )
     talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
     fit(
         {"model": learner},
-        model_batch(model, dropout=True),
+        ModelObjective(model, recipe),
         train,
         validation,
         recipe,
-        device=device,
-        talk=talk,
-        checkpoint=Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}),
+        Runtime(device, recipe.batch_size, talk),
+        Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}),
     )
     return model.eval(), tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
 
@@ -68,7 +76,7 @@ def build(model_type, *, seed, data_path, device, talk, checkpoint_path):
 # --- English-German captions -----------------------------------------------------------------------------------
 
 
-def _translation(seed, data_path):
+def _translation(seed, data_path, prefix):
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
         for stem in TRANSLATION_STEMS.values():
@@ -76,7 +84,6 @@ def _translation(seed, data_path):
                 (folder / f"{stem}.{language}").write_text(
                     "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"
                 )
-    prefix = FAMILIES["t5"].prefix
     sentences = [text for english, german in splits["train"] for text in (prefix + english, german)]
     tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
     torch.manual_seed(seed)
@@ -142,7 +149,7 @@ def unigram_vocabulary(sentences, least=20):
 # --- film reviews ----------------------------------------------------------------------------------------------
 
 
-def _classification(seed, data_path):
+def _classification(seed, data_path, prefix):
     splits = reviews.splits(seed)
     with atomic_folder(data_path) as folder:
         for split, pairs in splits.items():

@@ -5,25 +5,31 @@ kept; for each variant the model then runs again, with the blocks before it answ
 variant of a block in the middle costs half a pass, one of the last block little more than the head. With V variants of
 each block, that is (1 + V / 2) / V passes a variant, about.
 
-This works on the blocks' own modules, whatever the family: what runs between them (norms, residual sums, embeddings) is
-run again, and is small.
+What runs between the blocks (norms, embeddings, residual sums) is run again, and is small. An attention block is
+skipped by its root module, which answers with what it returned. A feed-forward block may share its root with other
+things, so it is skipped by its Linears: the output Linear answers with what it returned, and the inner ones with a
+single column, which keeps what lies between them, and is done entry by entry, next to nothing.
 """
 
 import contextlib
 
 import torch
 from torch.func import functional_call
+from torch.nn.functional import linear as apply_linear
 
-from common.data import evaluation_batches
+from common.blocks import Block
+from common.data import Examples, evaluation_batches
+from common.devices import Runtime
+from common.tasks import IGNORED
 
 
 class Replaceable:
     """A model whose blocks can be replaced for one run, and skipped up to there."""
 
-    def __init__(self, model, blocks):
-        """`blocks`: {name: Block}, all of the model's."""
+    def __init__(self, model: torch.nn.Module, blocks: dict[str, Block]):
+        """`blocks`: all of the model's."""
         self.model, self.blocks = model, blocks
-        self.outputs = {}  # {block name: what its module returned}, in the order of execution
+        self.outputs = {}  # {block name: what its root or output Linear returned}, in the order of execution
         self.keeping = False  # whether `outputs` is being filled
         self.skipped = ()  # names of blocks that answer from it
         self.replaced = {}  # {block name: tensors in the place of its own}
@@ -31,25 +37,47 @@ class Replaceable:
     @contextlib.contextmanager
     def opened(self):
         """While this is open, the model's blocks are under control."""
-        modules = {name: self.model.get_submodule(name) for name in self.blocks}
-        for name, module in modules.items():
-            module.forward = self._forward(name, module, module.forward)
+        modules = []
+        for name, block in self.blocks.items():
+            root = self.model.get_submodule(block.root)
+            if block.kind == "attention":
+                root.forward = self._attention(name, root, root.forward)
+                modules.append(root)
+                continue
+            for linear in block.linears:
+                module = root.get_submodule(linear)
+                module.forward = self._linear(name, linear, linear == block.linears[-1], module.forward)
+                modules.append(module)
         try:
             yield self
         finally:
-            for module in modules.values():
+            for module in modules:
                 del module.forward  # of the instance; its class's shows again
             self.outputs.clear()
 
-    def _forward(self, name, module, forward):
+    def _attention(self, name, root, forward):
         def run(*args, **kwargs):
             if name in self.skipped:
                 return self.outputs[name]
             tensors = self.replaced.pop(name, None)  # popped: functional_call comes here again
             if tensors is not None:
-                return functional_call(module, tensors, args, kwargs)
+                return functional_call(root, tensors, args, kwargs)
             output = forward(*args, **kwargs)
             if self.keeping:
+                self.outputs[name] = output
+            return output
+
+        return run
+
+    def _linear(self, name, linear, is_output, forward):
+        def run(rows):
+            if name in self.skipped:
+                return self.outputs[name] if is_output else rows[..., :1]
+            tensors = self.replaced.get(name)
+            if tensors is not None:
+                return apply_linear(rows, tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias"))
+            output = forward(rows)
+            if self.keeping and is_output:
                 self.outputs[name] = output
             return output
 
@@ -64,7 +92,7 @@ class Replaceable:
         finally:
             self.keeping = False
 
-    def run_with(self, name, tensors, batch):
+    def run_with(self, name: str, tensors: dict[str, torch.Tensor], batch):
         """A run on the same batch with other tensors in one block; those before it are not computed again."""
         order = list(self.outputs)
         self.skipped, self.replaced = set(order[: order.index(name)]), {name: tensors}
@@ -75,15 +103,23 @@ class Replaceable:
 
 
 @torch.no_grad()
-def score_block(model, teacher, blocks, name, variants, examples, *, batch_size, device, talk):
+def score_block(
+    model: torch.nn.Module,
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    name: str | None,
+    variants: dict[str, dict[str, torch.Tensor]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict:
     """What each variant of one block does to a model that is otherwise left alone.
 
     Args:
         model: the original, or one composed of its variants.
         teacher: the original; may be the same.
-        blocks: {name: Block}, all of the model's.
+        blocks: all of the model's.
+        name: of the block; None to measure the model as it is, without variants.
         variants: {variant: {"q.weight": tensor}}, on the device.
-        examples: `data.Examples` with targets.
     Returns:
         {variant or None: {"loss": mean task loss, "kl": mean KL(teacher || model)}}, over tokens or examples, in nats.
         None is the model as it is.
@@ -93,9 +129,9 @@ def score_block(model, teacher, blocks, name, variants, examples, *, batch_size,
     sums = {variant: torch.zeros(2, dtype=torch.float64) for variant in (None, *variants)}
     total = 0
     with Replaceable(model, blocks).opened() as replaceable:
-        for positions in talk.progress(evaluation_batches(examples, batch_size), name or "model"):
-            batch = examples.batch(positions, device)
-            real = batch["labels"] != -100  # (batch,) or (batch, length)
+        for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), name or "model"):
+            batch = examples.batch(positions, runtime.device)
+            real = batch["labels"] != IGNORED  # (batch,) or (batch, length)
             count = int(real.sum())
             own = replaceable.run(batch)
             wanted = (own if teacher is model else teacher(**batch)).logits[real].float().log_softmax(-1)

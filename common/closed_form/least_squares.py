@@ -9,26 +9,12 @@ subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061) and restricted
 one system is analysed by Frangella, Tropp and Udell (arXiv 2110.02820).
 """
 
-import functools
-
 import torch
+
+from common.devices import in_full_precision
 
 STRIPES = 4  # of a Gram matrix
 PRECONDITIONER_RANK = 32  # principal directions
-
-
-def in_full_precision(function):
-    """Run a function without gradients and outside any autocast region.
-
-    Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
-    """
-
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*args, **kwargs)
-
-    return run
 
 
 def with_ones(rows, has_bias):

@@ -103,9 +103,9 @@ def efficient(scores, costs):
 
 
 def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
-    """Mend a choice where the blocks' scores don't add up.
+    """Improve a choice where the blocks' scores don't add up.
 
-    In each round variants are scored anew, within the model of the choice so far. By these scores the best exchange
+    In each round variants are scored again, within the model of the choice so far. By these scores the best exchange
     of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
     lowers the real loss most is kept; the search ends where none does.
 

@@ -8,7 +8,7 @@ import contextlib
 
 import torch
 
-from common.least_squares import (
+from common.closed_form.least_squares import (
     at_least_float32,
     at_least_rounding,
     conjugate_gradients,
@@ -42,7 +42,7 @@ def attention_probabilities(model):
         model.set_attn_implementation(before)
 
 
-def attention_rows(block, call, some, real, directions, bases):
+def attention_rows(call, some, real, directions, bases):
     """What an attention block's solution needs of the data: (tokens, heads * width + heads * directions [+ 1]).
 
     Per token: the teacher's context features; then, for every head, the mean of the value projection's inputs under
@@ -53,6 +53,7 @@ def attention_rows(block, call, some, real, directions, bases):
         some: the positions to read; `real`: which tokens there are no padding, (batch, positions).
         bases: {block: (d_model, directions)}; filled here on the block's first call.
     """
+    block = call.block
     *_, values, out = block.linears
     attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])[real]
     attended = at_least_float32(attended)  # (tokens, heads, d_model)
@@ -68,7 +69,7 @@ def attention_rows(block, call, some, real, directions, bases):
     return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 
-def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
+def solve_attention(gram, basis, own, variant, *, ridge, rounds):
     """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
 
     q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
@@ -76,11 +77,13 @@ def solve_attention(block, gram, basis, own, tensors, keeps, *, ridge, rounds):
 
     Args:
         gram: sum of the products of `attention_rows`.
-        own: the teacher's tensors; `tensors`, `keeps`: the variant's.
+        own: the teacher's tensors.
+        variant: a `blocks.Variant`.
         rounds: how often the value projections are solved.
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
+    block, tensors, keeps = variant
     *qkv, out = block.linears
     values = qkv[-1]
     if bool(keeps[values].all() & keeps[out].all()) or not bool(torch.isfinite(gram).all()):

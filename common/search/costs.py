@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from common import modeling_compact
-from common.architectures import find_blocks, watched
+from common.blocks import Block, block_calls, block_tensors, find_blocks
+from common.devices import now
 from common.masking import parameter_masks
-from common.models import now
-from common.report import INPUTS, ROUNDS, WARM_UP, example_batch, multiply_adds
+from common.models import LoadedModel
+from common.report import ROUNDS, WARM_UP, example_batch, multiply_adds
 from common.schemes import DENSE
 
 
@@ -28,8 +29,9 @@ class Costs:
     """
 
     measure: str
-    blocks: dict
+    blocks: dict[str, dict[str, float]]
     rest: float
+    excess: float = 0.0  # by how much the blocks' measured seconds exceed the whole model's: timings on a busy machine
 
     @property
     def original(self):
@@ -41,7 +43,7 @@ class Costs:
         return sum(self.blocks[block][variant] for block, variant in choice.items())
 
 
-def count(measure, loaded, keeps, device):
+def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) -> Costs:
     """The costs of all variants.
 
     Args:
@@ -52,7 +54,7 @@ def count(measure, loaded, keeps, device):
     blocks = find_blocks(loaded.model)
     whole = {
         name: {
-            linear: torch.ones(getattr(loaded.model.get_submodule(name), linear).weight.shape, dtype=torch.bool)
+            linear: torch.ones(loaded.model.get_submodule(f"{block.root}.{linear}").weight.shape, dtype=torch.bool)
             for linear in block.linears
         }
         for name, block in blocks.items()
@@ -111,17 +113,23 @@ def _bytes(block, masks):
     return weights + (4 * sum(len(mask) for mask in compact.values()) if block.has_bias else 0)
 
 
-def _lengths(loaded, blocks):
-    """How many tokens enter each block's first Linear, and its second: queries and keys of an attention block."""
-    lengths = {}
+def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[int, int]]:
+    """How many tokens enter each block, and of an attention block how many keys there are."""
+    batch = _runnable(example_batch(loaded, 1))
+    with torch.inference_mode():
+        calls = block_calls(loaded.model, blocks.values(), batch)
+    return {call.block.name: tuple(call.inputs[name].shape[1] for name in _entries(call.block)) for call in calls}
 
-    def note(block, call):
-        first, second = block.linears[:2]
-        lengths[block.name] = call.inputs[first].shape[1], call.inputs[second].shape[1]
 
-    with torch.inference_mode(), watched(loaded.model, list(blocks.values()), note):
-        loaded.model(**example_batch(loaded, 1))
-    return lengths
+def _entries(block):
+    """The Linears that a block's tokens, and its keys, enter."""
+    query, key = block.linears[:2]
+    return (query, key) if block.kind == "attention" else (query, query)
+
+
+def _runnable(batch):
+    """An example batch as a family's `run` takes it, which makes the decoder's input out of labels."""
+    return batch | {"labels": batch.get("decoder_input_ids")}
 
 
 def _products(block, masks, queries, keys):
@@ -141,37 +149,45 @@ def _seconds(loaded, blocks, keeps, device):
     Variants with as many heads or neurons left take the same time, and are measured once.
 
     Returns:
-        ({block: {variant: seconds}}, seconds outside of the blocks).
+        ({block: {variant: seconds}}, seconds outside of the blocks, by how much the blocks exceed the whole).
     """
-    batch = example_batch(loaded, INPUTS[loaded.family.task]["batch_size"])
-    modules, times, whole = {}, {}, []
-    for name, block in blocks.items():
-        modules[name] = {}
-        for masks in keeps[name].values():
-            parts = left(block, masks)
-            if len(parts) not in modules[name]:
-                module = modeling_compact.smaller(loaded.model.get_submodule(name), parts.tolist())
-                modules[name][len(parts)] = module.eval()
-        times[name] = {size: [] for size in modules[name]}
-
-    def measure(block, call):
-        for size, module in modules[block.name].items():
-            started = now(device)
-            module(*call.args, **call.kwargs)
-            times[block.name][size].append(now(device) - started)
-
+    batch = example_batch(loaded, loaded.task.example["batch_size"])
+    parts = {
+        name: {variant: left(blocks[name], masks) for variant, masks in each.items()} for name, each in keeps.items()
+    }
+    runs, whole = {}, []
+    for name, each in parts.items():
+        by_size = {len(indices): indices for indices in each.values()}
+        runs[name] = {size: _smaller(loaded.model, blocks[name], indices) for size, indices in by_size.items()}
+    times = {name: {size: [] for size in each} for name, each in runs.items()}
     with torch.inference_mode():
         for _ in range(WARM_UP + ROUNDS):
-            with watched(loaded.model, list(blocks.values()), measure):
-                loaded.family.run(loaded.model, batch | {"labels": batch.get("decoder_input_ids")})
+            for call in block_calls(loaded.model, blocks.values(), _runnable(batch)):
+                for size, run in runs[call.block.name].items():
+                    started = now(device)
+                    run(call)
+                    times[call.block.name][size].append(now(device) - started)
             started = now(device)
             loaded.model(**batch)
             whole.append(now(device) - started)
-    median = {
-        name: {size: statistics.median(each[WARM_UP:]) for size, each in sizes.items()} for name, sizes in times.items()
-    }
     own = {
-        name: {variant: median[name][len(left(blocks[name], masks))] for variant, masks in each.items()}
-        for name, each in keeps.items()
+        name: {variant: statistics.median(times[name][len(indices)][WARM_UP:]) for variant, indices in each.items()}
+        for name, each in parts.items()
     }
-    return own, max(statistics.median(whole[WARM_UP:]) - sum(each[DENSE] for each in own.values()), 0.0)
+    rest = statistics.median(whole[WARM_UP:]) - sum(each[DENSE] for each in own.values())
+    return own, max(rest, 0.0), max(-rest, 0.0)
+
+
+def _smaller(model, block, indices):
+    """A function of a block's call that runs the block with some of its heads or neurons."""
+    if block.kind == "attention":
+        module = modeling_compact.smaller(model.get_submodule(block.root), indices.tolist()).eval()
+        return lambda call: module(*call.args, **call.kwargs)
+    *inner, out = block.linears
+    tensors = dict(block_tensors(model, block))
+    for linear in inner:
+        for name in (f"{linear}.weight", f"{linear}.bias"):
+            if name in tensors:
+                tensors[name] = tensors[name][indices].contiguous()
+    tensors[f"{out}.weight"] = tensors[f"{out}.weight"][:, indices].contiguous()
+    return lambda call: call.replay(tensors)

@@ -1,0 +1,235 @@
+"""Blocks: finding them in a model, getting and setting their tensors, watching and replaying a call of them.
+
+Which modules are blocks is in `families`. A block's Linears may lie anywhere in its root module, which may hold other
+things too; its output is what its last Linear returns, before any residual sum or norm.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.func import functional_call
+from torch.nn.functional import linear as apply_linear
+
+from common.errors import UserError
+from common.families import family_of
+from common.tasks import IGNORED
+
+
+@dataclass(frozen=True)
+class Block:
+    """One attention or feed-forward sublayer."""
+
+    name: str  # in configurations, schemes and libraries
+    root: str  # dotted path of the module that holds the Linears
+    kind: str  # "attention" or "feed_forward"
+    linears: tuple[str, ...]  # dotted paths within the root; the last is the output
+    heads: int  # 0 for a feed-forward block
+    neurons: int  # 0 for an attention block
+    side: str  # whose tokens flow through it: "encoder" or "decoder"
+    has_bias: bool
+    between: Callable | None = None  # of a feed-forward block, see `families.FeedForward`
+
+
+class Variant(NamedTuple):
+    """A block pruned in one way. `tensors`: {"q.weight": tensor}; `keeps`: {"q": bool (out, in)}, True = kept."""
+
+    block: Block
+    tensors: dict[str, torch.Tensor]
+    keeps: dict[str, torch.Tensor]
+
+
+def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
+    """All blocks of a model by name, in the order of their output Linears among its modules."""
+    family = family_of(model.config)
+    position = {name: number for number, (name, _) in enumerate(model.named_modules())}
+    found = []
+    for root, module in model.named_modules():
+        layout = next((family.layouts[c.__name__] for c in type(module).__mro__ if c.__name__ in family.layouts), None)
+        if layout is None:
+            continue
+        is_attention = layout.kind == "attention"
+        out = module.get_submodule(layout.linears[-1])
+        found.append(
+            Block(
+                name=f"{root}.{layout.name}" if layout.name else root,
+                root=root,
+                kind=layout.kind,
+                linears=layout.linears,
+                heads=_attribute(module, layout.heads) if is_attention else 0,
+                neurons=0 if is_attention else out.in_features,
+                side="decoder" if family.decoder and f"{root}.".startswith(f"{family.decoder}.") else "encoder",
+                has_bias=module.get_submodule(layout.linears[0]).bias is not None,
+                between=None if is_attention else layout.between,
+            )
+        )
+    return {
+        block.name: block for block in sorted(found, key=lambda block: position[f"{block.root}.{block.linears[-1]}"])
+    }
+
+
+def _attribute(module, path):
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
+
+
+def prunable_modules(model: torch.nn.Module, neurons: bool = False) -> dict[str, dict]:
+    """What a configuration can give a rate to, in the form of `conf.json`'s "modules".
+
+    `neurons`: list the feed-forward modules too, whose neurons can be removed.
+    """
+    modules = {}
+    for block in find_blocks(model).values():
+        if block.kind == "attention":
+            modules[block.name] = {"kind": "attention", "heads": block.heads}
+        elif neurons:
+            modules[block.name] = {"kind": "feed_forward", "neurons": block.neurons}
+        for linear in block.linears[-1:] if block.kind == "attention" else block.linears:
+            weights = model.get_submodule(f"{block.root}.{linear}").weight.numel()
+            modules[f"{block.root}.{linear}"] = {
+                "kind": "linear",
+                "weights": weights,
+                "block": block.name,
+                "linear": linear,
+            }
+    return modules
+
+
+def block_tensors(model: torch.nn.Module, block: Block) -> dict[str, torch.Tensor]:
+    """The parameters of a block's Linears by name within the block ("q.weight"), not copied."""
+    root = model.get_submodule(block.root)
+    return {
+        f"{linear}.{name}": parameter
+        for linear in block.linears
+        for name, parameter in root.get_submodule(linear).named_parameters()
+    }
+
+
+@torch.no_grad()
+def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
+    """Put tensors in the place of a block's own.
+
+    Raises:
+        UserError: the names or shapes are not the block's.
+    """
+    own = block_tensors(model, block)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != shapes:
+        raise UserError(f"block {block.name}: holds tensors {given} where the model has {shapes}")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def token_mask(block: Block, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Which tokens of a block's output are real: bool (batch, length). Padding belongs in no loss or statistic."""
+    return batch["labels"] != IGNORED if block.side == "decoder" else batch["attention_mask"].bool()
+
+
+def features(
+    model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor], rows: torch.Tensor
+) -> torch.Tensor:
+    """What enters a feed-forward block's output Linear, (…, neurons), for rows (…, d_model) and the block's tensors."""
+    inner = [_apply(tensors, linear, rows) for linear in block.linears[:-1]]
+    return block.between(model.get_submodule(block.root), *inner)
+
+
+def _apply(tensors, linear, rows):
+    return apply_linear(rows, tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias"))
+
+
+# --- calls -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BlockCall:
+    """One call of a model's block: what went in, what came out, and the means to run it with other tensors.
+
+    `args`, `kwargs`: of an attention block's root module: hidden states, mask, position bias, cross-attention states.
+    T5 needs all of them: without its position bias a block silently computes something else.
+    `inputs`: {Linear: what entered it, (batch, length, in)}, of an attention block; of a feed-forward block its first
+    Linear's alone. `output`: (batch, length, d_model). `probabilities`: of an attention block, (batch, heads, length,
+    keys), or None where the attention implementation does not return them.
+    """
+
+    model: torch.nn.Module
+    block: Block
+    inputs: dict[str, torch.Tensor]
+    args: tuple = ()
+    kwargs: dict | None = None
+    output: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+
+    def replay(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The block's output (batch, length, d_model) on the very same inputs, with `tensors` for its own."""
+        first, out = self.block.linears[0], self.block.linears[-1]
+        if self.block.kind == "feed_forward":
+            return _apply(tensors, out, features(self.model, self.block, tensors, self.inputs[first]))
+        root, found = self.model.get_submodule(self.block.root), []
+        handle = root.get_submodule(out).register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            functional_call(root, tensors, self.args, self.kwargs)
+        finally:
+            handle.remove()
+        return found[0]
+
+
+def watch(
+    model: torch.nn.Module, blocks: Iterable[Block], batch: dict[str, torch.Tensor], visit: Callable[[BlockCall], None]
+) -> None:
+    """Run all blocks of a model on a batch; `visit(call)` is called as soon as one of `blocks` has run."""
+    handles = [handle for block in blocks for handle in _hooks(model, block, visit)]
+    try:
+        family_of(model.config).run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(model, block, visit):
+    """Hooks that note a block's calls: begun at its root or its first Linear, ended when all of it is known."""
+    root, (first, *_, out) = model.get_submodule(block.root), block.linears
+    call = None
+
+    def begin(module, args, kwargs):
+        nonlocal call
+        call = BlockCall(model, block, {}, args, kwargs)
+
+    def note_input(linear):
+        def hook(module, args):
+            call.inputs[linear] = args[0]
+
+        return hook
+
+    def note_output(module, args, output):
+        call.output = output
+        if block.kind == "feed_forward":
+            visit(call)
+
+    def end(module, args, output):
+        call.probabilities = output[-1]
+        visit(call)
+
+    if block.kind == "feed_forward":
+        inner = root.get_submodule(first)
+        yield inner.register_forward_pre_hook(begin, with_kwargs=True)
+        yield inner.register_forward_pre_hook(note_input(first))
+        yield root.get_submodule(out).register_forward_hook(note_output)
+    else:
+        yield root.register_forward_pre_hook(begin, with_kwargs=True)
+        for linear in block.linears:
+            yield root.get_submodule(linear).register_forward_pre_hook(note_input(linear))
+        yield root.get_submodule(out).register_forward_hook(note_output)
+        yield root.register_forward_hook(end)
+
+
+def block_calls(model: torch.nn.Module, blocks: Iterable[Block], batch: dict[str, torch.Tensor]) -> list[BlockCall]:
+    """One run of a model on a batch: the calls of some of its blocks, in the order of execution.
+
+    What all of them read and wrote is held at once: of an attention block three tensors (batch, length, d_model), or
+    of the inner width, and of a feed-forward block two. That is less than a training step of the model holds.
+    """
+    calls = []
+    watch(model, blocks, batch, calls.append)
+    return calls

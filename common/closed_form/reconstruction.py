@@ -1,0 +1,159 @@
+"""Closed-form block-level fine-tuning: masked least squares from statistics of one teacher pass.
+
+With the mask fixed, the kept weights of a Linear that best reproduce the teacher solve, row by row,
+
+    minimise ‖A W'ᵀ − Y‖² + λ · mean(diag H) · ‖W' − W‖²   over the kept entries of W', with H = AᵀA, G = YᵀA,
+
+where A (tokens, in) are the Linear's inputs in the pruned block, Y (tokens, out) the teacher's outputs and W the
+pruned weights. A bias is one more column of W over a constant input.
+
+- Attention: q and k of the kept heads stay, and so does the attention they pay. The out-projection is solved over
+  their context features, which are the teacher's own, so one H serves every variant of the block, and G = W H. The
+  block's output is linear in the value projections too, so these are solved next, and the out-projection once more.
+- Feed-forward: the inner Linears are solved from the teacher's inputs (one H, again for all variants), then the
+  output Linear on the features that they really produce for the same inputs. Where whole neurons are all that is
+  missing, these features are the teacher's, and one H serves all variants here too.
+
+A regression is well determined long before every token is in it, so each block uses a random part of the calibration
+tokens: about `oversampling` for each unknown of a row. An attention block sums its H as the teacher runs; a
+feed-forward block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with
+h heads of width w, at most, and for feed-forward with d_ff neurons:
+
+    4 · (h·w + VALUE_WIDTH + 1)²        and        4 · oversampling · d_ff · d_model
+
+Blocks share a teacher pass while together they stay within STATISTICS_BYTES; a model that needs more is done in
+several passes. While a block is solved, some three matrices of the size of its H come on top: (h·w + VALUE_WIDTH)²
+or d_ff², and for feed-forward its inputs twice over; for the preconditioner, PRECONDITIONER_RANK² numbers a row twice.
+
+Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
+layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
+neurons. The solver is in `least_squares`.
+"""
+
+import random
+from functools import partial
+
+import torch
+
+from common.blocks import Block, Variant, block_tensors, token_mask, watch
+from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
+from common.closed_form.feed_forward import solve_feed_forward
+from common.closed_form.least_squares import add_products, whole
+from common.data import Examples, evaluation_batches
+from common.devices import Runtime, in_full_precision
+from common.schemes import Pair
+from common.tasks import FIXED_SEED
+
+OVERSAMPLING = 8  # tokens for each unknown of a row
+STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
+
+
+# --- the stage -------------------------------------------------------------------------------------------------
+
+
+@in_full_precision
+def reconstruct(
+    teacher: torch.nn.Module,
+    variants: dict[Pair, Variant],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    ridge: float,
+    value_rounds: int = 1,
+    oversampling: int = OVERSAMPLING,
+) -> dict[Pair, dict[str, torch.Tensor]]:
+    """Solve all variants, in one teacher pass unless the statistics are too large for the memory allowed.
+
+    Args:
+        variants: the pruned weights and masks, on the device.
+        examples: the calibration examples.
+        ridge: the pull towards the pruned weights, relative to the mean of diag H.
+        value_rounds: how often the value projections are solved, each time followed by the out-projection.
+        oversampling: tokens in a regression for each unknown of a row.
+    Returns:
+        {pair: {"o.weight": …}}: all tensors of the block.
+    """
+    solved = {pair: dict(variant.tensors) for pair, variant in variants.items()}
+    pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
+    for pair, variant in variants.items():
+        if not all(bool(keep.all()) for keep in variant.keeps.values()):
+            pruned.setdefault(variant.block, {})[pair] = variant
+    own = {block: block_tensors(teacher, block) for block in pruned}
+    teacher.eval()  # dropout would blur inputs and targets
+    for group in groups(own, oversampling):
+        statistics = gather(teacher, group, examples, runtime, oversampling)
+        for block in group:
+            found = statistics.pop(block)
+            if block.kind == "attention":
+                for pair, variant in pruned[block].items():
+                    solved[pair] |= solve_attention(*found, own[block], variant, ridge=ridge, rounds=value_rounds)
+            else:
+                solved |= solve_feed_forward(teacher, block, found, own[block], pruned[block], ridge=ridge)
+    return solved
+
+
+def unknowns(block, tensors):
+    """The length of a row of a block's largest regression."""
+    out = tensors[f"{block.linears[-1]}.weight"].shape[1]
+    return out + block.heads * directions(block, tensors) + block.has_bias
+
+
+def groups(own: dict[Block, dict], oversampling: int) -> list[list[Block]]:
+    """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block."""
+    lists, room = [], 0
+    for block, tensors in own.items():
+        size = unknowns(block, tensors)
+        width = tensors[f"{block.linears[0]}.weight"].shape[1]
+        needed = 4 * size * (size if block.kind == "attention" else oversampling * width)
+        if needed > room:
+            lists.append([])
+            room = STATISTICS_BYTES
+        lists[-1].append(block)
+        room -= needed
+    return lists
+
+
+def gather(
+    teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, oversampling: int
+) -> dict:
+    """What the solutions of some blocks need of the data, in one teacher pass.
+
+    Returns:
+        {block: (H, basis)} of an attention block, see `attention_rows`; {block: inputs}, (tokens, d_model), of a
+        feed-forward block.
+    """
+    own = {block: block_tensors(teacher, block) for block in blocks}
+    tokens = {"encoder": sum(map(len, examples.inputs))}
+    if any(block.side == "decoder" for block in blocks):
+        tokens["decoder"] = sum(map(len, examples.targets))
+    grams, bases, inputs = {}, {}, {block: [] for block in blocks}
+
+    def read(batch, number, call):
+        block, real = call.block, token_mask(call.block, batch)
+        fraction = oversampling * unknowns(block, own[block]) / tokens[block.side]
+        some = some_positions(real.shape[1], fraction, f"{FIXED_SEED}/{number}/{block.name}").to(runtime.device)
+        if block.kind == "attention":
+            rows = attention_rows(call, some, real[:, some], directions(block, own[block]), bases)
+            grams[block] = add_products(grams.get(block), rows)
+        else:
+            inputs[block].append(call.inputs[block.linears[0]][:, some][real[:, some]])
+
+    order = evaluation_batches(examples, runtime.batch_size)
+    with attention_probabilities(teacher):
+        for number, positions in enumerate(runtime.talk.progress(order, "statistics")):
+            batch = examples.batch(positions, runtime.device)
+            watch(teacher, blocks, batch, partial(read, batch, number))
+    return {
+        block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
+        for block in blocks
+    }
+
+
+def some_positions(length, fraction, seed):
+    """About `fraction` of the positions 0 … length - 1, at random, but one at least.
+
+    All sequences of a batch are read there. The choice depends on the seed alone, so that a block's solution does not
+    depend on which others are solved with it.
+    """
+    count = min(length, max(1, round(fraction * length)))
+    return torch.tensor(random.Random(seed).sample(range(length), count))

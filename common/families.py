@@ -1,0 +1,156 @@
+"""The table of model families: where a model's blocks are, and how to run them.
+
+A family is one entry in `FAMILIES` (and, for --compact, one in `modeling_compact`). What its models are used for is in
+`tasks`, and what suits a checkpoint that was studied is in `studies`. Nothing else in the suite knows a model type by
+name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, see `modeling_compact`
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention block: the module of some class, with its query, key, value and output Linear somewhere in it.
+
+    `linears`: dotted paths within the module, in this order; the block's output is what the last one returns.
+    `heads`: dotted path of the attribute that counts the heads.
+    """
+
+    linears: tuple[str, str, str, str]
+    heads: str
+    kind = "attention"
+    name = ""  # the block is named after its module
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward block: Linears of a module, which may hold other things too.
+
+    `linears`: dotted paths within the module, one inner Linear or several, then the output Linear; all inner ones have
+    the same input.
+    `between`: (module, output of each inner Linear): what enters the output Linear, entry by entry, without dropout.
+    `name`: what is added to the module's name; "" where the module holds nothing else.
+    """
+
+    linears: tuple[str, ...]
+    between: Callable
+    name: str = ""
+    kind = "feed_forward"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the suite must know of a model type.
+
+    `model_classes`: {task: class in transformers}, the usual task first.
+    `layouts`: {class name of a module: its block}.
+    `run`: (model, batch): every block, but neither the head nor the loss.
+    `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
+    """
+
+    model_classes: dict[str, str]
+    layouts: dict[str, Attention | FeedForward]
+    run: Callable
+    decoder: str = ""
+
+
+def _run_t5(model, batch):
+    encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    # The causal mask alone keeps target padding, which is at the end, out of the real positions.
+    model.decoder(
+        input_ids=model._shift_right(batch["labels"]),
+        encoder_hidden_states=encoded.last_hidden_state,
+        encoder_attention_mask=batch["attention_mask"],
+        use_cache=False,
+    )
+
+
+def _run_encoder_decoder(model, batch):
+    model.base_model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        use_cache=False,
+    )
+
+
+def _run_encoder(model, batch):
+    model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def _bart_like(prefix: str) -> dict:
+    """Blocks of a BART-like model: its feed-forward Linears lie in the layer itself."""
+    feed_forward = FeedForward(("fc1", "fc2"), lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
+    return {
+        f"{prefix}Attention": Attention(("q_proj", "k_proj", "v_proj", "out_proj"), "num_heads"),
+        f"{prefix}EncoderLayer": feed_forward,
+        f"{prefix}DecoderLayer": feed_forward,
+    }
+
+
+FAMILIES = {
+    "t5": Family(
+        {"translation": "T5ForConditionalGeneration"},
+        {
+            "T5Attention": Attention(("q", "k", "v", "o"), "n_heads"),
+            "T5DenseActDense": FeedForward(("wi", "wo"), lambda module, hidden: module.act(hidden)),
+            "T5DenseGatedActDense": FeedForward(
+                ("wi_0", "wi_1", "wo"), lambda module, gate, hidden: module.act(gate) * hidden
+            ),
+        },
+        _run_t5,
+        decoder="decoder",
+    ),
+    "bart": Family(
+        {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
+    ),
+    "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
+    "distilbert": Family(
+        {"classification": "DistilBertForSequenceClassification"},
+        {
+            "DistilBertSelfAttention": Attention(("q_lin", "k_lin", "v_lin", "out_lin"), "n_heads"),
+            "FFN": FeedForward(("lin1", "lin2"), lambda module, hidden: module.activation(hidden)),
+        },
+        _run_encoder,
+    ),
+    "bert": Family(
+        {"classification": "BertForSequenceClassification"},
+        {
+            "BertAttention": Attention(
+                ("self.query", "self.key", "self.value", "output.dense"), "self.num_attention_heads"
+            ),
+            "BertLayer": FeedForward(
+                ("intermediate.dense", "output.dense"),
+                lambda layer, hidden: layer.intermediate.intermediate_act_fn(hidden),
+                "feed_forward",
+            ),
+        },
+        _run_encoder,
+    ),
+}
+
+
+def family_name(model_type: str) -> str:
+    """The name of a model type's family, a compact model's or not.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    name = model_type.removeprefix(COMPACT)
+    if name not in FAMILIES:
+        raise UserError(f"model type {model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+    return name
+
+
+def family_of(config) -> Family:
+    """The family of a transformers config, a compact model's or not.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    return FAMILIES[family_name(config.model_type)]

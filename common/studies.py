@@ -1,0 +1,58 @@
+"""What suits a model on a task: the studies' checkpoints and data sets, and settings for fine-tuning.
+
+The settings of t5 and distilbert were measured (see docs/results.md). Those of `USUAL` were not: they are the usual
+ones for models of that kind, and every one of them has a flag.
+"""
+
+from dataclasses import dataclass
+
+from common.families import FAMILIES, family_name
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where to get a model and its data, and how to fine-tune it."""
+
+    model_lr: float  # peak learning rate of whole models
+    dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
+    block_lr: float  # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
+    calibration: int  # training examples that make a well-determined closed form
+    prefix: str = ""  # in front of every input text, as the model was trained
+    checkpoint: str | None = None  # hub id of the model
+    data: str | None = None  # hub id of the data set
+
+
+STUDIES = {
+    ("t5", "translation"): Study(
+        model_lr=1e-3,
+        dropout=False,
+        block_lr=1e-2,
+        calibration=2000,
+        prefix="translate English to German: ",
+        checkpoint="google-t5/t5-small",
+        data="bentrevett/multi30k",
+    ),
+    ("distilbert", "classification"): Study(
+        model_lr=2e-5,
+        dropout=True,
+        block_lr=3e-3,
+        calibration=800,
+        checkpoint="lvwerra/distilbert-imdb",
+        data="stanfordnlp/imdb",
+    ),
+}
+USUAL = {
+    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, calibration=2000),
+    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, calibration=800),
+}
+
+
+def usual_task(model_type: str) -> str:
+    """The task that a model type's models are for, unless their record says otherwise."""
+    return next(iter(FAMILIES[family_name(model_type)].model_classes))
+
+
+def study_of(model_type: str, task: str | None = None) -> Study:
+    """The study of a model type on a task, or what is usual for the task; without a task, for its usual one."""
+    task = task or usual_task(model_type)
+    return STUDIES.get((family_name(model_type), task), USUAL[task])

@@ -1,0 +1,80 @@
+"""One pass of the teacher that serves all blocks.
+
+The teacher is the original model, in `eval()` and without gradients. Once it has run on a batch, every variant of
+every block can be run on the very inputs that the block had, and be compared with the output that it gave.
+"""
+
+import torch
+
+from common.blocks import Block, block_calls, token_mask
+from common.data import Examples, evaluation_batches
+from common.devices import Runtime, in_full_precision
+from common.schemes import Pair
+from common.training import Loss, Recipe, forward
+
+
+class BlockObjective:
+    """The loss of block variants, for learners named by their `schemes.Pair`.
+
+    It is the mean squared error over real tokens, divided by the mean square of the teacher's output, so that no
+    block drowns another.
+    """
+
+    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
+        self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
+        self.blocks, self.recipe = blocks, recipe
+
+    def begin(self, batch, learners):
+        """The teacher's pass: the batch, and the calls of the blocks that have learners."""
+        blocks = [self.blocks[name] for name in dict.fromkeys(pair.block for pair in learners)]
+        with forward(batch["labels"].device, self.recipe, training=False):
+            return batch, block_calls(self.teacher, blocks, batch)
+
+    def losses(self, begun, learners, training):
+        batch, calls = begun
+        pairs = {}
+        for pair in learners:
+            pairs.setdefault(pair.block, []).append(pair)
+        while calls:
+            call = calls.pop(0)  # and let go of it when its variants are done
+            real = token_mask(call.block, batch)
+            target = call.output[real].float()  # (tokens, d_model)
+            power = target.pow(2).sum()
+            for pair in pairs[call.block.name]:
+                with forward(target.device, self.recipe, training):
+                    output = call.replay(learners[pair].parameters)[real].float()
+                    loss = (output - target).pow(2).sum() / power
+                yield Loss(pair, loss, power)
+
+
+@in_full_precision
+def held_out_errors(
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    candidates: dict[Pair, list[dict[str, torch.Tensor]]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict[Pair, list[float]]:
+    """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
+
+    Args:
+        candidates: {pair: [tensors, …]}, on the device.
+    Returns:
+        {pair: [NMSE, …]}: squared error over real tokens, relative to the teacher's squared output.
+    """
+    teacher.eval()
+    pairs = {}
+    for pair in candidates:
+        pairs.setdefault(pair.block, []).append(pair)
+    errors = {pair: [0.0] * len(each) for pair, each in candidates.items()}
+    power = dict.fromkeys(pairs, 0.0)
+    for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "held-out error"):
+        batch = examples.batch(positions, runtime.device)
+        for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
+            real = token_mask(call.block, batch)
+            target = call.output[real].float()  # (tokens, d_model)
+            power[call.block.name] += float(target.pow(2).sum())
+            for pair in pairs[call.block.name]:
+                for i, tensors in enumerate(candidates[pair]):
+                    errors[pair][i] += float((call.replay(tensors)[real].float() - target).pow(2).sum())
+    return {pair: [error / power[pair.block] for error in each] for pair, each in errors.items()}

@@ -1,0 +1,71 @@
+# Sourced by the experiments after their variables. Reads the flags: --some-name VALUE sets the variable some_name;
+# the first argument, if it is no flag, sets `type`; --help shows the variables with what stands behind them. Then finds
+# or makes a Python environment (PYTHON) and the folder $output.
+# Defines `was_given NAME`, `stage SCRIPT ARGS…`, which runs one of the suite's scripts, `note FILE SCRIPT ARGS…`, which
+# keeps its result, and `is_newer`. Sets `evaluate`, the evaluation script, and `data_flags`, for the stages that read
+# data.
+
+script=$(basename "$0")
+given=" "
+
+usage() {
+    echo "usage: experiments/$script [TYPE] [--NAME VALUE …]"
+    sed -n 's/^\([a-z_]*\)=\("[^"]*"\|[^ ]*\) *# \(.*\)/\1\t\3\t\2/p' "$0" | while IFS=$'\t' read -r name text default; do
+        printf '  --%-15s %s%s\n' "${name//_/-}" "$text" "${default:+ (default: ${default//\"/})}"
+    done
+}
+
+fail() {
+    echo "$script: error: $* (see --help)" >&2
+    exit 2
+}
+
+was_given() {  # was_given NAME: whether the flag stood on the command line
+    [[ $given == *" $1 "* ]]
+}
+
+if [[ $# -gt 0 && $1 != -* ]]; then type=$1; shift; fi
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        -m) name=model ;;
+        -o) name=output ;;
+        --*) name=${1#--} name=${name//-/_} ;;
+        *) fail "unknown option $1" ;;
+    esac
+    grep -q "^$name=.* # " "$0" || fail "unknown option $1"
+    [[ $# -ge 2 ]] || fail "$1 needs a value"
+    printf -v "$name" '%s' "$2"
+    given+="$name "
+    shift 2
+done
+
+case $type in
+    t5 | t5-demo) evaluate=evaluate-t5.py ;;
+    distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
+    *) fail "unknown type $type" ;;
+esac
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+ensure_environment "$repository/requirements.txt"
+started=$SECONDS
+mkdir -p "${output:=$repository/results/$default_output$type}"
+output=$(realpath "$output")
+for name in model tokenizer data; do  # folders, or a hub id
+    [[ ! -e ${!name} ]] || printf -v "$name" '%s' "$(realpath "${!name}")"
+done
+data_flags="${tokenizer:+-t $tokenizer} ${data:+--data $data} $data_args"
+
+stage() {  # stage SCRIPT ARGS…
+    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
+}
+
+note() {  # note FILE SCRIPT ARGS…: FILE is there only if the script came to its end
+    stage "${@:2}" >"$1.part"
+    mv "$1.part" "$1"
+}
+
+is_newer() {  # is_newer FILE PATHS…: whether FILE is there, and newer than all the paths
+    local path
+    for path in "${@:2}"; do [[ $1 -nt $path ]] || return 1; done
+}

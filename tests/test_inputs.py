@@ -1,0 +1,264 @@
+"""What flags name and what may be left out: the only model, default outputs, and flags that would have no effect."""
+
+import os
+import shutil
+
+import pytest
+import torch
+import transformers
+from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, t5_config
+
+from common.errors import UserError
+from common.inputs import models_to_evaluate, the_model
+from common.models import LoadedModel, load_model, save_model
+from common.search import costs
+
+T5 = ("--attention", 0.25, 0.5, 0.25, "--linear", 0.3, 0.3, 0.5, "-n", 3)
+
+
+@pytest.fixture
+def in_folder(workshop, tmp_path, monkeypatch):
+    """An own folder as the current one, with the workshop's T5, its tokenizer and data in place."""
+    for part in ("model", "tokenizer", "data"):
+        shutil.copytree(workshop / part / "t5", tmp_path / part / "t5")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refuses(call):
+    def run(script, *arguments):
+        code, result, err = call(script, *arguments)
+        assert (code, result) == (2, None) and is_one_line(err), err
+        return err
+
+    return run
+
+
+# --- what may be left out ----------------------------------------------------------------------------------------
+
+
+def test_the_stages_work_one_after_another_as_the_readme_has_them(in_folder, succeeds):
+    """The seed's flow, every flag that may be left out left out. Oracle: the files that are there afterwards."""
+    succeeds("config_generator.py", "-m", "./model/t5", *T5)
+    succeeds("prune_scheme_generator.py")
+    succeeds("prune.py")
+    succeeds("block-level_finetuning.py", "--batch-size", 8)
+    succeeds("compose_model.py", "-n", 0)
+    tuned = succeeds("model-level_finetuning.py", "-n", 0, "--epochs", 1, "--batch-size", 8)
+    evaluated = succeeds("evaluate-t5.py", "--limit", 4)
+    plotted = succeeds("plot_loss.py")
+    assert {path.name for path in in_folder.iterdir()} == {
+        *("model", "tokenizer", "data", "conf.json", "conf_prune.json", "modules-pruned", "modules-finetuned"),
+        *("modules-finetuned.csv", "modules-finetuned-blocks.csv", "model-composed", "model-finetuned", "loss.png"),
+    }
+    assert sorted(path.name for path in (in_folder / "model-finetuned").iterdir()) == ["0", "0.csv"]
+    assert (tuned["output"], tuned["stats"]) == ("model-finetuned/0", "model-finetuned/0.csv")
+    assert evaluated["model"] == "model-finetuned/0"  # not the original
+    assert set(plotted["best_val_loss"]) == {"modules-finetuned", "model-finetuned/0"}
+
+
+def test_a_changed_configuration_goes_through_without_overwrite_but_for_what_people_edit(in_folder, succeeds, refuses):
+    succeeds("config_generator.py", *T5)
+    succeeds("prune_scheme_generator.py")
+    before = (in_folder / "conf_prune.json").read_bytes()
+    assert "--overwrite" in refuses("config_generator.py", *T5[:5], 0.4, 0.3, 0.5, "-n", 3)
+    succeeds("config_generator.py", *T5[:5], 0.4, 0.3, 0.5, "-n", 3, "--overwrite")
+    succeeds("prune_scheme_generator.py")
+    assert (in_folder / "conf_prune.json").read_bytes() != before
+
+
+def test_the_only_model_and_the_only_tokenizer_are_found(in_folder, succeeds, refuses):
+    for model in ("model", "./model", "model/t5"):
+        assert str(the_model(model)) == "model/t5"
+    assert str(the_model(None)) == "model/t5"
+    succeeds("evaluate-t5.py", "-m", "./model", "-t", "./tokenizer", "--limit", 2)
+    for part in ("model", "tokenizer"):
+        shutil.copytree(in_folder / part / "t5", in_folder / part / "other")
+    err = refuses("prune.py")  # its scheme comes first
+    assert "conf_prune.json" in err
+    err = refuses("config_generator.py", *T5)
+    assert "-m (model/other, model/t5)" in err
+    assert "-t (tokenizer/other, tokenizer/t5)" in refuses("evaluate-t5.py", "-m", "model/t5", "-t", "tokenizer")
+
+
+def test_without_a_model_the_script_that_makes_one_is_named(tmp_path, monkeypatch, refuses):
+    monkeypatch.chdir(tmp_path)
+    assert "download_model.py" in refuses("config_generator.py", *T5)
+    (tmp_path / "model").mkdir()
+    assert "model: is not a model folder" in refuses("config_generator.py", *T5)
+
+
+def test_without_models_to_evaluate_the_fine_tuned_ones_are_taken_by_number(in_folder):
+    assert [str(path) for path in models_to_evaluate(None)] == ["model/t5"]
+    for name in ("10", "2", "10.csv"):
+        if name.isdigit():
+            shutil.copytree(in_folder / "model" / "t5", in_folder / "model-finetuned" / name)
+        else:
+            (in_folder / "model-finetuned" / name).write_text("")
+    assert [str(path) for path in models_to_evaluate(None)] == ["model-finetuned/2", "model-finetuned/10"]
+
+
+def test_several_numbers_are_the_same_files_as_one_at_a_time(in_folder, succeeds, refuses):
+    """Oracle: a run for each number."""
+    succeeds("config_generator.py", *T5)
+    succeeds("prune_scheme_generator.py")
+    succeeds("prune.py")
+    common = ("-p", "modules-pruned", "--epochs", 1, "--batch-size", 8)
+    both = succeeds("model-level_finetuning.py", "-n", 0, 2, "-o", "both/{n}.pth", *common)["models"]
+    for n, result in zip((0, 2), both, strict=True):
+        alone = succeeds("model-level_finetuning.py", "-n", n, "-o", f"alone-{n}.pth", *common)
+        assert {**alone, "output": 0, "stats": 0, "seconds": 0} == {**result, "output": 0, "stats": 0, "seconds": 0}
+        one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (f"alone-{n}.pth", f"both/{n}.pth"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "{n}" in refuses("compose_model.py", "-n", 0, 1, "-o", "same")
+    assert "{n}" in refuses("model-level_finetuning.py", "-n", 0, 1, "--stats", "same.csv", *common)
+
+
+# --- flags that would have no effect -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "script, flags, named",
+    [
+        ("config_generator.py", [*T5, "--budget", 0.5], "--budget: goes with --search"),
+        ("config_generator.py", [*T5, "--batch-size", 8], "--batch-size: goes with --search"),
+        ("config_generator.py", [*T5, "--grid"], "--number: "),
+        ("config_generator.py", ["--search", "lib", "--budget", 0.5, "--linear", 0.5], "--linear: has no part in a"),
+        ("evaluate-t5.py", ["--original", "model/t5"], "--original: goes with --report"),
+        ("evaluate-distilbert.py", ["--beams", 4], "--beams 4: "),
+    ],
+)
+def test_a_flag_without_effect_is_refused(in_folder, refuses, script, flags, named):
+    assert named in refuses(script, *flags)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_family_or_without_the_head_is_refused(workshop, tmp_path, refuses):
+    """A plain BERT encoder has no classifier, which transformers would make up at random."""
+    err = refuses("download_model.py", "t5", "--checkpoint", workshop / "model" / "distilbert", "-o", tmp_path / "out")
+    assert "is a distilbert model, not a t5 one" in err
+    encoder = tmp_path / "encoder"
+    build_model("bert").bert.save_pretrained(encoder)
+    build_tokenizer("bert").save_pretrained(encoder)
+    err = refuses("download_model.py", "bert", "--checkpoint", encoder, "-o", tmp_path / "out")
+    assert "has no weights for the BertForSequenceClassification's classifier" in err
+    assert "say which one" in refuses("download_model.py", "bert", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_a_family_without_a_study_is_taken(tmp_path, succeeds):
+    build_model("marian").save_pretrained(tmp_path / "ckpt")
+    build_tokenizer("marian").save_pretrained(tmp_path / "ckpt")
+    succeeds("download_model.py", "marian", "--checkpoint", tmp_path / "ckpt", "-o", tmp_path)
+    record = read_json(tmp_path / "model" / "marian" / "record.json")
+    assert (record["task"], record["data"]) == ("translation", None)
+
+
+def test_an_unreachable_hub_leaves_no_folders(tmp_path, refuses):
+    assert "not available from the hub" in refuses("download_model.py", "t5", "-o", tmp_path / "new", "--quiet")
+    assert os.listdir(tmp_path) == []
+
+
+# --- damage ------------------------------------------------------------------------------------------------------
+
+
+def untied_t5():
+    """As T5 v1.1 and Flan are: an output layer of its own, and the decoder's output not scaled."""
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(t5_config(tie_word_embeddings=False)).eval()
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    assert not model.config.scale_decoder_outputs
+    return model
+
+
+@pytest.mark.parametrize("form", ["m.pth", "m", "sparse"])
+def test_an_untied_model_comes_back_untied(tmp_path, form):
+    """Oracle: the logits before."""
+    model = untied_t5()
+    save_model(tmp_path / form, model, {}, sparse=form == "sparse")
+    again = load_model(tmp_path / form).model
+    batch = padded_batch("t5")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("change", [{"lm_head.extra": torch.ones(2)}, {"encoder.final_layer_norm.weight": None}])
+def test_weights_that_are_not_the_models_are_refused(tmp_path, change):
+    save_model(tmp_path / "m.pth", untied_t5(), {})
+    content = torch.load(tmp_path / "m.pth", weights_only=True)
+    content["state_dict"] = {k: v for k, v in (content["state_dict"] | change).items() if v is not None}
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="its weights are not those of a T5ForConditionalGeneration"):
+        load_model(tmp_path / "m.pth")
+
+
+def test_a_model_that_is_not_finite_is_refused_by_every_stage_that_loads_it(in_folder, refuses):
+    model = build_model("t5")
+    with torch.no_grad():
+        model.shared.weight[3, 3] = float("nan")
+    record = (in_folder / "model" / "t5" / "record.json").read_text()
+    model.save_pretrained(in_folder / "model" / "t5")
+    (in_folder / "model" / "t5" / "record.json").write_text(record)
+    for script, flags in (("config_generator.py", T5), ("evaluate-t5.py", ())):
+        assert "shared.weight holds values that are not finite" in refuses(script, *flags)
+
+
+def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, succeeds, refuses):
+    """Every weight is finite, but no output is."""
+    model = build_model("t5")
+    with torch.no_grad():
+        model.encoder.block[0].layer[0].layer_norm.weight.fill_(3e38)
+        model.encoder.block[0].layer[0].SelfAttention.v.weight.fill_(10.0)
+    record = (in_folder / "model" / "t5" / "record.json").read_text()
+    model.save_pretrained(in_folder / "model" / "t5")
+    (in_folder / "model" / "t5" / "record.json").write_text(record)
+    succeeds("config_generator.py", *T5)
+    succeeds("prune_scheme_generator.py")
+    succeeds("prune.py")
+    err = refuses("block-level_finetuning.py", "--method", "reconstruct", "--quiet")
+    assert "not" in err and "damaged" in err
+
+
+# --- budgets and latency -------------------------------------------------------------------------------------------
+
+
+def test_a_budget_below_what_lies_outside_of_the_blocks_is_told_so():
+    cost = costs.Costs("parameters", {"a": {"dense": 100.0, "x": 50.0}}, rest=1000.0)
+    from common.search import limits
+
+    assert limits(cost, [0.5, 1060]) == [50.0, 60.0]
+    with pytest.raises(UserError, match="outside of the blocks alone costs 1000 .parameters.") as error:
+        limits(cost, [900])
+    assert "-" not in str(error.value).partition("infeasible")[2].replace("--budget", "")
+
+
+def test_latency_whose_parts_exceed_the_whole_is_told(monkeypatch):
+    """Oracle: a clock by which every block takes a second, and the whole model a tenth."""
+    loaded = LoadedModel(build_model("distilbert"), "m")
+    ticks = {"now": 0.0}
+
+    def clock(device):
+        ticks["now"] += ticks["step"]
+        return ticks["now"]
+
+    original = loaded.model.forward
+    monkeypatch.setattr(costs, "now", clock)
+    ticks["step"] = 1.0
+
+    def forward(*args, **kwargs):
+        ticks["step"] = 0.1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loaded.model, "forward", forward)
+    real_calls = costs.block_calls
+
+    def calls(*args):
+        ticks["step"] = 1.0
+        return real_calls(*args)
+
+    monkeypatch.setattr(costs, "block_calls", calls)
+    cost = costs.count("latency", loaded, {}, torch.device("cpu"))
+    assert cost.rest == 0 and cost.excess == pytest.approx(cost.original - 0.1)

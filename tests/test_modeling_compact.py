@@ -1,0 +1,513 @@
+"""Compact models of every family against the full-size models that they are cut from.
+
+The oracle is transformers' own class, with zeros for the weights and biases of the heads and neurons that are gone. Its
+blocks are written down here by hand, and so are the shapes that are left.
+"""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers.models.bart.modeling_bart import BartAttention, BartEncoderLayer
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from common import modeling_compact
+
+# --- tiny models -------------------------------------------------------------------------------------------------
+
+T5_SETTINGS = dict(
+    vocab_size=64, d_model=32, d_kv=6, num_heads=4, d_ff=48, num_layers=3, pad_token_id=0, decoder_start_token_id=0
+)  # 4 heads of 6: the inner width is not d_model, nor divides it
+BART_SETTINGS = dict(
+    vocab_size=64,
+    d_model=32,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=8,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=40,
+    max_position_embeddings=64,
+)
+MARIAN_SETTINGS = BART_SETTINGS | dict(
+    pad_token_id=63, decoder_start_token_id=63, activation_function="swish", scale_embedding=True
+)  # as the checkpoints of OPUS-MT have it
+
+MODELS = {  # kind: (model class, settings)
+    "t5": ("T5ForConditionalGeneration", T5_SETTINGS),
+    "t5-gated": (
+        "T5ForConditionalGeneration",
+        T5_SETTINGS | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    ),
+    "bart": ("BartForConditionalGeneration", BART_SETTINGS),
+    "bart-untied": ("BartForConditionalGeneration", BART_SETTINGS | dict(tie_word_embeddings=False)),
+    "marian": ("MarianMTModel", MARIAN_SETTINGS),
+    "marian-untied": ("MarianMTModel", MARIAN_SETTINGS | dict(tie_word_embeddings=False)),
+    "marian-two-vocabularies": (
+        "MarianMTModel",
+        MARIAN_SETTINGS | dict(share_encoder_decoder_embeddings=False, vocab_size=70, decoder_vocab_size=64),
+    ),
+    "bert": (
+        "BertForSequenceClassification",
+        dict(
+            vocab_size=64,
+            hidden_size=32,
+            num_attention_heads=4,
+            num_hidden_layers=3,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            num_labels=3,
+        ),
+    ),
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        dict(vocab_size=64, dim=32, n_heads=4, n_layers=3, hidden_dim=48, max_position_embeddings=64, num_labels=3),
+    ),
+}
+KINDS = list(MODELS)
+WRITERS = [kind for kind, (name, _) in MODELS.items() if "Classification" not in name]  # those that generate
+TIED = ["bart", "marian"]
+AUTO_MODELS = {
+    kind: "AutoModelForSeq2SeqLM" if kind in WRITERS else "AutoModelForSequenceClassification" for kind in KINDS
+}
+ENDS = [1, *range(45, 50)]  # so many end tokens make random models end some rows early
+
+
+class Block(NamedTuple):
+    inner: tuple[str, ...]  # Linears, as dotted paths within the root module
+    out: str
+    parts: int  # heads or neurons
+    is_attention: bool = True
+
+
+def blocks(kind):
+    """{root module: Block}"""
+    found = {}
+    if kind.startswith("t5"):
+        inner = ("wi_0", "wi_1") if kind == "t5-gated" else ("wi",)
+        for layer in range(3):
+            for side, names in (
+                ("encoder", ["0.SelfAttention"]),
+                ("decoder", ["0.SelfAttention", "1.EncDecAttention"]),
+            ):
+                root = f"{side}.block.{layer}.layer"
+                found |= {f"{root}.{name}": Block(("q", "k", "v"), "o", 4) for name in names}
+                found[f"{root}.{len(names)}.DenseReluDense"] = Block(inner, "wo", 48, False)
+    elif kind in WRITERS:
+        linears = ("q_proj", "k_proj", "v_proj"), "out_proj"
+        for layer in range(2):
+            for side, heads, neurons in (("encoder", 4, 48), ("decoder", 8, 40)):
+                root = f"model.{side}.layers.{layer}"
+                found[f"{root}.self_attn"] = Block(*linears, heads)
+                if side == "decoder":
+                    found[f"{root}.encoder_attn"] = Block(*linears, heads)
+                found[root] = Block(("fc1",), "fc2", neurons, False)
+    for layer in range(3):
+        if kind == "bert":
+            root = f"bert.encoder.layer.{layer}"
+            found[f"{root}.attention"] = Block(("self.query", "self.key", "self.value"), "output.dense", 4)
+            found[root] = Block(("intermediate.dense",), "output.dense", 48, False)
+        elif kind == "distilbert":
+            root = f"distilbert.transformer.layer.{layer}"
+            found[f"{root}.attention"] = Block(("q_lin", "k_lin", "v_lin"), "out_lin", 4)
+            found[f"{root}.ffn"] = Block(("lin1",), "lin2", 48, False)
+    return found
+
+
+@torch.no_grad()
+def full_size(kind):
+    """A model in which every head, neuron and bias counts, and whose translations differ."""
+    torch.manual_seed(0)
+    name, settings = MODELS[kind]
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(**settings)).eval()
+    if kind.startswith("t5"):  # tied, it would echo
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+    for name, parameter in model.named_parameters():
+        if "norm" not in name.lower() and parameter.requires_grad:  # Marian's positions are fixed
+            parameter.normal_(std=0.3)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_()
+    if model.can_generate():
+        model.generation_config.eos_token_id = ENDS
+    return model
+
+
+def drawn_cut(kind):
+    """{root module: numbers of the parts that are kept}, different ones everywhere; every fourth module is whole."""
+    draw, cut = random.Random(kind), {}
+    for number, (root, block) in enumerate(blocks(kind).items()):
+        if number % 4 != (0 if kind == "t5-gated" else 1):  # T5: the first layer, whose position bias others use
+            cut[root] = sorted(draw.sample(range(block.parts), draw.randint(1, block.parts - 1)))
+    return cut
+
+
+def what_is_left(kind):
+    """A compact config's own settings."""
+    cut, of = drawn_cut(kind), blocks(kind)
+    return {
+        "kept_heads": {root: kept for root, kept in cut.items() if of[root].is_attention},
+        "kept_neurons": {root: len(kept) for root, kept in cut.items() if not of[root].is_attention},
+    }
+
+
+def rows_of(model, root, block, kept):
+    """Which rows of the inner Linears, and columns of the output one, belong to some parts."""
+    width = model.get_submodule(f"{root}.{block.out}").in_features // block.parts
+    return torch.tensor([part * width + i for part in kept for i in range(width)])
+
+
+@torch.no_grad()
+def masked_and_compact(kind):
+    """A model with zeros for what is gone; the compact one; and the weights that this one was given, cut by hand."""
+    masked, of = full_size(kind), blocks(kind)
+    state = copy.deepcopy(masked.state_dict())
+    for root, kept in drawn_cut(kind).items():
+        block = of[root]
+        out = masked.get_submodule(f"{root}.{block.out}")
+        rows, gone = rows_of(masked, root, block, kept), torch.ones(out.in_features, dtype=torch.bool)
+        gone[rows] = False
+        for name in (f"{root}.{linear}.{part}" for linear in block.inner for part in ("weight", "bias")):
+            if name in state:
+                masked.get_parameter(name)[gone] = 0
+                state[name] = state[name][rows]
+        out.weight[:, gone] = 0
+        state[f"{root}.{block.out}.weight"] = state[f"{root}.{block.out}.weight"][:, rows]
+    compact_class = getattr(modeling_compact, f"Compact{MODELS[kind][0]}")
+    settings = {name: value for name, value in masked.config.to_dict().items() if name not in ("model_type", "dtype")}
+    compact, report = compact_class.from_pretrained(
+        None,
+        config=compact_class.config_class(**settings, **what_is_left(kind)),
+        state_dict=copy.deepcopy(state),
+        output_loading_info=True,
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    if compact.can_generate():
+        compact.generation_config = copy.deepcopy(masked.generation_config)
+    return masked, compact.eval(), state
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request):
+    """(kind, masked model, compact model, its state as cut by hand)"""
+    return request.param, *masked_and_compact(request.param)
+
+
+def batch(kind):
+    """Five examples of 9, 7, 4, 2 tokens and one."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.tensor([[position < length for position in range(9)] for length in (9, 7, 4, 2, 1)])
+    padding = MODELS[kind][1].get("pad_token_id", 1 if kind.startswith("bart") else 0)
+    ids = torch.randint(3, 62, (5, 9), generator=generator).masked_fill(~real, padding)
+    inputs = {"input_ids": ids, "attention_mask": real.long()}
+    if kind in WRITERS:
+        inputs["decoder_input_ids"] = torch.randint(3, 62, (5, 6), generator=generator)
+    return inputs
+
+
+@torch.no_grad()
+def logits(model, kind):
+    return model(**batch(kind)).logits
+
+
+def translations(model, kind, **search):
+    """Token ids; no token may come twice, because a random model tends to repeat one forever."""
+    inputs = {name: tensor for name, tensor in batch(kind).items() if name != "decoder_input_ids"}
+    return model.generate(**inputs, **search, do_sample=False, max_new_tokens=12, no_repeat_ngram_size=1).tolist()
+
+
+def same_state(model, expected):
+    state = model.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+
+
+# --- the same function -------------------------------------------------------------------------------------------
+
+
+def test_the_classes_are_named_after_the_originals(case):
+    kind, masked, compact, _ = case
+    original = type(masked)
+    assert type(compact) is getattr(modeling_compact, f"Compact{original.__name__}") and isinstance(compact, original)
+    assert type(compact.config) is getattr(modeling_compact, f"Compact{original.config_class.__name__}")
+    assert compact.config.model_type == f"compact-{masked.config.model_type}"
+
+
+def test_weights_are_the_given_ones_and_tied_where_the_config_says_so(case):
+    """Oracle: the state dict that was cut by hand, and the original's ties."""
+    kind, masked, compact, state = case
+    assert same_state(compact, state)
+    for model in (masked, compact):
+        assert len(list(model.named_parameters(remove_duplicate=False))) - len(list(model.parameters())) == (
+            3 if kind in TIED else 1 if kind == "marian-two-vocabularies" else 2 if kind.startswith("t5") else 0
+        )
+
+
+def test_every_module_has_the_heads_and_neurons_that_are_left(case):
+    """By hand: the width of a head, and the names of what counts heads."""
+    kind, _, compact, _ = case
+    count, width = {"t5": ("n_heads", "inner_dim"), "distilbert": ("n_heads", None)}.get(
+        kind.removesuffix("-gated"), ("num_heads", None)
+    )
+    cut = drawn_cut(kind)
+    for root, block in blocks(kind).items():
+        module, left = compact.get_submodule(root), len(cut.get(root, range(block.parts)))
+        expected = left
+        if block.is_attention:
+            expected *= {4: 6 if kind.startswith("t5") else 8, 8: 4}[block.parts]
+            if kind == "bert":
+                assert (module.self.num_attention_heads, module.self.all_head_size) == (left, expected)
+            else:
+                assert getattr(module, count) == left and (width is None or getattr(module, width) == expected)
+        for linear in map(module.get_submodule, block.inner):
+            assert linear.weight.shape == (linear.out_features, linear.in_features) == (expected, 32)
+        out = module.get_submodule(block.out)
+        assert out.weight.shape == (out.out_features, out.in_features) == (32, expected)
+
+
+def test_logits_stay(case):
+    kind, masked, compact, _ = case
+    for attention in ("eager", "sdpa"):
+        masked.set_attn_implementation(attention)
+        compact.set_attn_implementation(attention)
+        expected = logits(masked, kind)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-5)
+        copied = copy.deepcopy(compact)
+        assert torch.equal(logits(copied, kind), logits(compact, kind))
+
+
+SEARCHES = [
+    {},
+    {"use_cache": False},
+    {"cache_implementation": "static"},
+    {"num_beams": 3},
+    {"num_beams": 3, "cache_implementation": "static"},
+]
+
+
+def test_translations_stay(case):
+    """Oracle: the masked model's token ids, by every search."""
+    kind, masked, compact, _ = case
+    if kind not in WRITERS:
+        pytest.skip("it classifies")
+    found = []
+    for search in SEARCHES:
+        found.append(translations(masked, kind, **search))
+        assert translations(compact, kind, **search) == found[-1], search
+    greedy, uncached, static, beams, static_beams = found
+    assert greedy == uncached == static and beams == static_beams
+    assert len({tuple(row) for row in greedy}) > 3 and len({token for row in greedy for token in row}) > 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_what_is_left_stay(kind):
+    """Oracle: the masked model's gradients, cut by hand.
+
+    A run in inference mode comes first: what it leaves behind must not get in the way of training.
+    """
+    masked, compact, _ = masked_and_compact(kind)
+    inputs = batch(kind)
+    labels = inputs.pop("decoder_input_ids") if kind in WRITERS else torch.tensor([0, 1, 2, 1, 0])
+    with torch.inference_mode():
+        compact(**inputs, labels=labels)
+    gradients = []
+    for model in (masked, compact):
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    expected, of = gradients[0], blocks(kind)
+    for root, kept in drawn_cut(kind).items():
+        block, rows = of[root], rows_of(masked, root, of[root], kept)
+        for name in (f"{root}.{linear}.{part}" for linear in block.inner for part in ("weight", "bias")):
+            if name in expected:
+                expected[name] = expected[name][rows]
+        expected[f"{root}.{block.out}.weight"] = expected[f"{root}.{block.out}.weight"][:, rows]
+    assert gradients[1].keys() == expected.keys()
+    for name, gradient in expected.items():
+        if gradient is None:  # Marian's positions; shared embeddings that are not shared
+            assert gradients[1][name] is None
+        else:
+            atol = 1e-4 * gradient.abs().max().item() + 1e-7
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=atol)
+
+
+# --- on disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(case, tmp_path_factory):
+    """(kind, masked model, compact model, its folder)"""
+    kind, masked, compact, _ = case
+    folder = tmp_path_factory.mktemp("saved") / kind
+    compact.save_pretrained(folder)
+    return kind, masked, compact, folder
+
+
+def test_it_comes_back(saved):
+    kind, masked, compact, folder = saved
+    expected = logits(compact, kind)
+    own = {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
+    for loader in (type(compact), getattr(transformers, AUTO_MODELS[kind])):
+        loaded = loader.from_pretrained(folder)
+        assert type(loaded) is type(compact) and same_state(loaded, compact.state_dict())
+        assert torch.equal(logits(loaded, kind), expected)
+        assert {name: getattr(loaded.config, name) for name in what_is_left(kind)} == what_is_left(kind)
+        assert loaded.config.original_activation is None  # in files only
+        for name in masked.config.to_dict().keys() - own:
+            assert getattr(loaded.config, name) == getattr(masked.config, name), name
+
+
+def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
+    """By hand: what config.json has beside, and instead of, the original's; no weight is under another name."""
+    kind, masked, compact, folder = saved
+    masked.save_pretrained(tmp_path)
+    plain, own = (json.loads((path / "config.json").read_text()) for path in (tmp_path, folder))
+    name, config_name = MODELS[kind][0], type(masked.config).__name__
+    activation = {"t5": "feed_forward_proj", "bert": "hidden_act", "distilbert": "activation"}.get(
+        masked.config.model_type, "activation_function"
+    )
+    assert own == plain | what_is_left(kind) | {
+        "architectures": [f"Compact{name}"],
+        "auto_map": {
+            "AutoConfig": f"modeling_compact.Compact{config_name}",
+            AUTO_MODELS[kind]: f"modeling_compact.Compact{name}",
+        },
+        "model_type": f"compact-{masked.config.model_type}",
+        "original_activation": getattr(masked.config, activation),
+        activation: "a-compact-model, too small for this class: load it with "
+        f"transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)",
+    }
+    names = []
+    for path in (tmp_path, folder):
+        with safe_open(path / "model.safetensors", "pt") as weights:
+            names.append(set(weights.keys()))
+    assert names[0] == names[1]
+    assert (folder / "modeling_compact.py").read_bytes() == Path(modeling_compact.__file__).read_bytes()
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_plain_class_refuses_it_and_says_what_to_do(saved, base):
+    kind, masked, _, folder = saved
+    plain = type(masked.base_model) if base else type(masked)
+    if plain is type(masked) and base:
+        plain = transformers.T5EncoderModel  # T5 with a head is its own base model
+    with pytest.raises(Exception) as error:
+        plain.from_pretrained(folder)
+    assert f"load it with transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)" in str(
+        error.value
+    )
+
+
+PROGRAM = """
+import json, sys, torch, transformers
+
+torch.set_num_threads(1)
+for kind, (folder, auto_model, inputs) in json.load(sys.stdin).items():
+    model = getattr(transformers, auto_model).from_pretrained(folder, trust_remote_code=True)
+    inputs = {name: torch.tensor(rows) for name, rows in inputs.items()}
+    with torch.no_grad():
+        found = [model(**inputs).logits.tolist()]
+    if model.can_generate():
+        inputs.pop("decoder_input_ids")
+        found.append(model.generate(**inputs, num_beams=3, do_sample=False, max_new_tokens=12,
+                                    no_repeat_ngram_size=1).tolist())
+    model.save_pretrained(folder + "-again")
+    print(json.dumps({"kind": kind, "suite": "common" in sys.modules, "class": type(model).__name__, "found": found}))
+"""
+
+
+def test_auto_classes_load_it_in_a_new_process(tmp_path):
+    """Oracle: what each model said before it was saved. In the other process the folder alone holds the code."""
+    kinds = ["t5", "t5-gated", "bart", "marian", "bert", "distilbert"]
+    work, expected, models = {}, {}, {}
+    for kind in kinds:
+        models[kind] = model = masked_and_compact(kind)[1]
+        model.save_pretrained(tmp_path / kind)
+        work[kind] = str(tmp_path / kind), AUTO_MODELS[kind], {k: rows.tolist() for k, rows in batch(kind).items()}
+        expected[kind] = [logits(model, kind).tolist()]
+        if kind in WRITERS:
+            expected[kind].append(translations(model, kind, num_beams=3))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PROGRAM],  # -I: neither the working folder nor PYTHONPATH is searched
+        input=json.dumps(work),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["kind"], line["suite"], line["class"]) for line in lines] == [
+        (kind, False, f"Compact{MODELS[kind][0]}") for kind in kinds
+    ]
+    for line in lines:
+        assert line["found"] == expected[line["kind"]], line["kind"]
+    for kind, model in models.items():  # saved once more by the process that had only the folder's own code
+        again = type(model).from_pretrained(tmp_path / f"{kind}-again")
+        assert same_state(again, model.state_dict()) and (tmp_path / f"{kind}-again" / "modeling_compact.py").is_file()
+
+
+# --- the parts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "marian", "bert", "distilbert"])
+@torch.no_grad()
+def test_smaller_does_what_the_first_heads_do_and_leaves_the_module(kind):
+    """Oracle: the module itself with its last heads silenced. Nothing but the cut weights is new."""
+    model, (root, block) = full_size(kind), next(iter(blocks(kind).items()))
+    module, hidden = model.get_submodule(root), torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    state, own_class, before = copy.deepcopy(module.state_dict()), type(module), module(hidden)[0]
+    own = modeling_compact.smaller(module, range(2))
+    assert same_state(module, state) and type(module) is own_class and torch.equal(module(hidden)[0], before)
+
+    cut = {f"{linear}.weight" for linear in (*block.inner, block.out)} | {f"{linear}.bias" for linear in block.inner}
+    parameters = dict(module.named_parameters())
+    for name, parameter in own.named_parameters():
+        assert (parameter is parameters[name]) == (name not in cut), name
+
+    out = module.get_submodule(block.out)
+    out.weight[:, out.in_features // 2 :] = 0  # of 4 heads the last two
+    torch.testing.assert_close(own(hidden)[0], module(hidden)[0], rtol=0, atol=1e-5)
+
+
+def test_t5_attention_cut_twice_has_the_position_bias_of_the_heads_that_are_left():
+    """Of heads 0, 2 and 3 the last two stay: 2 and 3. Oracle: the columns of the whole bias."""
+    module = full_size("t5").encoder.block[0].layer[0].SelfAttention
+    whole = module.compute_bias(5, 5)
+    modeling_compact.keep_parts(module, [0, 2, 3])
+    assert torch.equal(module.compute_bias(5, 5), whole[:, [0, 2, 3]])
+    modeling_compact.keep_parts(module, [1, 2])
+    assert torch.equal(module.compute_bias(5, 5), whole[:, [2, 3]])
+    assert isinstance(module, T5Attention) and module.n_heads == 2 and module.inner_dim == 12
+    assert module.relative_attention_bias.weight.shape[1] == 4
+
+
+def test_the_class_says_whether_heads_or_neurons_go():
+    """A BART encoder layer holds attention too, and a BERT layer a second `output.dense`."""
+    layer = full_size("bart").model.encoder.layers[0]
+    assert type(layer) is BartEncoderLayer and type(layer.self_attn) is BartAttention
+    modeling_compact.keep_parts(layer, range(5))
+    assert (layer.fc1.out_features, layer.fc2.in_features, layer.self_attn.num_heads) == (5, 5, 4)
+    assert layer.self_attn.q_proj.weight.shape == (32, 32)
+    modeling_compact.keep_parts(layer.self_attn, [0, 3])
+    assert (layer.fc1.out_features, layer.self_attn.num_heads) == (5, 2)
+    assert layer.self_attn.q_proj.weight.shape == (16, 32)
+
+    layer = full_size("bert").bert.encoder.layer[0]
+    assert type(layer) is BertLayer
+    modeling_compact.keep_parts(layer, range(5))
+    assert (layer.intermediate.dense.out_features, layer.output.dense.in_features) == (5, 5)
+    assert layer.attention.output.dense.weight.shape == (32, 32)
+    with pytest.raises(TypeError, match="BertEncoder is not the root module of a block"):
+        modeling_compact.keep_parts(full_size("bert").bert.encoder, range(5))

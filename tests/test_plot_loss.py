@@ -1,0 +1,302 @@
+"""plot_loss.py: what it draws, checked on matplotlib's own objects, and which files it writes or leaves alone."""
+
+import re
+import statistics
+import xml.etree.ElementTree
+
+import matplotlib
+import pytest
+from helpers import is_one_line, load_script
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+RUN = [(0, "", 0.9), (1, 0.7, 0.5), (2, 0.4, 0.6)]  # epoch, training loss, validation loss
+# Variants of two blocks that share a name; the second stopped after epoch 1. The losses are exact in binary.
+BLOCKS = {
+    ("a", "v-1"): [0.5, 0.25, 0.125],
+    ("b", "v-1"): [1.0, 0.5],
+    ("b", "v-2"): [0.75, 0.625, 0.375],
+    ("c", "7"): [2.0, 1.5, 1.75],
+}
+# jfly.uni-koeln.de/color
+OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
+
+
+@pytest.fixture
+def script():
+    return load_script("plot_loss.py")
+
+
+def write_run(path, rows=RUN):
+    path.parent.mkdir(exist_ok=True)
+    lines = [f"{epoch},{train},{val},0.0,0.0" for epoch, train, val in rows]
+    path.write_text("\n".join(["epoch,train_loss,val_loss,train_seconds,val_seconds", *lines, ""]))
+    return path
+
+
+def write_blocks(path):
+    lines = [
+        f"{block},{variant},{epoch},,{loss},0.0"
+        for (block, variant), losses in BLOCKS.items()
+        for epoch, loss in enumerate(losses)
+    ]
+    path.write_text("\n".join(["block,variant,epoch,train_loss,val_loss,seconds", *lines, ""]))
+    return path
+
+
+def drawn(axis):
+    """The lines of a panel that have points, in order, without those that are there for the legend."""
+    return [line for line in axis.lines if len(line.get_xdata())]
+
+
+def points(line):
+    return list(zip(line.get_xdata().tolist(), line.get_ydata().tolist()))
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def median_of_blocks(epoch):
+    """A variant that has stopped counts with its last loss."""
+    return statistics.median(losses[min(epoch, len(losses) - 1)] for losses in BLOCKS.values())
+
+
+# --- without arguments -----------------------------------------------------------------------------------------
+
+
+def test_takes_what_the_default_flow_leaves(succeeds, tmp_path, monkeypatch):
+    """Oracle: the order by hand. Numbers count as numbers, and the stats of blocks beside a model are no model's."""
+    monkeypatch.chdir(tmp_path)
+    best = {"modules-finetuned": 0.25, "model-finetuned/2": 0.75, "model-finetuned/10": 0.5, "model-finetuned/x": 1.0}
+    for name, loss in best.items():
+        write_run(tmp_path / f"{name}.csv", [(0, "", 2.0), (1, 1.0, loss)])
+    write_blocks(tmp_path / "model-finetuned" / "2-blocks.csv")
+    result = succeeds("plot_loss.py")
+    best["x"] = best.pop("model-finetuned/x")  # neither a number nor there twice: the bare name is clear enough
+    assert result == {"output": "loss.png", "best_val_loss": best}
+    assert list(result["best_val_loss"]) == list(best)
+
+
+@pytest.mark.parametrize("present", ["modules-finetuned", "model-finetuned/0"])
+def test_takes_those_that_exist(succeeds, tmp_path, monkeypatch, present):
+    """Oracle: the lowest validation loss in RUN, by eye."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / f"{present}.csv")
+    assert succeeds("plot_loss.py")["best_val_loss"] == {present: 0.5}
+
+
+def test_nothing_to_take(call, tmp_path, monkeypatch):
+    """Oracle: the contract for mistakes, exit code 2 and one line that names the remedy."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "other.csv")
+    code, result, err = call("plot_loss.py")
+    assert (code, result) == (2, None) and is_one_line(err)
+    assert "block-level_finetuning.py" in err and "model-level_finetuning.py" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.csv"]
+
+
+@pytest.mark.parametrize(
+    "paths, labels",
+    [
+        (["a.csv", "runs/b.csv"], ["a", "b"]),
+        (["runs/a.csv", "more/a.csv", "b.csv"], ["runs/a", "more/a", "b"]),
+        (["runs/0.csv"], ["runs/0"]),
+        (["runs/../0.csv"], ["here/0"]),
+        (["x/runs/0.csv", "y/runs/0.csv"], ["x/runs/0.csv", "y/runs/0.csv"]),
+    ],
+)
+def test_names_of_curves(script, tmp_path, monkeypatch, paths, labels):
+    """Oracle: by hand; "here" is the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert script.default_labels(paths) == labels
+
+
+def test_labels_that_repeat_lose_no_result(succeeds, tmp_path):
+    """Panels may have the same names in them; the result then goes by file. Oracle: the lowest losses, by hand."""
+    one, two = write_run(tmp_path / "one.csv"), write_run(tmp_path / "two.csv", [(0, "", 0.25)])
+    result = succeeds("plot_loss.py", one, two, "--labels", "a", "a", "--panels", 2, "-o", tmp_path / "loss.png")
+    assert result["best_val_loss"] == {str(one): 0.5, str(two): 0.25}
+
+
+def test_help_ends_with_an_example(script):
+    """Oracle: the flags in the example are ones that the parser knows."""
+    lines = script.build_parser().format_help().split("example: ")[1].split()
+    args = script.build_parser().parse_args(lines[1:])
+    assert lines[0] == "plot_loss.py"
+    assert (args.csv, args.labels) == (["baseline-0.csv", "composed-0.csv"], ["baseline", "composed"])
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------
+
+
+def test_curves_of_a_run(script, tmp_path):
+    """Oracle: the rows of the CSV. The training loss is dotted, in the colour of the validation loss."""
+    (axis,) = script.draw([script.read_stats(write_run(tmp_path / "run.csv"))], ["run"]).axes
+    validation, training = drawn(axis)
+    assert points(validation) == [(epoch, val) for epoch, _, val in RUN]
+    assert points(training)[1:] == [(epoch, train) for epoch, train, _ in RUN[1:]]
+    assert (validation.get_linestyle(), training.get_linestyle()) == ("-", ":")
+    assert validation.get_color() == training.get_color()
+    assert legend(axis) == ["run", "validation", "training"]
+
+
+def test_curves_of_variants(script, tmp_path):
+    """Oracles: the rows of the CSV for each variant, and python's statistics.median."""
+    (axis,) = script.draw([script.read_stats(write_blocks(tmp_path / "s-blocks.csv"))], ["library"]).axes
+    *variants, median = drawn(axis)
+    assert [points(line) for line in variants] == [list(enumerate(losses)) for losses in BLOCKS.values()]
+    assert points(median) == [(epoch, median_of_blocks(epoch)) for epoch in range(3)]
+    assert median.get_marker() == "o" and {line.get_marker() for line in variants} == {"None"}
+    assert max(line.get_linewidth() for line in variants) < 1 < median.get_linewidth()
+    assert all(line.get_alpha() < 0.5 and line.get_zorder() < median.get_zorder() for line in variants)
+    assert {line.get_color() for line in drawn(axis)} == {median.get_color()}
+    assert legend(axis) == ["library (median of 4)", "validation", "one variant"]
+
+
+def test_best_loss_of_variants_is_the_lowest_median(succeeds, tmp_path):
+    """Oracle: statistics.median, over both kinds of CSV in panels of one picture."""
+    stats = write_blocks(tmp_path / "s-blocks.csv"), write_run(tmp_path / "run.csv")
+    result = succeeds("plot_loss.py", *stats, "--panels", 2, "-o", tmp_path / "loss.png")
+    lowest = min(median_of_blocks(epoch) for epoch in range(3))
+    assert result["best_val_loss"] == {"s-blocks": lowest, "run": 0.5}
+
+
+def test_both_kinds_side_by_side(script, tmp_path):
+    """Oracle: counted by hand, four variants and a median, then a run's two lines; in one panel and in two."""
+    both = [
+        script.read_stats(write_blocks(tmp_path / "s-blocks.csv")),
+        script.read_stats(write_run(tmp_path / "r.csv")),
+    ]
+    assert [len(drawn(axis)) for axis in script.draw(both, ["s", "r"]).axes] == [7]
+    assert [len(drawn(axis)) for axis in script.draw(both, ["s", "r"], panels=2).axes] == [5, 2]
+
+
+def test_variant_with_two_rows_for_an_epoch(call, tmp_path):
+    """Oracle: the contract for mistakes; one of the two losses would be lost."""
+    path = write_blocks(tmp_path / "s-blocks.csv")
+    path.write_text(path.read_text() + "a,v-1,1,,0.75,0.0\n")
+    code, result, err = call("plot_loss.py", path, "-o", tmp_path / "loss.png")
+    assert (code, result) == (2, None) and is_one_line(err) and str(path) in err
+    assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 8, 300])
+def test_ticks_are_epochs(script, tmp_path, epochs):
+    """Oracle: an epoch is a whole number, and at least one that the curve has is marked."""
+    losses = script.read_stats(write_run(tmp_path / "run.csv", [(epoch, 1.0, 2.0) for epoch in range(epochs)]))
+    (axis,) = script.draw([losses], ["run"]).axes
+    ticks = axis.get_xticks()
+    assert all(tick == round(tick) for tick in ticks)
+    assert any(0 <= tick < epochs for tick in ticks)
+
+
+def test_curves_differ_without_colour_and_to_the_colour_blind(script, tmp_path):
+    """Oracle: the palette as Okabe and Ito published it."""
+    losses = script.read_stats(write_run(tmp_path / "run.csv"))
+    (axis,) = script.draw([losses] * 77, [str(n) for n in range(77)]).axes
+    validation = drawn(axis)[::2]
+    assert len({line.get_marker() for line in validation[:11]}) == 11
+    assert len({(line.get_marker(), line.get_color()) for line in validation}) == 77
+    assert {to_hex(line.get_color()).upper() for line in validation} <= set(OKABE_ITO)
+
+
+@pytest.mark.parametrize("text", ["costs $", "$\\frac$", "$x$ or $y$", "a\\$b$", "_x^2{", "$$", "100 %", "&<>"])
+def test_names_are_shown_as_they_are(script, tmp_path, text):
+    """Oracle: the text elements of an SVG whose text is not turned into shapes."""
+    losses = script.read_stats(write_run(tmp_path / "run.csv"))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        content = script.picture(script.draw([losses], [text], title=text), "svg")
+    shown = [
+        element.text for element in xml.etree.ElementTree.fromstring(content).iter() if element.tag.endswith("text")
+    ]
+    assert shown.count(text) == 2  # in the legend and above it all
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_mathematics_and_unprintable_characters_in_names(succeeds, tmp_path, suffix):
+    """Oracle: the run succeeds, and the result has the name as it was given (\\udcff: a byte that is no UTF-8)."""
+    label, path = "$\\frac$ \x01\udcff", write_run(tmp_path / "run.csv")
+    output = tmp_path / f"loss.{suffix}"
+    result = succeeds("plot_loss.py", path, "--labels", label, "--title", label, "--log", "-o", output)
+    assert result["best_val_loss"] == {label: 0.5}
+    if suffix == "svg":
+        assert xml.etree.ElementTree.parse(output).getroot().tag.endswith("svg")  # well-formed XML
+
+
+# --- the file --------------------------------------------------------------------------------------------------
+
+
+def mark_in(path):
+    """The program that a picture says it was made by, by other readers than the script."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return image.text["Software"]
+    if path.suffix == ".pdf":
+        return re.search(rb"/Creator \((.*?)\)", path.read_bytes())[1].decode()
+    titles = xml.etree.ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}title")
+    return "".join(title.text for title in titles)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_equal_input_gives_equal_bytes(succeeds, tmp_path, suffix):
+    """Oracle: a second run; the file names neither a date nor a version, which would differ elsewhere."""
+    path = write_run(tmp_path / "run.csv")
+    one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
+    for output in (one, two):
+        succeeds("plot_loss.py", path, write_blocks(tmp_path / "s-blocks.csv"), "-o", output)
+    content = one.read_bytes()
+    assert content == two.read_bytes()
+    assert not any(word in content for word in (matplotlib.__version__.encode(), b"CreationDate", b"dc:date"))
+    assert mark_in(one) == "composable-pruning plot_loss.py"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_our_own_picture_follows_its_input(succeeds, tmp_path, suffix):
+    """Oracle: a picture of the changed input in a place where there was none."""
+    path, output, fresh = tmp_path / "run.csv", tmp_path / f"loss.{suffix}", tmp_path / f"fresh.{suffix}"
+    succeeds("plot_loss.py", write_run(path), "-o", output)
+    old = output.read_bytes()
+    write_run(path, [*RUN, (3, 0.3, 0.25)])
+    assert succeeds("plot_loss.py", path, "-o", output)["best_val_loss"] == {"run": 0.25}
+    succeeds("plot_loss.py", path, "-o", fresh)
+    assert old != output.read_bytes() == fresh.read_bytes()
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_same_picture_is_not_written_again(succeeds, tmp_path, more):
+    """Oracle: an atomic write would give the file another inode."""
+    path, output = write_run(tmp_path / "run.csv"), tmp_path / "loss.png"
+    succeeds("plot_loss.py", path, "-o", output)
+    before = output.stat()
+    succeeds("plot_loss.py", path, "-o", output, *more)
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_picture_of_somebody_else_is_replaced_only_when_asked(call, succeeds, tmp_path, suffix):
+    """Oracles: the foreign bytes, drawn by matplotlib too; then a picture in a place where there was none."""
+    path, output, fresh = write_run(tmp_path / "run.csv"), tmp_path / f"loss.{suffix}", tmp_path / f"fresh.{suffix}"
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    figure.savefig(output)
+    foreign = output.read_bytes()
+    code, result, err = call("plot_loss.py", path, "-o", output)
+    assert (code, result) == (2, None) and is_one_line(err) and str(output) in err and "--overwrite" in err
+    assert output.read_bytes() == foreign
+    for place, more in ((output, ["--overwrite"]), (fresh, [])):
+        succeeds("plot_loss.py", path, "-o", place, *more)
+    assert foreign != output.read_bytes() == fresh.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_picture_that_only_mentions_the_script_is_not_ours(call, tmp_path, suffix):
+    """Oracle: the foreign bytes; the mark is in the text of a file, and not where metadata name the maker."""
+    path, output = write_run(tmp_path / "run.csv"), tmp_path / f"loss.{suffix}"
+    foreign = b"<svg><!-- redrawn by hand after composable-pruning plot_loss.py --></svg>"
+    output.write_bytes(foreign)
+    code, result, err = call("plot_loss.py", path, "-o", output)
+    assert (code, result) == (2, None) and is_one_line(err) and "--overwrite" in err
+    assert output.read_bytes() == foreign
