@@ -32,44 +32,46 @@ fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------
 cd "$output"
-if [[ -z $model ]]; then
-    model=$repository/model/$type
-    note download.json download_model.py "$type" -o "$repository"
-fi
 if [[ ! -f conf.json ]] || was_given attention || was_given linear || was_given feed_forward; then  # else perhaps edited
-    stage config_generator.py -m "$model" --attention $attention --linear $linear \
-        ${feed_forward:+--feed-forward $feed_forward} -n "$(wc -w <<<"$attention")" --overwrite >/dev/null
+    stages <<END
+${download-}
+config_generator.py $model_flags --attention $attention --linear $linear ${feed_forward:+--feed-forward $feed_forward} -n $(wc -w <<<"$attention") --overwrite
+END
 fi
-note scheme.json prune_scheme_generator.py
-note prune.json prune.py -m "$model" -o pruned
-stage block-level_finetuning.py -m "$model" -p pruned -o tuned --stats blocks.csv $data_flags $block_args \
-    >>block-level.jsonl  # a line a run: later runs add what changed
+"$PYTHON" "$repository/prune_scheme_generator.py" >scheme.json
 
-configurations=() series=() composed=() finished=()
+baseline=() composed=() numbers=()
 for ((n = 0; n < $(sed 's/.*"configurations": \([0-9]*\).*/\1/' scheme.json); n++)); do
-    configurations+=("$n" "$n") series+=(baseline composed)
-    composed+=("pruned-$n" "tuned-$n") finished+=("baseline-$n" "composed-$n")
+    numbers+=("$n") baseline+=("baseline-$n") composed+=("composed-$n")
 done
-numbers=$(printf '%s\n' "${configurations[@]}" | uniq)
 
-for run in baseline:pruned composed:tuned; do
-    note "${run%:*}.json" model-level_finetuning.py -m "$model" -p "${run#*:}" -n $numbers -o "${run%:*}-{n}.pth" \
-        --compact --overwrite $data_flags $model_args
-    stage compose_model.py -m "$model" -p "${run#*:}" -n $numbers -o "${run#*:}-{n}" ${tokenizer:+-t "$tokenizer"} \
-        --compact --overwrite >/dev/null
+stages <<END
+prune.py $model_flags -o pruned
+block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags $block_args
+compose_model.py $model_flags -p pruned -n ${numbers[*]} -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --compact --overwrite
+compose_model.py $model_flags -p tuned -n ${numbers[*]} -o tuned-{n} ${tokenizer:+-t ${tokenizer@Q}} --compact --overwrite
+model-level_finetuning.py $model_flags -p pruned -n ${numbers[*]} -o baseline-{n}.pth --compact --overwrite $data_flags $model_args
+model-level_finetuning.py $model_flags -p tuned -n ${numbers[*]} -o composed-{n}.pth --compact --overwrite $data_flags $model_args
+END
+
+before=() after=()  # fine-tuning: the models whose reports are missing or older than they are
+is_newer "report-$(basename "$model" .pth).json" "$model" || after+=("${model@Q}")
+for n in "${numbers[@]}"; do
+    is_newer "report-baseline-$n.json" "baseline-$n.pth" || before+=("pruned-$n") after+=("baseline-$n.pth")
+    is_newer "report-composed-$n.json" "composed-$n.pth" || before+=("tuned-$n") after+=("composed-$n.pth")
 done
-is_newer composed-scores.json "${composed[@]/%//record.json}" ||
-    note composed-scores.json "$evaluate" -m "${composed[@]}" $data_flags
-stale=()
-for path in "$model" "${finished[@]/%/.pth}"; do
-    is_newer "report-$(basename "$path" .pth).json" "$path" || stale+=("$path")
-done
-[[ ${#stale[@]} -eq 0 ]] || stage "$evaluate" -m "${stale[@]}" --report "report-{name}.json" $data_flags >/dev/null
+if [[ ${#after[@]} -gt 0 ]]; then
+    stages <<END
+${before:+$evaluate -m ${before[*]} --device $device $data_flags}
+$evaluate -m ${after[*]} --report report-{name}.json --device $device $data_flags
+END
+fi
 
 "$PYTHON" "$repository/experiments/summarize.py" . >table.txt
-stage plot_loss.py "${finished[@]/%/.csv}" --labels "${series[@]}" --panels $((${#series[@]} / 2)) --log --quiet >/dev/null
-"$PYTHON" "$repository/experiments/pareto.py" $(printf 'report-%s.json ' "${finished[@]}") --relative \
-    --labels "${configurations[@]}" --series "${series[@]}" --original "report-$(basename "$model" .pth).json" \
-    -o pareto.png >/dev/null
+"$PYTHON" "$repository/plot_loss.py" $(paste -d ' ' <(printf '%s.csv\n' "${baseline[@]}") <(printf '%s.csv\n' "${composed[@]}")) \
+    --labels $(printf 'baseline composed %.0s' "${numbers[@]}") --panels ${#numbers[@]} --log --quiet >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" $(printf 'report-%s.json ' "${baseline[@]}" "${composed[@]}") --relative \
+    --labels "${numbers[@]}" "${numbers[@]}" --series "${baseline[@]/*/baseline}" "${composed[@]/*/composed}" \
+    --original "report-$(basename "$model" .pth).json" -o pareto.png >/dev/null
 cat table.txt
 echo "table: $output/table.txt and table.json; pictures: loss.png and pareto.png beside it; $((SECONDS - started)) s" >&2

@@ -1,9 +1,9 @@
 # Sourced by the experiments after their variables. Reads the flags: --some-name VALUE sets the variable some_name;
 # the first argument, if it is no flag, sets `type`; --help shows the variables with what stands behind them. Then finds
 # or makes a Python environment (PYTHON) and the folder $output.
-# Defines `was_given NAME`, `stage SCRIPT ARGS…`, which runs one of the suite's scripts, `note FILE SCRIPT ARGS…`, which
-# keeps its result, and `is_newer`. Sets `evaluate`, the evaluation script, and `data_flags`, for the stages that read
-# data.
+# Defines `was_given NAME`; `stages`, which runs the stages on its stdin, one a line, in one process, and adds their
+# results to results.jsonl; and `is_newer`. Sets `evaluate`, the evaluation script; `model_flags`, for the stages that
+# read the model; and `data_flags`, for those that read data too. Words in a line that may hold a space are quoted: ${model@Q}.
 
 script=$(basename "$0")
 given=" "
@@ -54,15 +54,15 @@ output=$(realpath "$output")
 for name in model tokenizer data; do  # folders, or a hub id
     [[ ! -e ${!name} ]] || printf -v "$name" '%s' "$(realpath "${!name}")"
 done
-data_flags="${tokenizer:+-t $tokenizer} ${data:+--data $data} $data_args"
+if [[ -z $model ]]; then  # the first stage makes it
+    model=$repository/model/$type
+    download="download_model.py $type -o ${repository@Q} --device $device"
+fi
+model_flags="-m ${model@Q} --device $device"
+data_flags="${tokenizer:+-t ${tokenizer@Q}} ${data:+--data ${data@Q}} $data_args"
 
-stage() {  # stage SCRIPT ARGS…
-    "$PYTHON" "$repository/$1" "${@:2}" --device "$device"
-}
-
-note() {  # note FILE SCRIPT ARGS…: FILE is there only if the script came to its end
-    stage "${@:2}" >"$1.part"
-    mv "$1.part" "$1"
+stages() {
+    "$PYTHON" "$repository/experiments/stages.py" >>results.jsonl
 }
 
 is_newer() {  # is_newer FILE PATHS…: whether FILE is there, and newer than all the paths

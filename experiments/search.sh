@@ -31,40 +31,38 @@ fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------
 cd "$output"
-if [[ -z $model ]]; then
-    model=$repository/model/$type
-    note download.json download_model.py "$type" -o "$repository"
-fi
-stage config_generator.py -m "$model" -o grid.json --grid --attention $attention --linear $linear \
-    ${feed_forward:+--feed-forward $feed_forward} --overwrite >/dev/null
-note scheme.json prune_scheme_generator.py -i grid.json
-stage prune.py -m "$model" -o pruned --quiet >/dev/null
-stage block-level_finetuning.py -m "$model" -p pruned -o library --stats blocks.csv $data_flags $block_args \
-    >>block-level.jsonl  # a line a run: later runs add what changed
-note found.json config_generator.py -m "$model" --search library -c grid.json --budget-of $budgets_of \
-    --measure "$measure" -o conf.json --report search.json --overwrite $data_flags $search_args
-
-uniform=($budgets_of) searched=("${!uniform[@]}")
-labels=("${searched[@]}" "${searched[@]}") series=("${uniform[@]/*/uniform}" "${searched[@]/*/searched}")
+uniform=($budgets_of) searched=("${!uniform[@]}")  # the numbers of configurations in grid.json and in conf.json
 names=("${uniform[@]/#/uniform-}" "${searched[@]/#/searched-}")
+composed="$model_flags -p library --compact --overwrite"
 
-compose=(stage compose_model.py -m "$model" -p library --compact --overwrite ${tokenizer:+-t "$tokenizer"})
-"${compose[@]}" -c grid.json -n "${uniform[@]}" -o "uniform-{n}" >/dev/null
-"${compose[@]}" -c conf.json -n "${searched[@]}" -o "searched-{n}" >/dev/null
-is_newer composed-scores.json "${names[@]/%//record.json}" ||
-    note composed-scores.json "$evaluate" -m "$model" "${names[@]}" --report "report-{name}.json" $data_flags
+stages <<END
+${download-}
+config_generator.py $model_flags -o grid.json --grid --attention $attention --linear $linear ${feed_forward:+--feed-forward $feed_forward} --overwrite
+prune_scheme_generator.py -i grid.json
+prune.py $model_flags -o pruned --quiet
+block-level_finetuning.py $model_flags -p pruned -o library --stats blocks.csv $data_flags $block_args
+config_generator.py $model_flags --search library -c grid.json --budget-of $budgets_of --measure $measure -o conf.json --report search.json --overwrite $data_flags $search_args
+compose_model.py $composed -c grid.json -n ${uniform[*]} -o uniform-{n} ${tokenizer:+-t ${tokenizer@Q}}
+compose_model.py $composed -c conf.json -n ${searched[*]} -o searched-{n} ${tokenizer:+-t ${tokenizer@Q}}
+END
+
+reports=("${names[@]/#/report-}")
+is_newer "${reports[0]}.json" "${names[@]/%//record.json}" ||
+    stages <<<"$evaluate -m ${model@Q} ${names[*]} --report report-{name}.json --device $device $data_flags"
 
 if [[ $model_args != none ]]; then
-    finetune=(model-level_finetuning.py -m "$model" -p library --compact --overwrite $data_flags $model_args)
-    note uniform-training.json "${finetune[@]}" -c grid.json -n "${uniform[@]}" -o "uniform-{n}.pth"
-    note searched-training.json "${finetune[@]}" -c conf.json -n "${searched[@]}" -o "searched-{n}.pth"
-    is_newer finetuned-scores.json "${names[@]/%/.pth}" ||
-        note finetuned-scores.json "$evaluate" -m "$model" "${names[@]/%/.pth}" $data_flags
+    stages <<END
+model-level_finetuning.py $composed -c grid.json -n ${uniform[*]} -o uniform-{n}.pth $data_flags $model_args
+model-level_finetuning.py $composed -c conf.json -n ${searched[*]} -o searched-{n}.pth $data_flags $model_args
+END
+    is_newer table.txt "${names[@]/%/.pth}" ||
+        stages <<<"$evaluate -m ${names[*]/%/.pth} --device $device $data_flags"
 fi
 
-"$PYTHON" "$repository/experiments/pareto.py" $(printf 'report-%s.json ' "${names[@]}") --relative \
-    --labels "${labels[@]}" --series "${series[@]}" --original "report-$(basename "$model" .pth).json" \
-    --against nonzero_parameters multiply_adds seconds_per_batch -o pareto.png >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]/%/.json}" --relative \
+    --labels "${searched[@]}" "${searched[@]}" --series "${uniform[@]/*/uniform}" "${searched[@]/*/searched}" \
+    --original "report-$(basename "$model" .pth).json" --against nonzero_parameters multiply_adds seconds_per_batch \
+    -o pareto.png >/dev/null
 "$PYTHON" "$repository/experiments/search_report.py" . >table.txt
 cat table.txt
 echo "table: $output/table.txt and table.json; pictures: pareto.png, rates.png and prediction.png beside it;" \

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from summarize import METRICS, aligned, by_name, read
+from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
 
 WAYS = ("uniform", "searched")
 
@@ -16,13 +16,16 @@ WAYS = ("uniform", "searched")
 def summarize(folder):
     """The figures of the experiment in `folder`, as JSON values."""
     report = read(folder / "search.json")
-    scores = {"composed": read(folder / "composed-scores.json")}
-    original = scores["composed"]["models"][0]  # evaluated first
+    results = read_results(folder)
+    evaluations = [result for result in results if by_name(result)]
+    composed, finetuned = (
+        {name: each for result in evaluations for name, each in by_name(result).items() if is_pth(each) == pth}
+        for pth in (False, True)
+    )
+    scores = {"composed": composed} | ({"finetuned": finetuned} if finetuned else {})
+    original = next(each for result in evaluations for each in result["models"])  # evaluated first
     metric = next(name for name in METRICS if name in original)
-    training = None
-    if (folder / "finetuned-scores.json").exists():
-        scores["finetuned"] = read(folder / "finetuned-scores.json")
-        training = {way: runs_of(read(folder / f"{way}-training.json")) for way in WAYS}
+    training = {name_of(run["output"]): run for result in results for run in trained(result)}
     dense = report["dense"]["validation"]["loss"]
     rows = []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
@@ -38,10 +41,9 @@ def summarize(folder):
         }
         numbers = {"uniform": uniform["configuration"], "searched": n}
         for stage, found in scores.items():
-            models = by_name(found)
-            row[f"{stage}_{metric}"] = {way: models[f"{way}-{numbers[way]}"][metric] for way in WAYS}
+            row[f"{stage}_{metric}"] = {way: found[f"{way}-{numbers[way]}"][metric] for way in WAYS}
         if training:
-            row["finetuned_loss"] = {way: training[way][numbers[way]]["val_loss"] for way in WAYS}
+            row["finetuned_loss"] = {way: training[f"{way}-{numbers[way]}"]["val_loss"] for way in WAYS}
         rows.append(row)
     return {
         "metric": metric,
@@ -50,7 +52,7 @@ def summarize(folder):
         f"dense_{metric}": original[metric],
         "budgets": rows,
         "seconds": report["seconds"],
-        "library_seconds": read_lines(folder / "block-level.jsonl"),
+        "library_seconds": block_level_seconds(results),
         "variants": len(report["variants"]),
         "blocks": len(report["blocks"]),
         "models": len(report["models"]),
@@ -58,15 +60,14 @@ def summarize(folder):
     }
 
 
-def runs_of(result):
-    """The results of a model-level fine-tuning of one configuration or several, by their numbers."""
-    return {each["configuration"]: each for each in result.get("models", [result])}
+def is_pth(evaluated):
+    """Whether an evaluated model is a fine-tuned one, which search.sh writes as .pth."""
+    return evaluated["model"].endswith(".pth")
 
 
-def read_lines(path):
-    """The seconds of all runs that made the library."""
-    with open(path, encoding="utf-8") as lines:
-        return sum(json.loads(line)["seconds"] for line in lines)
+def trained(result):
+    """The configurations that a stage's result says were fine-tuned."""
+    return [each for each in result.get("models", [result]) if "val_loss_before" in each]
 
 
 def rank_correlation(report):

@@ -24,7 +24,10 @@ STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
 def summarize(folder):
     """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time."""
     scheme = read(folder / "conf_prune.json")
-    scores = by_name(read(folder / "composed-scores.json"))
+    results = read_results(folder)
+    scores = {}
+    for result in results:  # a later one of the same model counts
+        scores |= by_name(result)
     reports = {path.stem.removeprefix("report-"): read(path) for path in folder.glob("report-*.json")}
     scores |= {name: report["evaluation"] for name, report in reports.items()}
     scores["dense"] = scores[name_of(reports["composed-0"]["original"])]
@@ -62,18 +65,17 @@ def summarize(folder):
         "metric": metric,
         "configurations": rows,
         "blocks": read(folder / "scheme.json"),
-        "sweep_seconds": sweep_seconds(folder, rows, scheme["configs"]),
+        "sweep_seconds": sweep_seconds(folder, results, rows, scheme["configs"]),
     }
 
 
-def sweep_seconds(folder, rows, configs):
+def sweep_seconds(folder, results, rows, configs):
     """Seconds until every configuration has the baseline's best validation loss, three ways.
 
     Without reuse, every configuration would fine-tune all its own blocks: that figure is computed from the measured
     seconds of each variant, and of the teacher's passes, which each configuration would then run for itself.
     """
-    with open(folder / "block-level.jsonl", encoding="utf-8") as lines:
-        with_reuse = sum(json.loads(line)["seconds"] for line in lines)
+    with_reuse = block_level_seconds(results)
     own = {}
     with open(folder / "blocks-blocks.csv", encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
@@ -95,9 +97,21 @@ def sweep_seconds(folder, rows, configs):
     }
 
 
+def read_results(folder):
+    """What the stages printed, run after run."""
+    with open(folder / "results.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def block_level_seconds(results):
+    """Of all runs of the block level: later ones add what changed."""
+    return sum(result["seconds"] for result in results if "fine_tuned" in result)
+
+
 def by_name(result):
-    """The results of an evaluation of several models by the models' names."""
-    return {name_of(each["model"]): each for each in result["models"]}
+    """The models of an evaluation by their names: {} of another stage's result."""
+    models = result.get("models", [result])
+    return {name_of(each["model"]): each for each in models if any(metric in each for metric in METRICS)}
 
 
 def name_of(model):

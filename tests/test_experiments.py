@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def test_an_experiment_ends_with_its_table_and_pictures(composability):
     assert printed == (out / "table.txt").read_text()
     table = read_json(out / "table.json")
     assert [(row["attention_rate"], row["linear_rate"]) for row in table["configurations"]] == [(0.25, 0.3), (0.5, 0.5)]
-    scores = {each["model"]: each for each in read_json(out / "composed-scores.json")["models"]}
-    for path in out.glob("report-*.json"):
-        scores[path.stem.removeprefix("report-")] = read_json(path)["evaluation"]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    evaluated = [each for line in lines for each in line.get("models", []) if "bleu" in each]
+    scores = {Path(each["model"]).name.removesuffix(".pth"): each for each in evaluated}
     for n, row in enumerate(table["configurations"]):
         names = {
             "dense": "t5",
@@ -91,7 +92,31 @@ def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
     done = experiment_run("composability.sh", "t5", "-m", tmp_path / "none", "-o", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
     assert is_one_line(done.stderr) and "config_generator.py: error:" in done.stderr
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.jsonl"]
+    assert (tmp_path / "out" / "results.jsonl").read_text() == ""
+
+
+def test_stages_run_in_one_process_until_one_fails(chain, tmp_path):
+    """Words that a shell would split, a stage that works, a refusal, and a line that is not reached."""
+    output = tmp_path / "a b 'c'.json"
+    lines = [
+        shlex.join(["prune_scheme_generator.py", "-i", str(chain / "conf.json"), "-o", str(output), "--quiet"]),
+        "",
+        shlex.join(["prune_scheme_generator.py", "-i", str(tmp_path / "none.json")]),
+        shlex.join(["prune_scheme_generator.py", "-i", str(chain / "conf.json"), "-o", str(tmp_path / "late.json")]),
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments" / "stages.py"],
+        text=True,
+        capture_output=True,
+        input="\n".join(lines),
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2 and is_one_line(done.stderr) and "none.json" in done.stderr
+    assert json.loads(done.stdout)["output"] == str(output)
+    assert output.read_bytes() == (chain / "conf_prune.json").read_bytes()
+    assert not (tmp_path / "late.json").exists()
 
 
 def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
@@ -116,8 +141,8 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
     assert [each["configuration"] for each in report["uniform"]] == [1, 3]
     for uniform, searched in zip(report["uniform"], report["searched"], strict=True):
         assert searched["fraction"] <= uniform["fraction"]
-    finetuned = read_json(tmp_path / "finetuned-scores.json")["models"]
-    assert [each["examples"] for each in finetuned] == [16] * 5
+    *_, last = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [each["examples"] for each in json.loads(last)["models"]] == [16] * 4
 
 
 def test_help_lists_the_variables_and_an_unknown_flag_is_refused():
@@ -155,13 +180,6 @@ def experiment(tmp_path):
         },
         "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
         "report-t5.json": {"evaluation": {"bleu": 40.0}, "original": None},
-        "composed-scores.json": {
-            "models": [
-                {"model": f"{name}-{n}", "bleu": 10.0 * n + i}
-                for n in range(2)
-                for i, name in enumerate(("pruned", "tuned"))
-            ]
-        },
     }
     for n in range(2):
         files[f"report-baseline-{n}.json"] = {"evaluation": {"bleu": 10.0 * n + 2}}
@@ -178,7 +196,11 @@ def experiment(tmp_path):
     for n, composed in enumerate(("0,,3.0,0,0\n1,2.5,1.9,5,1\n", "0,,3.0,0,0\n1,2.5,2.1,5,1\n")):
         (tmp_path / f"baseline-{n}.csv").write_text(HEADER + "0,,4.0,0,0\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n")
         (tmp_path / f"composed-{n}.csv").write_text(HEADER + composed)
-    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
+    models = [
+        {"model": f"{name}-{n}", "bleu": 10.0 * n + i} for n in range(2) for i, name in enumerate(("pruned", "tuned"))
+    ]
+    results = [{"fine_tuned": 3, "seconds": 6.0}, {"skipped": 3}, {"models": models}, {"fine_tuned": 1, "seconds": 1.0}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
     return tmp_path
 
@@ -272,16 +294,19 @@ def search_folder(tmp_path, monkeypatch):
     }
     conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
     files = {"search.json": report, "conf.json": conf}
-    for stage, suffix, more in (("composed", "", 0), ("finetuned", ".pth", 5)):
-        models = [{"model": "/somewhere/t5", "bleu": 40.0}]
+    results = [{"fine_tuned": 3, "seconds": 6.0}, {"fine_tuned": 1, "seconds": 1.0}]
+    for suffix, more in (("", 0), (".pth", 5)):
+        models = [] if suffix else [{"model": "/somewhere/t5", "bleu": 40.0}]
         for way, bleu, numbers in (("uniform", 10.0, (9, 4)), ("searched", 20.0, (0, 1))):
             models += [{"model": f"{way}-{n}{suffix}", "bleu": bleu + more + i} for i, n in enumerate(numbers)]
-        files[f"{stage}-scores.json"] = {"models": models}
+        results.append({"models": models})
     for way, loss, numbers in (("uniform", 1.25, (9, 4)), ("searched", 1.35, (0, 1))):
-        files[f"{way}-training.json"] = {"models": [{"configuration": n, "val_loss": loss} for n in numbers]}
+        runs = [{"output": f"{way}-{n}.pth", "val_loss": loss, "val_loss_before": 2.0} for n in numbers]
+        results.append({"models": runs})
+    files["results.jsonl"] = results
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "block-level.jsonl").write_text('{"seconds": 6.0}\n{"seconds": 1.0}\n')
+        lines = content if name.endswith("l") else [content]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
 
@@ -300,8 +325,8 @@ def test_a_searchs_table_by_hand(search_folder):
 
 
 def test_without_fine_tuning_its_columns_are_left_out(search_folder):
-    for path in (search_folder / "finetuned-scores.json", *search_folder.glob("*-training.json")):
-        path.unlink()
+    lines = (search_folder / "results.jsonl").read_text().splitlines(keepends=True)
+    (search_folder / "results.jsonl").write_text("".join(line for line in lines if ".pth" not in line))
     search_report = load_script("experiments/search_report.py")
     lines = search_report.as_text(search_report.summarize(search_folder)).splitlines()
     assert "finetuned" not in lines[1] and lines[2].split()[-2:] == ["10.0", "20.0"]

@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Run the suite's stages that stand on stdin, one a line, in this one process; stop at the first that fails.
+
+The lines are commands without "python": "prune.py -m model -o pruned". Importing torch and transformers takes longer
+than many a stage, and this way it is done once. Results go to stdout, one line of JSON each, and the conversation to
+stderr, as ever. The exit code is that of the stage that failed, else 0.
+"""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run(line):
+    """Run a stage; returns its exit code."""
+    script, *arguments = shlex.split(line)
+    sys.argv = [str(REPOSITORY / script), *arguments]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY))  # where the stages find `common`
+    for stage in filter(str.strip, sys.stdin.readlines()):
+        if code := run(stage):
+            sys.exit(code)
