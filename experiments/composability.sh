@@ -21,7 +21,7 @@ model_args=                 # further flags for model-level_finetuning.py, the s
 default_output=
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-if [[ $type == *-demo && -z $model ]]; then  # short runs: the demo is to take minutes
+if [[ $type == *-demo ]] && ! was_given model; then  # short runs: the demo is to take minutes
     block_args="--epoch-size 1000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
 if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb

@@ -24,7 +24,7 @@ model_args=                      # further flags for model-level_finetuning.py; 
 default_output=search-
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-if [[ $type == *-demo && -z $model && -z $model_args ]]; then
+if [[ $type == *-demo && -z $model_args ]] && ! was_given model; then
     model_args="--epochs 1"
     [[ $type == t5-demo ]] || model_args+=" --lr 1e-3"
 fi
