@@ -32,20 +32,20 @@ fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------
 cd "$output"
-if [[ ! -f conf.json ]] || was_given attention || was_given linear || was_given feed_forward; then  # else perhaps edited
-    stages <<END
-${download-}
-config_generator.py $model_flags --attention $attention --linear $linear ${feed_forward:+--feed-forward $feed_forward} -n $(wc -w <<<"$attention") --overwrite
-END
+count=$(wc -w <<<"$attention")
+configure="config_generator.py $model_flags --attention $attention --linear $linear -n $count --overwrite"
+configure+=${feed_forward:+ --feed-forward $feed_forward}
+if [[ -f conf.json ]] && ! { was_given attention || was_given linear || was_given feed_forward; }; then  # perhaps edited
+    count=$("$PYTHON" -c 'import json; print(len(json.load(open("conf.json"))["configs"]))')
+    configure=
 fi
-"$PYTHON" "$repository/prune_scheme_generator.py" >scheme.json
-
-baseline=() composed=() numbers=()
-for ((n = 0; n < $(sed 's/.*"configurations": \([0-9]*\).*/\1/' scheme.json); n++)); do
-    numbers+=("$n") baseline+=("baseline-$n") composed+=("composed-$n")
-done
+numbers=($(seq 0 $((count - 1))))
+baseline=("${numbers[@]/#/baseline-}") composed=("${numbers[@]/#/composed-}")
 
 stages <<END
+${download-}
+$configure
+prune_scheme_generator.py
 prune.py $model_flags -o pruned
 block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags $block_args
 compose_model.py $model_flags -p pruned -n ${numbers[*]} -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --compact --overwrite

@@ -178,7 +178,6 @@ def experiment(tmp_path):
             ],
             "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}],
         },
-        "scheme.json": {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
         "report-t5.json": {"evaluation": {"bleu": 40.0}, "original": None},
     }
     for n in range(2):
@@ -199,7 +198,13 @@ def experiment(tmp_path):
     models = [
         {"model": f"{name}-{n}", "bleu": 10.0 * n + i} for n in range(2) for i, name in enumerate(("pruned", "tuned"))
     ]
-    results = [{"fine_tuned": 3, "seconds": 6.0}, {"skipped": 3}, {"models": models}, {"fine_tuned": 1, "seconds": 1.0}]
+    results = [
+        {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
+        {"fine_tuned": 3, "seconds": 6.0},
+        {"skipped": 3},
+        {"models": models},
+        {"fine_tuned": 1, "seconds": 1.0},
+    ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
     return tmp_path
