@@ -409,10 +409,17 @@ def test_a_plain_class_refuses_it_and_says_what_to_do(saved, base):
 
 
 PROGRAM = """
-import json, sys, torch, transformers
+import json, os, sys, torch, transformers
 
 torch.set_num_threads(1)
-for kind, (folder, auto_model, inputs) in json.load(sys.stdin).items():
+work = json.load(sys.stdin)
+for _, auto_model, original, _ in work.values():  # imported once, not in each process
+    getattr(transformers, auto_model), getattr(transformers, original)
+for kind, (folder, auto_model, _, inputs) in work.items():
+    if os.fork():  # a process for each, as the first folder that is loaded lends its code to those after it
+        if os.wait()[1]:
+            sys.exit(f"{kind} failed")
+        continue
     model = getattr(transformers, auto_model).from_pretrained(folder, trust_remote_code=True)
     inputs = {name: torch.tensor(rows) for name, rows in inputs.items()}
     with torch.no_grad():
@@ -422,7 +429,9 @@ for kind, (folder, auto_model, inputs) in json.load(sys.stdin).items():
         found.append(model.generate(**inputs, num_beams=3, do_sample=False, max_new_tokens=12,
                                     no_repeat_ngram_size=1).tolist())
     model.save_pretrained(folder + "-again")
-    print(json.dumps({"kind": kind, "suite": "common" in sys.modules, "class": type(model).__name__, "found": found}))
+    print(json.dumps({"kind": kind, "suite": "common" in sys.modules, "module": type(model).__module__,
+                      "class": type(model).__name__, "found": found}))
+    break
 """
 
 
@@ -433,7 +442,8 @@ def test_auto_classes_load_it_in_a_new_process(tmp_path):
     for kind in kinds:
         models[kind] = model = masked_and_compact(kind)[1]
         model.save_pretrained(tmp_path / kind)
-        work[kind] = str(tmp_path / kind), AUTO_MODELS[kind], {k: rows.tolist() for k, rows in batch(kind).items()}
+        inputs = {name: rows.tolist() for name, rows in batch(kind).items()}
+        work[kind] = str(tmp_path / kind), AUTO_MODELS[kind], MODELS[kind][0], inputs
         expected[kind] = [logits(model, kind).tolist()]
         if kind in WRITERS:
             expected[kind].append(translations(model, kind, num_beams=3))
@@ -452,6 +462,8 @@ def test_auto_classes_load_it_in_a_new_process(tmp_path):
         (kind, False, f"Compact{MODELS[kind][0]}") for kind in kinds
     ]
     for line in lines:
+        own_code = f"transformers_modules.{line['kind'].replace('-', '_hyphen_')}."
+        assert line["module"].startswith(own_code), line["module"]
         assert line["found"] == expected[line["kind"]], line["kind"]
     for kind, model in models.items():  # saved once more by the process that had only the folder's own code
         again = type(model).from_pretrained(tmp_path / f"{kind}-again")
