@@ -58,6 +58,9 @@ def make_compact(model, masks):
     compact = compact_class.from_pretrained(
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation
     )
+    own = dict(model.named_parameters())
+    for name, parameter in compact.named_parameters():
+        parameter.requires_grad_(own[name].requires_grad)  # loading makes all of them trainable
     if model.can_generate():
         compact.generation_config = model.generation_config
     return compact.to(model.device).train(model.training), masks

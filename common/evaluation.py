@@ -61,12 +61,12 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
 
     Args:
         input_ids: (examples, 1), the start token of each.
-        inputs: with "encoder_outputs", "attention_mask" (examples, source length) and "past_key_values", a dynamic
-            cache.
+        inputs: with "encoder_outputs", "attention_mask" (examples, source length) and a dynamic cache.
     Returns:
         The token ids of each example, a list of lists: the start token, the translation, its end token if it has one.
     """
-    states, cache = inputs["encoder_outputs"].last_hidden_state, inputs["past_key_values"]
+    cache_name = "cache" if "cache" in inputs else "past_key_values"  # transformers 5.24 renamed it
+    states, cache = inputs["encoder_outputs"].last_hidden_state, inputs[cache_name]
     # Added to the attention's scores. The model would make its like out of the plain mask again in every step.
     mask = (1 - inputs["attention_mask"][:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
     rows = torch.arange(len(input_ids), device=input_ids.device)  # the examples that are still in the batch
@@ -77,7 +77,7 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
             encoder_outputs=(states,),
             attention_mask=mask,
             decoder_input_ids=input_ids[:, -1:],
-            past_key_values=cache,
+            **{cache_name: cache},
             use_cache=True,
         ).logits[:, -1]  # (rows, vocabulary)
         scores = logits_processor(input_ids, logits)

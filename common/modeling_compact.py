@@ -166,9 +166,8 @@ class CompactT5Attention(T5Attention):
         self._whole_bias = super().compute_bias(*args, **kwargs)
         return self._own(self._whole_bias)
 
-    def forward(
-        self, hidden_states, mask=None, key_value_states=None, position_bias=None, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, **kwargs):
+        # The cache is among the kwargs: transformers 5.24 renamed it.
         shared = position_bias
         if key_value_states is not None:
             # Cross-attention has none. T5 shares zeros of the first layer's heads; one zero is right for any number.
@@ -176,12 +175,7 @@ class CompactT5Attention(T5Attention):
         elif position_bias is not None:
             position_bias = self._own(position_bias)
         output, bias, weights = super().forward(
-            hidden_states,
-            mask=mask,
-            key_value_states=key_value_states,
-            position_bias=position_bias,
-            past_key_values=past_key_values,
-            **kwargs,
+            hidden_states, mask=mask, key_value_states=key_value_states, position_bias=position_bias, **kwargs
         )
         if shared is None:  # a stack's first layer, or one that is run alone
             shared, self._whole_bias = (self._whole_bias, None) if self.has_relative_attention_bias else (bias, None)

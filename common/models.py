@@ -109,6 +109,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     for name, parameter in loaded.model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
+    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
+    for name, parameter in loaded.model.named_parameters():
+        parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
 

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from helpers import (
@@ -27,6 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from common import families, modeling_compact, models, studies
 from common.blocks import find_blocks
+from common.compact import make_compact
 from common.models import load_model
 
 KINDS = ("bert", "bart", "marian")
@@ -125,6 +127,17 @@ def test_greedy_decoding_is_generates_own(kind):
         for ids in data.inputs
     ]
     assert token_rows(model, data) == expected and len({len(row) for row in expected}) > 1
+
+
+def test_what_is_not_saved_is_not_trained(model_of):
+    """Marian's positions are sinusoids that its files leave out. Oracle: the files' own keys."""
+    folder = model_of("marian")
+    model = load_model(folder).model
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"}
+    assert not frozen & safetensors.torch.load_file(folder / "model.safetensors").keys()
+    compact, _ = make_compact(model, {})
+    assert {name for name, parameter in compact.named_parameters() if not parameter.requires_grad} == frozen
 
 
 # --- a family that is added as the recipe says ----------------------------------------------------------------------
