@@ -13,7 +13,7 @@ from common.blocks import block_tensors, features, find_blocks
 
 
 @torch.no_grad()
-def make_compact(model, masks):
+def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
     """A compact copy of a model (see `modeling_compact`), on the same device.
 
     Args:

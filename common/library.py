@@ -34,12 +34,12 @@ LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 class Library:
     """The library in a folder. Reading needs the record; writing keeps it."""
 
-    def __init__(self, folder, record):
+    def __init__(self, folder: str | Path, record: dict):
         self.folder = Path(folder)
         self.record = record
 
     @classmethod
-    def open(cls, folder, model_fingerprint, stage=None):
+    def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
         """Open the library that an earlier stage made.
 
         Args:
@@ -63,7 +63,7 @@ class Library:
         return cls(folder, record)
 
     @classmethod
-    def open_or_create(cls, folder, script, model, stage):
+    def open_or_create(cls, folder: str | Path, script: str, model: dict, stage: str) -> "Library":
         """Open a library to write to, or start one.
 
         Args:

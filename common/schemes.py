@@ -35,11 +35,11 @@ class Pair(NamedTuple):
 class Configurations:
     """`conf.json`: the model {name, type, fingerprint}, its modules, and one {module: rate} a configuration."""
 
-    model: dict
-    modules: dict
-    configs: list
+    model: dict[str, str]
+    modules: dict[str, dict]
+    configs: list[dict[str, float]]
 
-    def to_json(self):
+    def to_json(self) -> dict:
         return {"version": FORMAT_VERSION, "model": self.model, "modules": self.modules, "configs": self.configs}
 
 
@@ -53,12 +53,12 @@ class Scheme:
     `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
     """
 
-    model: dict
-    blocks: dict
-    configs: list
-    requested: list
+    model: dict[str, str]
+    blocks: dict[str, dict[str, dict]]
+    configs: list[dict[str, str]]
+    requested: list[dict[str, float]]
 
-    def to_json(self):
+    def to_json(self) -> dict:
         content = {
             "version": FORMAT_VERSION,
             "model": self.model,
@@ -68,11 +68,11 @@ class Scheme:
         }
         return {**content, "digest": digest(content)}
 
-    def variants(self):
+    def variants(self) -> list[Pair]:
         """All pairs, in the model's order."""
         return [Pair(block, variant) for block, variants in self.blocks.items() for variant in variants]
 
-    def count_without_reuse(self):
+    def count_without_reuse(self) -> int:
         """How many blocks would be fine-tuned if every configuration had its own."""
         return sum(variant != DENSE for config in self.configs for variant in config.values())
 
@@ -104,7 +104,7 @@ def grid_rates(attention, linear, feed_forward=None):
     return rates
 
 
-def read_configurations(path):
+def read_configurations(path) -> Configurations:
     """Read and check a `conf.json`.
 
     Raises:
@@ -173,7 +173,7 @@ def _check_rate(rate, module, where):
         )
 
 
-def removed_count(rate, size):
+def removed_count(rate: float, size: int) -> int:
     """How many of `size` a pruning rate removes, rounded as `torch.nn.utils.prune` rounds (halves to even)."""
     return round(rate * size)
 
@@ -208,7 +208,7 @@ def block_of(name, module):
     return module["block"] if module["kind"] == "linear" else name
 
 
-def make_scheme(configurations):
+def make_scheme(configurations: Configurations) -> Scheme:
     """The distinct variants of every block over all configurations."""
     block_modules = {}  # block: the modules that lie in it, in the model's order
     for name, module in configurations.modules.items():
@@ -259,7 +259,7 @@ def is_scheme(value):
     return value.get("digest") == digest(content) and "blocks" in content
 
 
-def read_scheme(path):
+def read_scheme(path) -> Scheme:
     """Read a `conf_prune.json`.
 
     Raises:

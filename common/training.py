@@ -45,7 +45,7 @@ class Recipe:
     distill: float = 0.0
     dropout: bool = False
 
-    def to_json(self):
+    def to_json(self) -> dict:
         return asdict(self)
 
 
@@ -75,7 +75,9 @@ class Learner:
     Removed weights stay at exactly zero: gradients are masked before clipping, weights after each step.
     """
 
-    def __init__(self, parameters, masks, recipe, total_steps):
+    def __init__(
+        self, parameters: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], recipe: Recipe, total_steps: int
+    ):
         """
         Args:
             parameters: {name: tensor to train}, on their device.
@@ -94,7 +96,7 @@ class Learner:
         self.history: list[Epoch] = []
         self.finished = False
 
-    def step(self, loss):
+    def step(self, loss: torch.Tensor) -> None:
         """One optimizer step down the gradient of a scalar loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
@@ -106,7 +108,7 @@ class Learner:
         self.held.apply()
         self.steps += 1
 
-    def observe(self, epoch, train_loss, val_loss, seconds):
+    def observe(self, epoch: int, train_loss: float, val_loss: float, seconds: float) -> None:
         """Note an epoch's losses; keep the weights if they are the best so far; decide whether to stop."""
         self.history.append(Epoch(epoch, train_loss, val_loss, seconds))
         if val_loss < self.best_loss:
@@ -119,7 +121,7 @@ class Learner:
             or (target is not None and val_loss <= target)
         )
 
-    def restart_from(self, tensors, before, after, seconds):
+    def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
 
         Args:
@@ -139,7 +141,7 @@ class Learner:
                     parameter.copy_(previous[name])
 
     @torch.no_grad()
-    def restore_best(self):
+    def restore_best(self) -> None:
         """Put the best weights back.
 
         Raises:
@@ -155,7 +157,7 @@ class Learner:
         if not self.held.intact():
             raise RuntimeError("a removed weight is not zero")
 
-    def state(self):
+    def state(self) -> dict:
         """Everything that a resumed run needs, as plain tensors, numbers and strings."""
         return {
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
@@ -170,7 +172,7 @@ class Learner:
         }
 
     @torch.no_grad()
-    def load_state(self, state):
+    def load_state(self, state: dict) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -179,7 +181,7 @@ class Learner:
         self.history = [Epoch(*row) for row in state["history"]]
 
 
-def schedule(step, total, warmup):
+def schedule(step: int, total: int, warmup: float) -> float:
     """Factor on the peak learning rate: linear rise over `warmup * total` steps, then linear fall towards 0."""
     rise = warmup * total
     return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
