@@ -20,9 +20,9 @@ def build_parser():
         next_stage="compose_model.py, or model-level_finetuning.py",
     )
     cli.add_model_flag(parser)
-    parser.add_argument("-p", "--library", default="modules-pruned", help="the pruned library")
+    parser.add_argument("-p", "--library", default=cli.PRUNED_LIBRARY, help="the pruned library")
     parser.add_argument(
-        "-o", "--output", default="modules-finetuned", metavar="LIBRARY", help="folder of the fine-tuned library"
+        "-o", "--output", default=cli.FINE_TUNED_LIBRARY, metavar="LIBRARY", help="folder of the fine-tuned library"
     )
     parser.add_argument(
         "--method",
@@ -76,9 +76,12 @@ def run(args):
     recipe = recipe_from(args, loaded.study.block_lr * 128 / loaded.model.config.hidden_size)
 
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
-    made_from = how_made(args, pruned, calibration if closed_form else None, train, recipe if gradients else None)
-    for settings in made_from.values():
-        settings["held_out_examples"] = validation.fingerprint()
+    settings = {"method": args.method, "held_out_examples": validation.fingerprint()}
+    if closed_form:
+        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": args.ridge}
+    if gradients:
+        settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
+    made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
@@ -140,16 +143,6 @@ def run(args):
         "seconds": round(progress.seconds, 3),
         "stats": stats_file,
     }
-
-
-def how_made(args, pruned, calibration, train, recipe):
-    """What determines each variant, {pair: {name: JSON value}}; without the part that the method leaves out."""
-    settings = {"method": args.method}
-    if calibration is not None:
-        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": args.ridge}
-    if recipe is not None:
-        settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
-    return {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
 
 
 def make_learner(variant, recipe, train, device):

@@ -16,7 +16,7 @@ def build_parser():
         next_stage="model-level_finetuning.py, or an evaluation",
     )
     cli.add_configuration_flags(
-        parser, library_help="the pruned or the fine-tuned library", output="model-composed/{n}"
+        parser, library_help="the pruned or the fine-tuned library", output=f"{cli.COMPOSED}/{{n}}"
     )
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
     return parser

@@ -12,23 +12,6 @@ from common import cli, schemes
 from common.errors import UserError
 from common.records import check_writable, keeps_existing, write_json
 
-# destinations of the flags that only a search reads
-SEARCH_FLAGS = (
-    "budget",
-    "budget_of",
-    "measure",
-    "objective",
-    "score_examples",
-    "rounds",
-    "report",
-    "configurations",
-    "tokenizer",
-    "data",
-    "max_length",
-    "limit",
-    "batch_size",
-)
-
 
 def build_parser():
     parser = cli.build_parser(
@@ -83,7 +66,7 @@ def run(args):
 def generate(args):
     """Configurations at the given rates."""
     given = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
-    cli.refuse_unused(args, SEARCH_FLAGS, "goes with --search")
+    cli.refuse_unused(args, args.search_flags, "goes with --search")
     if args.grid:
         cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
     if not (args.attention and args.linear and (args.number or args.grid)):

@@ -21,7 +21,7 @@ def build_parser():
         next_stage="evaluate-t5.py or evaluate-distilbert.py",
     )
     cli.add_configuration_flags(
-        parser, library_help="the pruned library (baseline) or the fine-tuned one", output="model-finetuned/{n}"
+        parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{cli.FINE_TUNED}/{{n}}"
     )
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0, stats="the output's name and .csv")

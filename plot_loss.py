@@ -22,7 +22,7 @@ FORMATS = {
 # How the mark stands in a file's metadata: a picture that only mentions this script somewhere is not ours.
 SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<dc:title>{MARK}</dc:title>"}
 WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
-BLOCK_STATS = "modules-finetuned.csv"  # where block-level fine-tuning leaves its stats
+BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
 # Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
 # 11 markers come round at different times, the first 77 curves of a panel all look different.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]

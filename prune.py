@@ -18,7 +18,7 @@ def build_parser():
     cli.add_model_flag(parser)
     parser.add_argument("-c", "--scheme", default="conf_prune.json", help="the scheme file")
     parser.add_argument(
-        "-o", "--output", default="modules-pruned", metavar="LIBRARY", help="folder of the pruned library"
+        "-o", "--output", default=cli.PRUNED_LIBRARY, metavar="LIBRARY", help="folder of the pruned library"
     )
     return parser
 

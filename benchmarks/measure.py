@@ -20,7 +20,7 @@ from common.data import Examples
 from common.devices import now
 from common.masking import parameter_masks, prune_block
 from common.models import LoadedModel, model_class
-from common.schemes import select, uniform_configurations
+from common.schemes import make_scheme, select, uniform_configurations
 
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
 
@@ -80,7 +80,7 @@ def ratio(numerator, denominator):
 def prune(model, rates):
     """Prune all blocks of a model in place, at one rate for each kind of module: {parameter name: bool mask}."""
     modules = prunable_modules(model, neurons="feed_forward" in rates)
-    _, removed = select(uniform_configurations({}, modules, [rates]), 0, "")
+    _, removed = select(make_scheme(uniform_configurations({}, modules, [rates])), 0, "")
     blocks = find_blocks(model)
     masks = {}
     for name, counts in removed.items():

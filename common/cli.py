@@ -15,7 +15,9 @@ from common.errors import UserError
 from common.records import json_text
 
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
-MODELS, FINE_TUNED = "model", "model-finetuned"  # folders where the stages leave models
+# Folders where the stages leave models and libraries, unless told otherwise.
+MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
+PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 # What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
 FIXABLE = {
@@ -61,6 +63,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args=None, namespace=None):
+        # Parsed into a namespace that holds a mark in every place; where it still stands, nothing was given.
         defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
         absent = object()
         namespace, rest = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, absent)))
@@ -114,23 +117,10 @@ def add_model_flag(parser, help="the original model: folder or .pth"):
     parser.add_argument("-m", "--model", help=f"{help}; without it the only one in {MODELS}")
 
 
-def numbered(template, flag, numbers):
-    """A path for each configuration: `{n}` in the template stands for its number.
-
-    Raises:
-        UserError: there are several numbers, and no `{n}`.
-    """
-    if len(numbers) > 1 and "{n}" not in template:
-        raise UserError(
-            f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"
-        )
-    return {n: template.replace("{n}", str(n)) for n in numbers}
-
-
 def add_configuration_flags(parser, *, library_help, output):
     """The flags of the two scripts that put configurations' models together, and write them to `output`."""
     add_model_flag(parser)
-    parser.add_argument("-p", "--library", default="modules-finetuned", help=library_help)
+    parser.add_argument("-p", "--library", default=FINE_TUNED_LIBRARY, help=library_help)
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations")
     parser.add_argument(
         "-n", "--nth", type=natural, nargs="+", required=True, help="which configurations, counted from 0"
@@ -153,8 +143,32 @@ def add_configuration_flags(parser, *, library_help, output):
     )
 
 
+def check_form(args):
+    """Make sure that what was asked for of the output's form can be.
+
+    Raises:
+        UserError: a sparse .pth.
+    """
+    if args.sparse and args.output.endswith(".pth"):
+        raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
+
+
+def numbered(template, flag, numbers):
+    """A path for each configuration: `{n}` in the template stands for its number.
+
+    Raises:
+        UserError: there are several numbers, and no `{n}`.
+    """
+    if len(numbers) > 1 and "{n}" not in template:
+        raise UserError(
+            f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"
+        )
+    return {n: template.replace("{n}", str(n)) for n in numbers}
+
+
 def add_search_flags(parser):
-    """The flags of config_generator.py's search."""
+    """The flags of config_generator.py's search. `args.search_flags` lists those that nothing else reads."""
+    others = {action.dest for action in parser._actions}
     group = parser.add_argument_group("search", "configurations of variants that a library holds")
     group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
     group.add_argument("-c", "--configurations", default="grid.json", help="what the library was made for, see --grid")
@@ -196,16 +210,8 @@ def add_search_flags(parser):
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
     add_data_flags(parser, batch_size=32)
-
-
-def check_form(args):
-    """Make sure that what was asked for of the output's form can be.
-
-    Raises:
-        UserError: a sparse .pth.
-    """
-    if args.sparse and args.output.endswith(".pth"):
-        raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
+    own = [action.dest for action in parser._actions if action.dest not in {*others, "search"}]
+    parser.set_defaults(search_flags=own)
 
 
 def add_evaluation_flags(parser):

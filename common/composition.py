@@ -9,7 +9,7 @@ from common.library import Library
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
-from common.schemes import Pair, read_configurations, select
+from common.schemes import Pair, make_scheme, read_configurations, select
 
 
 def check_model(made_for, loaded, path):
@@ -82,7 +82,8 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
         UserError: no such configuration, or it is not this model's, or the library lacks a variant.
     """
     configurations = read_configurations(configurations_path)
-    selected = [select(configurations, nth, configurations_path) for nth in numbers]
+    scheme = make_scheme(configurations)
+    selected = [select(scheme, nth, configurations_path) for nth in numbers]
     check_model(configurations.model, loaded, configurations_path)
     blocks = find_blocks(loaded.model)
     for _, removed in selected:

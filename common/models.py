@@ -69,7 +69,7 @@ class LoadedModel:
 
 
 @torch.no_grad()
-def fingerprint(model):
+def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
     for name, parameter in model.named_parameters():
@@ -106,11 +106,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
+    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
     for name, parameter in loaded.model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
-    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
-    for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
@@ -154,11 +153,16 @@ def _from_state(of_class, config, state):
     return model
 
 
-def _check_loading(report, of_class):
+def _check_loading(report, of_class, may_hold_more=False):
+    """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     for what, names in (
         ("lacks", report["missing_keys"]),
-        ("has a foreign", foreign),
+        ("has a foreign", [] if may_hold_more else foreign),
         ("has another shape for", report["mismatched_keys"]),
     ):
         if names:
@@ -227,7 +231,6 @@ def download(checkpoint: str, model_type: str, talk):
         UserError: no such checkpoint, one of another family, one without the weights of the task's head, or no network
             and nothing cached.
     """
-    of_class = model_class(model_type)
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
@@ -235,15 +238,15 @@ def download(checkpoint: str, model_type: str, talk):
             options = {"local_files_only": local_only, "trust_remote_code": False}
             config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
             if config.model_type.removeprefix(COMPACT) != model_type:
-                raise UserError(f"{checkpoint}: is a {config.model_type} model, not a {model_type} one")
+                raise UserError(f"is a {config.model_type} model, not a {model_type} one")
             of_class = model_class(config.model_type)
             model, report = of_class.from_pretrained(
                 checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
             )
-            if report["missing_keys"] or report["mismatched_keys"]:
-                names = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
-                raise UserError(f"{checkpoint}: has no weights for the {of_class.__name__}'s {names[0]}")
+            _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
             return model, transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
+        except UserError as error:  # another family, or foreign weights
+            raise UserError(f"{checkpoint}: {error}") from None
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
@@ -255,7 +258,7 @@ def download(checkpoint: str, model_type: str, talk):
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
 
 
-def reference(target, model_path):
+def reference(target: str | Path | None, model_path: str | Path) -> dict[str, str] | None:
     """How the record of the model at `model_path` names a folder or hub id."""
     if target is None:
         return None
@@ -264,7 +267,7 @@ def reference(target, model_path):
     return {"hub": str(target)}
 
 
-def resolve(named, model_path):
+def resolve(named: dict | None, model_path: str | Path) -> str | None:
     """The folder or hub id that `reference` named."""
     if not isinstance(named, dict):
         return None
@@ -274,7 +277,7 @@ def resolve(named, model_path):
 # --- saving ----------------------------------------------------------------------------------------------------
 
 
-def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False):
+def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=None, sparse: bool = False) -> None:
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
     Args:
@@ -315,13 +318,13 @@ def save_model(path, model, record, *, masks=None, tokenizer=None, sparse=False)
         write_json(folder / RECORD_NAME, record)
 
 
-def save_tokenizer(path, tokenizer):
+def save_tokenizer(path: str | Path, tokenizer) -> None:
     """Save a tokenizer's folder, atomically."""
     with atomic_folder(path) as folder:
         tokenizer.save_pretrained(folder)
 
 
-def read_record(path):
+def read_record(path: str | Path) -> dict | None:
     """The record of a model that may be at `path`, or None: no model there, or none of ours."""
     path = Path(path)
     if path.is_dir():

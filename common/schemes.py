@@ -8,6 +8,7 @@ A block is one attention or feed-forward sublayer. `conf.json` says of each Line
 which name there; an attention or feed-forward module has its block's name.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,14 @@ class Pair(NamedTuple):
 
     def __str__(self):
         return f"{self.block}.{self.variant}"
+
+
+def by_block(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """The pairs of each block, {block's name: [pair]}, in the order of the pairs."""
+    found = {}
+    for pair in pairs:
+        found.setdefault(pair.block, []).append(pair)
+    return found
 
 
 @dataclass(frozen=True)
@@ -190,15 +199,16 @@ def nth_choice(scheme, nth, path):
     return scheme.configs[nth]
 
 
-def select(configurations, nth, path):
-    """The scheme's {block: variant} of the n-th configuration, and the variants' counts.
+def select(scheme: Scheme, nth: int, path) -> tuple[dict[str, str], dict[str, dict]]:
+    """The {block: variant} of the n-th configuration, and the variants' counts.
 
+    Args:
+        path: of the configurations, for the message.
     Returns:
         ({block: variant}, {block: {"heads", "weights"}}), without the blocks that are left alone.
     Raises:
         UserError: there is no n-th configuration.
     """
-    scheme = make_scheme(configurations)
     chosen = {block: variant for block, variant in nth_choice(scheme, nth, path).items() if variant != DENSE}
     return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
 

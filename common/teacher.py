@@ -9,7 +9,7 @@ import torch
 from common.blocks import Block, block_calls, token_mask
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime, in_full_precision
-from common.schemes import Pair
+from common.schemes import Pair, by_block
 from common.training import Loss, Recipe, forward
 
 
@@ -25,16 +25,15 @@ class BlockObjective:
         self.blocks, self.recipe = blocks, recipe
 
     def begin(self, batch, learners):
-        """The teacher's pass: the batch, and the calls of the blocks that have learners."""
-        blocks = [self.blocks[name] for name in dict.fromkeys(pair.block for pair in learners)]
+        """The teacher's pass: the batch, and the calls of the blocks that have learners, in order of execution."""
+        blocks = [self.blocks[name] for name in by_block(learners)]
         with forward(batch["labels"].device, self.recipe, training=False):
             return batch, block_calls(self.teacher, blocks, batch)
 
     def losses(self, begun, learners, training):
+        """A `Loss` for each learner, block by block; its weight is the teacher's squared output."""
         batch, calls = begun
-        pairs = {}
-        for pair in learners:
-            pairs.setdefault(pair.block, []).append(pair)
+        pairs = by_block(learners)
         while calls:
             call = calls.pop(0)  # and let go of it when its variants are done
             real = token_mask(call.block, batch)
@@ -63,9 +62,7 @@ def held_out_errors(
         {pair: [NMSE, …]}: squared error over real tokens, relative to the teacher's squared output.
     """
     teacher.eval()
-    pairs = {}
-    for pair in candidates:
-        pairs.setdefault(pair.block, []).append(pair)
+    pairs = by_block(candidates)
     errors = {pair: [0.0] * len(each) for pair, each in candidates.items()}
     power = dict.fromkeys(pairs, 0.0)
     for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "held-out error"):

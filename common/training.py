@@ -6,7 +6,7 @@ which serves all variants.
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -223,7 +223,7 @@ def fit(
     runtime: Runtime,
     checkpoint: Checkpoint,
     *,
-    rows: list[EpochSeconds] = (),
+    rows: Iterable[EpochSeconds] = (),
     on_epoch: Callable[[Progress], None] | None = None,
     on_finished: Callable[[Hashable, Learner], None] | None = None,
 ) -> Progress:
@@ -341,9 +341,11 @@ class ModelObjective:
             teacher.eval()  # dropout would make the targets noisy
 
     def begin(self, batch, learners):
+        """Nothing is shared: the batch as it is."""
         return batch
 
     def losses(self, batch, learners, training):
+        """The `Loss` of the only learner; its weight is the number of tokens or examples."""
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
         distill = self.recipe.distill if training else 0.0

@@ -3,7 +3,7 @@
 # or makes a Python environment (PYTHON) and the folder $output.
 # Defines `was_given NAME`; `stages`, which runs the stages on its stdin, one a line, in one process, and adds their
 # results to results.jsonl; and `is_newer`. Sets `evaluate`, the evaluation script; `model_flags`, for the stages that
-# read the model; and `data_flags`, for those that read data too. Words in a line that may hold a space are quoted: ${model@Q}.
+# read the model; and `data_flags`, for those that read data too. What may hold a space is quoted: ${model@Q}.
 
 script=$(basename "$0")
 given=" "

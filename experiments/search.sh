@@ -47,7 +47,7 @@ compose_model.py $composed -c conf.json -n ${searched[*]} -o searched-{n} ${toke
 END
 
 reports=("${names[@]/#/report-}")
-is_newer "${reports[0]}.json" "${names[@]/%//record.json}" ||
+is_newer table.txt "${names[@]/%//record.json}" ||
     stages <<<"$evaluate -m ${model@Q} ${names[*]} --report report-{name}.json --device $device $data_flags"
 
 if [[ $model_args != none ]]; then

@@ -122,7 +122,7 @@ def test_requested_means_weigh_every_module_by_its_size():
 @pytest.mark.parametrize("nth", [0, 1, 2])
 def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_blocks(nth):
     configurations = Configurations(MODEL, MODULES, [{"0.attn": 0.25}, {"0.attn": 0.3, "1.ff.wi": 0.1}, {}])
-    chosen, removed = select(configurations, nth, "conf.json")
+    chosen, removed = select(make_scheme(configurations), nth, "conf.json")
     expected = [{"0.attn": "heads-2"}, {"0.attn": "heads-2", "1.ff": "wi-200"}, {}][nth]
     assert chosen == expected
     assert removed == {block: make_scheme(configurations).blocks[block][variant] for block, variant in expected.items()}
@@ -130,7 +130,7 @@ def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_bloc
 
 def test_a_configuration_that_is_not_there_is_named_with_the_range():
     with pytest.raises(UserError, match=r"c\.json: has no configuration 3; its 3 are numbered 0 to 2"):
-        select(issue_configurations(), 3, "c.json")
+        select(make_scheme(issue_configurations()), 3, "c.json")
 
 
 def test_uniform_rates_go_to_the_modules_of_their_kind():
