@@ -22,28 +22,13 @@ def build_parser():
     )
     cli.add_model_flag(parser)
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
-    parser.add_argument(
-        "--attention",
-        type=cli.rate,
-        nargs="+",
-        metavar="RATE",
-        help="fraction of the heads to remove, one rate for each configuration",
-    )
-    parser.add_argument(
-        "--linear",
-        type=cli.rate,
-        nargs="+",
-        metavar="RATE",
-        help="fraction of the weights of every Linear to remove, one rate for each configuration",
-    )
-    parser.add_argument(
-        "--feed-forward",
-        type=cli.rate,
-        nargs="+",
-        metavar="RATE",
-        help="fraction of the neurons of every feed-forward module to remove, one rate for each "
-        "configuration; without it none, and no such modules in the file",
-    )
+    for flag, parts in (
+        ("--attention", "heads"),
+        ("--linear", "weights of every Linear"),
+        ("--feed-forward", "neurons of every feed-forward module; without it none, and no such modules in the file"),
+    ):
+        help_text = f"one rate for each configuration: the fraction to remove of the {parts}"
+        parser.add_argument(flag, type=cli.rate, nargs="+", metavar="RATE", help=help_text)
     parser.add_argument("-n", "--number", type=cli.positive, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
