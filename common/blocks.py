@@ -41,7 +41,10 @@ class Variant(NamedTuple):
 
 
 def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
-    """All blocks of a model by name, in the order of their output Linears among its modules."""
+    """All blocks of a model by name, in the order of their output Linears among its modules.
+
+    What a compact model has left out, with no head or neuron, is no block: there is nothing to prune or to tune in it.
+    """
     family = family_of(model.config)
     position = {name: number for number, (name, _) in enumerate(model.named_modules())}
     found = []
@@ -64,9 +67,8 @@ def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
                 between=None if is_attention else layout.between,
             )
         )
-    return {
-        block.name: block for block in sorted(found, key=lambda block: position[f"{block.root}.{block.linears[-1]}"])
-    }
+    found.sort(key=lambda block: position[f"{block.root}.{block.linears[-1]}"])
+    return {block.name: block for block in found if block.heads or block.neurons}
 
 
 def _attribute(module, path):

@@ -1,7 +1,8 @@
 """Making a model really smaller: taking out the heads and feed-forward neurons that no longer do anything.
 
 A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
-inner Linear or its column in the output Linear is. What is left computes the same function, up to the order of sums.
+inner Linear or its column in the output Linear is. A block that loses all of them is left out: only the bias of its
+output Linear stays. What is left computes the same function, up to the order of sums.
 """
 
 import copy
@@ -67,14 +68,14 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
 
 
 def working_heads(block, tensors):
-    """The numbers of the heads that have a part in an attention block's output; one at least, as T5's cache needs."""
+    """The numbers of the heads that have a part in an attention block's output, (kept,)."""
     *_, values, out = block.linears
     silent = (tensors[f"{values}.weight"] == 0).all(dim=1)  # (heads * width,)
     if block.has_bias:
         silent &= tensors[f"{values}.bias"] == 0
     unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (heads * width,)
     works = ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
-    return works.nonzero().flatten() if bool(works.any()) else works.new_zeros(1, dtype=torch.long)
+    return works.nonzero().flatten()
 
 
 def working_neurons(model, block):
@@ -95,6 +96,5 @@ def working_neurons(model, block):
     if f"{out}.bias" not in tensors:
         constant &= values == 0
     gone = unread | constant
-    gone[0] &= not bool(gone.all())  # a module needs one neuron, if it is to be a module
     added = tensors[f"{out}.weight"][:, gone] @ values[gone]
     return (~gone).nonzero().flatten(), added if bool(added.any()) else None

@@ -4,7 +4,8 @@ This file needs torch and transformers alone. A copy of it goes into the folder 
 wherever these two are, with `trust_remote_code=True`; in a process that has imported the suite it loads without.
 
 A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
-numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole.
+numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole. Where no
+head or neuron is left, the block is left out: its Linears have no weights, and it adds its output Linear's bias alone.
 
 In a saved `config.json` a notice stands for the activation function, whose name is kept beside it. So a plain class
 that is given the folder refuses at once and says what to do; it would otherwise tell of shapes that don't fit.
@@ -25,6 +26,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BartForConditionalGeneration,
     BertForSequenceClassification,
+    Cache,
     DistilBertForSequenceClassification,
     MarianMTModel,
     T5ForConditionalGeneration,
@@ -107,6 +109,8 @@ def keep_parts(module, parts):
         setattr(owner, count, len(parts))
         for name in {"inner_dim", "all_head_size"} & vars(owner).keys():
             setattr(owner, name, width)
+        if not width:
+            leave_out(owner, layout.out if owner is module else None)
     shrink([module.get_submodule(name) for name in layout.inner], out, width)
 
 
@@ -132,6 +136,61 @@ def shrink(inner, out, width):
             linear.bias = nn.Parameter(linear.bias[:width].clone())
     out.in_features = width
     out.weight = nn.Parameter(out.weight[:, :width].clone())  # (out, width)
+
+
+# --- attention without heads -------------------------------------------------------------------------------------
+
+
+def leave_out(attention, out):
+    """Make an attention module that has no heads left one that computes none.
+
+    Args:
+        attention: the module that counts the heads.
+        out: the name of the output Linear in it; None if it lies elsewhere, as BERT's does.
+    """
+    if isinstance(attention, T5Attention):
+        attention.__class__ = T5AttentionWithoutHeads
+    else:
+        own = type(attention)
+        attention.__class__ = type(f"{own.__name__}WithoutHeads", (AttentionWithoutHeads, own), {})
+        attention.output_linear = out
+
+
+class AttentionWithoutHeads:
+    """Put before the class of an attention module without heads, whose own `forward` fails to reshape empty tensors.
+
+    It returns (output, None), where others have their probabilities. `output_linear`: see `leave_out`.
+    """
+
+    def forward(self, hidden_states, *args, key_value_states=None, **kwargs):
+        if key_value_states is None:
+            count_tokens(self, hidden_states, (*args, *kwargs.values()))
+        output = hidden_states[..., :0]  # (batch, length, 0): what no heads make
+        if self.output_linear is not None:
+            output = self.get_submodule(self.output_linear)(output)  # zeros, and its bias
+        return output, None
+
+
+def count_tokens(attention, hidden_states, arguments):
+    """Let the cache among a self-attention's arguments, if there is one, count the tokens although there are no heads.
+
+    A cache is as long as what its first layer holds. If that were nothing, generation would go silently wrong. So one
+    number a token, whichever it is, stands for the keys and values.
+
+    Args:
+        hidden_states: of the new tokens, (batch, length, d_model).
+    Returns:
+        (how many tokens there were before, how many keys a head would see now).
+    """
+    length = hidden_states.shape[1]
+    cache = next((each for each in arguments if isinstance(each, Cache)), None)  # transformers 5.24 renamed it
+    if cache is None:
+        return 0, length
+    cache = getattr(cache, "self_attention_cache", cache)
+    before = cache.get_seq_length(attention.layer_idx) + 0  # a static cache's is a tensor, which it goes on to change
+    token = hidden_states[:, None, :, :1]  # (batch, 1 head, length, width 1)
+    keys, _ = cache.update(token, token, attention.layer_idx)
+    return before, keys.shape[2]
 
 
 # --- T5 ----------------------------------------------------------------------------------------------------------
@@ -180,6 +239,19 @@ class CompactT5Attention(T5Attention):
         if shared is None:  # a stack's first layer, or one that is run alone
             shared, self._whole_bias = (self._whole_bias, None) if self.has_relative_attention_bias else (bias, None)
         return output, shared, weights
+
+
+class T5AttentionWithoutHeads(T5Attention):
+    """T5's attention without heads. In a stack's first layer it still makes the position bias that the others share."""
+
+    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, **kwargs):
+        if key_value_states is not None:
+            position_bias = hidden_states.new_zeros(1, 1, 1, 1)  # as `CompactT5Attention` has it
+        else:
+            before, keys = count_tokens(self, hidden_states, kwargs.values())
+            if position_bias is None and self.has_relative_attention_bias:
+                position_bias = self.compute_bias(hidden_states.shape[1], keys, hidden_states.device, before)
+        return self.o(hidden_states[..., :0]), position_bias, None
 
 
 # --- configs and models ------------------------------------------------------------------------------------------

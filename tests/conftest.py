@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import KINDS, build_model, build_tokenizer, caption, load_script, t5_config, transformers
+from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, t5_config, transformers
 
 torch.set_num_threads(1)  # the models are far too small for more
 
@@ -146,6 +146,23 @@ def chain(workshop, tmp_path_factory):
             8,
         )
     return folder
+
+
+@pytest.fixture
+def model_of(workshop, tmp_path):
+    """model_of(kind): the folder of a tiny model whose record names a tokenizer and data of the workshop."""
+
+    def make(kind):
+        like = "distilbert" if kind in CLASSIFIERS else "t5"
+        folder = tmp_path / "model" / kind
+        build_model(kind).save_pretrained(folder)
+        build_tokenizer(kind).save_pretrained(tmp_path / "tokenizer" / kind)
+        shutil.copytree(workshop / "data" / like, tmp_path / "data" / kind)
+        record = {"tokenizer": {"folder": f"../tokenizer/{kind}"}, "data": {"folder": f"../data/{kind}"}}
+        (folder / "record.json").write_text(json.dumps(record))
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """BERT, BART and Marian through every stage, and a family that is added as docs/architecture.md says."""
 
-import json
 import re
-import shutil
 import textwrap
 from pathlib import Path
 
@@ -10,19 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from helpers import (
-    CLASSIFIERS,
-    ENDS,
-    LIMIT,
-    MODELS,
-    ROOT,
-    build_model,
-    build_tokenizer,
-    examples,
-    padded_batch,
-    read_json,
-    token_rows,
-)
+from helpers import CLASSIFIERS, ENDS, LIMIT, MODELS, ROOT, build_model, examples, padded_batch, read_json, token_rows
 from huggingface_hub.dataclasses import strict
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -34,23 +20,6 @@ from common.models import load_model
 KINDS = ("bert", "bart", "marian")
 EVALUATE = {kind: "evaluate-distilbert.py" if kind in CLASSIFIERS else "evaluate-t5.py" for kind in KINDS}
 METRIC = {"evaluate-distilbert.py": "accuracy", "evaluate-t5.py": "bleu"}
-
-
-@pytest.fixture
-def model_of(workshop, tmp_path):
-    """model_of(kind): the folder of a tiny model whose record names a tokenizer and data of the workshop."""
-
-    def make(kind):
-        like = "distilbert" if kind in CLASSIFIERS else "t5"
-        folder = tmp_path / "model" / kind
-        build_model(kind).save_pretrained(folder)
-        build_tokenizer(kind).save_pretrained(tmp_path / "tokenizer" / kind)
-        shutil.copytree(workshop / "data" / like, tmp_path / "data" / kind)
-        record = {"tokenizer": {"folder": f"../tokenizer/{kind}"}, "data": {"folder": f"../data/{kind}"}}
-        (folder / "record.json").write_text(json.dumps(record))
-        return folder
-
-    return make
 
 
 @pytest.fixture
@@ -273,6 +242,13 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, library_of, succ
             logits(f"compact-{n}", "bert"), logits(f"composed-{n}", "bert"), rtol=1e-5, atol=1e-5
         )
         assert compact[n]["parameters"] < sum(p.numel() for p in build_model("toy").parameters())
+    model = build_model("toy")
+    with torch.no_grad():
+        model.toy.layers[0].mixer.o.weight.zero_()
+        model.toy.layers[1].down.weight.zero_()
+        small, batch = make_compact(model, {})[0], padded_batch("bert")
+        torch.testing.assert_close(small(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-5)
+    assert list(find_blocks(small)) == ["toy.layers.0.feed_forward", "toy.layers.1.mixer"]
     succeeds("model-level_finetuning.py", "-n", 0, "--epochs", 1, "--batch-size", 8)
     assert 0 <= succeeds("evaluate-distilbert.py", "-m", "model-finetuned/0", "compact-1")["models"][1]["accuracy"] <= 1
 
