@@ -22,13 +22,18 @@ def build_parser():
     )
     cli.add_model_flag(parser)
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
-    for flag, parts in (
-        ("--attention", "heads"),
-        ("--linear", "weights of every Linear"),
-        ("--feed-forward", "neurons of every feed-forward module; without it none, and no such modules in the file"),
+    for flag, rate, parts in (
+        ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
+        ("--linear", cli.rate_below_1, "weights of every Linear, less than 1"),
+        (
+            "--feed-forward",
+            cli.rate,
+            "neurons of every feed-forward module; 1 leaves these blocks out; without the flag none, and no such "
+            "modules in the file",
+        ),
     ):
         help_text = f"one rate for each configuration: the fraction to remove of the {parts}"
-        parser.add_argument(flag, type=cli.rate, nargs="+", metavar="RATE", help=help_text)
+        parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
     parser.add_argument("-n", "--number", type=cli.positive, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
@@ -67,6 +72,8 @@ def generate(args):
 
     loaded = open_model(args).loaded
     modules = prunable_modules(loaded.model, neurons=args.feed_forward is not None)
+    if not modules:
+        raise UserError(f"{loaded.path}: has nothing to prune; all of its blocks are left out already")
     if args.grid:
         rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
     else:

@@ -302,7 +302,10 @@ positive = _number(int, lambda n: n >= 1, "a whole number from 1 up")
 positive_number = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_number = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 up")
 fraction = _number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-rate = _number(float, lambda x: 0 <= x < 1, "a pruning rate: the fraction removed, from 0 up to but not including 1")
+rate = _number(float, lambda x: 0 <= x <= 1, "a pruning rate: the fraction removed, from 0 to 1")
+rate_below_1 = _number(
+    float, lambda x: 0 <= x < 1, "a pruning rate of weights: the fraction removed, from 0 to below 1"
+)
 
 
 class Talk:

@@ -45,8 +45,8 @@ def check_variant(where, block, tensors, removed):
     sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
     fits = (
         block is not None
-        and removed["heads"] < max(block.heads, 1)
-        and removed.get("neurons", 0) < max(block.neurons, 1)
+        and removed["heads"] <= block.heads
+        and removed.get("neurons", 0) <= block.neurons
         and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items())
     )
     if not fits:

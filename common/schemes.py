@@ -171,14 +171,17 @@ def _check_module(where, module):
 def _check_rate(rate, module, where):
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise UserError(f"{where}: the rate must be a number such as 0.3, not {rate!r}")
-    if not 0 <= rate < 1:  # NaN is outside too
-        raise UserError(f"{where}: rate {rate} is outside [0, 1): it is the fraction that is removed")
     parts = SIZES[module["kind"]]
     size = module[parts]
-    if parts != "weights" and removed_count(rate, size) >= size:
+    if parts != "weights" and rate == 1:
+        return  # the block is left out
+    if not 0 <= rate < 1:  # NaN is outside too
+        allowed = "[0, 1)" if parts == "weights" else "[0, 1]"
+        raise UserError(f"{where}: rate {rate} is outside {allowed}: it is the fraction that is removed")
+    if parts != "weights" and removed_count(rate, size) == size:
         raise UserError(
-            f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is "
-            f"{(size - 1) / size:g} ({size - 1} of {size} {parts})"
+            f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is {(size - 1) / size:g} "
+            f"({size - 1} of {size} {parts}), or 1, which leaves the block out"
         )
 
 

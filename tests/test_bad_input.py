@@ -211,7 +211,8 @@ def in_conf(*keys, value):
                 ([0.3], "such as 0.3"),
             ]
         ),
-        (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75"]),
+        (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75", "1, which leaves the block out"]),
+        (rate(1.2, ATTENTION), ["configuration 1", ATTENTION, "[0, 1]"]),
         (in_conf("configs", value=[]), ["'configs'"]),
         (in_conf("configs", 1, value=[0.3]), ["configuration 1", "object"]),
         (in_conf("modules", value={}), ["'modules'", "config_generator.py"]),
@@ -257,6 +258,8 @@ def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, script, f
         ({"-n": 0}, ["-n", "'0'"]),
         ({"--linear": [0.3, 1.2]}, ["--linear", "'1.2'", "pruning rate"]),
         ({"--linear": [0.3, "nan"]}, ["--linear", "'nan'", "pruning rate"]),
+        ({"--linear": [0.3, 1]}, ["--linear", "'1'", "below 1"]),
+        ({"--attention": [0.3, 1.01]}, ["--attention", "'1.01'", "from 0 to 1"]),
         ({"--attention": [0.25, 0.9]}, ["configuration 1", "SelfAttention", "all 4 heads", "0.75"]),
     ],
 )
@@ -302,10 +305,10 @@ def test_configurations_and_scheme_confused(refuses, arguments, chain, script, f
     assert str(chain / given) in err and remedy in err
 
 
-@pytest.mark.parametrize("module, key, value", [(ATTENTION, "heads", 8), (f"{FEED_FORWARD}.wi", "weights", 9999)])
+@pytest.mark.parametrize("module, key, value", [(ATTENTION, "heads", 10), (f"{FEED_FORWARD}.wi", "weights", 9999)])
 @pytest.mark.parametrize("script", ["prune.py", "compose_model.py"])
 def test_modules_that_are_not_the_models(call, refuses, arguments, chain, tmp_path, script, module, key, value):
-    """conf.json's list of modules was edited: 0.5 of 8 heads are all of the model's 4."""
+    """conf.json's list of modules was edited: 0.5 of 10 heads are more than the model's 4."""
 
     def edit(content):
         content["modules"][module][key] = value

@@ -404,7 +404,7 @@ def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(
         assert (code, result) == (2, None) and is_one_line(err), err
         assert (
             f"{edited}: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate is "
-            "0.979167 (47 of 48 neurons)"
+            "0.979167 (47 of 48 neurons), or 1, which leaves the block out"
         ) in err
         assert not (tmp_path / "scheme.json").exists()
     else:
@@ -413,13 +413,13 @@ def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(
 
 
 def test_more_neurons_than_the_model_has_are_refused(call, workshop, tmp_path):
-    """By hand: half of 96 neurons is all of the 48 that there are."""
+    """By hand: half of 98 neurons is one more than the 48 that there are."""
     model = workshop / "model" / "t5"
     make_scheme(tmp_path, model, "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
     edited_json(
         tmp_path / "conf.json",
         tmp_path / "edited.json",
-        lambda content: content["modules"][T5_FF[1]].update(neurons=96),
+        lambda content: content["modules"][T5_FF[1]].update(neurons=98),
     )
     result_of("prune_scheme_generator.py", "-i", tmp_path / "edited.json", "-o", tmp_path / "scheme.json")
     code, result, err = call("prune.py", "-m", model, "-c", tmp_path / "scheme.json", "-o", tmp_path / "pruned")

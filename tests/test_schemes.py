@@ -226,13 +226,15 @@ def with_config(config):
         (True, "must be a number"),
         (None, "must be a number"),
         ([0.3], "must be a number"),
-        (1, "outside [0, 1)"),
-        (1.0, "outside [0, 1)"),
-        (-0.1, "outside [0, 1)"),
-        (float("nan"), "outside [0, 1)"),
-        (float("inf"), "outside [0, 1)"),
-        (10**400, "outside [0, 1)"),
-        (0.95, "removes all 8 heads; the largest usable rate is 0.875 (7 of 8 heads)"),
+        (1.01, "outside [0, 1]"),
+        (-0.1, "outside [0, 1]"),
+        (float("nan"), "outside [0, 1]"),
+        (float("inf"), "outside [0, 1]"),
+        (10**400, "outside [0, 1]"),
+        (
+            0.95,
+            "removes all 8 heads; the largest usable rate is 0.875 (7 of 8 heads), or 1, which leaves the block out",
+        ),
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -276,6 +278,25 @@ def test_a_malformed_conf_json_is_refused_by_name(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         read_configurations(path)
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [1, 1.0])
+def test_not_all_weights_of_a_linear_can_go(tmp_path, rate):
+    path = write(tmp_path / "c.json", with_config({"0.attn": 1, "0.attn.o": rate}))
+    with pytest.raises(UserError) as error:
+        read_configurations(path)
+    assert f"{path}: configuration 1: 0.attn.o: rate {rate} is outside [0, 1): " in str(error.value)
+
+
+@pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])
+def test_rate_1_leaves_a_block_out(kind, parts):
+    """Of 8 parts all 8 go; integer or not, it is one variant."""
+    modules = {"0.part": {"kind": kind, parts: 8}}
+    configurations = uniform_configurations(MODEL, modules, [{kind: 1}, {kind: 1.0}, {kind: 0.875}])
+    scheme = make_scheme(configurations)
+    assert [config["0.part"] for config in scheme.configs] == [f"{parts}-8", f"{parts}-8", f"{parts}-7"]
+    assert scheme.blocks["0.part"][f"{parts}-8"] == {"heads": 0, "weights": {}} | {parts: 8}
+    assert [each[kind] for each in scheme.requested] == [1, 1, 0.875]
 
 
 def test_rates_near_the_border_are_taken(tmp_path):

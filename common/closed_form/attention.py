@@ -99,6 +99,7 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds):
     weights, mask = joined(tensors, out), kept(parameter_masks(block, keeps), tensors, out)
     columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])  # of the out-projection
     plain, change = torch.cat([c, one]), None  # of the rows; no change yet
+    rounds = rounds if len(heads) else 0  # a block that is left out has no value projections; its output bias is solved
 
     for turn in range(rounds + 1):
         if change is None:

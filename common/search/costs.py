@@ -80,7 +80,7 @@ def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) 
 
 
 def left(block, masks):
-    """Which heads or neurons a variant has left in a compact model: their numbers, (kept,); one at least.
+    """Which heads or neurons a variant has left in a compact model: their numbers, (kept,).
 
     A head is gone if all its rows of the value projection are, or its columns of the out-projection; a neuron, if its
     row in an inner Linear is, or its column in the output Linear.
@@ -91,7 +91,7 @@ def left(block, masks):
         works = read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1)
     else:
         works = read & torch.stack([masks[linear].any(dim=1) for linear in inner]).all(dim=0)
-    return works.nonzero().flatten() if bool(works.any()) else works.new_zeros(1, dtype=torch.long)
+    return works.nonzero().flatten()
 
 
 def _compact(block, masks):
