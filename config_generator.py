@@ -111,6 +111,11 @@ def search(args):
     if not allowed:
         raise UserError("--search: give one budget or more, with --budget or --budget-of")
     check_feasible(cost, allowed)
+    if not candidates.held_back:
+        talk.say(
+            f"all {len(validation)} validation examples are scored on and none are left to hold back, so what is found "
+            "is checked on the scoring examples alone; a smaller --score-examples leaves some"
+        )
     scores = candidates.scores()
     talk.say(
         f"{args.search}: {candidates.scored} variants scored, "
@@ -124,6 +129,7 @@ def search(args):
     )
     return configurations, {
         "measure": args.measure,
+        "examples": candidates.counts(),
         "dense": candidates.dense(),
         "found": [each.figures for each in found],
         "scored": candidates.scored,

@@ -200,7 +200,8 @@ def add_search_flags(parser):
         "--score-examples",
         type=positive,
         default=128,
-        help="validation examples that variants and models are scored on",
+        help="validation examples that variants and models are scored on; as many others are held back, to check what "
+        "is found",
     )
     group.add_argument(
         "--rounds",

@@ -8,6 +8,8 @@ from common.search import knapsack
 from common.search.candidates import Candidates
 from common.search.costs import Costs
 
+UNIFORM = 3  # so many configurations, at most, are measured beside the choice that a search finds
+
 
 def limits(cost: Costs, budgets: list[float]) -> list[float]:
     """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
@@ -59,10 +61,16 @@ class Found(NamedTuple):
 def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict, *, rounds: int) -> list[Found]:
     """The best choice for each of some limits of what its blocks cost, in this order.
 
-    The figures are: "cost", of the whole model; "fraction", of the original's blocks; "predicted",
-        the objective of the choice that the scores' sum says is best, and "additive", its measured one; "history", the
-        measured objective before the first and after each round of exchanges that lowered it; "loss" and "kl", of the
-        choice.
+    It is the one that the search finds, unless a uniform choice (a configuration within the limit) has a lower
+    objective on the held-back examples.
+
+    The figures are:
+        of the best choice: "returned", which is "searched" or "uniform N", N being the configuration's number; "cost",
+        of the whole model; "fraction", of the original's blocks; "loss" and "kl".
+        of the search: "predicted", the objective of the choice that the scores' sum says is best, and "additive", its
+        measured one; "history", the measured objective before the first and after each round of exchanges.
+        "held_back": the "history" on the held-back examples, and {"loss", "kl"} there of what was "searched" and of the
+        best "uniform" choice, with its number as "configuration"; None where no configuration is within the limit.
     """
     started, objective = candidates.runtime.now(), candidates.objective
     variants, found, within = knapsack.efficient(scores, cost.blocks), {}, None
@@ -70,41 +78,72 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict,
     def real(choice):
         return candidates.real(choice)[objective]
 
+    def held_back(choice):
+        return candidates.real_held_back(choice)[objective]
+
     def conditional(choice):
         nonlocal within
         within = candidates.conditional(choice, variants)
         return within
 
     for limit in sorted(set(limits), reverse=True):
-        additive = choice = knapsack.choose(scores, cost.blocks, limit)
+        additive = start = knapsack.choose(scores, cost.blocks, limit)
         if within:  # what was found out in the model of the budget above
-            choice = min(additive, knapsack.choose(within, cost.blocks, limit), key=real)
-        choice, history = knapsack.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
+            start = min(additive, knapsack.choose(within, cost.blocks, limit), key=real)
+        path = knapsack.improve(start, cost.blocks, limit, real, held_back, conditional, rounds=rounds)
+        returned, choice, uniform = "searched", path[-1], best_uniform(candidates, cost, limit, scores)
+        if uniform and uniform.figures[objective] < held_back(choice):
+            returned, choice = f"uniform {uniform.figures['configuration']}", uniform.choice
         found[limit] = Found(
             choice,
             {
+                "returned": returned,
                 "cost": cost.of(choice) + cost.rest,
                 "fraction": cost.of(choice) / cost.original,
                 "predicted": candidates.predicted(additive, scores),
                 "additive": real(additive),
-                "history": history,
+                "history": [real(each) for each in path],
+                "held_back": {
+                    "history": [held_back(each) for each in path],
+                    "searched": candidates.real_held_back(path[-1]),
+                    "uniform": uniform.figures if uniform else None,
+                },
                 **candidates.real(choice),
             },
         )
         figures = found[limit].figures
+        beside = "no configuration fits"
+        if uniform:
+            beside = f"uniform {uniform.figures['configuration']}: {uniform.figures[objective]:.4f}"
         candidates.runtime.talk.say(
-            f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
-            f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} "
-            "by the scores' sum)"
+            f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used by the "
+            f"choice returned ({returned}); {objective} of the search {real(path[-1]):.4f} ({figures['additive']:.4f} "
+            f"before exchanges, {figures['predicted']:.4f} by the scores' sum), on held-back examples "
+            f"{held_back(path[-1]):.4f} ({beside})"
         )
     candidates.seconds["search"] += candidates.runtime.now() - started
     return [found[limit] for limit in limits]
 
 
+def best_uniform(candidates, cost, limit, scores):
+    """The configuration within a limit that has the lowest objective on the held-back examples, of a few.
+
+    These are the ones that cost just the limit, and then those that the scores' sum says are best.
+
+    Returns:
+        Found, with "configuration" (the number), "loss" and "kl" there; None if none is within the limit.
+    """
+    within = {n: choice for n, choice in enumerate(candidates.configurations()) if cost.of(choice) <= limit}
+    few = sorted(within, key=lambda n: (cost.of(within[n]) < limit, candidates.predicted(within[n], scores)))[:UNIFORM]
+    measured = [Found(within[n], {"configuration": n, **candidates.real_held_back(within[n])}) for n in few]
+    return min(measured, key=lambda each: each.figures[candidates.objective], default=None)
+
+
 def report(candidates, cost, scores, found, uniform):
     """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices.
 
-    "validation" is measured on all validation examples, the rest on those that the scores are from.
+    "validation" is measured on all validation examples, "held_back" on those held back, and the rest on those that the
+    scores are from.
     """
     variants = []
     for pair in candidates.keys:
@@ -122,12 +161,14 @@ def report(candidates, cost, scores, found, uniform):
                 "fraction": cost.blocks[name][variant] / cost.blocks[name][DENSE],
             }
         )
+    dense = dict.fromkeys(candidates.blocks, DENSE)
     same = [
         {
             "configuration": n,
             "fraction": cost.of(choice) / cost.original,
             "predicted": candidates.predicted(choice, scores),
             **candidates.real(choice),
+            "held_back": candidates.real_held_back(choice),
             "validation": candidates.validate(choice),
         }
         for n, choice in uniform.items()
@@ -138,7 +179,9 @@ def report(candidates, cost, scores, found, uniform):
         "objective": candidates.objective,
         "original": cost.original,
         "rest": cost.rest,
-        "dense": candidates.dense() | {"validation": candidates.validate(dict.fromkeys(candidates.blocks, DENSE))},
+        "examples": candidates.counts(),
+        "dense": candidates.dense()
+        | {"held_back": candidates.real_held_back(dense), "validation": candidates.validate(dense)},
         "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
         "variants": variants,
         "uniform": same,
@@ -147,6 +190,7 @@ def report(candidates, cost, scores, found, uniform):
             {
                 "choice": dict(zip(candidates.blocks, key)),
                 **values,
+                "held_back": candidates.known_held_back.get(key),
                 "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores),
             }
             for key, values in candidates.known.items()

@@ -34,20 +34,23 @@ class Candidates:
             configurations: those whose variants are the candidates.
             library: holds these.
             validation: not examples that anything was trained on.
-            number: how many of them variants and models are scored on.
+            number: how many of them variants and models are scored on. As many others are held back to check what
+                is found, or fewer where there are no more.
             objective: "loss" or "kl", see `score_block`.
         Raises:
             UserError: the library lacks a variant.
         """
         self.loaded, self.library, self.objective = loaded, library, objective
-        self.validation, self.examples = validation, validation.sample(number)
+        self.validation, (self.examples, rest) = validation, validation.sample_and_rest(number)
+        self.held_back = rest.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
         scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        self.known = {}  # {choice: {"loss", "kl"}}
+        self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
+        self.known_held_back = {} if self.held_back else self.known
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
 
     def configuration(self, nth, path):
@@ -57,6 +60,10 @@ class Candidates:
             UserError: there is none.
         """
         return dict.fromkeys(self.blocks, DENSE) | nth_choice(self.scheme, nth, path)
+
+    def configurations(self):
+        """Every configuration as such a {block: variant}, in their order."""
+        return [dict.fromkeys(self.blocks, DENSE) | choice for choice in self.scheme.configs]
 
     # A variant is read again wherever it is needed: those of a whole grid may be more than memory holds.
 
@@ -83,8 +90,8 @@ class Candidates:
         return self.composed
 
     def real(self, choice):
-        """{"loss", "kl"} of the composed model, measured."""
-        key = tuple(choice[name] for name in self.blocks)
+        """{"loss", "kl"} of the composed model, measured on the scoring examples."""
+        key = self.key(choice)
         if key not in self.known:
             started = self.runtime.now()
             self.known[key] = self._measure(choice, self.examples)
@@ -92,13 +99,28 @@ class Candidates:
                 self.seconds["one pass"] = self.runtime.now() - started
         return self.known[key]
 
+    def real_held_back(self, choice):
+        """The same on the held-back examples, or on the scoring ones where none are left to hold back."""
+        key = self.key(choice)
+        if key not in self.known_held_back:
+            self.known_held_back[key] = self._measure(choice, self.held_back or self.examples)
+        return self.known_held_back[key]
+
     def validate(self, choice):
         """{"loss", "kl"} of the composed model on all validation examples."""
         return self._measure(choice, self.validation)
 
+    def key(self, choice):
+        """A choice as a key of `known` and `known_held_back`."""
+        return tuple(choice[name] for name in self.blocks)
+
     def _measure(self, choice, examples):
         model = self.compose(choice) if set(choice.values()) != {DENSE} else self.loaded.model  # one pass, not two
         return score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)[None]
+
+    def counts(self):
+        """How many examples models are scored on, and how many are held back."""
+        return {"scored_on": len(self.examples), "held_back": len(self.held_back)}
 
     def dense(self):
         """{"loss", "kl"} of the original."""
