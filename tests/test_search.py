@@ -455,9 +455,8 @@ def test_no_choice_is_worse_than_the_uniform_ones_on_held_back_examples_nor_over
         measured = unseen[tuple(choice[block] for block in costs)]
         fitting = [each for each in uniform if spent(costs, each) <= limit]
         just = [each for each in fitting if spent(costs, each) == limit]
-        promised = sorted(fitting, key=lambda each: spent(scores, each))[:1] if not just else []
-        for few in (fitting, just):
-            promised += few if len(few) <= 3 else []
+        others = sorted((each for each in fitting if each not in just), key=lambda each: spent(scores, each))
+        promised = just + (others if len(fitting) <= 3 else others[:1] if not just else [])
         assert all(measured <= unseen[tuple(each.values())] for each in promised)
         on_held_back = figures["held_back"]
         options = {"searched": on_held_back["searched"]["kl"]}

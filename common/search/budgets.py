@@ -8,7 +8,7 @@ from common.search import knapsack
 from common.search.candidates import Candidates
 from common.search.costs import Costs
 
-UNIFORM = 3  # so many configurations, at most, are measured beside the choice that a search finds
+UNIFORM = 3  # so many configurations are measured beside the choice that a search finds, if there are as many
 
 
 def limits(cost: Costs, budgets: list[float]) -> list[float]:
@@ -128,13 +128,15 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict,
 def best_uniform(candidates, cost, limit, scores):
     """The configuration within a limit that has the lowest objective on the held-back examples, of a few.
 
-    These are the ones that cost just the limit, and then those that the scores' sum says are best.
+    These are the ones that cost just the limit, and others up to UNIFORM, which the scores' sum says are best.
 
     Returns:
         Found, with "configuration" (the number), "loss" and "kl" there; None if none is within the limit.
     """
     within = {n: choice for n, choice in enumerate(candidates.configurations()) if cost.of(choice) <= limit}
-    few = sorted(within, key=lambda n: (cost.of(within[n]) < limit, candidates.predicted(within[n], scores)))[:UNIFORM]
+    just = [n for n in within if cost.of(within[n]) == limit]
+    others = sorted(within.keys() - just, key=lambda n: (candidates.predicted(within[n], scores), n))
+    few = just + others[: max(UNIFORM - len(just), 0)]
     measured = [Found(within[n], {"configuration": n, **candidates.real_held_back(within[n])}) for n in few]
     return min(measured, key=lambda each: each.figures[candidates.objective], default=None)
 
