@@ -45,8 +45,8 @@ def check_feasible(cost: Costs, limits: list[float]) -> None:
     for limit in limits:
         if limit < least:
             raise UserError(
-                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's"
-                f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
+                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the variants "
+                f"cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
                 f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} ({_unit(cost)})"
             )
 
@@ -150,11 +150,13 @@ def report(candidates, cost, scores, found, uniform):
     variants = []
     for pair in candidates.keys:
         name, variant = pair
-        entry = candidates.library.entry(pair)
+        library = candidates.libraries.owner(pair)
+        entry = library.entry(pair)
         variants.append(
             {
                 "block": name,
                 "variant": variant,
+                "library": str(library.folder),
                 "removed": candidates.scheme.blocks[name][variant],
                 "loss": entry["score"]["loss"],
                 "kl": entry["score"]["kl"],

@@ -1,11 +1,11 @@
-"""The variants of a library that a model can be composed of: their scores, and the models measured."""
+"""The variants of libraries that a model can be composed of: their scores, and the models measured."""
 
 import copy
 
 from common.blocks import block_tensors, find_blocks, set_block
 from common.data import Examples
 from common.devices import Runtime
-from common.library import Library
+from common.library import Libraries
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, make_scheme, nth_choice
@@ -21,7 +21,7 @@ class Candidates:
         self,
         loaded: LoadedModel,
         configurations: Configurations,
-        library: Library,
+        libraries: Libraries,
         validation: Examples,
         runtime: Runtime,
         *,
@@ -32,22 +32,22 @@ class Candidates:
         Args:
             loaded: the original.
             configurations: those whose variants are the candidates.
-            library: holds these.
+            libraries: hold these.
             validation: not examples that anything was trained on.
             number: how many of them variants and models are scored on. As many others are held back to check what
                 is found, or fewer where there are no more.
             objective: "loss" or "kl", see `score_block`.
         Raises:
-            UserError: the library lacks a variant.
+            UserError: no library has one of them.
         """
-        self.loaded, self.library, self.objective = loaded, library, objective
+        self.loaded, self.libraries, self.objective = loaded, libraries, objective
         self.validation, (self.examples, rest) = validation, validation.sample_and_rest(number)
         self.held_back = rest.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
-        scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
-        self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
+        scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
+        self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
         self.known_held_back = {} if self.held_back else self.known
@@ -71,13 +71,13 @@ class Candidates:
         """A block's tensors, on the device."""
         if variant == DENSE:
             return block_tensors(self.loaded.model, self.blocks[name])
-        tensors = self.library.read(self.blocks[name], variant).tensors
+        tensors = self.libraries.read(self.blocks[name], variant).tensors
         return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
 
     def keeps(self):
         """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
         return {
-            name: {variant: self.library.read(self.blocks[name], variant).keeps for variant in variants}
+            name: {variant: self.libraries.read(self.blocks[name], variant).keeps for variant in variants}
             for name, variants in self.scheme.blocks.items()
         }
 
@@ -129,7 +129,7 @@ class Candidates:
     def scores(self):
         """By how much each variant alone raises the objective: {block: {variant: number}}.
 
-        What the library's record knows already, of the same variant and examples, is taken from there; what is found
+        What a library's record knows already, of the same variant and examples, is taken from there; what is found
         out is written there, block by block.
         """
         dense = self.dense()
@@ -139,7 +139,7 @@ class Candidates:
             todo = [
                 variant
                 for variant in variants
-                if (self.library.entry(Pair(name, variant)).get("score") or {}).get("key")
+                if (self.libraries.entry(Pair(name, variant)).get("score") or {}).get("key")
                 != self.keys[Pair(name, variant)]
             ]
             if todo:
@@ -147,13 +147,13 @@ class Candidates:
                 scores = score_block(
                     self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, self.runtime
                 )
-                self.library.annotate(
+                self.libraries.annotate(
                     name, {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo}
                 )
                 self.scored += len(todo)
             for variant in variants:
                 found[name][variant] = (
-                    self.library.entry(Pair(name, variant))["score"][self.objective] - dense[self.objective]
+                    self.libraries.entry(Pair(name, variant))["score"][self.objective] - dense[self.objective]
                 )
         self.seconds["scores"] += self.runtime.now() - started
         return found
