@@ -114,6 +114,13 @@ def test_one_library_gives_the_record_it_always_gave(succeeds, folder, flags):
     }
 
 
+@pytest.mark.parametrize("script", ["compose_model.py", "model-level_finetuning.py"])
+def test_the_default_is_the_one_fine_tuned_library(script):
+    parser = load_script(script).build_parser()
+    assert parser.parse_args(["-n", "0"]).library == ["modules-finetuned"]
+    assert "variant (default: modules-finetuned)" in " ".join(parser.format_help().split())
+
+
 @pytest.mark.parametrize("libraries", [("pruned", "tuned"), ("tuned", "pruned")])
 def test_beside_a_library_without_errors_the_first_one_counts(succeeds, folder, flags, libraries):
     """A pruned library has no held-out errors. Oracle: the model composed out of the first library alone."""
