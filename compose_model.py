@@ -45,7 +45,7 @@ def run(args):
             }
         )
         opened.runtime.talk.say(
-            f"{outputs[choice.nth]}: configuration {choice.nth} out of {args.library}, "
+            f"{outputs[choice.nth]}: configuration {choice.nth} out of {choice.libraries}, "
             f"sparsity {counts['sparsity']:.4f}"
         )
     return results[0] if len(results) == 1 else {"models": results}

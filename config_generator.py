@@ -2,7 +2,7 @@
 """Write conf.json: a pruning rate for every module, for every wanted configuration.
 
 The rates are given (one of each kind for each configuration), crossed (--grid), or found: --search LIBRARY takes the
-variants that a library holds and picks, for each budget, those that lose least.
+variants that a library or several hold and picks, for each budget, those that lose least.
 """
 
 import sys
@@ -82,7 +82,7 @@ def generate(args):
 
 
 def search(args):
-    """For each budget, the configuration of a library's variants that loses least."""
+    """For each budget, the configuration of the libraries' variants that loses least."""
     cli.refuse_unused(args, ["attention", "linear", "feed_forward", "number", "grid"], "has no part in a --search")
     files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
     paths = [Path(path).resolve() for path in files.values() if path]
@@ -96,16 +96,16 @@ def search(args):
     grid = schemes.read_configurations(args.configurations)
     from common.composition import check_model
     from common.inputs import open_study
-    from common.library import Library
+    from common.library import Libraries
     from common.search import Candidates, check_feasible, count, find, limits, rates_of, report
 
     opened = open_study(args)
     loaded, talk = opened.loaded, opened.runtime.talk
     check_model(grid.model, loaded, args.configurations)
-    library = Library.open(args.search, loaded.identity["fingerprint"])
+    libraries = Libraries.open(args.search, loaded.identity["fingerprint"])
     validation = opened.split(args, "validation")
     candidates = Candidates(
-        loaded, grid, library, validation, opened.runtime, number=args.score_examples, objective=args.objective
+        loaded, grid, libraries, validation, opened.runtime, number=args.score_examples, objective=args.objective
     )
     cost = count(args.measure, loaded, candidates.keeps(), opened.runtime.device)
     if cost.excess:
@@ -118,9 +118,14 @@ def search(args):
     if not allowed:
         raise UserError("--search: give one budget or more, with --budget or --budget-of")
     check_feasible(cost, allowed)
+    if not candidates.held_back:
+        talk.say(
+            f"all {len(validation)} validation examples are scored on and none are left to hold back, so what is found "
+            "is checked on the scoring examples alone; a smaller --score-examples leaves some"
+        )
     scores = candidates.scores()
     talk.say(
-        f"{args.search}: {candidates.scored} variants scored, "
+        f"{libraries}: {candidates.scored} variants scored, "
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
     found = find(candidates, cost, allowed, scores, rounds=args.rounds)
@@ -131,6 +136,7 @@ def search(args):
     )
     return configurations, {
         "measure": args.measure,
+        "examples": candidates.counts(),
         "dense": candidates.dense(),
         "found": [each.figures for each in found],
         "scored": candidates.scored,

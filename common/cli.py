@@ -38,6 +38,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: not None, and not a switch's False."""
 
     def _get_help_string(self, action):
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
         silent = action.default is None or action.default is False or action.required
         return action.help if silent else super()._get_help_string(action)
 
@@ -120,7 +122,13 @@ def add_model_flag(parser, help="the original model: folder or .pth"):
 def add_configuration_flags(parser, *, library_help, output):
     """The flags of the two scripts that put configurations' models together, and write them to `output`."""
     add_model_flag(parser)
-    parser.add_argument("-p", "--library", default=FINE_TUNED_LIBRARY, help=library_help)
+    parser.add_argument(
+        "-p",
+        "--library",
+        nargs="+",
+        default=[FINE_TUNED_LIBRARY],
+        help=f"{library_help}; of several, the one with the smaller held-out error gives a variant",
+    )
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations")
     parser.add_argument(
         "-n", "--nth", type=natural, nargs="+", required=True, help="which configurations, counted from 0"
@@ -169,8 +177,14 @@ def numbered(template, flag, numbers):
 def add_search_flags(parser):
     """The flags of config_generator.py's search. `args.search_flags` lists those that nothing else reads."""
     others = {action.dest for action in parser._actions}
-    group = parser.add_argument_group("search", "configurations of variants that a library holds")
-    group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
+    group = parser.add_argument_group("search", "configurations of variants that a library holds, or several")
+    group.add_argument(
+        "--search",
+        nargs="+",
+        metavar="LIBRARY",
+        help="a library that holds the variants of -c; of several, the one with the smaller held-out error gives a "
+        "variant",
+    )
     group.add_argument("-c", "--configurations", default="grid.json", help="what the library was made for, see --grid")
     group.add_argument(
         "--budget",
@@ -200,7 +214,8 @@ def add_search_flags(parser):
         "--score-examples",
         type=positive,
         default=128,
-        help="validation examples that variants and models are scored on",
+        help="validation examples that variants and models are scored on; as many others are held back, to check what "
+        "is found",
     )
     group.add_argument(
         "--rounds",

@@ -1,11 +1,11 @@
-"""Composing: the model of one configuration, out of the original and a library of block variants."""
+"""Composing: the model of one configuration, out of the original and libraries of block variants."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.blocks import block_tensors, find_blocks, set_block
 from common.errors import UserError
-from common.library import Library
+from common.library import Libraries
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
@@ -58,28 +58,52 @@ def check_variant(where, block, tensors, removed):
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration's variants, {block's name: variant's name}, and the library that they are in."""
+    """A configuration's variants, {block's name: variant's name}, and the libraries that they are in."""
 
     nth: int
     variants: dict[str, str]
-    library: Library
+    libraries: Libraries
 
     def keys(self) -> dict[str, str]:
         """What each variant was made from, as digests by block: part of what a composed model is made from.
 
         Raises:
-            UserError: a variant is missing from the library.
+            UserError: no library has one of the variants.
         """
-        return {block: self.library.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
+        return {block: self.libraries.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
+
+    def origin(self, output: str | Path) -> dict:
+        """Where the variants came from, for the record of a model at `output`.
+
+        Returns:
+            {"library_stage"} of the only library; of several {"libraries": [{"folder", "stage", "blocks"}]}, `blocks`
+            naming those whose variants that library gave.
+        """
+        libraries = self.libraries.libraries
+        if len(libraries) == 1:
+            return {"library_stage": libraries[0].record["stage"]}
+        owners = {block: self.libraries.owner(Pair(block, variant)) for block, variant in self.variants.items()}
+        return {
+            "libraries": [
+                {
+                    **reference(library.folder, output),
+                    "stage": library.record["stage"],
+                    "blocks": [block for block, owner in owners.items() if owner is library],
+                }
+                for library in libraries
+            ]
+        }
 
 
-def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:
+def choose(
+    loaded, library_paths: list[str | Path], configurations_path: str | Path, numbers: list[int]
+) -> list[Choice]:
     """What some configurations of a `conf.json` put into a model, one `Choice` for each of their numbers.
 
     Args:
         loaded: the original, a `models.LoadedModel`.
     Raises:
-        UserError: no such configuration, or it is not this model's, or the library lacks a variant.
+        UserError: no such configuration, or it is not this model's, or no library has a variant of it.
     """
     configurations = read_configurations(configurations_path)
     scheme = make_scheme(configurations)
@@ -90,8 +114,8 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
         for name in removed:
             own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
             check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
-    library = Library.open(library_path, loaded.identity["fingerprint"])
-    choices = [Choice(nth, variants, library) for nth, (variants, _) in zip(numbers, selected)]
+    libraries = Libraries.open(library_paths, loaded.identity["fingerprint"])
+    choices = [Choice(nth, variants, libraries) for nth, (variants, _) in zip(numbers, selected)]
     for choice in choices:
         choice.keys()  # before any work: all variants are there
     return choices
@@ -107,7 +131,7 @@ def compose(model, choice: Choice) -> dict:
     """
     blocks, masks = find_blocks(model), {}
     for name, variant_name in choice.variants.items():
-        block, tensors, keeps = choice.library.read(blocks[name], variant_name)
+        block, tensors, keeps = choice.libraries.read(blocks[name], variant_name)
         set_block(model, block, tensors)
         masks |= {f"{block.root}.{parameter}": mask for parameter, mask in parameter_masks(block, keeps).items()}
     return masks
@@ -125,7 +149,7 @@ def composed_record(script: str, made_from: dict, choice: Choice, loaded, output
         task=loaded.task.name,
         original=loaded.identity | {"model": reference(loaded.path, output)},
         variants=choice.variants,
-        library_stage=choice.library.record["stage"],
+        **choice.origin(output),
         data=reference(source, output),
         tokenizer=reference(tokenizer.name_or_path, output),
         **content,

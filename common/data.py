@@ -34,10 +34,19 @@ class Examples:
 
     def sample(self, size: int) -> "Examples":
         """A fixed sample of `size` examples, or all of them if there are no more."""
-        if size >= len(self):
-            return self
-        columns = zip(*fixed_sample(list(zip(self.inputs, self.targets, self.texts)), size))
-        return Examples(self.task, *map(list, columns), self.pad)
+        return self.sample_and_rest(size)[0]
+
+    def sample_and_rest(self, size: int) -> tuple["Examples", "Examples"]:
+        """That sample, and the examples that are not in it; each in their order."""
+        taken = set(fixed_sample(range(len(self)), min(size, len(self))))
+        return tuple(
+            Examples(
+                self.task,
+                *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
+                self.pad,
+            )
+            for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
+        )
 
     def batch(self, positions: list[int], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The examples at `positions`, padded to their longest.

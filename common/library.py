@@ -93,13 +93,12 @@ class Library:
         Raises:
             UserError: the library has no such variant.
         """
-        entry = self.record["variants"].get(str(pair))
-        if entry is None:
-            raise UserError(
-                f"{self.folder}: has no variant {pair.variant} of {pair.block}; run prune.py (and "
-                "block-level_finetuning.py) again with the scheme of this conf.json"
-            )
-        return entry
+        if pair not in self:
+            raise UserError(_missing(self.folder, pair))
+        return self.record["variants"][str(pair)]
+
+    def __contains__(self, pair: Pair) -> bool:
+        return str(pair) in self.record["variants"]
 
     def has(self, pair: Pair, made_from: dict, overwrite: bool) -> bool:
         """Whether the variant is there already, made from the same things (see `records.make_record`).
@@ -190,13 +189,80 @@ class Library:
         )
 
 
+class Libraries:
+    """One library or several of the same model, read as one.
+
+    Of a variant that several hold, the one with the smaller held-out error counts; where one of them has no such
+    error, as in a pruned library, the one of the library named first. Ties go to the library named first, too.
+    """
+
+    def __init__(self, libraries: list[Library]):
+        self.libraries = libraries
+
+    @classmethod
+    def open(cls, folders: list[str | Path], model_fingerprint: str) -> "Libraries":
+        """Open libraries that earlier stages made.
+
+        Raises:
+            UserError: a folder is named twice, or see `Library.open`.
+        """
+        resolved = [Path(folder).resolve() for folder in folders]
+        for n, folder in enumerate(resolved):
+            if folder in resolved[:n]:
+                raise UserError(f"{folders[n]}: is the same library as {folders[resolved.index(folder)]}; name it once")
+        return cls([Library.open(folder, model_fingerprint) for folder in folders])
+
+    def __str__(self):
+        return ", ".join(str(library.folder) for library in self.libraries)
+
+    def owner(self, pair: Pair) -> Library:
+        """The library whose variant counts.
+
+        Raises:
+            UserError: none has such a variant.
+        """
+        holders = [library for library in self.libraries if pair in library]
+        if not holders:
+            raise UserError(_missing(self, pair))
+        errors = [library.entry(pair).get("nmse_after") for library in holders]
+        return holders[0] if None in errors else holders[errors.index(min(errors))]
+
+    def variants(self) -> list[Pair]:
+        """All pairs that the libraries hold, each once."""
+        return list(dict.fromkeys(pair for library in self.libraries for pair in library.variants()))
+
+    def entry(self, pair: Pair) -> dict:
+        """The record of a variant, see `Library.entry`."""
+        return self.owner(pair).entry(pair)
+
+    def read(self, block: Block, name: str) -> Variant:
+        """One variant, see `Library.read`."""
+        return self.owner(Pair(block.name, name)).read(block, name)
+
+    def annotate(self, block: str, scores: dict) -> None:
+        """Add scores to the entries of the libraries that the variants are from, see `Library.annotate`."""
+        owners = {variant: self.owner(Pair(block, variant)) for variant in scores}
+        for library in self.libraries:
+            own = {variant: score for variant, score in scores.items() if owners[variant] is library}
+            if own:
+                library.annotate(block, own)
+
+
+def _missing(where, pair):
+    return (
+        f"{where}: has no variant {pair.variant} of {pair.block}; run prune.py (and block-level_finetuning.py) again "
+        "with the scheme of this conf.json"
+    )
+
+
 def _are_entries(variants):
-    """Whether a record's "variants" are what `Library.write` puts there."""
+    """Whether a record's "variants" are what `Library.write` and its callers put there."""
     texts = ("block", "variant", "file", "key", "sha256")
     return isinstance(variants, dict) and all(
         isinstance(entry, dict)
         and all(isinstance(entry.get(name), str) for name in texts)
         and isinstance(entry.get("shapes"), dict)
+        and isinstance(entry.get("nmse_after", 0.0), int | float)
         for entry in variants.values()
     )
 

@@ -8,6 +8,7 @@ alone.
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -226,7 +227,7 @@ def read_jsonl(path):
 # --- samples that are the same in every run ---------------------------------------------------------------------
 
 
-def fixed_sample(items: list, size: int) -> list:
+def fixed_sample(items: Sequence, size: int) -> list:
     """`size` of the items, in their order: the same ones in every run."""
     return [items[i] for i in sorted(random.Random(FIXED_SEED).sample(range(len(items)), size))]
 

@@ -356,6 +356,7 @@ def test_the_report_holds_what_a_picture_needs(found):
         "objective",
         "original",
         "rest",
+        "examples",
         "dense",
         "blocks",
         "variants",
@@ -374,8 +375,11 @@ def test_the_report_holds_what_a_picture_needs(found):
         {name: value for name, value in each.items() if name not in ("choice", "validation")}
         for each in report["searched"]
     ] == result["found"]
+    assert report["examples"] == result["examples"] == {"scored_on": 16, "held_back": 0}
     for each in (report["dense"], *report["uniform"], *report["searched"]):  # all examples were scored on here
         assert each["validation"] == {"loss": each["loss"], "kl": each["kl"]}
+    for each in (report["dense"], *report["uniform"], *report["models"]):
+        assert each["held_back"] == {"loss": each["loss"], "kl": each["kl"]}
     assert {name: round(value, 3) for name, value in report["seconds"].items()} == result["seconds"]
 
     record = read_json(found / "tuned" / "record.json")["variants"]
@@ -387,6 +391,7 @@ def test_the_report_holds_what_a_picture_needs(found):
                 {
                     "block": block,
                     "variant": variant,
+                    "library": str(found / "tuned"),
                     "removed": removed,
                     "loss": score["loss"],
                     "kl": score["kl"],
@@ -408,7 +413,7 @@ def test_the_report_holds_what_a_picture_needs(found):
 
     for n, each in zip((1, 2), report["uniform"], strict=True):
         choice = scheme["configs"][n]
-        assert set(each) == {"configuration", "fraction", "predicted", "loss", "kl", "validation"}
+        assert set(each) == {"configuration", "fraction", "predicted", "loss", "kl", "held_back", "validation"}
         assert each["configuration"] == n and each["predicted"] == predicted(choice)
         assert each["fraction"] == sum(kept_weights(found / "tuned", *pair) for pair in choice.items()) / ALL
     assert all(each["predicted"] == predicted(each["choice"]) for each in report["models"])
@@ -476,6 +481,59 @@ def test_other_examples_score_again(succeeds, workshop, copied, tokenizer):
     assert len(sample) == 8
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(loaded.model, tokenizer, sample.texts), abs=1e-5)
     assert result["found"][0]["history"] == [result["found"][0]["kl"]]  # no rounds
+
+
+# --- held-back examples ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scored_on, held_back", [(6, 6), (12, 4)])
+def test_what_is_found_is_checked_on_examples_that_nothing_was_scored_on(
+    succeeds, workshop, copied, tokenizer, scored_on, held_back
+):
+    """Oracle: the loss of one pair at a time of the composed models, on the fixed sample and on some of the rest."""
+    model, data = workshop / "model" / "t5", workshop / "data" / "t5"
+    more = ("--budget-of", 1, 2, "--objective", "loss", "--score-examples", scored_on, "--rounds", 2)
+    result = succeeds(*searching(copied, model, "some.json", *more, "--report", copied / "some-report.json"))
+    report = read_json(copied / "some-report.json")
+    assert result["examples"] == report["examples"] == {"scored_on": scored_on, "held_back": held_back}
+
+    loaded = load_model(model)
+    validation = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.task, prefix=PREFIX)
+    sample, rest = validation.sample_and_rest(scored_on)
+    unseen = rest.sample(held_back).texts
+    assert len(unseen) == held_back and sorted(sample.texts + rest.texts) == sorted(pairs_of(workshop, "val"))
+
+    def losses(configurations, n):
+        out = copied / f"{configurations}-{n}"
+        composing = ("-m", model, "-p", copied / "tuned", "-c", copied / configurations, "-n", n, "-o", out)
+        succeeds("compose_model.py", *composing)
+        composed = transformers.AutoModelForSeq2SeqLM.from_pretrained(out).eval()
+        return [pytest.approx(loss_per_token(composed, tokenizer, pairs), abs=1e-5) for pairs in (sample.texts, unseen)]
+
+    for n, (figures, uniform) in enumerate(zip(result["found"], report["uniform"], strict=True)):
+        there = figures["held_back"]
+        options = {"searched": there["searched"], f"uniform {there['uniform']['configuration']}": there["uniform"]}
+        best = options[figures["returned"]]["loss"]
+        assert best == min(each["loss"] for each in options.values()) <= uniform["held_back"]["loss"]
+        assert [figures["loss"], best] == losses("some.json", n)
+        assert [uniform["loss"], uniform["held_back"]["loss"]] == losses("grid.json", uniform["configuration"])
+        assert figures["fraction"] <= uniform["fraction"] and there["history"][-1] == there["searched"]["loss"]
+        for history in (figures["history"], there["history"]):
+            assert all(after < before for before, after in itertools.pairwise(history))
+    dense = loss_per_token(loaded.model, tokenizer, unseen)
+    assert report["dense"]["held_back"] == {"loss": pytest.approx(dense, abs=1e-5), "kl": 0}
+
+
+def test_where_no_examples_are_left_to_hold_back_the_search_says_so(call, workshop, copied):
+    """By hand: there are 16 validation examples. What is returned is then the better of the two on these."""
+    for number, silent in ((15, True), (16, False)):
+        more = ("--budget-of", 2, "--rounds", 0, "--score-examples", number)
+        code, result, err = call(*searching(copied, workshop / "model" / "t5", f"{number}.json", *more))
+        assert (code, result["examples"]) == (0, {"scored_on": number, "held_back": 16 - number})
+        assert ("all 16 validation examples are scored on and none are left to hold back" in err) != silent
+    (figures,) = result["found"]
+    assert figures["kl"] == min(figures["held_back"][way]["kl"] for way in ("searched", "uniform"))
+    assert figures["held_back"]["history"] == figures["history"]
 
 
 # --- other measures, objectives and families -------------------------------------------------------------------

@@ -330,6 +330,21 @@ def test_a_limit_takes_the_same_sample_every_time_in_the_files_order(workshop, l
     assert all(pair in rest for pair in samples[0])  # a subsequence: `in` uses the iterator up
 
 
+@pytest.mark.parametrize("size", [1, 7, 19, 20, 30])
+def test_a_sample_and_its_rest_are_disjoint_and_are_all(size):
+    """Oracle: the list of all examples, each of which is told by its text."""
+    names = [str(i) for i in range(20)]
+    whole = Examples(CLASSIFICATION, [[i] for i in range(20)], [i % 2 for i in range(20)], names, pad=0)
+    sample, rest = whole.sample_and_rest(size)
+    assert len(sample) == min(size, 20) and not set(sample.texts) & set(rest.texts)
+    assert sorted(sample.texts + rest.texts, key=int) == names
+    assert sample == whole.sample(size) == whole.sample_and_rest(size)[0]  # the same ones every time
+    for part in (sample, rest):
+        positions = [int(text) for text in part.texts]
+        assert positions == sorted(positions) and part.inputs == [[i] for i in positions]
+        assert part.targets == [i % 2 for i in positions] and (part.task, part.pad) == (whole.task, whole.pad)
+
+
 def test_a_limited_split_that_is_sorted_by_label_still_has_both_labels(tmp_path):
     write_rows(tmp_path, "test", [{"text": "good film", "label": int(i >= 100)} for i in range(200)])
     examples = load_examples(tmp_path, "test", build_tokenizer("distilbert"), CLASSIFICATION, limit=40)

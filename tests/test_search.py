@@ -1,4 +1,4 @@
-"""The choice within a budget against brute force, and exchanges against made-up losses."""
+"""The choice within a budget against brute force; exchanges and whole searches against made-up losses."""
 
 import contextlib
 import itertools
@@ -6,11 +6,14 @@ import random
 import signal
 
 import pytest
+from helpers import RUNTIME
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.search import budgets
 from common.search import knapsack as search
+from common.search.costs import Costs
 
 NO_SHRINKING = [Phase.reuse, Phase.generate]  # each example takes the solver milliseconds
 
@@ -195,8 +198,11 @@ def within(loss):
     return conditional
 
 
-def improved(start, costs, budget, loss, rounds):
-    return search.improve(start, costs, budget, loss, lambda choice: within(loss)(choice, costs), rounds=rounds)
+def improved(start, costs, budget, loss, rounds, held_back=None, conditional=None):
+    """(the last choice, the loss of each) of the exchanges; held-back examples agree with the others unless given."""
+    conditional = conditional or (lambda choice: within(loss)(choice, costs))
+    path = search.improve(start, costs, budget, loss, held_back or loss, conditional, rounds=rounds)
+    return path[-1], [loss(choice) for choice in path]
 
 
 @settings(max_examples=25, deadline=None, phases=NO_SHRINKING)
@@ -276,7 +282,7 @@ def test_the_exchange_that_lowers_the_loss_most_is_kept():
         return {block: {variant: 10 - (variant == "y") * gain[block] for variant in "xy"} for block in gain}
 
     costs = {block: {"x": 1, "y": 1} for block in gain}
-    choice, history = search.improve(dict.fromkeys(gain, "x"), costs, 4, loss, conditional, rounds=1)
+    choice, history = improved(dict.fromkeys(gain, "x"), costs, 4, loss, 1, conditional=conditional)
     assert ("".join(choice.values()), history) == ("xxyy", [10, 4])
 
 
@@ -297,7 +303,168 @@ def test_efficient_variants_are_those_that_none_beats(data):
 
 
 def test_no_rounds_return_the_start():
-    """By hand: its loss is measured, and nothing else is."""
+    """By hand: nothing is measured."""
     start = {"a": "half", "b": "half", "c": "dense"}
-    found = search.improve(start, HALVED, 4, lambda choice: 7.0, None, rounds=0)
-    assert found == (start, [7.0])
+    assert search.improve(start, HALVED, 4, None, None, None, rounds=0) == [start]
+
+
+LETTERS = {block: {"x": 1, "y": 1} for block in "ab"}  # all four choices cost the same
+
+
+@pytest.mark.parametrize(
+    "held_back, expected, asked",
+    [
+        ({"xx": 9, "yx": 8, "yy": 7}, ["xx", "yx", "yy"], ["xx", "yx", "yy"]),  # the third finds nothing better
+        ({"xx": 9, "yx": 8, "yy": 8}, ["xx", "yx"], ["xx", "yx"]),  # the second round is no better
+        ({"xx": 9, "yx": 9.1, "yy": 0}, ["xx"], ["xx"]),  # the first is worse; what might come after is not seen
+    ],
+    ids=["agree", "no better", "worse"],
+)
+def test_rounds_go_on_as_long_as_held_back_examples_agree(held_back, expected, asked):
+    """By hand: on the deciding examples the losses are 5, 4 and 3 after no, one and two rounds.
+
+    Within xx the scores know of no good in b as y, so the first round ends at yx.
+    """
+    losses, conditionals = {"xx": 5, "xy": 6, "yx": 4, "yy": 3}, []
+
+    def word(choice):
+        return "".join(choice.values())
+
+    def conditional(choice):
+        conditionals.append(word(choice))
+        return within(lambda each: losses[word(each)])(choice, LETTERS)
+
+    path = search.improve(
+        {"a": "x", "b": "x"},
+        LETTERS,
+        2,
+        lambda choice: losses[word(choice)],
+        lambda choice: held_back[word(choice)],
+        conditional,
+        rounds=5,
+    )
+    assert ([word(choice) for choice in path], conditionals) == (expected, asked)
+
+
+@settings(max_examples=25, deadline=None, phases=NO_SHRINKING)
+@given(data=st.data())
+def test_every_round_that_is_taken_lowers_both_losses(data):
+    """Two made-up losses that know nothing of each other; they are the oracle too."""
+    scores, costs, budget = data.draw(instances(COSTS["whole"]))
+    draw = random.Random(data.draw(st.integers(0, 99)))
+    loss, held_back = (
+        {tuple(choice.values()): draw.randint(0, 50) for choice in combinations(costs)} for _ in range(2)
+    )
+
+    def real(choice):
+        return loss[tuple(choice.values())]
+
+    def other(choice):
+        return held_back[tuple(choice.values())]
+
+    start, rounds = search.choose(scores, costs, budget), data.draw(st.integers(0, 4))
+    path = search.improve(start, costs, budget, real, other, lambda choice: within(real)(choice, costs), rounds=rounds)
+    assert path[0] == start and len(path) <= rounds + 1
+    assert all(spent(costs, choice) <= budget for choice in path)
+    for before, after in itertools.pairwise(path):
+        assert real(after) < real(before) and other(after) < other(before)
+
+
+# --- beside the uniform ones -----------------------------------------------------------------------------------
+
+
+class Table:
+    """What `budgets.find` asks of `Candidates`, out of made-up losses of whole choices."""
+
+    objective, runtime = "kl", RUNTIME
+
+    def __init__(self, costs, configurations, scoring, held_back):
+        """`scoring`, `held_back`: {the variants of a choice, as a tuple: loss}."""
+        self.costs, self.uniform, self.scoring, self.unseen = costs, configurations, scoring, held_back
+        self.seconds = {"search": 0.0}
+
+    def configurations(self):
+        return self.uniform
+
+    def real(self, choice):
+        return {"loss": 0.0, "kl": self.scoring[tuple(choice[block] for block in self.costs)]}
+
+    def real_held_back(self, choice):
+        return {"loss": 1.0, "kl": self.unseen[tuple(choice[block] for block in self.costs)]}
+
+    def predicted(self, choice, scores):
+        return spent(scores, choice)
+
+    def conditional(self, choice, variants):
+        return within(lambda each: self.real(each)["kl"])(choice, variants)
+
+
+def test_a_uniform_choice_that_held_back_examples_like_better_is_returned():
+    """By hand: of two blocks one must be halved, or both. The scores' sum takes b, and so does the search, with 3.
+
+    On held-back examples that is 8. Of the two configurations within the budget, number 2 has 7. Number 1 has 0, but
+    is over the budget.
+    """
+    costs = {"a": {"dense": 2, "half": 1}, "b": {"dense": 2, "half": 1}}
+    scores = {"a": {"dense": 0, "half": 2}, "b": {"dense": 0, "half": 1}}
+    scoring = {("dense", "dense"): 0, ("half", "dense"): 5, ("dense", "half"): 3, ("half", "half"): 6}
+    unseen = {("dense", "dense"): 0, ("half", "dense"): 9, ("dense", "half"): 8, ("half", "half"): 7}
+    both, neither, one = (dict(zip("ab", each)) for each in (("half",) * 2, ("dense",) * 2, ("half", "dense")))
+    table = Table(costs, [one, neither, both], scoring, unseen)
+    (found,) = budgets.find(table, Costs("parameters", costs, 10), [3], scores, rounds=2)
+    assert found.choice == both
+    assert found.figures == {
+        "returned": "uniform 2",
+        "cost": 12,
+        "fraction": 0.5,
+        "predicted": 1,
+        "additive": 3,
+        "history": [3],
+        "held_back": {
+            "history": [8],
+            "searched": {"loss": 1.0, "kl": 8},
+            "uniform": {"configuration": 2, "loss": 1.0, "kl": 7},
+        },
+        "loss": 0.0,
+        "kl": 6,
+    }
+    (found,) = budgets.find(
+        Table(costs, [neither], scoring, unseen), Costs("parameters", costs, 10), [3], scores, rounds=2
+    )
+    assert (found.choice, found.figures["returned"]) == ({"a": "dense", "b": "half"}, "searched")
+    assert found.figures["held_back"]["uniform"] is None
+
+
+@settings(max_examples=40, deadline=None, phases=NO_SHRINKING)
+@given(data=st.data())
+def test_no_choice_is_worse_than_the_uniform_ones_on_held_back_examples_nor_over_its_budget(data):
+    """Losses on scoring and on held-back examples that know nothing of each other. Oracle: the losses themselves."""
+    scores, costs, budget = data.draw(instances(COSTS["tenths"]))
+    for each in (scores, costs):  # the first variant is the block as it is
+        for variants in each.values():
+            variants["dense"] = variants.pop("variant 0")
+    draw = random.Random(data.draw(st.integers(0, 99)))
+    every = combinations(costs)
+    scoring, unseen = ({tuple(choice.values()): draw.randint(0, 50) for choice in every} for _ in range(2))
+    uniform = draw.choices(every, k=draw.randint(0, 6))
+    limits = [budget, *(spent(costs, choice) for choice in uniform)]
+    table, rounds = Table(costs, uniform, scoring, unseen), data.draw(st.integers(0, 3))
+    found = budgets.find(table, Costs("parameters", costs, 1), limits, scores, rounds=rounds)
+    for limit, (choice, figures) in zip(limits, found, strict=True):
+        assert spent(costs, choice) <= limit and figures["cost"] == spent(costs, choice) + 1
+        measured = unseen[tuple(choice[block] for block in costs)]
+        fitting = [each for each in uniform if spent(costs, each) <= limit]
+        just = [each for each in fitting if spent(costs, each) == limit]
+        others = sorted((each for each in fitting if each not in just), key=lambda each: spent(scores, each))
+        promised = just + (others if len(fitting) <= 3 else others[:1] if not just else [])
+        assert all(measured <= unseen[tuple(each.values())] for each in promised)
+        on_held_back = figures["held_back"]
+        options = {"searched": on_held_back["searched"]["kl"]}
+        if on_held_back["uniform"]:
+            options[f"uniform {on_held_back['uniform']['configuration']}"] = on_held_back["uniform"]["kl"]
+        assert measured == min(options.values()) == options[figures["returned"]]
+        if figures["returned"] != "searched":
+            assert choice == uniform[int(figures["returned"].removeprefix("uniform "))]
+        for history in (figures["history"], on_held_back["history"]):
+            assert all(after < before for before, after in itertools.pairwise(history))
+        assert on_held_back["history"][-1] == on_held_back["searched"]["kl"]

@@ -1,6 +1,7 @@
-"""Searching configurations: scores and costs of a library's variants, and the best choice for each budget."""
+"""Searching configurations: scores and costs of libraries' variants, and the best choice for each budget."""
 
-from common.search.budgets import Candidates, check_feasible, find, limits, rates_of, report
+from common.search.budgets import check_feasible, find, limits, rates_of, report
+from common.search.candidates import Candidates
 from common.search.costs import count
 
 __all__ = ["Candidates", "check_feasible", "count", "find", "limits", "rates_of", "report"]

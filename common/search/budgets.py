@@ -1,173 +1,14 @@
-"""Searching configurations: scoring a library's variants, and picking those that lose least within a budget."""
+"""Searching configurations: what a budget allows, the best choice within it, and the report of a search."""
 
-import copy
 from typing import NamedTuple
 
-from common.blocks import block_tensors, find_blocks, set_block
-from common.data import Examples
-from common.devices import Runtime
 from common.errors import UserError
-from common.library import Library
-from common.models import LoadedModel
-from common.records import digest
-from common.schemes import DENSE, SIZES, Configurations, Pair, block_of, make_scheme, nth_choice
+from common.schemes import DENSE, SIZES, block_of
 from common.search import knapsack
+from common.search.candidates import Candidates
 from common.search.costs import Costs
-from common.search.scoring import score_block
 
-FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
-
-
-class Candidates:
-    """The variants that a model can be composed of, and what they do to its loss."""
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        configurations: Configurations,
-        library: Library,
-        validation: Examples,
-        runtime: Runtime,
-        *,
-        number: int,
-        objective: str,
-    ):
-        """
-        Args:
-            loaded: the original.
-            configurations: those whose variants are the candidates.
-            library: holds these.
-            validation: not examples that anything was trained on.
-            number: how many of them variants and models are scored on.
-            objective: "loss" or "kl", see `score_block`.
-        Raises:
-            UserError: the library lacks a variant.
-        """
-        self.loaded, self.library, self.objective = loaded, library, objective
-        self.validation, self.examples = validation, validation.sample(number)
-        self.scheme = make_scheme(configurations)
-        self.blocks = find_blocks(loaded.model)
-        self.runtime = runtime
-        scored_on = [library.record["model"]["fingerprint"], self.examples.fingerprint()]
-        self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
-        self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        self.known = {}  # {choice: {"loss", "kl"}}
-        self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
-
-    def configuration(self, nth, path):
-        """The n-th of the configurations, read from `path`, as a {block: variant} of all the model's blocks.
-
-        Raises:
-            UserError: there is none.
-        """
-        return dict.fromkeys(self.blocks, DENSE) | nth_choice(self.scheme, nth, path)
-
-    # A variant is read again wherever it is needed: those of a whole grid may be more than memory holds.
-
-    def tensors(self, name, variant):
-        """A block's tensors, on the device."""
-        if variant == DENSE:
-            return block_tensors(self.loaded.model, self.blocks[name])
-        tensors = self.library.read(self.blocks[name], variant).tensors
-        return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
-
-    def keeps(self):
-        """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
-        return {
-            name: {variant: self.library.read(self.blocks[name], variant).keeps for variant in variants}
-            for name, variants in self.scheme.blocks.items()
-        }
-
-    def compose(self, choice):
-        """The model of a {block: variant}; the same object each time."""
-        for name, variant in choice.items():
-            if self.inside[name] != variant:
-                set_block(self.composed, self.blocks[name], self.tensors(name, variant))
-                self.inside[name] = variant
-        return self.composed
-
-    def real(self, choice):
-        """{"loss", "kl"} of the composed model, measured."""
-        key = tuple(choice[name] for name in self.blocks)
-        if key not in self.known:
-            started = self.runtime.now()
-            self.known[key] = self._measure(choice, self.examples)
-            if self.seconds["one pass"] is None:
-                self.seconds["one pass"] = self.runtime.now() - started
-        return self.known[key]
-
-    def validate(self, choice):
-        """{"loss", "kl"} of the composed model on all validation examples."""
-        return self._measure(choice, self.validation)
-
-    def _measure(self, choice, examples):
-        model = self.compose(choice) if set(choice.values()) != {DENSE} else self.loaded.model  # one pass, not two
-        return score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)[None]
-
-    def dense(self):
-        """{"loss", "kl"} of the original."""
-        return self.real(dict.fromkeys(self.blocks, DENSE))
-
-    def scores(self):
-        """By how much each variant alone raises the objective: {block: {variant: number}}.
-
-        What the library's record knows already, of the same variant and examples, is taken from there; what is found
-        out is written there, block by block.
-        """
-        dense = self.dense()
-        started = self.runtime.now()
-        found = {name: {DENSE: 0.0} for name in self.blocks}
-        for name, variants in self.scheme.blocks.items():
-            todo = [
-                variant
-                for variant in variants
-                if (self.library.entry(Pair(name, variant)).get("score") or {}).get("key")
-                != self.keys[Pair(name, variant)]
-            ]
-            if todo:
-                tensors = {variant: self.tensors(name, variant) for variant in todo}
-                scores = score_block(
-                    self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, self.runtime
-                )
-                self.library.annotate(
-                    name, {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo}
-                )
-                self.scored += len(todo)
-            for variant in variants:
-                found[name][variant] = (
-                    self.library.entry(Pair(name, variant))["score"][self.objective] - dense[self.objective]
-                )
-        self.seconds["scores"] += self.runtime.now() - started
-        return found
-
-    def predicted(self, choice, scores):
-        """The objective of a choice, as the scores' sum has it."""
-        return self.dense()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
-
-    def conditional(self, choice, variants):
-        """The objective of the composed model with one block replaced, on some of the examples.
-
-        Args:
-            variants: those that are worth it, {block: [variant]}.
-        Returns:
-            {block: {variant: number}}, of these and of the choice's own.
-        """
-        examples, found = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
-        for name in self.blocks:
-            others = [variant for variant in variants[name] if variant != choice[name]]
-            scores = score_block(
-                self.compose(choice),
-                self.loaded.model,
-                self.blocks,
-                name,
-                {variant: self.tensors(name, variant) for variant in others},
-                examples,
-                self.runtime,
-            )
-            found[name] = {
-                choice[name] if variant is None else variant: score[self.objective] for variant, score in scores.items()
-            }
-        return found
+UNIFORM = 3  # so many configurations are measured beside the choice that a search finds, if there are as many
 
 
 def limits(cost: Costs, budgets: list[float]) -> list[float]:
@@ -204,8 +45,8 @@ def check_feasible(cost: Costs, limits: list[float]) -> None:
     for limit in limits:
         if limit < least:
             raise UserError(
-                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the library's"
-                f" variants cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
+                f"--budget: {limit / cost.original:.4g} of what the original's blocks cost is infeasible; the variants "
+                f"cost {least / cost.original:.4g} to {most / cost.original:.4g} of it, the whole model "
                 f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} ({_unit(cost)})"
             )
 
@@ -220,10 +61,16 @@ class Found(NamedTuple):
 def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict, *, rounds: int) -> list[Found]:
     """The best choice for each of some limits of what its blocks cost, in this order.
 
-    The figures are: "cost", of the whole model; "fraction", of the original's blocks; "predicted",
-        the objective of the choice that the scores' sum says is best, and "additive", its measured one; "history", the
-        measured objective before the first and after each round of exchanges that lowered it; "loss" and "kl", of the
-        choice.
+    It is the one that the search finds, unless a uniform choice (a configuration within the limit) has a lower
+    objective on the held-back examples.
+
+    The figures are:
+        of the best choice: "returned", which is "searched" or "uniform N", N being the configuration's number; "cost",
+        of the whole model; "fraction", of the original's blocks; "loss" and "kl".
+        of the search: "predicted", the objective of the choice that the scores' sum says is best, and "additive", its
+        measured one; "history", the measured objective before the first and after each round of exchanges.
+        "held_back": the "history" on the held-back examples, and {"loss", "kl"} there of what was "searched" and of the
+        best "uniform" choice, with its number as "configuration"; None where no configuration is within the limit.
     """
     started, objective = candidates.runtime.now(), candidates.objective
     variants, found, within = knapsack.efficient(scores, cost.blocks), {}, None
@@ -231,50 +78,85 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict,
     def real(choice):
         return candidates.real(choice)[objective]
 
+    def held_back(choice):
+        return candidates.real_held_back(choice)[objective]
+
     def conditional(choice):
         nonlocal within
         within = candidates.conditional(choice, variants)
         return within
 
     for limit in sorted(set(limits), reverse=True):
-        additive = choice = knapsack.choose(scores, cost.blocks, limit)
+        additive = start = knapsack.choose(scores, cost.blocks, limit)
         if within:  # what was found out in the model of the budget above
-            choice = min(additive, knapsack.choose(within, cost.blocks, limit), key=real)
-        choice, history = knapsack.improve(choice, cost.blocks, limit, real, conditional, rounds=rounds)
+            start = min(additive, knapsack.choose(within, cost.blocks, limit), key=real)
+        path = knapsack.improve(start, cost.blocks, limit, real, held_back, conditional, rounds=rounds)
+        returned, choice, uniform = "searched", path[-1], best_uniform(candidates, cost, limit, scores)
+        if uniform and uniform.figures[objective] < held_back(choice):
+            returned, choice = f"uniform {uniform.figures['configuration']}", uniform.choice
         found[limit] = Found(
             choice,
             {
+                "returned": returned,
                 "cost": cost.of(choice) + cost.rest,
                 "fraction": cost.of(choice) / cost.original,
                 "predicted": candidates.predicted(additive, scores),
                 "additive": real(additive),
-                "history": history,
+                "history": [real(each) for each in path],
+                "held_back": {
+                    "history": [held_back(each) for each in path],
+                    "searched": candidates.real_held_back(path[-1]),
+                    "uniform": uniform.figures if uniform else None,
+                },
                 **candidates.real(choice),
             },
         )
         figures = found[limit].figures
+        beside = "no configuration fits"
+        if uniform:
+            beside = f"uniform {uniform.figures['configuration']}: {uniform.figures[objective]:.4f}"
         candidates.runtime.talk.say(
-            f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used, "
-            f"{objective} {real(choice):.4f} ({figures['additive']:.4f} before exchanges, {figures['predicted']:.4f} "
-            "by the scores' sum)"
+            f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used by the "
+            f"choice returned ({returned}); {objective} of the search {real(path[-1]):.4f} ({figures['additive']:.4f} "
+            f"before exchanges, {figures['predicted']:.4f} by the scores' sum), on held-back examples "
+            f"{held_back(path[-1]):.4f} ({beside})"
         )
     candidates.seconds["search"] += candidates.runtime.now() - started
     return [found[limit] for limit in limits]
 
 
+def best_uniform(candidates, cost, limit, scores):
+    """The configuration within a limit that has the lowest objective on the held-back examples, of a few.
+
+    These are the ones that cost just the limit, and others up to UNIFORM, which the scores' sum says are best.
+
+    Returns:
+        Found, with "configuration" (the number), "loss" and "kl" there; None if none is within the limit.
+    """
+    within = {n: choice for n, choice in enumerate(candidates.configurations()) if cost.of(choice) <= limit}
+    just = [n for n in within if cost.of(within[n]) == limit]
+    others = sorted(within.keys() - just, key=lambda n: (candidates.predicted(within[n], scores), n))
+    few = just + others[: max(UNIFORM - len(just), 0)]
+    measured = [Found(within[n], {"configuration": n, **candidates.real_held_back(within[n])}) for n in few]
+    return min(measured, key=lambda each: each.figures[candidates.objective], default=None)
+
+
 def report(candidates, cost, scores, found, uniform):
     """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices.
 
-    "validation" is measured on all validation examples, the rest on those that the scores are from.
+    "validation" is measured on all validation examples, "held_back" on those held back, and the rest on those that the
+    scores are from.
     """
     variants = []
     for pair in candidates.keys:
         name, variant = pair
-        entry = candidates.library.entry(pair)
+        library = candidates.libraries.owner(pair)
+        entry = library.entry(pair)
         variants.append(
             {
                 "block": name,
                 "variant": variant,
+                "library": str(library.folder),
                 "removed": candidates.scheme.blocks[name][variant],
                 "loss": entry["score"]["loss"],
                 "kl": entry["score"]["kl"],
@@ -283,12 +165,14 @@ def report(candidates, cost, scores, found, uniform):
                 "fraction": cost.blocks[name][variant] / cost.blocks[name][DENSE],
             }
         )
+    dense = dict.fromkeys(candidates.blocks, DENSE)
     same = [
         {
             "configuration": n,
             "fraction": cost.of(choice) / cost.original,
             "predicted": candidates.predicted(choice, scores),
             **candidates.real(choice),
+            "held_back": candidates.real_held_back(choice),
             "validation": candidates.validate(choice),
         }
         for n, choice in uniform.items()
@@ -299,7 +183,9 @@ def report(candidates, cost, scores, found, uniform):
         "objective": candidates.objective,
         "original": cost.original,
         "rest": cost.rest,
-        "dense": candidates.dense() | {"validation": candidates.validate(dict.fromkeys(candidates.blocks, DENSE))},
+        "examples": candidates.counts(),
+        "dense": candidates.dense()
+        | {"held_back": candidates.real_held_back(dense), "validation": candidates.validate(dense)},
         "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
         "variants": variants,
         "uniform": same,
@@ -308,6 +194,7 @@ def report(candidates, cost, scores, found, uniform):
             {
                 "choice": dict(zip(candidates.blocks, key)),
                 **values,
+                "held_back": candidates.known_held_back.get(key),
                 "predicted": candidates.predicted(dict(zip(candidates.blocks, key)), scores),
             }
             for key, values in candidates.known.items()

@@ -102,30 +102,30 @@ def efficient(scores, costs):
     return found
 
 
-def improve(chosen, costs, budget, real_loss, conditional, *, rounds):
+def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, rounds):
     """Improve a choice where the blocks' scores don't add up.
 
     In each round variants are scored again, within the model of the choice so far. By these scores the best exchange
     of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
-    lowers the real loss most is kept; the search ends where none does.
+    lowers the real loss most is taken, if it lowers the loss on held-back examples too. The rounds end where none is.
 
     Args:
         chosen: {block: variant}.
-        real_loss: function of a choice, the model's loss.
+        real_loss, held_back_loss: functions of a choice, the model's loss on the examples that decide and on others.
         conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}, for the
             variants worth trying and the choice's own.
     Returns:
-        (choice, [real loss of the first choice and after each round that lowered it]).
+        [the first choice, and the choice after each round that improved it].
     """
-    history = [real_loss(chosen)]
+    path = [chosen]
     for _ in range(rounds):
         scores, best, changes = conditional(chosen), chosen, len(chosen)
         while changes:
             candidate = choose(scores, costs, budget, current=chosen, changes=changes)
             best = min(best, candidate, key=real_loss)
             changes //= 2
-        if best == chosen:
+        if best == chosen or held_back_loss(best) >= held_back_loss(chosen):
             break
         chosen = best
-        history.append(real_loss(chosen))
-    return chosen, history
+        path.append(chosen)
+    return path
