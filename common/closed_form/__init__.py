@@ -1,5 +1,9 @@
-"""Closed-form block-level fine-tuning. The way in is `reconstruct`."""
+"""What a block's output says: closed-form fine-tuning, and selection of what goes by what the closed form leaves.
 
-from common.closed_form.reconstruction import OVERSAMPLING, reconstruct
+The ways in are `reconstruct`, and `statistics` with `Reconstruction`.
+"""
 
-__all__ = ["OVERSAMPLING", "reconstruct"]
+from common.closed_form.reconstruction import OVERSAMPLING, reconstruct, statistics
+from common.closed_form.selection import Reconstruction
+
+__all__ = ["OVERSAMPLING", "Reconstruction", "reconstruct", "statistics"]
