@@ -1,0 +1,162 @@
+"""What goes: quality and seconds of the criteria, each followed by the closed form, without a gradient step.
+
+Two tables, both uniform over all blocks: heads and neurons at the i-th rates of --attention and --feed-forward, and
+single weights of all Linears at each rate of --linear. Each row is one criterion at one rate: the model's loss and its
+divergence from the original on all examples of --split; seconds of the pass that gathers what the criterion reads, of
+choosing, and of the closed form.
+
+The last lines compare selection for all rates, in turn with the closed form of one variant of each block; both with the
+pass that gathers what they read.
+"""
+
+import copy
+import sys
+
+from measure import build_parser, cli, emit, in_turn, machine, ratio
+
+from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
+from common.closed_form import Reconstruction, reconstruct, statistics
+from common.devices import Runtime, resolve_device
+from common.data import load_examples
+from common.masking import L1, prune_block
+from common.models import data_source, load_model, load_tokenizer
+from common.schemes import SIZES, make_scheme, uniform_configurations
+from common.search import score_block
+
+RIDGE = 1e-3  # block-level_finetuning.py's default
+
+
+def parser():
+    flags = build_parser(__doc__.partition("\n\n")[0])
+    flags.add_argument("-m", "--model", required=True, help="folder or .pth")
+    for kind in ("attention", "feed-forward"):
+        flags.add_argument(f"--{kind}", type=float, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
+    flags.add_argument("--linear", type=float, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
+    flags.add_argument("--calibration", type=cli.positive, help="training examples (default: the family's)")
+    flags.add_argument("--split", choices=["validation", "test"], default="validation", help="what quality is measured on")
+    cli.add_data_flags(flags, batch_size=32)
+    return flags
+
+
+class Bench:
+    """A model, its examples, and what a criterion knows of its blocks."""
+
+    def __init__(self, args):
+        self.loaded = load_model(args.model, resolve_device(args.device))
+        self.model, self.blocks = self.loaded.model, find_blocks(self.loaded.model)
+        self.runtime = Runtime(resolve_device(args.device), args.batch_size, cli.Talk(args.quiet))
+        tokenizer, source = load_tokenizer(args.tokenizer, self.loaded), data_source(args.data, self.loaded)
+        train, self.split = (
+            load_examples(
+                source,
+                split,
+                tokenizer,
+                self.loaded.task,
+                prefix=self.loaded.study.prefix,
+                classes=self.model.config.num_labels,
+                max_length=args.max_length,
+                limit=args.limit,
+            )
+            for split in ("train", args.split)
+        )
+        self.calibration = train.sample(args.calibration or self.loaded.study.calibration)
+        self.own = {name: block_tensors(self.model, block) for name, block in self.blocks.items()}
+
+    def criteria(self, name):
+        """{block: criterion}, in a pass over the calibration examples if the criterion reads them."""
+        if name == "l1":
+            return {block: L1(self.blocks[block], own) for block, own in self.own.items()}
+        found = statistics(self.model, list(self.blocks.values()), self.calibration, self.runtime, values=False)
+        return {block.name: Reconstruction(self.model, block, self.own[block.name], each) for block, each in found}
+
+    def prune(self, criteria, rates):
+        """{pair: variant} of the uniform configuration of {kind: rate}."""
+        modules = prunable_modules(self.model, neurons=True)
+        scheme = make_scheme(uniform_configurations({}, modules, [dict.fromkeys(SIZES, 0) | rates]))
+        return {
+            pair: prune_block(
+                self.blocks[pair.block],
+                self.own[pair.block],
+                scheme.blocks[pair.block][pair.variant],
+                dict.fromkeys(SIZES, criteria[pair.block]),
+            )[0]
+            for pair in scheme.variants()
+        }
+
+    def solve(self, variants):
+        return reconstruct(self.model, variants, self.calibration, self.runtime, ridge=RIDGE)
+
+    def quality(self, solved):
+        """{"loss", "kl"} of the model with these blocks."""
+        model = copy.deepcopy(self.model)
+        for pair, tensors in solved.items():
+            set_block(model, self.blocks[pair.block], tensors)
+        scores = score_block(model, self.model, self.blocks, None, {}, self.split, self.runtime)[None]
+        return {name: round(value, 4) for name, value in scores.items()}
+
+
+def run(args):
+    bench = Bench(args)
+    now = bench.runtime.now
+    emit(
+        figure="setting",
+        model=str(args.model),
+        split=args.split,
+        examples=len(bench.split),
+        calibration=len(bench.calibration),
+        dense=bench.quality({}),
+        **machine(bench.runtime.device),
+    )
+    tables = {
+        "heads and neurons": [
+            {"attention": heads, "feed_forward": neurons} for heads, neurons in zip(args.attention, args.feed_forward)
+        ],
+        "weights": [{"linear": rate} for rate in args.linear],
+    }
+    for name in ("l1", "reconstruction"):
+        for table, all_rates in tables.items():
+            started = now()
+            criteria = bench.criteria(name)
+            gathered = now()
+            for rates in all_rates:
+                before = now()
+                variants = bench.prune(criteria, rates)
+                chosen = now()
+                solved = bench.solve(variants)
+                emit(
+                    figure=table,
+                    criterion=name,
+                    rates=rates,
+                    **bench.quality(solved),
+                    seconds={
+                        "statistics": round(gathered - started, 2),
+                        "choice": round(chosen - before, 2),
+                        "closed form": round(now() - chosen, 2),
+                    },
+                )
+    for table, all_rates in tables.items():
+        variants = bench.prune(bench.criteria("reconstruction"), all_rates[0])
+
+        def choose(criteria, all_rates=all_rates):
+            for rates in all_rates:
+                bench.prune(criteria, rates)
+
+        def afresh(choose=choose):
+            choose(bench.criteria("reconstruction"))
+
+        ways = {"selection": afresh, "closed form": lambda variants=variants: bench.solve(variants)}
+        seconds = in_turn(ways, args.rounds, bench.runtime.device)
+        emit(
+            figure=f"{table}: selection of all rates / closed form of one variant, statistics in both",
+            rates=len(all_rates),
+            ratio=ratio(seconds["selection"], seconds["closed form"]),
+        )
+    return {"model": str(args.model)}
+
+
+def main(argv=None):
+    return cli.launch(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
