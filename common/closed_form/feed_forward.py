@@ -31,6 +31,7 @@ def solve_feed_forward(
     variants: dict[Pair, Variant],
     *,
     ridge: float,
+    wanted: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> dict[Pair, dict[str, torch.Tensor]]:
     """Solve the inner Linears of all variants, then their output Linears on what these then produce.
 
@@ -41,18 +42,24 @@ def solve_feed_forward(
     Args:
         inputs: of the block, (tokens, d_model).
         own: the teacher's tensors.
+        wanted: for inputs that are not the teacher's own: the teacher's for the same tokens, and what the output is to
+            be, both (tokens, d_model). All rows of the inner Linears are then solved, for what the teacher's give.
     Returns:
         {pair: all tensors of the block}.
     """
     *inner, out = block.linears
     rows = at_least_float32(with_ones(inputs, block.has_bias))
     gram = whole(add_products(None, rows))
+    inner_cross = gram if wanted is None else with_ones(wanted[0], block.has_bias).to(rows).T @ rows
     chunks = inputs.split(CHUNK)
 
     def feature_rows(tensors, chunk):
         return at_least_float32(with_ones(features(teacher, block, tensors, chunk), block.has_bias))
 
-    targets = [feature_rows(own, chunk) @ joined(own, out).to(gram).T for chunk in chunks]
+    if wanted is None:
+        targets = [feature_rows(own, chunk) @ joined(own, out).to(gram).T for chunk in chunks]
+    else:
+        targets = wanted[1].to(gram).split(CHUNK)
 
     def feature_sums(tensors):
         feature_gram, cross = None, 0
@@ -68,14 +75,14 @@ def solve_feed_forward(
 
     solved, shared = {}, None
     for pair, variant in variants.items():
-        if lost_neurons_alone(block, variant.keeps):
+        if wanted is None and lost_neurons_alone(block, variant.keeps):
             shared = shared or feature_sums(own)
             solved[pair] = variant.tensors | solution(variant, out, *shared)
             continue
         new = dict(variant.tensors)
         for linear in inner:
-            if not bool(variant.keeps[linear].all()):
-                new |= solution(variant, linear, gram, joined(own, linear).to(gram) @ gram)
+            if wanted or not bool(variant.keeps[linear].all()):
+                new |= solution(variant, linear, gram, joined(own, linear).to(gram) @ inner_cross)
         solved[pair] = new | solution(variant, out, *feature_sums(new))
     return solved
 

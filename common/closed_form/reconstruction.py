@@ -123,15 +123,12 @@ def gather(
         feed-forward block.
     """
     own = {block: block_tensors(teacher, block) for block in blocks}
-    tokens = {"encoder": sum(map(len, examples.inputs))}
-    if any(block.side == "decoder" for block in blocks):
-        tokens["decoder"] = sum(map(len, examples.targets))
+    positions_of = {block: sampling(block, own[block], examples, oversampling) for block in blocks}
     grams, bases, inputs = {}, {}, {block: [] for block in blocks}
 
     def read(batch, number, call):
         block, real = call.block, token_mask(call.block, batch)
-        fraction = oversampling * unknowns(block, own[block]) / tokens[block.side]
-        some = some_positions(real.shape[1], fraction, f"{FIXED_SEED}/{number}/{block.name}").to(runtime.device)
+        some = positions_of[block](number, real.shape[1]).to(runtime.device)
         if block.kind == "attention":
             rows = attention_rows(call, some, real[:, some], directions(block, own[block]), bases)
             grams[block] = add_products(grams.get(block), rows)
@@ -147,6 +144,13 @@ def gather(
         block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
         for block in blocks
     }
+
+
+def sampling(block, tensors, examples, oversampling):
+    """Which positions of a batch a block's regressions read: a function of the batch's number and its length."""
+    rows = examples.targets if block.side == "decoder" else examples.inputs
+    fraction = oversampling * unknowns(block, tensors) / sum(map(len, rows))
+    return lambda number, length: some_positions(length, fraction, f"{FIXED_SEED}/{number}/{block.name}")
 
 
 def some_positions(length, fraction, seed):
