@@ -139,7 +139,7 @@ def run(args):
             **compared,
         )
 
-    compared = {}  # the two ways to solve, where one was chosen
+    compared, seconds = {}, 0.0  # the two ways to solve, where one was chosen, and what that took
     progress = training.Progress()
     if closed_form and checkpoint.read() is None:
         progress.rows = solve(learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime)
@@ -162,9 +162,11 @@ def run(args):
         for learner in learners.values():
             learner.restore_best()
         if args.in_sequence:
+            started = runtime.now()
             compared = solve_in_sequence(
-                learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime
+                learners, pruned, loaded.model, blocks, calibration, validation, args.ridge, runtime
             )
+            seconds = runtime.now() - started
         for pair, learner in learners.items():
             write_variant(pair, learner)
     checkpoint.remove()
@@ -178,7 +180,7 @@ def run(args):
         "nmse_before": before,
         "nmse_after": after,
         **compared,
-        "seconds": round(progress.seconds, 3),
+        "seconds": round(progress.seconds + seconds, 3),
         "stats": stats_file,
     }
 
@@ -221,7 +223,7 @@ def solve(learners, variants, teacher, blocks, calibration, validation, ridge, r
     return [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
 
 
-def solve_in_sequence(learners, variants, teacher, blocks, calibration, validation, ridge, runtime):
+def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime):
     """Give the learners the solutions in sequence, if the model of these diverges less from the teacher.
 
     Returns:
@@ -234,12 +236,13 @@ def solve_in_sequence(learners, variants, teacher, blocks, calibration, validati
     def on_device(tensors):
         return {name: tensor.to(runtime.device) for name, tensor in tensors.items()}
 
-    pruned = {
-        pair: Variant(block, on_device(tensors), on_device(keeps)) for pair, (block, tensors, keeps) in variants.items()
-    }
+    variants = {}  # read again: the learners' tensors, which were solved in place, may be those read before
+    for pair in learners:
+        block, tensors, keeps = pruned.read(blocks[pair.block], pair.variant)
+        variants[pair] = Variant(block, on_device(tensors), on_device(keeps))
     solutions = {
         "independent": {pair: learner.parameters for pair, learner in learners.items()},
-        "in_sequence": reconstruct_in_sequence(teacher, pruned, calibration, runtime, ridge=ridge),
+        "in_sequence": reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge),
     }
     kl = {name: divergence(teacher, blocks, each, validation, runtime) for name, each in solutions.items()}
     taken = "in_sequence" if kl["in_sequence"] < kl["independent"] else "independent"
