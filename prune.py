@@ -5,14 +5,15 @@ import sys
 
 from common import cli, schemes
 
-SALIENCY = "l1"  # an entry of masking.SALIENCIES; part of every variant's key
+L1 = "l1"
+CRITERIA = [L1, "reconstruction"]  # what may be chosen by
 
 
 def build_parser():
     parser = cli.build_parser(
         __doc__,
         overwrite=True,
-        example="prune.py -c conf_prune.json -o modules-pruned",
+        example="prune.py -c conf_prune.json -o modules-pruned --criterion reconstruction",
         next_stage="block-level_finetuning.py",
     )
     cli.add_model_flag(parser)
@@ -20,21 +21,43 @@ def build_parser():
     parser.add_argument(
         "-o", "--output", default=cli.PRUNED_LIBRARY, metavar="LIBRARY", help="folder of the pruned library"
     )
+    parser.add_argument(
+        "--criterion",
+        choices=CRITERIA,
+        default=L1,
+        help="what goes: l1: what is smallest; reconstruction: what the block's output on training examples loses "
+        "least by, once the closed form has solved what is left",
+    )
+    for kind, parts in (("attention", "heads"), ("feed-forward", "neurons"), ("linear", "single weights")):
+        parser.add_argument(f"--{kind}-criterion", choices=CRITERIA, help=f"the same for {parts} alone")
+    cli.add_calibration_flags(parser)
     return parser
 
 
 def run(args):
     scheme = schemes.read_scheme(args.scheme)
+    criteria = {
+        "attention": args.attention_criterion or args.criterion,
+        "feed_forward": args.feed_forward_criterion or args.criterion,
+        "linear": args.linear_criterion or args.criterion,
+    }
+    reads_data = set(criteria.values()) != {L1}
+    if not reads_data:
+        cli.refuse_unused(args, args.calibration_flags, "l1 reads no data; it goes with another criterion")
     from common.blocks import block_tensors, find_blocks
     from common.composition import check_model, check_variant
-    from common.inputs import open_model
+    from common.inputs import open_model, open_study
     from common.library import PRUNED, Library
 
-    opened = open_model(args)
+    opened = open_study(args) if reads_data else open_model(args)
     loaded, talk = opened.loaded, opened.runtime.talk
     check_model(scheme.model, loaded, args.scheme)
     blocks = find_blocks(loaded.model)
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
+    calibration = (
+        opened.split(args, "train").sample(args.calibration or loaded.study.calibration) if reads_data else None
+    )
+    examples = calibration.fingerprint() if reads_data else None
     made_from = {}
     for pair in scheme.variants():
         removed = scheme.blocks[pair.block][pair.variant]
@@ -43,13 +66,24 @@ def run(args):
             "model": loaded.identity["fingerprint"],
             "block": pair.block,
             "removed": removed,
-            "saliency": SALIENCY,
+            **chosen_by(removed, criteria, examples),
         }
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
-    for pair in talk.progress(todo, "pruning"):
+    reading = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
+    for pair in talk.progress([pair for pair in todo if pair.block not in reading], "pruning"):
         prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
+    if reading:
+        prune_by_data(
+            library,
+            todo,
+            opened,
+            [blocks[name] for name in blocks if name in reading],
+            criteria,
+            calibration,
+            made_from,
+        )
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
     sparsity = []
@@ -67,11 +101,46 @@ def run(args):
     return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
 
 
-def prune_one(library, pair, block, tensors, made_from):
-    """Prune a variant, and write it with the counts of what was removed, measured on its masks."""
-    from common.masking import SALIENCIES, prune_block
+def chosen_by(removed, criteria, examples):
+    """How a variant's parts are chosen, for its key: only what has a part in it.
 
-    variant, by_rate = prune_block(block, tensors, made_from["removed"], SALIENCIES[made_from["saliency"]])
+    Args:
+        removed: the counts, see `schemes.Scheme`.
+        criteria: {kind of parts: criterion's name}.
+        examples: the calibration examples' fingerprint.
+    """
+    parts = {
+        "attention": removed["heads"],
+        "feed_forward": removed.get("neurons", 0),
+        "linear": any(removed["weights"].values()),
+    }
+    names = {kind: criteria[kind] for kind, count in parts.items() if count}
+    if set(names.values()) <= {L1}:
+        return {"saliency": L1}  # as it is called in the keys of libraries that are older than the choice
+    return {"criteria": names, "calibration_examples": examples}
+
+
+def prune_by_data(library, todo, opened, blocks, criteria, calibration, made_from):
+    """Prune the variants of some blocks by what is found out about them in a pass of the model over the data."""
+    from common.blocks import block_tensors
+    from common.closed_form import Reconstruction, statistics
+    from common.masking import L1 as ByMagnitude
+
+    model = opened.loaded.model
+    for block, found in statistics(model, blocks, calibration, opened.runtime, values=False):
+        own = block_tensors(model, block)
+        ways = {L1: ByMagnitude(block, own), "reconstruction": Reconstruction(model, block, own, found)}
+        for pair in todo:
+            if pair.block == block.name:
+                by = {kind: ways[name] for kind, name in criteria.items()}
+                prune_one(library, pair, block, own, made_from[pair], by)
+
+
+def prune_one(library, pair, block, tensors, made_from, criteria=None):
+    """Prune a variant, and write it with the counts of what was removed, measured on its masks."""
+    from common.masking import prune_block
+
+    variant, by_rate = prune_block(block, tensors, made_from["removed"], criteria)
     library.write(
         pair.variant,
         variant,

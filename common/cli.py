@@ -229,6 +229,17 @@ def add_search_flags(parser):
     parser.set_defaults(search_flags=own)
 
 
+def add_calibration_flags(parser):
+    """The flags of the data that what goes is chosen by. `args.calibration_flags` lists them."""
+    others = {action.dest for action in parser._actions}
+    group = parser.add_argument_group("data", "what a criterion other than l1 reads")
+    group.add_argument(
+        "--calibration", type=positive, help="training examples to choose by; without it the model family's own"
+    )
+    add_data_flags(group, batch_size=32)
+    parser.set_defaults(calibration_flags=[action.dest for action in parser._actions if action.dest not in others])
+
+
 def add_evaluation_flags(parser):
     """The flags of the two evaluation scripts."""
     parser.add_argument(

@@ -1,15 +1,13 @@
-"""Which weights go: exact-k l1 masks, head scores, and keeping removed weights at zero through training.
+"""Which weights go: exact-k masks, the l1 criterion, and keeping removed weights at zero through training.
 
 A mask is a bool tensor named `keep`: True = kept. Exactly k entries are removed, chosen by rank, ties by position
 (the earlier goes first), never by a threshold, which would remove more than asked wherever weights tie.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 
 from common.blocks import Block, Variant
+from common.schemes import SIZES
 
 
 def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
@@ -57,59 +55,73 @@ def neuron_scores(inner, out):
     return rows.abs().sum(dim=1, dtype=torch.float64)
 
 
-def weight_scores(weight):
-    """The magnitude of every weight, in the shape of the weight."""
-    return weight.abs()
+class L1:
+    """The study's own criterion: the smallest magnitudes go first. It needs no data.
 
-
-class Saliency(NamedTuple):
-    """How a block's parts are ranked: what scores least goes first.
-
-    `heads`: (q, k, v, number of heads) -> (heads,); `neurons`: ([inner weights], output weight) -> (neurons,);
-    `weights`: weight -> the weight's shape.
+    A criterion ranks the parts of one block. `heads` and `neurons` give a score to each, and what scores least goes
+    first; `weights` says which of a Linear's weights stay.
     """
 
-    heads: Callable
-    neurons: Callable
-    weights: Callable
+    def __init__(self, block: Block, tensors: dict[str, torch.Tensor]):
+        """`tensors`: the block's own, by parameter name."""
+        self.block, self.tensors = block, tensors
+        *inner, out = block.linears
+        self.inner = [tensors[f"{name}.weight"] for name in inner]
+        self.out = tensors[f"{out}.weight"]
 
+    def heads(self) -> torch.Tensor:
+        """(heads,)"""
+        return head_scores(*self.inner, self.block.heads)
 
-SALIENCIES = {"l1": Saliency(head_scores, neuron_scores, weight_scores)}
+    def neurons(self) -> torch.Tensor:
+        """(neurons,)"""
+        return neuron_scores(self.inner, self.out)
+
+    def weights(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
+        """Which weights of a Linear stay, bool (out, in), `removed` of them not.
+
+        Args:
+            features: bool, the output Linear's inputs that stay; here the Linear is ranked over the whole of it.
+            keeps: {Linear: bool (out, in)}, the masks of the block's Linears before this one.
+        """
+        return keep_largest(self.tensors[f"{linear}.weight"].abs(), removed)
 
 
 def prune_block(
-    block: Block, tensors: dict[str, torch.Tensor], removed: dict, saliency: Saliency = SALIENCIES["l1"]
+    block: Block, tensors: dict[str, torch.Tensor], removed: dict, criteria: dict | None = None
 ) -> tuple[Variant, dict[str, int]]:
-    """Prune one block: whole heads, whole neurons, and single weights of Linears, those that score least.
+    """Prune one block: whole heads, whole neurons, and single weights of Linears.
 
-    A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection. The
-    out-projection's own weights are ranked over the whole of it at its own rate; the heads' columns go on top. So it is
-    with neurons: their rows (and biases) in the inner Linears and their columns in the output Linear.
+    A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection; these go on top of
+    the weights that the out-projection loses at its own rate. So it is with neurons: their rows (and biases) in the
+    inner Linears and their columns in the output Linear.
 
     Args:
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
         removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed}}.
+        criteria: {"attention", "feed_forward", "linear": what ranks these kinds of parts, see `L1`}; None for l1.
     Returns:
         (the variant, {Linear: weights removed by its own rate, measured on the masks}).
     """
-    keeps = {name: torch.ones_like(tensors[f"{name}.weight"], dtype=torch.bool) for name in block.linears}
-    by_rate = {}
-    for name, count in removed["weights"].items():
-        keeps[name] = keep_largest(saliency.weights(tensors[f"{name}.weight"]), count)
-        by_rate[name] = int((~keeps[name]).sum())
+    criteria = criteria or dict.fromkeys(SIZES, L1(block, tensors))
     *inner, out = block.linears
-    weights = [tensors[f"{name}.weight"] for name in inner]
-    features = None  # which of the output Linear's inputs stay
+    size = tensors[f"{out}.weight"].shape[1]
+    features = torch.ones(size, dtype=torch.bool, device=tensors[f"{out}.weight"].device)  # inputs of it that stay
     if removed["heads"]:
-        # A head's width is q's rows over the heads; T5 lets it differ from d_model over the heads.
-        width = weights[0].shape[0] // block.heads
-        features = keep_largest(saliency.heads(*weights, block.heads), removed["heads"]).repeat_interleave(width)
+        # A head's width is the output Linear's inputs over the heads; T5 lets it differ from d_model over the heads.
+        kept_heads = keep_largest(criteria["attention"].heads(), removed["heads"])
+        features = kept_heads.repeat_interleave(size // block.heads)
     elif removed.get("neurons"):
-        features = keep_largest(saliency.neurons(weights, tensors[f"{out}.weight"]), removed["neurons"])
-    if features is not None:
-        for name in inner:
-            keeps[name] &= features[:, None]
-        keeps[out] &= features[None, :]
+        features = keep_largest(criteria["feed_forward"].neurons(), removed["neurons"])
+    keeps, by_rate = {}, {}
+    for name in block.linears:
+        weight, count = tensors[f"{name}.weight"], removed["weights"].get(name)
+        keep = torch.ones_like(weight, dtype=torch.bool)
+        if count:
+            keep = criteria["linear"].weights(name, count, features, keeps)
+        if name in removed["weights"]:
+            by_rate[name] = int((~keep).sum())
+        keeps[name] = keep & (features[None, :] if name == out else features[:, None])
     masks = parameter_masks(block, keeps)
     # where, not a product, which would leave -0.0 in the place of negative weights
     pruned = {

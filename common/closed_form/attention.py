@@ -55,6 +55,9 @@ def attention_rows(call, some, real, directions, bases):
     """
     block = call.block
     *_, values, out = block.linears
+    features = at_least_float32(call.inputs[out][:, some][real])  # (tokens, heads * width)
+    if not directions:
+        return with_ones(features, block.has_bias)
     attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])[real]
     attended = at_least_float32(attended)  # (tokens, heads, d_model)
     if block not in bases:
@@ -65,7 +68,6 @@ def attention_rows(call, some, real, directions, bases):
             if directions == d_model
             else torch.linalg.eigh(power).eigenvectors[:, -directions:]
         )
-    features = call.inputs[out][:, some][real].to(attended)  # (tokens, heads * width)
     return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 

@@ -4,6 +4,8 @@ The inner Linears are solved from the teacher's inputs, then the output Linear o
 for the same inputs. Where whole neurons are all that is missing, these features are the teacher's.
 """
 
+from functools import cached_property
+
 import torch
 
 from common.blocks import Block, Variant, features
@@ -23,68 +25,92 @@ from common.schemes import Pair
 CHUNK = 4096  # tokens that go through a feed-forward block at once
 
 
+class Sums:
+    """What a feed-forward block's regressions need of the data: sums over the sampled tokens."""
+
+    def __init__(
+        self,
+        teacher: torch.nn.Module,
+        block: Block,
+        inputs: torch.Tensor,
+        own: dict[str, torch.Tensor],
+        wanted: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            inputs: of the block, (tokens, d_model).
+            own: the teacher's tensors.
+            wanted: for inputs that are not the teacher's own: the teacher's for the same tokens, which the inner
+                Linears' targets are made from, and what the output is to be; both (tokens, d_model).
+        """
+        self.teacher, self.block, self.own = teacher, block, own
+        self.are_teachers = wanted is None
+        rows = at_least_float32(with_ones(inputs, block.has_bias))
+        self.inputs = whole(add_products(None, rows))  # H of the inner Linears
+        self.chunks = inputs.split(CHUNK)
+        if wanted is None:
+            weight = joined(own, block.linears[-1]).to(rows)
+            self.targets = [self._features(own, chunk) @ weight.T for chunk in self.chunks]
+            self.by_teacher = self.inputs
+        else:
+            teacher_inputs, target = wanted
+            self.targets = target.to(rows).split(CHUNK)
+            self.by_teacher = with_ones(teacher_inputs, block.has_bias).to(rows).T @ rows  # teacher's inputs by these
+
+    def inner(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """H (in, in) and G (out, in) of an inner Linear."""
+        return self.inputs, joined(self.own, linear).to(self.inputs) @ self.by_teacher
+
+    def output(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the output Linear, over the features that the block's `tensors` produce."""
+        gram, cross = None, 0
+        for chunk, target in zip(self.chunks, self.targets):
+            rows = self._features(tensors, chunk)
+            gram, cross = add_products(gram, rows), cross + target.T @ rows
+        return whole(gram), cross
+
+    @cached_property
+    def teachers_output(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same over the teacher's features."""
+        return self.output(self.own)
+
+    def _features(self, tensors, chunk):
+        return at_least_float32(with_ones(features(self.teacher, self.block, tensors, chunk), self.block.has_bias))
+
+
 def solve_feed_forward(
-    teacher: torch.nn.Module,
-    block: Block,
-    inputs: torch.Tensor,
-    own: dict[str, torch.Tensor],
-    variants: dict[Pair, Variant],
-    *,
-    ridge: float,
-    wanted: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sums: Sums, variants: dict[Pair, Variant], *, ridge: float
 ) -> dict[Pair, dict[str, torch.Tensor]]:
     """Solve the inner Linears of all variants, then their output Linears on what these then produce.
 
     Where nothing but whole neurons is missing, the inner rows that are left have the teacher's weights and inputs, and
     nothing to solve. Such variants share the features' sums, and with no other mask on it, the output Linear's rows
-    share a support: one Cholesky is the exact solution.
+    share a support: one Cholesky is the exact solution. Where the inputs are not the teacher's, all rows are solved.
 
-    Args:
-        inputs: of the block, (tokens, d_model).
-        own: the teacher's tensors.
-        wanted: for inputs that are not the teacher's own: the teacher's for the same tokens, and what the output is to
-            be, both (tokens, d_model). All rows of the inner Linears are then solved, for what the teacher's give.
     Returns:
         {pair: all tensors of the block}.
     """
-    *inner, out = block.linears
-    rows = at_least_float32(with_ones(inputs, block.has_bias))
-    gram = whole(add_products(None, rows))
-    inner_cross = gram if wanted is None else with_ones(wanted[0], block.has_bias).to(rows).T @ rows
-    chunks = inputs.split(CHUNK)
-
-    def feature_rows(tensors, chunk):
-        return at_least_float32(with_ones(features(teacher, block, tensors, chunk), block.has_bias))
-
-    if wanted is None:
-        targets = [feature_rows(own, chunk) @ joined(own, out).to(gram).T for chunk in chunks]
-    else:
-        targets = wanted[1].to(gram).split(CHUNK)
-
-    def feature_sums(tensors):
-        feature_gram, cross = None, 0
-        for chunk, target in zip(chunks, targets):
-            rows = feature_rows(tensors, chunk)
-            feature_gram, cross = add_products(feature_gram, rows), cross + target.T @ rows
-        return whole(feature_gram), cross
-
-    def solution(variant, linear, gram, cross):
-        masks = parameter_masks(block, variant.keeps)
-        start, keep = joined(variant.tensors, linear), kept(masks, variant.tensors, linear)
-        return parted(solve(gram, cross, start, keep, ridge=ridge), variant.tensors, linear)
-
-    solved, shared = {}, None
+    *inner, out = sums.block.linears
+    solved = {}
     for pair, variant in variants.items():
-        if wanted is None and lost_neurons_alone(block, variant.keeps):
-            shared = shared or feature_sums(own)
-            solved[pair] = variant.tensors | solution(variant, out, *shared)
+        if sums.are_teachers and lost_neurons_alone(sums.block, variant.keeps):
+            solved[pair] = variant.tensors | solve_linear(variant, out, *sums.teachers_output, ridge=ridge)
             continue
         new = dict(variant.tensors)
         for linear in inner:
-            if wanted or not bool(variant.keeps[linear].all()):
-                new |= solution(variant, linear, gram, joined(own, linear).to(gram) @ inner_cross)
-        solved[pair] = new | solution(variant, out, *feature_sums(new))
+            if not (sums.are_teachers and bool(variant.keeps[linear].all())):
+                new |= solve_linear(variant, linear, *sums.inner(linear), ridge=ridge)
+        solved[pair] = new | solve_linear(variant, out, *sums.output(new), ridge=ridge)
     return solved
+
+
+def solve_linear(
+    variant: Variant, linear: str, gram: torch.Tensor, cross: torch.Tensor, *, ridge: float
+) -> dict[str, torch.Tensor]:
+    """The new tensors of one Linear of a variant: {"wo.weight": …, "wo.bias": …}."""
+    block, tensors, keeps = variant
+    start, keep = joined(tensors, linear), kept(parameter_masks(block, keeps), tensors, linear)
+    return parted(solve(gram, cross, start, keep, ridge=ridge), tensors, linear)
 
 
 def lost_neurons_alone(block, keeps):

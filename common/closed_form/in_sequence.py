@@ -28,7 +28,7 @@ import torch
 
 from common.blocks import Block, BlockCall, Variant, block_calls, block_tensors, set_block, token_mask, watch
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
-from common.closed_form.feed_forward import solve_feed_forward
+from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
 from common.closed_form.reconstruction import OVERSAMPLING, sampling
 from common.data import Examples, evaluation_batches
@@ -72,8 +72,8 @@ def reconstruct_in_sequence(
                 tensors = solve_attention(gram, basis, own, variant, ridge=ridge, rounds=value_rounds, cross=cross)
             else:
                 inputs, *wanted = feed_forward_rows(samples)
-                tensors = solve_feed_forward(teacher, block, inputs, own, {pair: variant}, ridge=ridge, wanted=wanted)
-                tensors = tensors[pair]
+                sums = Sums(teacher, block, inputs, own, wanted)
+                tensors = solve_feed_forward(sums, {pair: variant}, ridge=ridge)[pair]
             solved[pair] = variant.tensors | tensors
             set_block(student, block, solved[pair])
     return solved
@@ -108,7 +108,8 @@ def gather(
     oversampling: int,
 ) -> Iterator[Sample]:
     """Run both models up to a block, batch by batch, at the positions that `reconstruction` reads."""
-    positions_of = sampling(block, block_tensors(teacher, block), examples, oversampling)
+    own = block_tensors(teacher, block)
+    positions_of = sampling(block, own, directions(block, own), examples, oversampling)
     for number, positions in enumerate(evaluation_batches(examples, runtime.batch_size)):
         batch = examples.batch(positions, runtime.device)
         real = token_mask(block, batch)

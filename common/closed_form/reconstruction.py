@@ -31,13 +31,14 @@ neurons. The solver is in `least_squares`.
 """
 
 import random
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 
 from common.blocks import Block, Variant, block_tensors, token_mask, watch
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
-from common.closed_form.feed_forward import solve_feed_forward
+from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime, in_full_precision
@@ -78,31 +79,53 @@ def reconstruct(
     for pair, variant in variants.items():
         if not all(bool(keep.all()) for keep in variant.keeps.values()):
             pruned.setdefault(variant.block, {})[pair] = variant
-    own = {block: block_tensors(teacher, block) for block in pruned}
-    teacher.eval()  # dropout would blur inputs and targets
-    for group in groups(own, oversampling):
-        statistics = gather(teacher, group, examples, runtime, oversampling)
-        for block in group:
-            found = statistics.pop(block)
-            if block.kind == "attention":
-                for pair, variant in pruned[block].items():
-                    solved[pair] |= solve_attention(*found, own[block], variant, ridge=ridge, rounds=value_rounds)
-            else:
-                solved |= solve_feed_forward(teacher, block, found, own[block], pruned[block], ridge=ridge)
+    for block, found in statistics(teacher, list(pruned), examples, runtime, oversampling=oversampling):
+        own = block_tensors(teacher, block)
+        if block.kind == "attention":
+            for pair, variant in pruned[block].items():
+                solved[pair] |= solve_attention(*found, own, variant, ridge=ridge, rounds=value_rounds)
+        else:
+            solved |= solve_feed_forward(Sums(teacher, block, found, own), pruned[block], ridge=ridge)
     return solved
 
 
-def unknowns(block, tensors):
-    """The length of a row of a block's largest regression."""
-    out = tensors[f"{block.linears[-1]}.weight"].shape[1]
-    return out + block.heads * directions(block, tensors) + block.has_bias
+def statistics(
+    teacher: torch.nn.Module,
+    blocks: list[Block],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    values: bool = True,
+    oversampling: int = OVERSAMPLING,
+) -> Iterator[tuple]:
+    """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
+
+    Args:
+        values: whether value projections are to be solved too.
+        oversampling: tokens for each unknown of a row.
+    Yields:
+        (block, (H, basis)) of an attention block, see `attention_rows`; (block, inputs), (tokens, d_model), of a
+        feed-forward block.
+    """
+    own = {block: block_tensors(teacher, block) for block in blocks}
+    moving = {block: directions(block, tensors) if values else 0 for block, tensors in own.items()}
+    teacher.eval()  # dropout would blur inputs and targets
+    for group in groups(own, moving, oversampling):
+        found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling)
+        for block in group:
+            yield block, found.pop(block)
 
 
-def groups(own: dict[Block, dict], oversampling: int) -> list[list[Block]]:
+def unknowns(block, tensors, moving):
+    """The length of a row of a block's largest regression; `moving`: directions of each of its value projections."""
+    return tensors[f"{block.linears[-1]}.weight"].shape[1] + block.heads * moving + block.has_bias
+
+
+def groups(own: dict[Block, dict], moving: dict[Block, int], oversampling: int) -> list[list[Block]]:
     """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block."""
     lists, room = [], 0
     for block, tensors in own.items():
-        size = unknowns(block, tensors)
+        size = unknowns(block, tensors, moving[block])
         width = tensors[f"{block.linears[0]}.weight"].shape[1]
         needed = 4 * size * (size if block.kind == "attention" else oversampling * width)
         if needed > room:
@@ -113,24 +136,24 @@ def groups(own: dict[Block, dict], oversampling: int) -> list[list[Block]]:
     return lists
 
 
+@in_full_precision
 def gather(
-    teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, oversampling: int
+    teacher: torch.nn.Module, moving: dict[Block, int], examples: Examples, runtime: Runtime, oversampling: int
 ) -> dict:
-    """What the solutions of some blocks need of the data, in one teacher pass.
+    """The statistics of some blocks in one teacher pass, {block: see `statistics`}.
 
-    Returns:
-        {block: (H, basis)} of an attention block, see `attention_rows`; {block: inputs}, (tokens, d_model), of a
-        feed-forward block.
+    Args:
+        moving: {block: directions of each of its value projections}.
     """
-    own = {block: block_tensors(teacher, block) for block in blocks}
-    positions_of = {block: sampling(block, own[block], examples, oversampling) for block in blocks}
-    grams, bases, inputs = {}, {}, {block: [] for block in blocks}
+    own = {block: block_tensors(teacher, block) for block in moving}
+    positions_of = {block: sampling(block, own[block], moving[block], examples, oversampling) for block in moving}
+    grams, bases, inputs = {}, {}, {block: [] for block in moving}
 
     def read(batch, number, call):
         block, real = call.block, token_mask(call.block, batch)
         some = positions_of[block](number, real.shape[1]).to(runtime.device)
         if block.kind == "attention":
-            rows = attention_rows(call, some, real[:, some], directions(block, own[block]), bases)
+            rows = attention_rows(call, some, real[:, some], moving[block], bases)
             grams[block] = add_products(grams.get(block), rows)
         else:
             inputs[block].append(call.inputs[block.linears[0]][:, some][real[:, some]])
@@ -139,17 +162,19 @@ def gather(
     with attention_probabilities(teacher):
         for number, positions in enumerate(runtime.talk.progress(order, "statistics")):
             batch = examples.batch(positions, runtime.device)
-            watch(teacher, blocks, batch, partial(read, batch, number))
+            watch(teacher, moving, batch, partial(read, batch, number))
     return {
-        block: (whole(grams[block]), bases[block]) if block.kind == "attention" else torch.cat(inputs[block])
-        for block in blocks
+        block: (whole(grams[block]), bases.get(block)) if block.kind == "attention" else torch.cat(inputs[block])
+        for block in moving
     }
 
 
-def sampling(block, tensors, examples, oversampling):
+def sampling(block, tensors, moving, examples, oversampling):
     """Which positions of a batch a block's regressions read: a function of the batch's number and its length."""
     rows = examples.targets if block.side == "decoder" else examples.inputs
-    fraction = oversampling * unknowns(block, tensors) / sum(map(len, rows))
+    fraction = oversampling * unknowns(block, tensors, moving) / sum(map(len, rows))
+    if block.kind == "attention" and not moving:
+        fraction = 1.0  # of the context features alone, the products of all tokens cost little
     return lambda number, length: some_positions(length, fraction, f"{FIXED_SEED}/{number}/{block.name}")
 
 
