@@ -4,6 +4,7 @@
 One pass of the original a batch serves all variants.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def build_parser():
         "of the block's output; both: gradient descent from the closed form's solution",
     )
     parser.add_argument(
+        "--in-sequence",
+        nargs=2,
+        metavar=("CONF", "N"),
+        help="solve the N-th configuration's variants alone (--method reconstruct), each on what the blocks before it "
+        "really produce; taken only if the composed model then diverges less from the original on held-out data. The "
+        "library fits no other configuration",
+    )
+    parser.add_argument(
         "--calibration",
         type=cli.positive,
         help="training examples that the closed form is solved on; without it the model family's own",
@@ -56,12 +65,20 @@ def build_parser():
 def run(args):
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
+    if args.in_sequence:
+        if "method" in args.given and args.method != "reconstruct":
+            raise UserError(f"--method {args.method}: --in-sequence is for --method reconstruct, which it implies")
+        args.method = "reconstruct"
+        if not args.in_sequence[1].isdecimal():
+            raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
     stats_file = args.stats or f"{Path(args.output)}.csv"
     from common import training
     from common.blocks import find_blocks
     from common.checkpoints import Checkpoint
+    from common.composition import choose
     from common.inputs import open_study, recipe_from
-    from common.library import FINE_TUNED, PRUNED, Library
+    from common.library import FINE_TUNED, IN_SEQUENCE, PRUNED, Library
+    from common.schemes import Pair
     from common.stats import check_stats, write_stats, write_variant_stats
     from common.teacher import BlockObjective
 
@@ -69,7 +86,15 @@ def run(args):
     opened = open_study(args)
     loaded, runtime = opened.loaded, opened.runtime
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
-    library = Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, FINE_TUNED)
+    pairs = pruned.variants()
+    if args.in_sequence:
+        conf, number = args.in_sequence
+        (choice,) = choose(loaded, [args.library], conf, [int(number)])
+        pairs = [Pair(*item) for item in choice.variants.items()]
+    stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
+    library = Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, stage)
+    if args.in_sequence and not set(library.variants()) <= set(pairs):
+        raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
     blocks = find_blocks(loaded.model)
     train, validation = opened.split(args, "train"), opened.split(args, "validation").sample(args.held_out)
     calibration = train.sample(args.calibration or loaded.study.calibration)
@@ -81,8 +106,13 @@ def run(args):
         settings |= {"calibration_examples": calibration.fingerprint(), "ridge": args.ridge}
     if gradients:
         settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
-    made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
+    if args.in_sequence:  # each variant's tensors depend on all the others
+        made_from = dict.fromkeys(pairs, {"in_sequence": choice.keys(), **settings})
+    else:
+        made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pairs}
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
+    if todo and args.in_sequence:
+        todo = pairs
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
     if not todo:
@@ -106,8 +136,10 @@ def run(args):
             nmse_before=learner.history[0].val_loss,
             nmse_after=learner.best_loss,
             best_epoch=learner.best_epoch,
+            **compared,
         )
 
+    compared, seconds = {}, 0.0  # the two ways to solve, where one was chosen, and what that took
     progress = training.Progress()
     if closed_form and checkpoint.read() is None:
         progress.rows = solve(learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime)
@@ -127,8 +159,15 @@ def run(args):
             on_finished=write_variant,
         )
     else:
-        for pair, learner in learners.items():
+        for learner in learners.values():
             learner.restore_best()
+        if args.in_sequence:
+            started = runtime.now()
+            compared = solve_in_sequence(
+                learners, pruned, loaded.model, blocks, calibration, validation, args.ridge, runtime
+            )
+            seconds = runtime.now() - started
+        for pair, learner in learners.items():
             write_variant(pair, learner)
     checkpoint.remove()
     before = sum(learner.history[0].val_loss for learner in learners.values()) / len(learners)
@@ -140,7 +179,8 @@ def run(args):
         "skipped": skipped,
         "nmse_before": before,
         "nmse_after": after,
-        "seconds": round(progress.seconds, 3),
+        **compared,
+        "seconds": round(progress.seconds + seconds, 3),
         "stats": stats_file,
     }
 
@@ -181,6 +221,52 @@ def solve(learners, variants, teacher, blocks, calibration, validation, ridge, r
     before, after = (sum(values) / len(errors) for values in zip(*errors.values()))
     runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
     return [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
+
+
+def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime):
+    """Give the learners the solutions in sequence, if the model of these diverges less from the teacher.
+
+    Returns:
+        {"kl": {"independent", "in_sequence": KL(teacher || model) on the held-out examples}, "taken": one of the two}.
+    """
+    from common.blocks import Variant
+    from common.closed_form import reconstruct_in_sequence
+    from common.teacher import held_out_errors
+
+    def on_device(tensors):
+        return {name: tensor.to(runtime.device) for name, tensor in tensors.items()}
+
+    variants = {}  # read again: the learners' tensors, which were solved in place, may be those read before
+    for pair in learners:
+        block, tensors, keeps = pruned.read(blocks[pair.block], pair.variant)
+        variants[pair] = Variant(block, on_device(tensors), on_device(keeps))
+    solutions = {
+        "independent": {pair: learner.parameters for pair, learner in learners.items()},
+        "in_sequence": reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge),
+    }
+    kl = {name: divergence(teacher, blocks, each, validation, runtime) for name, each in solutions.items()}
+    taken = "in_sequence" if kl["in_sequence"] < kl["independent"] else "independent"
+    runtime.talk.say(
+        f"held-out divergence of the model: {kl['independent']:.4f} solved independently, "
+        f"{kl['in_sequence']:.4f} in sequence; taken: {taken.replace('_', ' ')}"
+    )
+    if taken == "in_sequence":
+        solved = solutions[taken]
+        errors = held_out_errors(teacher, blocks, {pair: [solved[pair]] for pair in learners}, validation, runtime)
+        for pair, learner in learners.items():
+            learner.parameters, learner.best_epoch, (learner.best_loss,) = solved[pair], 1, errors[pair]
+    return {"kl": kl, "taken": taken}
+
+
+def divergence(teacher, blocks, solutions, examples, runtime):
+    """KL(teacher || model) of the teacher with solutions in the place of its blocks, in nats a token or example."""
+    from common.blocks import set_block
+    from common.search import score_block
+
+    model = copy.deepcopy(teacher)
+    for pair, tensors in solutions.items():
+        set_block(model, blocks[pair.block], tensors)
+    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]["kl"]
 
 
 def per_variant_path(stats):

@@ -103,6 +103,7 @@ def search(args):
     loaded, talk = opened.loaded, opened.runtime.talk
     check_model(grid.model, loaded, args.configurations)
     libraries = Libraries.open(args.search, loaded.identity["fingerprint"])
+    libraries.check_together()
     validation = opened.split(args, "validation")
     candidates = Candidates(
         loaded, grid, libraries, validation, opened.runtime, number=args.score_examples, objective=args.objective

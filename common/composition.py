@@ -103,7 +103,8 @@ def choose(
     Args:
         loaded: the original, a `models.LoadedModel`.
     Raises:
-        UserError: no such configuration, or it is not this model's, or no library has a variant of it.
+        UserError: no such configuration, or it is not this model's, or no library has a variant of it; or a library was
+            solved in sequence for another one.
     """
     configurations = read_configurations(configurations_path)
     scheme = make_scheme(configurations)
@@ -117,6 +118,7 @@ def choose(
     libraries = Libraries.open(library_paths, loaded.identity["fingerprint"])
     choices = [Choice(nth, variants, libraries) for nth, (variants, _) in zip(numbers, selected)]
     for choice in choices:
+        libraries.check_together(Pair(*item) for item in choice.variants.items())
         choice.keys()  # before any work: all variants are there
     return choices
 

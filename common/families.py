@@ -51,12 +51,15 @@ class Family:
     `layouts`: {class name of a module: its block}.
     `run`: (model, batch): every block, but neither the head nor the loss.
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
+    `pre_norm`: whether a block's output is added to the first argument of the module around the block's, which is
+    normalised before the block reads it; if not, it is added to what the block reads.
     """
 
     model_classes: dict[str, str]
     layouts: dict[str, Attention | FeedForward]
     run: Callable
     decoder: str = ""
+    pre_norm: bool = False
 
 
 def _run_t5(model, batch):
@@ -105,6 +108,7 @@ FAMILIES = {
         },
         _run_t5,
         decoder="decoder",
+        pre_norm=True,
     ),
     "bart": Family(
         {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"

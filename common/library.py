@@ -7,6 +7,7 @@ The record is written after every finished file, so an interrupted run loses not
 """
 
 import tokenize
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from common.records import (
 from common.schemes import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
+IN_SEQUENCE = "solved-in-sequence"  # fine-tuned for one configuration alone
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
@@ -43,9 +45,9 @@ class Library:
         """Open the library that an earlier stage made.
 
         Args:
-            stage: PRUNED or FINE_TUNED, if only one of them will do.
+            stage: PRUNED, FINE_TUNED or IN_SEQUENCE, if only one of them will do.
         Raises:
-            UserError: there is none, or it was made for another model, or it is of the other stage.
+            UserError: there is none, or it was made for another model, or it is of another stage.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -68,7 +70,7 @@ class Library:
 
         Args:
             model: {name, type, fingerprint} of the original model.
-            stage: PRUNED or FINE_TUNED.
+            stage: PRUNED, FINE_TUNED or IN_SEQUENCE.
         Raises:
             UserError: the folder cannot be written, or holds something else.
         """
@@ -214,6 +216,28 @@ class Libraries:
 
     def __str__(self):
         return ", ".join(str(library.folder) for library in self.libraries)
+
+    def check_together(self, pairs: Iterable[Pair] = ()) -> None:
+        """Make sure that variants that were solved in sequence are used for their own configuration only.
+
+        Args:
+            pairs: the configuration's; none where any variants are to be combined.
+        Raises:
+            UserError: they would be used for another one, or with other libraries; or they are of several runs.
+        """
+        for library in self.libraries:
+            if library.record.get("stage") != IN_SEQUENCE:
+                continue
+            if len(self.libraries) > 1 or not set(library.variants()) <= set(pairs):
+                raise UserError(
+                    f"{library.folder}: was solved in sequence for one configuration, and its variants fit no other; "
+                    "give it alone and with that configuration, or a library made without --in-sequence"
+                )
+            if len({library.entry(pair)["key"] for pair in library.variants()}) > 1:
+                raise UserError(
+                    f"{library.folder}: holds variants of several runs, one of them interrupted; "
+                    "run block-level_finetuning.py --in-sequence again"
+                )
 
     def owner(self, pair: Pair) -> Library:
         """The library whose variant counts.

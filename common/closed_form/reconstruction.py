@@ -146,17 +146,12 @@ def gather(
         moving: {block: directions of each of its value projections}.
     """
     own = {block: block_tensors(teacher, block) for block in moving}
-    tokens = {"encoder": sum(map(len, examples.inputs))}
-    if any(block.side == "decoder" for block in moving):
-        tokens["decoder"] = sum(map(len, examples.targets))
+    positions_of = {block: sampling(block, own[block], moving[block], examples, oversampling) for block in moving}
     grams, bases, inputs = {}, {}, {block: [] for block in moving}
 
     def read(batch, number, call):
         block, real = call.block, token_mask(call.block, batch)
-        fraction = oversampling * unknowns(block, own[block], moving[block]) / tokens[block.side]
-        if block.kind == "attention" and not moving[block]:
-            fraction = 1.0  # of the context features alone, the products of all tokens cost little
-        some = some_positions(real.shape[1], fraction, f"{FIXED_SEED}/{number}/{block.name}").to(runtime.device)
+        some = positions_of[block](number, real.shape[1]).to(runtime.device)
         if block.kind == "attention":
             rows = attention_rows(call, some, real[:, some], moving[block], bases)
             grams[block] = add_products(grams.get(block), rows)
@@ -172,6 +167,15 @@ def gather(
         block: (whole(grams[block]), bases.get(block)) if block.kind == "attention" else torch.cat(inputs[block])
         for block in moving
     }
+
+
+def sampling(block, tensors, moving, examples, oversampling):
+    """Which positions of a batch a block's regressions read: a function of the batch's number and its length."""
+    rows = examples.targets if block.side == "decoder" else examples.inputs
+    fraction = oversampling * unknowns(block, tensors, moving) / sum(map(len, rows))
+    if block.kind == "attention" and not moving:
+        fraction = 1.0  # of the context features alone, the products of all tokens cost little
+    return lambda number, length: some_positions(length, fraction, f"{FIXED_SEED}/{number}/{block.name}")
 
 
 def some_positions(length, fraction, seed):
