@@ -12,6 +12,8 @@ from common import cli
 from common.errors import UserError
 from common.records import digest
 
+HELD_OUT, HELD_OUT_TOKENS = 256, 8192
+
 
 def build_parser():
     parser = cli.build_parser(
@@ -48,14 +50,16 @@ def build_parser():
     parser.add_argument(
         "--held-out",
         type=cli.positive,
-        default=256,
-        help="validation examples that the error of every variant is measured on",
+        help="validation examples that the error of every variant is measured on; without it as many as have "
+        f"{HELD_OUT_TOKENS} tokens, {HELD_OUT} at most",
     )
     parser.add_argument(
         "--ridge",
         type=cli.non_negative_number,
-        default=1e-3,
-        help="the closed form's pull towards the pruned weights, relative to the mean of diag H",
+        nargs="+",
+        default=[1e-3],
+        help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
+        "that each variant's held-out error is least with",
     )
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=1, early_stop=2, stats="the library's name and .csv")
@@ -69,6 +73,8 @@ def run(args):
         if "method" in args.given and args.method != "reconstruct":
             raise UserError(f"--method {args.method}: --in-sequence is for --method reconstruct, which it implies")
         args.method = "reconstruct"
+        if len(args.ridge) > 1:
+            raise UserError("--ridge: several go without --in-sequence, which takes one")
         if not args.in_sequence[1].isdecimal():
             raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
     stats_file = args.stats or f"{Path(args.output)}.csv"
@@ -96,14 +102,16 @@ def run(args):
     if args.in_sequence and not set(library.variants()) <= set(pairs):
         raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
     blocks = find_blocks(loaded.model)
-    train, validation = opened.split(args, "train"), opened.split(args, "validation").sample(args.held_out)
+    train, validation = opened.split(args, "train"), opened.split(args, "validation")
+    validation = validation.sample(args.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS)))
     calibration = train.sample(args.calibration or loaded.study.calibration)
     recipe = recipe_from(args, loaded.study.block_lr * 128 / loaded.model.config.hidden_size)
 
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
     settings = {"method": args.method, "held_out_examples": validation.fingerprint()}
     if closed_form:
-        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": args.ridge}
+        ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]
+        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": ridge}
     if gradients:
         settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
     if args.in_sequence:  # each variant's tensors depend on all the others
@@ -136,13 +144,18 @@ def run(args):
             nmse_before=learner.history[0].val_loss,
             nmse_after=learner.best_loss,
             best_epoch=learner.best_epoch,
-            **compared,
+            **notes.get(pair, {}),
         )
 
-    compared, seconds = {}, 0.0  # the two ways to solve, where one was chosen, and what that took
+    notes = {}  # for the record, {pair: {…}}: how a variant was solved, where there was a choice
+    found, seconds = {}, 0.0  # what was found out about composed models, and the seconds of solving in sequence
     progress = training.Progress()
     if closed_form and checkpoint.read() is None:
-        progress.rows = solve(learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime)
+        progress.rows, ridges, found["most_pruned"] = solve(
+            learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime
+        )
+        if len(args.ridge) > 1:
+            notes = {pair: {"ridge": ridge} for pair, ridge in ridges.items()}
         write_losses(progress)
     if gradients:
         objective = BlockObjective(loaded.model, blocks, recipe)
@@ -164,8 +177,9 @@ def run(args):
         if args.in_sequence:
             started = runtime.now()
             compared = solve_in_sequence(
-                learners, pruned, loaded.model, blocks, calibration, validation, args.ridge, runtime
+                learners, pruned, loaded.model, blocks, calibration, validation, args.ridge[0], runtime
             )
+            notes, found = dict.fromkeys(pairs, compared), found | compared
             seconds = runtime.now() - started
         for pair, learner in learners.items():
             write_variant(pair, learner)
@@ -179,7 +193,7 @@ def run(args):
         "skipped": skipped,
         "nmse_before": before,
         "nmse_after": after,
-        **compared,
+        **found,
         "seconds": round(progress.seconds + seconds, 3),
         "stats": stats_file,
     }
@@ -194,10 +208,15 @@ def make_learner(variant, recipe, train, device):
     return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, steps_of(train, recipe))
 
 
-def solve(learners, variants, teacher, blocks, calibration, validation, ridge, runtime):
-    """Give every learner its closed-form solution, unless its held-out error is worse; returns the seconds so far."""
+def solve(learners, variants, teacher, blocks, calibration, validation, ridges, runtime):
+    """Give every learner its closed-form solution, unless its held-out error is worse.
+
+    Returns:
+        the seconds so far; {pair: the ridge that its error is least with}; and of the model of each block's most pruned
+        variant {"pruned", "solved": {"loss", "kl"}}.
+    """
     from common.blocks import Variant
-    from common.closed_form import reconstruct
+    from common.closed_form import reconstruct_with_each, too_few
     from common.teacher import held_out_errors
     from common.training import EpochSeconds
 
@@ -209,18 +228,54 @@ def solve(learners, variants, teacher, blocks, calibration, validation, ridge, r
         )
         for pair, variant in variants.items()
     }
+    shortage = too_few(teacher, [variant.block for variant in own.values()], calibration)
+    if shortage:
+        runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
     started = runtime.now()
-    solved = reconstruct(teacher, own, calibration, runtime, ridge=ridge)
+    solved = reconstruct_with_each(teacher, own, calibration, runtime, ridges=ridges)
     finished = runtime.now()
-    candidates = {pair: [variant.tensors, solved[pair]] for pair, variant in own.items()}
+    candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in own.items()}
     errors = held_out_errors(teacher, blocks, candidates, validation, runtime)
-    for pair, (before, after) in errors.items():
-        learners[pair].restart_from(solved[pair], before, after, (finished - started) / len(learners))
-        if after >= before:
+    best = {pair: min(range(len(each)), key=each.__getitem__) for pair, each in errors.items()}
+    model = measure_most_pruned(own, candidates, best, teacher, blocks, validation, runtime)
+    chosen = {}
+    for pair, (before, *after) in errors.items():
+        least = min(range(len(after)), key=after.__getitem__)
+        chosen[pair] = ridges[least]
+        learners[pair].restart_from(solved[pair][least], before, after[least], (finished - started) / len(learners))
+        if after[least] >= before:
             runtime.talk.say(f"{pair}: the closed form is no better on held-out data; the pruned weights stay")
-    before, after = (sum(values) / len(errors) for values in zip(*errors.values()))
+    before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
     runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
-    return [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
+    rows = [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
+    return rows, chosen, model
+
+
+def measure_most_pruned(own, candidates, best, teacher, blocks, examples, runtime):
+    """Whether solving blocks one by one helps a model composed of them: measured for each block's most pruned variant.
+
+    Args:
+        candidates: {pair: [pruned tensors, solutions …]}; `best`: {pair: which of them has the least error}.
+    Returns:
+        {"pruned", "solved": {"loss", "kl"}} of the two models on the held-out examples.
+    """
+    most = {}
+    for pair in sorted(own, key=lambda pair: sum(int(keep.sum()) for keep in own[pair].keeps.values()), reverse=True):
+        most[pair.block] = pair  # the last of a block keeps least
+    before = {pair: candidates[pair][0] for pair in most.values()}
+    after = {pair: candidates[pair][best[pair]] for pair in most.values()}
+    found = {
+        name: composed_scores(teacher, blocks, tensors, examples, runtime)
+        for name, tensors in (("pruned", before), ("solved", after))
+    }
+    losses = {name: scores["loss"] for name, scores in found.items()}
+    if losses["solved"] > losses["pruned"]:
+        runtime.talk.say(
+            f"the model of the most pruned variants has a higher loss with the solutions ({losses['solved']:.4f}) than "
+            f"without them ({losses['pruned']:.4f}), though its blocks' errors fell: give more examples with "
+            "--calibration, or a larger --ridge"
+        )
+    return found
 
 
 def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime):
@@ -244,7 +299,7 @@ def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation
         "independent": {pair: learner.parameters for pair, learner in learners.items()},
         "in_sequence": reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge),
     }
-    kl = {name: divergence(teacher, blocks, each, validation, runtime) for name, each in solutions.items()}
+    kl = {name: composed_scores(teacher, blocks, each, validation, runtime)["kl"] for name, each in solutions.items()}
     taken = "in_sequence" if kl["in_sequence"] < kl["independent"] else "independent"
     runtime.talk.say(
         f"held-out divergence of the model: {kl['independent']:.4f} solved independently, "
@@ -258,15 +313,15 @@ def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation
     return {"kl": kl, "taken": taken}
 
 
-def divergence(teacher, blocks, solutions, examples, runtime):
-    """KL(teacher || model) of the teacher with solutions in the place of its blocks, in nats a token or example."""
+def composed_scores(teacher, blocks, solutions, examples, runtime):
+    """{"loss", "kl"}, in nats a token or example, of the teacher with solutions in the place of its blocks."""
     from common.blocks import set_block
     from common.search import score_block
 
     model = copy.deepcopy(teacher)
     for pair, tensors in solutions.items():
         set_block(model, blocks[pair.block], tensors)
-    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]["kl"]
+    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]
 
 
 def per_variant_path(stats):

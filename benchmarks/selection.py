@@ -16,8 +16,8 @@ from measure import build_parser, cli, emit, in_turn, machine, ratio
 
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.closed_form import Reconstruction, reconstruct, statistics
-from common.devices import Runtime, resolve_device
 from common.data import load_examples
+from common.devices import Runtime, resolve_device
 from common.masking import L1, prune_block
 from common.models import data_source, load_model, load_tokenizer
 from common.schemes import SIZES, make_scheme, uniform_configurations
@@ -33,7 +33,9 @@ def parser():
         flags.add_argument(f"--{kind}", type=float, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
     flags.add_argument("--linear", type=float, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
     flags.add_argument("--calibration", type=cli.positive, help="training examples (default: the family's)")
-    flags.add_argument("--split", choices=["validation", "test"], default="validation", help="what quality is measured on")
+    flags.add_argument(
+        "--split", choices=["validation", "test"], default="validation", help="what quality is measured on"
+    )
     cli.add_data_flags(flags, batch_size=32)
     return flags
 

@@ -48,6 +48,10 @@ class Examples:
             for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
         )
 
+    def count_of(self, tokens: int) -> int:
+        """How many examples have about so many input tokens, at the mean length; one at least."""
+        return max(1, tokens * len(self) // max(1, sum(map(len, self.inputs))))
+
     def batch(self, positions: list[int], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The examples at `positions`, padded to their longest.
 

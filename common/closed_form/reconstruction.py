@@ -31,7 +31,7 @@ neurons. The solver is in `least_squares`.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -52,7 +52,6 @@ STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
 # --- the stage -------------------------------------------------------------------------------------------------
 
 
-@in_full_precision
 def reconstruct(
     teacher: torch.nn.Module,
     variants: dict[Pair, Variant],
@@ -74,19 +73,60 @@ def reconstruct(
     Returns:
         {pair: {"o.weight": …}}: all tensors of the block.
     """
-    solved = {pair: dict(variant.tensors) for pair, variant in variants.items()}
+    settings = {"value_rounds": value_rounds, "oversampling": oversampling}
+    solved = reconstruct_with_each(teacher, variants, examples, runtime, ridges=[ridge], **settings)
+    return {pair: tensors for pair, (tensors,) in solved.items()}
+
+
+@in_full_precision
+def reconstruct_with_each(
+    teacher: torch.nn.Module,
+    variants: dict[Pair, Variant],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    ridges: Sequence[float],
+    value_rounds: int = 1,
+    oversampling: int = OVERSAMPLING,
+) -> dict[Pair, list[dict[str, torch.Tensor]]]:
+    """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}."""
+    solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
     pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
     for pair, variant in variants.items():
         if not all(bool(keep.all()) for keep in variant.keeps.values()):
             pruned.setdefault(variant.block, {})[pair] = variant
     for block, found in statistics(teacher, list(pruned), examples, runtime, oversampling=oversampling):
         own = block_tensors(teacher, block)
-        if block.kind == "attention":
-            for pair, variant in pruned[block].items():
-                solved[pair] |= solve_attention(*found, own, variant, ridge=ridge, rounds=value_rounds)
-        else:
-            solved |= solve_feed_forward(Sums(teacher, block, found, own), pruned[block], ridge=ridge)
+        sums = None if block.kind == "attention" else Sums(teacher, block, found, own)
+        for number, ridge in enumerate(ridges):
+            if block.kind == "attention":
+                new = {
+                    pair: solve_attention(*found, own, variant, ridge=ridge, rounds=value_rounds)
+                    for pair, variant in pruned[block].items()
+                }
+            else:
+                new = solve_feed_forward(sums, pruned[block], ridge=ridge)
+            for pair, tensors in new.items():
+                solved[pair][number] |= tensors
     return solved
+
+
+def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Examples) -> str | None:
+    """What speaks against solving some blocks on so few examples; None where there are enough.
+
+    A regression should have OVERSAMPLING tokens for each unknown. A classifier moreover reads one vector of each text,
+    so that there should be as many texts as that has entries.
+    """
+    for block in blocks:
+        own = block_tensors(teacher, block)
+        rows = examples.targets if block.side == "decoder" else examples.inputs
+        tokens, wanted = sum(map(len, rows)), OVERSAMPLING * unknowns(block, own, directions(block, own))
+        if tokens < wanted:
+            return f"{block.name} has {tokens} calibration tokens, and should have {wanted}"
+    width = teacher.config.hidden_size
+    if examples.task.name == "classification" and len(examples) < width:
+        return f"there are {len(examples)} calibration texts for vectors of {width} entries"
+    return None
 
 
 def statistics(

@@ -1,0 +1,140 @@
+"""What keeps the closed form from doing harm: the ridge of each variant, warnings of few examples, the model's loss."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, OPTIONS, build_model, examples, load_script, loss_per_token, pairs_of, read_json
+
+from common.blocks import block_tensors, find_blocks, set_block
+from common.cli import Talk
+from common.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
+from common.data import Examples
+from common.devices import Runtime
+from common.library import Library
+from common.masking import prune_block
+from common.models import load_model, load_tokenizer
+from common.schemes import Pair
+from common.tasks import TASKS
+from common.teacher import held_out_errors
+
+
+def variants_of(model):
+    found = {}
+    for name, block in find_blocks(model).items():
+        own = block_tensors(model, block)
+        linears = block.linears[-1:] if block.heads else block.linears
+        counts = {linear: own[f"{linear}.weight"].numel() // 2 for linear in linears}
+        found[Pair(name, "half")], _ = prune_block(block, own, {"heads": block.heads // 2, "weights": counts})
+    return found
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_several_ridges_give_what_each_gives_alone(kind):
+    model = build_model(kind).eval()
+    variants, ridges = variants_of(model), [1e-3, 1.0]
+    together = reconstruct_with_each(model, variants, examples(kind, 30), ridges=ridges, **OPTIONS)
+    for number, ridge in enumerate(ridges):
+        alone = reconstruct(model, variants, examples(kind, 30), ridge=ridge, **OPTIONS)
+        for pair in variants:
+            for name, tensor in alone[pair].items():
+                assert torch.equal(together[pair][number][name], tensor), (pair, name)
+
+
+def fine_tune(workshop, chain, output, *flags):
+    arguments = [
+        "-m",
+        workshop / "model" / "t5",
+        "-p",
+        chain / "pruned",
+        "-o",
+        output,
+        "--method",
+        "reconstruct",
+        *flags,
+    ]
+    return load_script("block-level_finetuning.py").main([*map(str, arguments)])
+
+
+def test_each_variant_takes_the_ridge_that_its_held_out_error_is_least_with(workshop, chain, tmp_path):
+    assert fine_tune(workshop, chain, tmp_path / "best", "--ridge", 1e-4, 0.3, "--calibration", 12) == 0
+    for ridge in (1e-4, 0.3):
+        assert fine_tune(workshop, chain, tmp_path / str(ridge), "--ridge", ridge, "--calibration", 12) == 0
+    best, low, high = (read_json(tmp_path / name / "record.json")["variants"] for name in ("best", "0.0001", "0.3"))
+    for name, entry in best.items():
+        errors = {1e-4: low[name]["nmse_after"], 0.3: high[name]["nmse_after"]}
+        assert entry["ridge"] == min(errors, key=errors.get)
+        assert entry["nmse_after"] == pytest.approx(min(errors.values()), rel=1e-4)
+        assert "ridge" not in low[name] and entry["made_from"]["ridge"] == [1e-4, 0.3]
+    assert {entry["ridge"] for entry in best.values()} == {1e-4, 0.3}  # else the choice would not be seen here
+
+
+def test_few_examples_are_told_of():
+    """By hand: a tiny T5's attention has 4 heads of 6 and 32 directions each, so a row has 24 + 4 * 32 unknowns."""
+    model = build_model("t5").eval()
+    block = next(block for block in find_blocks(model).values() if block.heads)
+    wanted = OVERSAMPLING * (24 + 4 * 32)
+    row = [5] * 10
+    for count, enough in ((wanted // 10 - 1, False), (wanted // 10 + 1, True)):
+        data = Examples(TASKS["translation"], [row] * count, [row] * count, [None] * count, 0)
+        assert (too_few(model, [block], data) is None) == enough
+    assert f"should have {wanted}" in too_few(model, [block], data.sample(3))
+
+
+def test_a_classifier_needs_as_many_texts_as_its_vectors_have_entries():
+    model = build_model("distilbert").eval()
+    width = model.config.hidden_size
+    for count, enough in ((width - 1, False), (width, True)):
+        data = Examples(TASKS["classification"], [[5] * 1000] * count, [0] * count, [None] * count, 0)
+        found = too_few(model, find_blocks(model).values(), data)
+        assert (found is None) == enough and (enough or f"{count} calibration texts" in found)
+
+
+def test_the_script_warns_and_says_when_the_models_own_loss_rose(workshop, chain, tmp_path, capsys, monkeypatch):
+    losses = iter([1.5, 2.5])
+    monkeypatch.setattr("common.search.score_block", lambda *_: {None: {"loss": next(losses), "kl": 0.0}})
+    assert fine_tune(workshop, chain, tmp_path / "out", "--calibration", 4) == 0
+    error = capsys.readouterr().err
+    assert "few examples to solve on" in error
+    assert "higher loss with the solutions (2.5000) than without them (1.5000)" in error
+
+
+def test_the_most_pruned_model_is_measured(workshop, chain, tmp_path, capsys):
+    """The figures are those of a model whose blocks were set by hand, on the same held-out examples."""
+    assert fine_tune(workshop, chain, tmp_path / "out", "--held-out", 16) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    loaded = load_model(workshop / "model" / "t5")
+    blocks = find_blocks(loaded.model)
+    for name, folder in (("pruned", chain / "pruned"), ("solved", tmp_path / "out")):
+        library, least = Library.open(folder, loaded.identity["fingerprint"]), {}
+        model = load_model(workshop / "model" / "t5").model
+        for pair in library.variants():
+            variant = library.read(blocks[pair.block], pair.variant)
+            kept = sum(int(keep.sum()) for keep in variant.keeps.values())
+            if pair.block not in least or kept < least[pair.block]:
+                least[pair.block] = kept
+                set_block(model, blocks[pair.block], variant.tensors)
+        wanted = loss_per_token(model, load_tokenizer(None, loaded), pairs_of(workshop, "val"))
+        assert result["most_pruned"][name]["loss"] == pytest.approx(wanted, rel=1e-4)
+        assert result["most_pruned"][name]["kl"] > 0
+
+
+def test_held_out_examples_are_as_many_as_have_the_tokens():
+    data = Examples(TASKS["classification"], [[5] * 100] * 50, [0] * 50, [None] * 50, 0)
+    assert data.count_of(1000) == 10 and data.count_of(1) == 1 and data.count_of(10**9) == 10**9 // 100
+
+
+def test_fewer_held_out_examples_judge_alike():
+    """A quarter of the examples ranks pruned weights and solution as all of them do, for every variant."""
+    model = build_model("distilbert").eval()
+    variants = variants_of(model)
+    solved = reconstruct(model, variants, examples("distilbert", 60), ridge=1e-3, **OPTIONS)
+    candidates = {pair: [variant.tensors, solved[pair]] for pair, variant in variants.items()}
+    runtime = Runtime(CPU, 8, Talk(quiet=True))
+    all_of, few = (
+        held_out_errors(model, find_blocks(model), candidates, examples("distilbert", count, seed=3), runtime)
+        for count in (64, 16)
+    )
+    for pair in variants:
+        assert np.argmin(all_of[pair]) == np.argmin(few[pair]) == 1
