@@ -39,7 +39,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action):
         if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(action.default)})"
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         silent = action.default is None or action.default is False or action.required
         return action.help if silent else super()._get_help_string(action)
 
