@@ -54,10 +54,10 @@ def run(args):
     check_model(scheme.model, loaded, args.scheme)
     blocks = find_blocks(loaded.model)
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
-    calibration = (
-        opened.split(args, "train").sample(args.calibration or loaded.study.calibration) if reads_data else None
-    )
-    examples = calibration.fingerprint() if reads_data else None
+    calibration = examples = None
+    if reads_data:
+        calibration = opened.split(args, "train").sample(args.calibration or loaded.study.calibration)
+        examples = calibration.fingerprint()
     made_from = {}
     for pair in scheme.variants():
         removed = scheme.blocks[pair.block][pair.variant]
@@ -75,15 +75,8 @@ def run(args):
     for pair in talk.progress([pair for pair in todo if pair.block not in reading], "pruning"):
         prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
     if reading:
-        prune_by_data(
-            library,
-            todo,
-            opened,
-            [blocks[name] for name in blocks if name in reading],
-            criteria,
-            calibration,
-            made_from,
-        )
+        pairs = [pair for pair in todo if pair.block in reading]
+        prune_by_data(library, pairs, made_from, criteria, opened, calibration)
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
     sparsity = []
@@ -120,20 +113,19 @@ def chosen_by(removed, criteria, examples):
     return {"criteria": names, "calibration_examples": examples}
 
 
-def prune_by_data(library, todo, opened, blocks, criteria, calibration, made_from):
-    """Prune the variants of some blocks by what is found out about them in a pass of the model over the data."""
-    from common.blocks import block_tensors
+def prune_by_data(library, pairs, made_from, criteria, opened, calibration):
+    """Prune variants by what is found out about their blocks in a pass of the model over the data."""
+    from common.blocks import block_tensors, find_blocks
     from common.closed_form import Reconstruction, statistics
     from common.masking import L1 as ByMagnitude
 
-    model = opened.loaded.model
+    model, of_block = opened.loaded.model, schemes.by_block(pairs)
+    blocks = [block for name, block in find_blocks(model).items() if name in of_block]
     for block, found in statistics(model, blocks, calibration, opened.runtime, values=False):
         own = block_tensors(model, block)
         ways = {L1: ByMagnitude(block, own), "reconstruction": Reconstruction(model, block, own, found)}
-        for pair in todo:
-            if pair.block == block.name:
-                by = {kind: ways[name] for kind, name in criteria.items()}
-                prune_one(library, pair, block, own, made_from[pair], by)
+        for pair in of_block[block.name]:
+            prune_one(library, pair, block, own, made_from[pair], {kind: ways[name] for kind, name in criteria.items()})
 
 
 def prune_one(library, pair, block, tensors, made_from, criteria=None):

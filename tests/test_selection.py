@@ -204,7 +204,12 @@ def test_sums_that_overflow_are_refused():
     block = next(iter(find_blocks(model).values()))
     gram = torch.full((24, 24), torch.inf)
     with pytest.raises(UserError, match="overflow"):
-        Reconstruction(model, block, block_tensors(model, block), (gram, None))
+        Reconstruction(model, block, block_tensors(model, block), (gram, None)).heads()
+    block = next(block for block in find_blocks(model).values() if block.neurons)
+    huge = torch.full((50, block_tensors(model, block)["wi.weight"].shape[1]), 1e30)
+    criterion = Reconstruction(model, block, block_tensors(model, block), huge)
+    with pytest.raises(UserError, match="overflow"):
+        criterion.neurons()
 
 
 # --- prune.py ---------------------------------------------------------------------------------------------------------

@@ -35,15 +35,13 @@ class Reconstruction:
         Args:
             own: the block's tensors.
             found: its statistics, see `reconstruction.statistics` (without values).
-        Raises:
-            UserError: sums of it overflowed.
+
+        All methods raise a UserError if sums of it overflowed.
         """
         self.block = block
         self.own = {name: tensor.detach() for name, tensor in own.items()}
         self.sums = None if block.kind == "attention" else Sums(teacher, block, found, self.own)
-        self.gram = found[0] if block.kind == "attention" else self.sums.inputs
-        if not bool(torch.isfinite(self.gram).all()):
-            raise UserError(f"{block.name}: its activations overflow, so nothing can be told from them; use l1")
+        self.gram = found[0] if block.kind == "attention" else None
 
     def heads(self) -> torch.Tensor:
         """The turn in which each head would go, (heads,)."""
@@ -78,7 +76,7 @@ class Reconstruction:
         inside = max(inside, removed - int((~within).sum()))
         keep = torch.ones_like(weight, dtype=torch.bool)
         keep[~within] = keep_largest(weight[~within].abs(), removed - inside)
-        gram, cross = self._output(keeps) if is_output else self.sums.inner(linear)
+        gram, cross = self._output(keeps) if is_output else self._finite(*self.sums.inner(linear))
         start = joined(self.own, linear).to(gram)
         if is_output:
             used = torch.cat([features, features.new_ones(len(gram) - len(features))])  # the bias's column too
@@ -93,15 +91,22 @@ class Reconstruction:
     def _output(self, keeps):
         """H and G of the output Linear, over what its inputs are once the inner Linears with masks are solved."""
         if self.block.kind == "attention":
-            return self.gram, joined(self.own, self.block.linears[-1]).to(self.gram) @ self.gram
+            return self._finite(self.gram, joined(self.own, self.block.linears[-1]).to(self.gram) @ self.gram)
         if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
-            return self.sums.teachers_output  # whole neurons are missing at most, and their columns are not used
+            return self._finite(
+                *self.sums.teachers_output
+            )  # whole neurons are missing at most, and their columns are not used
         whole = {name: torch.ones_like(self.own[f"{name}.weight"], dtype=torch.bool) for name in self.block.linears}
         variant = Variant(self.block, self.own, whole | keeps)
         new = dict(self.own)
         for linear in keeps:
             new |= solve_linear(variant, linear, *self.sums.inner(linear), ridge=RIDGE)
-        return self.sums.output(new)
+        return self._finite(*self.sums.output(new))
+
+    def _finite(self, gram, cross):
+        if not bool(torch.isfinite(gram).all() & torch.isfinite(cross).all()):
+            raise UserError(f"{self.block.name}: its activations overflow, so nothing can be told from them; use l1")
+        return gram, cross
 
 
 @in_full_precision
