@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Composability at work: several pruned versions of one model, each fine-tuned twice for the same number of epochs,
-# from the pruned weights (baseline) and from the library of fine-tuned blocks (composed), with the removed heads and
-# neurons really taken out. Ends with a table and two pictures. Run it again after an interruption or a change of
-# conf.json: what is there already is not made again.
+# Composability at work: several pruned versions of one model, each fine-tuned for the same number of epochs from the
+# pruned weights (baseline) and from a library of fine-tuned blocks (composed), with the removed heads and neurons really
+# taken out. There are two libraries: of blocks pruned by l1, as the baseline is, and of blocks pruned by the criterion.
+# Ends with a table and two pictures. Run it again after an interruption or a change of conf.json: what is there already
+# is not made again.
 set -euo pipefail
 
 # --- what to run: every variable has a flag of its name, such as --attention "0.5 0.75" ----------------------------
@@ -13,6 +14,7 @@ data=                       # its data (folder or hub id), if not those in its r
 attention="0.25 0.5 0.25"   # attention rates, one for each configuration
 linear="0.3 0.3 0.5"        # linear rates, one for each configuration
 feed_forward=               # rates of feed-forward neurons, one for each configuration
+criterion=reconstruction    # what goes: reconstruction (beside l1), or l1 alone; the baseline's is always l1
 output=                     # folder for everything that is made, else results/TYPE
 device=auto                 # auto, cpu, cuda, …
 data_args=                  # further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
@@ -40,7 +42,12 @@ if [[ -f conf.json ]] && ! { was_given attention || was_given linear || was_give
     configure=
 fi
 numbers=($(seq 0 $((count - 1))))
-baseline=("${numbers[@]/#/baseline-}") composed=("${numbers[@]/#/composed-}")
+series=(baseline composed) libraries=(pruned tuned) names=(baseline composed) by_criterion=
+if [[ $criterion != l1 ]]; then
+    series+=("composed-$criterion") libraries+=("tuned-$criterion") names=(baseline "composed, l1" "composed, $criterion")
+    by_criterion="prune.py $model_flags -o pruned-$criterion $criterion_flags
+block-level_finetuning.py $model_flags -p pruned-$criterion -o tuned-$criterion --stats blocks-$criterion.csv $data_flags $block_args"
+fi
 
 stages <<END
 ${download-}
@@ -48,17 +55,23 @@ $configure
 prune_scheme_generator.py
 prune.py $model_flags -o pruned
 block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags $block_args
-compose_model.py $model_flags -p pruned -n ${numbers[*]} -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --compact --overwrite
-compose_model.py $model_flags -p tuned -n ${numbers[*]} -o tuned-{n} ${tokenizer:+-t ${tokenizer@Q}} --compact --overwrite
-model-level_finetuning.py $model_flags -p pruned -n ${numbers[*]} -o baseline-{n}.pth --compact --overwrite $data_flags $model_args
-model-level_finetuning.py $model_flags -p tuned -n ${numbers[*]} -o composed-{n}.pth --compact --overwrite $data_flags $model_args
+$by_criterion
+$(for i in "${!series[@]}"; do
+    from="$model_flags -p ${libraries[i]} -n ${numbers[*]} --compact --overwrite"
+    echo "compose_model.py $from -o ${libraries[i]}-{n} ${tokenizer:+-t ${tokenizer@Q}}"
+    echo "model-level_finetuning.py $from -o ${series[i]}-{n}.pth $data_flags $model_args"
+done)
 END
 
 before=() after=()  # fine-tuning: the models whose reports are missing or older than they are
+models=() configurations=() owners=()  # all fine-tuned models, with the configuration and the series of each
 is_newer "report-$(basename "$model" .pth).json" "$model" || after+=("${model@Q}")
 for n in "${numbers[@]}"; do
-    is_newer "report-baseline-$n.json" "baseline-$n.pth" || before+=("pruned-$n") after+=("baseline-$n.pth")
-    is_newer "report-composed-$n.json" "composed-$n.pth" || before+=("tuned-$n") after+=("composed-$n.pth")
+    for i in "${!series[@]}"; do
+        name=${series[i]}-$n
+        is_newer "report-$name.json" "$name.pth" || before+=("${libraries[i]}-$n") after+=("$name.pth")
+        models+=("$name") configurations+=("$n") owners+=("${names[i]}")
+    done
 done
 if [[ ${#after[@]} -gt 0 ]]; then
     stages <<END
@@ -67,11 +80,11 @@ $evaluate -m ${after[*]} --report report-{name}.json --device $device $data_flag
 END
 fi
 
-"$PYTHON" "$repository/experiments/summarize.py" . >table.txt
-"$PYTHON" "$repository/plot_loss.py" $(paste -d ' ' <(printf '%s.csv\n' "${baseline[@]}") <(printf '%s.csv\n' "${composed[@]}")) \
-    --labels $(printf 'baseline composed %.0s' "${numbers[@]}") --panels ${#numbers[@]} --log --quiet >/dev/null
-"$PYTHON" "$repository/experiments/pareto.py" $(printf 'report-%s.json ' "${baseline[@]}" "${composed[@]}") --relative \
-    --labels "${numbers[@]}" "${numbers[@]}" --series "${baseline[@]/*/baseline}" "${composed[@]/*/composed}" \
-    --original "report-$(basename "$model" .pth).json" -o pareto.png >/dev/null
+reports=("${models[@]/#/report-}")
+"$PYTHON" "$repository/experiments/summarize.py" . "$criterion" >table.txt
+"$PYTHON" "$repository/plot_loss.py" "${models[@]/%/.csv}" --labels "${owners[@]}" --panels ${#numbers[@]} --log --quiet >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]/%/.json}" --relative \
+    --labels "${configurations[@]}" --series "${owners[@]}" --original "report-$(basename "$model" .pth).json" \
+    -o pareto.png >/dev/null
 cat table.txt
 echo "table: $output/table.txt and table.json; pictures: loss.png and pareto.png beside it; $((SECONDS - started)) s" >&2

@@ -3,7 +3,8 @@
 # or makes a Python environment (PYTHON) and the folder $output.
 # Defines `was_given NAME`; `stages`, which runs the stages on its stdin, one a line, in one process, and adds their
 # results to results.jsonl; and `is_newer`. Sets `evaluate`, the evaluation script; `model_flags`, for the stages that
-# read the model; and `data_flags`, for those that read data too. What may hold a space is quoted: ${model@Q}.
+# read the model; `data_flags`, for those that read data too; and `criterion_flags`, for prune.py. What may hold a space
+# is quoted: ${model@Q}.
 
 script=$(basename "$0")
 given=" "
@@ -45,6 +46,7 @@ case $type in
     distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
     *) fail "unknown type $type" ;;
 esac
+[[ $criterion == l1 || $criterion == reconstruction ]] || fail "--criterion is l1 or reconstruction, not $criterion"
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ensure_environment "$repository/requirements.txt"
@@ -60,6 +62,8 @@ if [[ -z $model ]]; then  # the first stage makes it
 fi
 model_flags="-m ${model@Q} --device $device"
 data_flags="${tokenizer:+-t ${tokenizer@Q}} ${data:+--data ${data@Q}} $data_args"
+criterion_flags="--criterion $criterion"
+[[ $criterion == l1 ]] || criterion_flags+=" $data_flags"  # l1 reads no data
 
 stages() {
     "$PYTHON" "$repository/experiments/stages.py" >>results.jsonl

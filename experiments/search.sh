@@ -14,6 +14,7 @@ attention="0 0.25 0.5 0.75"      # the grid's attention rates
 linear="0 0.3 0.5 0.7 0.9"       # the grid's linear rates
 feed_forward=                    # the grid's rates of feed-forward neurons
 budgets_of="5 9 10 13 14"        # the uniform configurations of the grid whose costs are the budgets
+criterion=reconstruction         # what goes: reconstruction, or l1
 measure=parameters               # parameters, multiply-adds, bytes or latency
 output=                          # folder for everything that is made, else results/search-TYPE
 device=auto                      # auto, cpu, cuda, …
@@ -39,7 +40,7 @@ stages <<END
 ${download-}
 config_generator.py $model_flags -o grid.json --grid --attention $attention --linear $linear ${feed_forward:+--feed-forward $feed_forward} --overwrite
 prune_scheme_generator.py -i grid.json
-prune.py $model_flags -o pruned --quiet
+prune.py $model_flags -o pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p pruned -o library --stats blocks.csv $data_flags $block_args
 config_generator.py $model_flags --search library -c grid.json --budget-of $budgets_of --measure $measure -o conf.json --report search.json --overwrite $data_flags $search_args
 compose_model.py $composed -c grid.json -n ${uniform[*]} -o uniform-{n} ${tokenizer:+-t ${tokenizer@Q}}

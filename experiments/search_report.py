@@ -52,7 +52,7 @@ def summarize(folder):
         f"dense_{metric}": original[metric],
         "budgets": rows,
         "seconds": report["seconds"],
-        "library_seconds": block_level_seconds(results),
+        "library_seconds": block_level_seconds(results, "library"),
         "variants": len(report["variants"]),
         "blocks": len(report["blocks"]),
         "models": len(report["models"]),

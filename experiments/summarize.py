@@ -19,10 +19,15 @@ COSTS = {
     "seconds_per_generated_token": "a generated token",
 }
 STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
+OF_ALL_CRITERIA = ("dense", "pruned", "baseline", "baseline's best loss")  # columns; the baseline is pruned by l1
 
 
-def summarize(folder):
-    """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time."""
+def summarize(folder, criterion="l1"):
+    """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time.
+
+    A configuration has a row for l1, and one for the criterion if that is another.
+    """
+    suffixes = {"l1": ""} | ({} if criterion == "l1" else {criterion: f"-{criterion}"})
     scheme = read(folder / "conf_prune.json")
     results = read_results(folder)
     scores = {}
@@ -34,50 +39,62 @@ def summarize(folder):
     metric = next(name for name in METRICS if name in scores["dense"])
     rows = []
     for n, requested in enumerate(scheme["requested"]):
-        names = {
-            "dense": "dense",
-            "pruned": f"pruned-{n}",
-            "block-tuned": f"tuned-{n}",
-            "baseline": f"baseline-{n}",
-            "composed": f"composed-{n}",
-        }
-        curves = {name: read_curve(folder / f"{name}-{n}.csv") for name in ("baseline", "composed")}
-        best = min(curves["baseline"], key=lambda row: row["val_loss"])
-        reached = next((row for row in curves["composed"] if row["val_loss"] <= best["val_loss"]), None)
-        rows.append(
-            {
-                "configuration": n,
-                **{f"{kind}_rate": rate for kind, rate in requested.items()},
-                "quality": {state: scores[name][metric] for state, name in names.items()},
-                "val_loss": {
-                    "pruned": curves["baseline"][0]["val_loss"],
-                    "block-tuned": curves["composed"][0]["val_loss"],
-                    "baseline": best["val_loss"],
-                    "composed": min(row["val_loss"] for row in curves["composed"]),
-                },
-                "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
-                "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
-                "composed_seconds_in_all": curves["composed"][-1]["seconds"],
-                "cost": reports[f"composed-{n}"]["figures"],
+        baseline = read_curve(folder / f"baseline-{n}.csv")
+        best = min(baseline, key=lambda row: row["val_loss"])
+        for each, suffix in suffixes.items():
+            names = {
+                "dense": "dense",
+                "pruned": f"pruned-{n}",
+                "block-tuned": f"tuned{suffix}-{n}",
+                "baseline": f"baseline-{n}",
+                "composed": f"composed{suffix}-{n}",
             }
-        )
+            composed = read_curve(folder / f"composed{suffix}-{n}.csv")
+            reached = next((row for row in composed if row["val_loss"] <= best["val_loss"]), None)
+            rows.append(
+                {
+                    "configuration": n,
+                    "criterion": each,
+                    **{f"{kind}_rate": rate for kind, rate in requested.items()},
+                    "quality": {state: scores[name][metric] for state, name in names.items()},
+                    "val_loss": {
+                        "pruned": baseline[0]["val_loss"],
+                        "block-tuned": composed[0]["val_loss"],
+                        "baseline": best["val_loss"],
+                        "composed": min(row["val_loss"] for row in composed),
+                    },
+                    "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
+                    "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
+                    "composed_seconds_in_all": composed[-1]["seconds"],
+                    "cost": reports[f"composed{suffix}-{n}"]["figures"],
+                }
+            )
     return {
         "metric": metric,
         "configurations": rows,
         "blocks": [result for result in results if "blocks_with_reuse" in result][-1],
-        "sweep_seconds": sweep_seconds(folder, results, rows, scheme["configs"]),
+        "sweep_seconds": {
+            each: sweep_seconds(
+                folder / f"blocks{suffix}-blocks.csv",
+                block_level_seconds(results, f"tuned{suffix}"),
+                [row for row in rows if row["criterion"] == each],
+                scheme["configs"],
+            )
+            for each, suffix in suffixes.items()
+        },
     }
 
 
-def sweep_seconds(folder, results, rows, configs):
+def sweep_seconds(blocks_csv, with_reuse, rows, configs):
     """Seconds until every configuration has the baseline's best validation loss, three ways.
+
+    With reuse, the block level took `with_reuse` seconds. What it took to choose what to prune is not in them.
 
     Without reuse, every configuration would fine-tune all its own blocks: that figure is computed from the measured
     seconds of each variant, and of the teacher's passes, which each configuration would then run for itself.
     """
-    with_reuse = block_level_seconds(results)
     own = {}
-    with open(folder / "blocks-blocks.csv", encoding="utf-8", newline="") as handle:
+    with open(blocks_csv, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
             pair = row["block"], row["variant"]
             own[pair] = own.get(pair, 0.0) + float(row["seconds"])
@@ -103,9 +120,9 @@ def read_results(folder):
         return [json.loads(line) for line in lines]
 
 
-def block_level_seconds(results):
-    """Of all runs of the block level: later ones add what changed."""
-    return sum(result["seconds"] for result in results if "fine_tuned" in result)
+def block_level_seconds(results, library):
+    """Of all runs of the block level for a library: later ones add what changed."""
+    return sum(result["seconds"] for result in results if "fine_tuned" in result and result["output"] == library)
 
 
 def by_name(result):
@@ -136,7 +153,7 @@ def read_curve(path):
 def as_text(summary):
     """The table for people."""
     digits = {"bleu": 1, "accuracy": 3}[summary["metric"]]
-    heads = ["configuration", *STATES, "baseline's best loss", "composed reaches it"]
+    several = len(summary["sweep_seconds"]) > 1
     lines = []
     for row in summary["configurations"]:
         rates = ", ".join(
@@ -144,38 +161,51 @@ def as_text(summary):
             for kind in ("attention", "linear", "feed_forward")
             if f"{kind}_rate" in row
         )
-        best, reached = row["baseline_best"], row["composed_reaches_it"]
-        lines.append(
-            [
-                f"{row['configuration']}: {rates}",
-                *(f"{row['quality'][state]:.{digits}f}" for state in STATES),
-                f"{row['val_loss']['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
-                f"epoch {reached['epoch']}, {reached['seconds']:.0f} s"
-                if reached
-                else f"no ({row['val_loss']['composed']:.4f})",
-            ]
-        )
+        best, reached, loss = row["baseline_best"], row["composed_reaches_it"], row["val_loss"]
+        line = {
+            "configuration": f"{row['configuration']}: {rates}",
+            **({"criterion": row["criterion"]} if several else {}),
+            **{state: f"{row['quality'][state]:.{digits}f}" for state in STATES},
+            "baseline's best loss": f"{loss['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
+            "composed reaches it": f"epoch {reached['epoch']}, {reached['seconds']:.0f} s"
+            if reached
+            else f"no ({loss['composed']:.4f})",
+        }
+        if row["criterion"] != "l1":
+            line |= dict.fromkeys(OF_ALL_CRITERIA, "")
+        lines.append(line)
     costs = [(name, title) for name, title in COSTS.items() if name in summary["configurations"][0]["cost"]]
     ratios = [
-        [str(row["configuration"]), *(as_ratio(row["cost"][name]["ratio"]) for name, _ in costs)]
+        {
+            "configuration": str(row["configuration"]),
+            **({"criterion": row["criterion"]} if several else {}),
+            **{title: as_ratio(row["cost"][name]["ratio"]) for name, title in costs},
+        }
         for row in summary["configurations"]
     ]
-    blocks, sweep = summary["blocks"], summary["sweep_seconds"]
+    blocks, sweeps = summary["blocks"], summary["sweep_seconds"]
+    seconds = [["  baseline", f"{sweeps['l1']['baseline']:8.1f}", ""]]
+    for criterion, sweep in sweeps.items():
+        composed = f"  composed, {criterion}" if several else "  composed"
+        for way, note in (("with", ""), ("without", ", computed from the variants' own seconds")):
+            seconds.append(
+                [
+                    f"{composed}, {way} reuse",
+                    f"{sweep[f'composed_{way}_reuse']:8.1f}",
+                    f" (block level {sweep[f'block_level_{way}_reuse']:.1f}{note})",
+                ]
+            )
     return "\n".join(
         [
             f"quality: {summary['metric']}",
-            *aligned([heads, *lines]),
+            *aligned([list(lines[0]), *(line.values() for line in lines)]),
             "",
             "the composed models' size and time, relative to the original:",
-            *aligned([["configuration", *(title for _, title in costs)], *ratios]),
+            *aligned([list(ratios[0]), *(line.values() for line in ratios)]),
             "",
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
             "seconds until every configuration is as good as its baseline's best:",
-            f"  baseline                 {sweep['baseline']:8.1f}",
-            f"  composed, with reuse     {sweep['composed_with_reuse']:8.1f}   "
-            f"(block level {sweep['block_level_with_reuse']:.1f})",
-            f"  composed, without reuse  {sweep['composed_without_reuse']:8.1f}   "
-            f"(block level {sweep['block_level_without_reuse']:.1f}, computed from the variants' own seconds)",
+            *aligned(seconds),
         ]
     )
 
@@ -192,6 +222,6 @@ def aligned(lines):
 
 if __name__ == "__main__":
     experiment = Path(sys.argv[1])
-    figures = summarize(experiment)
+    figures = summarize(experiment, *sys.argv[2:])
     (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(as_text(figures))

@@ -11,6 +11,8 @@ import pytest
 from helpers import ROOT, is_one_line, load_script, read_json, touched
 
 QUICK = {"--data-args": "--batch-size 8", "--block-args": "--method reconstruct", "--model-args": "--epochs 1"}
+SUFFIXES = {"l1": "", "reconstruction": "-reconstruction"}  # of what is made from a criterion's library
+WAYS = ("baseline", "composed", "composed-reconstruction")
 
 
 # --- the bash scripts ------------------------------------------------------------------------------------------
@@ -44,32 +46,51 @@ def test_an_experiment_ends_with_its_table_and_pictures(composability):
     """Oracle: the evaluations' own files."""
     out, _, printed = composability
     assert printed == (out / "table.txt").read_text()
-    table = read_json(out / "table.json")
-    assert [(row["attention_rate"], row["linear_rate"]) for row in table["configurations"]] == [(0.25, 0.3), (0.5, 0.5)]
+    rows = read_json(out / "table.json")["configurations"]
+    assert [(row["criterion"], row["attention_rate"], row["linear_rate"]) for row in rows] == [
+        (criterion, *rates) for rates in ((0.25, 0.3), (0.5, 0.5)) for criterion in ("l1", "reconstruction")
+    ]
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     evaluated = [each for line in lines for each in line.get("models", []) if "bleu" in each]
     scores = {Path(each["model"]).name.removesuffix(".pth"): each for each in evaluated}
-    for n, row in enumerate(table["configurations"]):
+    for row in rows:
+        n, suffix = row["configuration"], SUFFIXES[row["criterion"]]
         names = {
             "dense": "t5",
             "pruned": f"pruned-{n}",
-            "block-tuned": f"tuned-{n}",
+            "block-tuned": f"tuned{suffix}-{n}",
             "baseline": f"baseline-{n}",
-            "composed": f"composed-{n}",
+            "composed": f"composed{suffix}-{n}",
         }
         assert row["quality"] == {way: scores[name]["bleu"] for way, name in names.items()}
     for name in ("loss.png", "pareto.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_both_criteria_remove_as_much(composability):
+    """Oracle: the pruned libraries' records."""
+    out, _, _ = composability
+    by_l1, by_criterion = (
+        read_json(out / f"pruned{suffix}" / "record.json")["variants"] for suffix in SUFFIXES.values()
+    )
+    assert by_l1.keys() == by_criterion.keys()
+    for name, entry in by_l1.items():
+        other = by_criterion[name]
+        for counted in ("heads_removed", "weights_removed_by_rate"):
+            assert entry[counted] == other[counted]
+        assert entry["made_from"]["saliency"] == "l1"
+        assert set(other["made_from"]["criteria"].values()) == {"reconstruction"}
+
+
 def test_an_experiment_makes_only_what_changed_again(composability):
     """The second of two configurations gets another rate. Oracle: the files, their times of change included."""
     out, arguments, _ = composability
     expensive = [
-        *(f"{way}-{n}.pth" for way in ("baseline", "composed") for n in range(2)),
-        *(f"report-{way}-{n}.json" for way in ("baseline", "composed") for n in range(2)),
+        *(f"{way}-{n}.pth" for way in WAYS for n in range(2)),
+        *(f"report-{way}-{n}.json" for way in WAYS for n in range(2)),
     ]
-    kept = {folder: touched(out / folder) for folder in ("pruned", "tuned")}
+    libraries = [f"{stage}{suffix}" for stage in ("pruned", "tuned") for suffix in SUFFIXES.values()]
+    kept = {folder: touched(out / folder) for folder in libraries}
     before = {name: (out / name).stat().st_mtime_ns for name in expensive}
 
     configurations = read_json(out / "conf.json")
@@ -85,6 +106,19 @@ def test_an_experiment_makes_only_what_changed_again(composability):
             "record.json",
             "encoder.block.0.layer.1.DenseReluDense.wi-1152_wo-768.npy",
         }
+
+
+def test_l1_alone_makes_nothing_again_and_leaves_the_other_criterion_out(composability):
+    """Oracle: the files' times of change, and the table of both criteria."""
+    out, arguments, _ = composability
+    rows = read_json(out / "table.json")["configurations"]
+    before = touched(out)
+    done = experiment_run("composability.sh", *arguments, "--criterion", "l1")
+    assert done.returncode == 0, done.stderr
+    changed = {Path(path).name for path, time in touched(out).items() if before.get(path) != time}
+    assert changed <= {"results.jsonl", "table.txt", "table.json", "pareto.png", "loss.png"}
+    assert read_json(out / "table.json")["configurations"] == [row for row in rows if row["criterion"] == "l1"]
+    assert "reconstruction" not in done.stdout
 
 
 def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
@@ -148,7 +182,7 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
 def test_help_lists_the_variables_and_an_unknown_flag_is_refused():
     done = subprocess.run(["bash", ROOT / "experiments" / "search.sh", "--help"], text=True, capture_output=True)
     assert done.returncode == 0 and "--budgets-of" in done.stdout and "(default: 5 9 10 13 14)" in done.stdout
-    for flags in (["--budget", "1"], ["--linear"], ["bart"]):
+    for flags in (["--budget", "1"], ["--linear"], ["bart"], ["--criterion", "l2"]):
         done = subprocess.run(["bash", ROOT / "experiments" / "search.sh", *flags], text=True, capture_output=True)
         assert done.returncode == 2 and is_one_line(done.stderr) and flags[0] in done.stderr
 
@@ -200,10 +234,10 @@ def experiment(tmp_path):
     ]
     results = [
         {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
-        {"fine_tuned": 3, "seconds": 6.0},
+        {"fine_tuned": 3, "seconds": 6.0, "output": "tuned"},
         {"skipped": 3},
         {"models": models},
-        {"fine_tuned": 1, "seconds": 1.0},
+        {"fine_tuned": 1, "seconds": 1.0, "output": "tuned"},
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
@@ -258,12 +292,39 @@ def test_a_figure_that_no_model_has_is_no_column(experiment):
     assert "a generated token" not in text and "1.07" not in text and "0.86" in text
 
 
+def test_another_criterion_has_rows_of_its_own(experiment):
+    """What l1 and the criterion have in common stands once. Block level 5 s; composed, 2 s and 3 s until as good."""
+    for n in range(2):
+        report = read_json(experiment / f"report-composed-{n}.json") | {"evaluation": {"bleu": 10.0 * n + 5}}
+        (experiment / f"report-composed-reconstruction-{n}.json").write_text(json.dumps(report))
+        stats = HEADER + f"0,,3.0,0,0\n1,2.5,1.5,{n + 1},1\n"
+        (experiment / f"composed-reconstruction-{n}.csv").write_text(stats)
+    (experiment / "blocks-reconstruction-blocks.csv").write_text((experiment / "blocks-blocks.csv").read_text())
+    with open(experiment / "results.jsonl", "a") as lines:
+        models = [{"model": f"tuned-reconstruction-{n}", "bleu": 10.0 * n + 4} for n in range(2)]
+        for result in ({"models": models}, {"fine_tuned": 3, "seconds": 5.0, "output": "tuned-reconstruction"}):
+            lines.write(json.dumps(result) + "\n")
+    summarize = load_script("experiments/summarize.py")
+    summary = summarize.summarize(experiment, "reconstruction")
+    sweeps = summary["sweep_seconds"]
+    assert sweeps["l1"] == summarize.summarize(experiment)["sweep_seconds"]["l1"]
+    assert sweeps["reconstruction"]["composed_with_reuse"] == 5 + 2 + 3
+    lines = summarize.as_text(summary).splitlines()
+    assert lines[4].split()[-13:-7] == ["l1", "40.0", "10.0", "11.0", "12.0", "13.0"]
+    assert lines[5].split("  ")[0] == "1: attention 0.5, linear 0.3, feed-forward 0.5"
+    assert lines[5].split()[-7:] == ["reconstruction", "14.0", "15.0", "epoch", "1,", "3", "s"]
+    assert [line.split()[:2] for line in lines[9:13]] == [
+        [str(n), criterion] for n in range(2) for criterion in ("l1", "reconstruction")
+    ]
+    assert "  composed, reconstruction, with reuse         10.0   (block level 5.0)" in lines
+
+
 def test_seconds_of_the_sweep_by_hand(experiment):
     """Block level: 7 s with reuse, of which the variants' own are 6; without, (1 + 1 + 3) + (1 + 2 + 3).
 
     The baselines take 22 s each until they are best. Composed, 6 s until as good, and 6 s without getting there.
     """
-    sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]
+    sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]["l1"]
     assert sweep == {
         "baseline": 44.0,
         "composed_with_reuse": 7 + 12,
@@ -299,7 +360,10 @@ def search_folder(tmp_path, monkeypatch):
     }
     conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
     files = {"search.json": report, "conf.json": conf}
-    results = [{"fine_tuned": 3, "seconds": 6.0}, {"fine_tuned": 1, "seconds": 1.0}]
+    results = [
+        {"fine_tuned": 3, "seconds": 6.0, "output": "library"},
+        {"fine_tuned": 1, "seconds": 1.0, "output": "library"},
+    ]
     for suffix, more in (("", 0), (".pth", 5)):
         models = [] if suffix else [{"model": "/somewhere/t5", "bleu": 40.0}]
         for way, bleu, numbers in (("uniform", 10.0, (9, 4)), ("searched", 20.0, (0, 1))):
