@@ -154,7 +154,7 @@ def test_stages_run_in_one_process_until_one_fails(chain, tmp_path):
 
 
 def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
-    """Oracle: the searched configurations' own costs, against those of the uniform ones that they were to cost."""
+    """By l1, which refuses flags of data. Oracle: the searched configurations' costs, against the uniform ones'."""
     done = experiment_run(
         "search.sh",
         "distilbert",
@@ -168,6 +168,8 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
         "0 0.5",
         "--budgets-of",
         "1 3",
+        "--criterion",
+        "l1",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "table.txt").read_text()
