@@ -243,7 +243,8 @@ def solve(learners, variants, teacher, blocks, calibration, validation, ridges, 
         least = min(range(len(after)), key=after.__getitem__)
         chosen[pair] = ridges[least]
         learners[pair].restart_from(solved[pair][least], before, after[least], (finished - started) / len(learners))
-        if after[least] >= before:
+        is_left_out = not any(bool(keep.any()) for keep in own[pair].keeps.values())  # nothing was there to solve
+        if after[least] >= before and not is_left_out:
             runtime.talk.say(f"{pair}: the closed form is no better on held-out data; the pruned weights stay")
     before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
     runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")

@@ -138,3 +138,17 @@ def test_fewer_held_out_examples_judge_alike():
     )
     for pair in variants:
         assert np.argmin(all_of[pair]) == np.argmin(few[pair]) == 1
+
+
+def test_blocks_that_are_left_out_are_not_called_failures(workshop, succeeds, call, tmp_path):
+    model = workshop / "model" / "t5"
+    files = [tmp_path / name for name in ("conf.json", "conf_prune.json", "pruned", "tuned")]
+    succeeds("config_generator.py", "-m", model, "-o", files[0], "--attention", 1, "--linear", 0, "-n", 1)
+    succeeds("prune_scheme_generator.py", "-i", files[0], "-o", files[1])
+    succeeds("prune.py", "-m", model, "-c", files[1], "-o", files[2])
+    code, result, error = call(
+        "block-level_finetuning.py", "-m", model, "-p", files[2], "-o", files[3], "--method", "reconstruct"
+    )
+    assert code == 0 and result["fine_tuned"] == 6
+    assert result["nmse_before"] == result["nmse_after"] == 1  # T5 has no bias: nothing is left of these blocks
+    assert "no better" not in error
