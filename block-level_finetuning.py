@@ -4,7 +4,6 @@
 One pass of the original a batch serves all variants.
 """
 
-import copy
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from common import cli
 from common.errors import UserError
 from common.records import digest
 
-HELD_OUT, HELD_OUT_TOKENS = 256, 8192
+HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
 
 
 def build_parser():
@@ -110,7 +109,7 @@ def run(args):
     closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
     settings = {"method": args.method, "held_out_examples": validation.fingerprint()}
     if closed_form:
-        ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]
+        ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]  # the key of one is that of a number
         settings |= {"calibration_examples": calibration.fingerprint(), "ridge": ridge}
     if gradients:
         settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
@@ -177,7 +176,15 @@ def run(args):
         if args.in_sequence:
             started = runtime.now()
             compared = solve_in_sequence(
-                learners, pruned, loaded.model, blocks, calibration, validation, args.ridge[0], runtime
+                learners,
+                pruned,
+                loaded.model,
+                blocks,
+                calibration,
+                validation,
+                args.ridge[0],
+                runtime,
+                independent=found["most_pruned"]["solved"]["kl"],  # the configuration has one variant of each block
             )
             notes, found = dict.fromkeys(pairs, compared), found | compared
             seconds = runtime.now() - started
@@ -260,13 +267,15 @@ def measure_most_pruned(own, candidates, best, teacher, blocks, examples, runtim
     Returns:
         {"pruned", "solved": {"loss", "kl"}} of the two models on the held-out examples.
     """
+    from common.search import score_composed
+
     most = {}
     for pair in sorted(own, key=lambda pair: sum(int(keep.sum()) for keep in own[pair].keeps.values()), reverse=True):
         most[pair.block] = pair  # the last of a block keeps least
-    before = {pair: candidates[pair][0] for pair in most.values()}
-    after = {pair: candidates[pair][best[pair]] for pair in most.values()}
+    before = {pair.block: candidates[pair][0] for pair in most.values()}
+    after = {pair.block: candidates[pair][best[pair]] for pair in most.values()}
     found = {
-        name: composed_scores(teacher, blocks, tensors, examples, runtime)
+        name: score_composed(teacher, blocks, tensors, examples, runtime)
         for name, tensors in (("pruned", before), ("solved", after))
     }
     losses = {name: scores["loss"] for name, scores in found.items()}
@@ -279,14 +288,17 @@ def measure_most_pruned(own, candidates, best, teacher, blocks, examples, runtim
     return found
 
 
-def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime):
+def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime, independent):
     """Give the learners the solutions in sequence, if the model of these diverges less from the teacher.
 
+    Args:
+        independent: KL(teacher || model) of the model of their solutions so far, on the held-out examples.
     Returns:
         {"kl": {"independent", "in_sequence": KL(teacher || model) on the held-out examples}, "taken": one of the two}.
     """
     from common.blocks import Variant
     from common.closed_form import reconstruct_in_sequence
+    from common.search import score_composed
     from common.teacher import held_out_errors
 
     def on_device(tensors):
@@ -296,33 +308,20 @@ def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation
     for pair in learners:
         block, tensors, keeps = pruned.read(blocks[pair.block], pair.variant)
         variants[pair] = Variant(block, on_device(tensors), on_device(keeps))
-    solutions = {
-        "independent": {pair: learner.parameters for pair, learner in learners.items()},
-        "in_sequence": reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge),
-    }
-    kl = {name: composed_scores(teacher, blocks, each, validation, runtime)["kl"] for name, each in solutions.items()}
+    solved = reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge)
+    by_block = {pair.block: tensors for pair, tensors in solved.items()}
+    in_sequence = score_composed(teacher, blocks, by_block, validation, runtime)["kl"]
+    kl = {"independent": independent, "in_sequence": in_sequence}
     taken = "in_sequence" if kl["in_sequence"] < kl["independent"] else "independent"
     runtime.talk.say(
         f"held-out divergence of the model: {kl['independent']:.4f} solved independently, "
         f"{kl['in_sequence']:.4f} in sequence; taken: {taken.replace('_', ' ')}"
     )
     if taken == "in_sequence":
-        solved = solutions[taken]
         errors = held_out_errors(teacher, blocks, {pair: [solved[pair]] for pair in learners}, validation, runtime)
         for pair, learner in learners.items():
             learner.parameters, learner.best_epoch, (learner.best_loss,) = solved[pair], 1, errors[pair]
     return {"kl": kl, "taken": taken}
-
-
-def composed_scores(teacher, blocks, solutions, examples, runtime):
-    """{"loss", "kl"}, in nats a token or example, of the teacher with solutions in the place of its blocks."""
-    from common.blocks import set_block
-    from common.search import score_block
-
-    model = copy.deepcopy(teacher)
-    for pair, tensors in solutions.items():
-        set_block(model, blocks[pair.block], tensors)
-    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]
 
 
 def per_variant_path(stats):

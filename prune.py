@@ -5,8 +5,7 @@ import sys
 
 from common import cli, schemes
 
-L1 = "l1"
-CRITERIA = [L1, "reconstruction"]  # what may be chosen by
+BY_MAGNITUDE, BY_RECONSTRUCTION = CRITERIA = ("l1", "reconstruction")
 
 
 def build_parser():
@@ -24,7 +23,7 @@ def build_parser():
     parser.add_argument(
         "--criterion",
         choices=CRITERIA,
-        default=L1,
+        default=BY_MAGNITUDE,
         help="what goes: l1: what is smallest; reconstruction: what the block's output on training examples loses "
         "least by, once the closed form has solved what is left",
     )
@@ -41,7 +40,7 @@ def run(args):
         "feed_forward": args.feed_forward_criterion or args.criterion,
         "linear": args.linear_criterion or args.criterion,
     }
-    reads_data = set(criteria.values()) != {L1}
+    reads_data = set(criteria.values()) != {BY_MAGNITUDE}
     if not reads_data:
         cli.refuse_unused(args, args.calibration_flags, "l1 reads no data; it goes with another criterion")
     from common.blocks import block_tensors, find_blocks
@@ -108,8 +107,8 @@ def chosen_by(removed, criteria, examples):
         "linear": any(removed["weights"].values()),
     }
     names = {kind: criteria[kind] for kind, count in parts.items() if count}
-    if set(names.values()) <= {L1}:
-        return {"saliency": L1}  # as it is called in the keys of libraries that are older than the choice
+    if set(names.values()) <= {BY_MAGNITUDE}:
+        return {"saliency": BY_MAGNITUDE}  # as it is called in the keys of libraries that are older than the choice
     return {"criteria": names, "calibration_examples": examples}
 
 
@@ -117,13 +116,13 @@ def prune_by_data(library, pairs, made_from, criteria, opened, calibration):
     """Prune variants by what is found out about their blocks in a pass of the model over the data."""
     from common.blocks import block_tensors, find_blocks
     from common.closed_form import Reconstruction, statistics
-    from common.masking import L1 as ByMagnitude
+    from common.masking import L1
 
     model, of_block = opened.loaded.model, schemes.by_block(pairs)
     blocks = [block for name, block in find_blocks(model).items() if name in of_block]
     for block, found in statistics(model, blocks, calibration, opened.runtime, values=False):
         own = block_tensors(model, block)
-        ways = {L1: ByMagnitude(block, own), "reconstruction": Reconstruction(model, block, own, found)}
+        ways = {BY_MAGNITUDE: L1(block, own), BY_RECONSTRUCTION: Reconstruction(model, block, own, found)}
         for pair in of_block[block.name]:
             prune_one(library, pair, block, own, made_from[pair], {kind: ways[name] for kind, name in criteria.items()})
 

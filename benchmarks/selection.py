@@ -9,19 +9,18 @@ The last lines compare selection for all rates, in turn with the closed form of 
 pass that gathers what they read.
 """
 
-import copy
 import sys
+from functools import partial
 
 from measure import build_parser, cli, emit, in_turn, machine, ratio
 
-from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
+from common.blocks import block_tensors, find_blocks, prunable_modules
 from common.closed_form import Reconstruction, reconstruct, statistics
-from common.data import load_examples
-from common.devices import Runtime, resolve_device
+from common.errors import UserError
+from common.inputs import open_study
 from common.masking import L1, prune_block
-from common.models import data_source, load_model, load_tokenizer
 from common.schemes import SIZES, make_scheme, uniform_configurations
-from common.search import score_block
+from common.search import score_composed
 
 RIDGE = 1e-3  # block-level_finetuning.py's default
 
@@ -30,8 +29,8 @@ def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", required=True, help="folder or .pth")
     for kind in ("attention", "feed-forward"):
-        flags.add_argument(f"--{kind}", type=float, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
-    flags.add_argument("--linear", type=float, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
+        flags.add_argument(f"--{kind}", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
+    flags.add_argument("--linear", type=cli.rate_below_1, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
     flags.add_argument("--calibration", type=cli.positive, help="training examples (default: the family's)")
     flags.add_argument(
         "--split", choices=["validation", "test"], default="validation", help="what quality is measured on"
@@ -44,25 +43,12 @@ class Bench:
     """A model, its examples, and what a criterion knows of its blocks."""
 
     def __init__(self, args):
-        self.loaded = load_model(args.model, resolve_device(args.device))
-        self.model, self.blocks = self.loaded.model, find_blocks(self.loaded.model)
-        self.runtime = Runtime(resolve_device(args.device), args.batch_size, cli.Talk(args.quiet))
-        tokenizer, source = load_tokenizer(args.tokenizer, self.loaded), data_source(args.data, self.loaded)
-        train, self.split = (
-            load_examples(
-                source,
-                split,
-                tokenizer,
-                self.loaded.task,
-                prefix=self.loaded.study.prefix,
-                classes=self.model.config.num_labels,
-                max_length=args.max_length,
-                limit=args.limit,
-            )
-            for split in ("train", args.split)
-        )
-        self.calibration = train.sample(args.calibration or self.loaded.study.calibration)
+        opened = open_study(args)
+        self.model, self.runtime = opened.loaded.model, opened.runtime
+        self.blocks = find_blocks(self.model)
         self.own = {name: block_tensors(self.model, block) for name, block in self.blocks.items()}
+        self.calibration = opened.split(args, "train").sample(args.calibration or opened.loaded.study.calibration)
+        self.split = opened.split(args, args.split)
 
     def criteria(self, name):
         """{block: criterion}, in a pass over the calibration examples if the criterion reads them."""
@@ -90,14 +76,14 @@ class Bench:
 
     def quality(self, solved):
         """{"loss", "kl"} of the model with these blocks."""
-        model = copy.deepcopy(self.model)
-        for pair, tensors in solved.items():
-            set_block(model, self.blocks[pair.block], tensors)
-        scores = score_block(model, self.model, self.blocks, None, {}, self.split, self.runtime)[None]
+        replacements = {pair.block: tensors for pair, tensors in solved.items()}
+        scores = score_composed(self.model, self.blocks, replacements, self.split, self.runtime)
         return {name: round(value, 4) for name, value in scores.items()}
 
 
 def run(args):
+    if len(args.attention) != len(args.feed_forward):
+        raise UserError("--attention and --feed-forward: give as many rates to one as to the other")
     bench = Bench(args)
     now = bench.runtime.now
     emit(
@@ -139,14 +125,12 @@ def run(args):
     for table, all_rates in tables.items():
         variants = bench.prune(bench.criteria("reconstruction"), all_rates[0])
 
-        def choose(criteria, all_rates=all_rates):
+        def select(all_rates=all_rates):
+            criteria = bench.criteria("reconstruction")
             for rates in all_rates:
                 bench.prune(criteria, rates)
 
-        def afresh(choose=choose):
-            choose(bench.criteria("reconstruction"))
-
-        ways = {"selection": afresh, "closed form": lambda variants=variants: bench.solve(variants)}
+        ways = {"selection": select, "closed form": partial(bench.solve, variants)}
         seconds = in_turn(ways, args.rounds, bench.runtime.device)
         emit(
             figure=f"{table}: selection of all rates / closed form of one variant, statistics in both",

@@ -251,10 +251,6 @@ class Libraries:
         errors = [library.entry(pair).get("nmse_after") for library in holders]
         return holders[0] if None in errors else holders[errors.index(min(errors))]
 
-    def variants(self) -> list[Pair]:
-        """All pairs that the libraries hold, each once."""
-        return list(dict.fromkeys(pair for library in self.libraries for pair in library.variants()))
-
     def entry(self, pair: Pair) -> dict:
         """The record of a variant, see `Library.entry`."""
         return self.owner(pair).entry(pair)

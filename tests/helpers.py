@@ -20,6 +20,7 @@ from common import evaluation  # noqa: E402
 from common.cli import Talk  # noqa: E402
 from common.data import Examples  # noqa: E402
 from common.devices import Runtime  # noqa: E402
+from common.models import load_model  # noqa: E402
 from common.records import file_digest  # noqa: E402
 from common.studies import usual_task  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
@@ -386,3 +387,9 @@ def padded_batch(kind):
         labels = torch.randint(2, 64, (2, 6), generator=generator)
         labels[1, 3:] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@torch.no_grad()
+def logits(path, kind):
+    """What the model at `path` makes of the padded batch."""
+    return load_model(path).model(**padded_batch(kind)).logits

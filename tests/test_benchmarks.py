@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import block_level
 import compact
 import composability
+import selection
 
 BASELINE = [(5.0, 0.0), (3.0, 10.0), (4.0, 20.0), (2.0, 30.0)]  # losses and seconds after epochs 0 to 3
 COMPOSED = [(3.5, 0.0), (2.5, 8.0), (2.0, 16.0)]
@@ -336,3 +337,29 @@ def test_stages_are_the_suites_own_scripts(chain, tmp_path, capfd):
     assert capfd.readouterr().out == ""  # stdout is the program's own
     with pytest.raises(UserError, match="prune_scheme_generator.py ended with exit code 2"):
         composability.stage("prune_scheme_generator.py", "-i", tmp_path / "absent.json", "-o", scheme)
+
+
+def test_selection(workshop, teacher, tokenizer, capsys):
+    code, (setting, *rows, result), err = lines(
+        selection,
+        capsys,
+        *("-m", workshop / "model" / "t5", "--attention", 0.25, "--feed-forward", 0.5, "--linear", 0.5, 0.8),
+        *("--calibration", 16, "--batch-size", 8, "--rounds", 1),
+    )
+    assert (code, err) == (0, "")
+    dense = loss_per_token(teacher, tokenizer, pairs_of(workshop, "val"))
+    assert setting["dense"]["loss"] == pytest.approx(dense, abs=1e-4) and setting["dense"]["kl"] == 0
+    *tables, first, second = rows
+    assert [(row["criterion"], row["rates"]) for row in tables] == [
+        (criterion, rates)
+        for criterion in ("l1", "reconstruction")
+        for rates in ({"attention": 0.25, "feed_forward": 0.5}, {"linear": 0.5}, {"linear": 0.8})
+    ]
+    assert all(row["kl"] > 0 and row["seconds"]["closed form"] >= 0 for row in tables)
+    assert (first["rates"], second["rates"]) == (1, 2) and min(first["ratio"]["min"], second["ratio"]["min"]) > 0
+    assert result["model"].endswith("t5")
+
+
+def test_selection_needs_as_many_rates_of_heads_as_of_neurons(workshop, capsys):
+    code, found, err = lines(selection, capsys, "-m", workshop / "model" / "t5", "--attention", 0.5)
+    assert code == 2 and found == [] and "as many rates" in err

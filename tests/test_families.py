@@ -8,7 +8,19 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from helpers import CLASSIFIERS, ENDS, LIMIT, MODELS, ROOT, build_model, examples, padded_batch, read_json, token_rows
+from helpers import (
+    CLASSIFIERS,
+    ENDS,
+    LIMIT,
+    MODELS,
+    ROOT,
+    build_model,
+    examples,
+    logits,
+    padded_batch,
+    read_json,
+    token_rows,
+)
 from huggingface_hub.dataclasses import strict
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -37,11 +49,6 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
         return model
 
     return make
-
-
-@torch.no_grad()
-def logits(path, kind):
-    return load_model(path).model(**padded_batch(kind)).logits
 
 
 @pytest.mark.parametrize("kind", KINDS)

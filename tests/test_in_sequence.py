@@ -211,10 +211,8 @@ def measured(monkeypatch):
     """measured(independent, in_sequence): the divergences that the script will find."""
 
     def become(*figures):
-        figures = itertools.chain((0.0, 0.0), figures, itertools.repeat(0.0))  # first the models of the most pruned
-        monkeypatch.setattr(
-            "common.search.score_block", lambda *_: {None: dict.fromkeys(("loss", "kl"), next(figures))}
-        )
+        scores = itertools.chain([0.0], figures, itertools.repeat(0.0))  # first that of the pruned model
+        monkeypatch.setattr("common.search.score_composed", lambda *_: dict.fromkeys(("loss", "kl"), next(scores)))
 
     return become
 

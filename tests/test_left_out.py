@@ -16,7 +16,7 @@ from helpers import (
     edited_json,
     examples,
     is_one_line,
-    padded_batch,
+    logits,
     read_json,
     token_rows,
 )
@@ -80,11 +80,6 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
         return model
 
     return make
-
-
-@torch.no_grad()
-def logits(path, kind):
-    return load_model(path).model(**padded_batch(kind)).logits
 
 
 @pytest.mark.parametrize("kind", KINDS)

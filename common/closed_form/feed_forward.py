@@ -107,7 +107,12 @@ def solve_feed_forward(
 def solve_linear(
     variant: Variant, linear: str, gram: torch.Tensor, cross: torch.Tensor, *, ridge: float
 ) -> dict[str, torch.Tensor]:
-    """The new tensors of one Linear of a variant: {"wo.weight": …, "wo.bias": …}."""
+    """The new tensors of one Linear of a variant: {"wo.weight": …, "wo.bias": …}.
+
+    Args:
+        gram, cross: H (in, in) and G (out, in) of that Linear, a bias's input included; see `least_squares.solve`.
+        ridge: relative to the mean of diag H.
+    """
     block, tensors, keeps = variant
     start, keep = joined(tensors, linear), kept(parameter_masks(block, keeps), tensors, linear)
     return parted(solve(gram, cross, start, keep, ridge=ridge), tensors, linear)

@@ -68,6 +68,8 @@ class Reconstruction:
 
         It is chosen among the rows or columns of the heads and neurons that stay, at the rate of the whole. How many
         fall on the others, which go anyway, is counted as if they went at that rate too.
+
+        Args: see `masking.L1.weights`.
         """
         is_output = linear == self.block.linears[-1]
         weight = self.own[f"{linear}.weight"]
@@ -93,9 +95,8 @@ class Reconstruction:
         if self.block.kind == "attention":
             return self._finite(self.gram, joined(self.own, self.block.linears[-1]).to(self.gram) @ self.gram)
         if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
-            return self._finite(
-                *self.sums.teachers_output
-            )  # whole neurons are missing at most, and their columns are not used
+            # Whole neurons are missing at most, and their columns are not used.
+            return self._finite(*self.sums.teachers_output)
         whole = {name: torch.ones_like(self.own[f"{name}.weight"], dtype=torch.bool) for name in self.block.linears}
         variant = Variant(self.block, self.own, whole | keeps)
         new = dict(self.own)

@@ -12,12 +12,13 @@ single column, which keeps what lies between them, and is done entry by entry, n
 """
 
 import contextlib
+import copy
 
 import torch
 from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
-from common.blocks import Block
+from common.blocks import Block, set_block
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime
 from common.tasks import IGNORED
@@ -100,6 +101,25 @@ class Replaceable:
             return self.model(**batch)
         finally:
             self.skipped, self.replaced = (), {}
+
+
+def score_composed(
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    replacements: dict[str, dict[str, torch.Tensor]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """What a copy of the teacher with other tensors in some blocks loses: {"loss", "kl"}, see `score_block`.
+
+    Args:
+        blocks: all of the teacher's.
+        replacements: {block's name: {"q.weight": tensor}}.
+    """
+    model = copy.deepcopy(teacher)
+    for name, tensors in replacements.items():
+        set_block(model, blocks[name], tensors)
+    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]
 
 
 @torch.no_grad()
