@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Fine-tune every variant of a pruned library against the original's blocks.
+"""Fine-tune every variant of a pruned library, once for all configurations.
 
-One pass of the original a batch serves all variants.
+Jointly (the default): the variants are trained all at once, within models that are composed of them at random, and the
+rest of the model with them. Or apart: each against the original's block; one pass of the original serves all of them.
 """
 
 import sys
@@ -12,6 +13,7 @@ from common.errors import UserError
 from common.records import digest
 
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
+JOINT_EPOCHS = 2
 
 
 def build_parser():
@@ -28,10 +30,11 @@ def build_parser():
     )
     parser.add_argument(
         "--method",
-        choices=["reconstruct", "train", "both"],
-        default="both",
-        help="reconstruct: solve the kept weights in closed form; train: gradient descent on the error "
-        "of the block's output; both: gradient descent from the closed form's solution",
+        choices=["joint", "reconstruct", "train", "both"],
+        default="joint",
+        help="joint: gradient descent on the model's loss, from the closed form's solutions, all variants together; "
+        "reconstruct: the closed form alone, which solves the kept weights; train: gradient descent on the error of "
+        "the block's output; both: the same from the closed form's solution",
     )
     parser.add_argument(
         "--in-sequence",
@@ -61,11 +64,60 @@ def build_parser():
         "that each variant's held-out error is least with",
     )
     cli.add_data_flags(parser, batch_size=32)
-    cli.add_training_flags(parser, epochs=1, early_stop=2, stats="the library's name and .csv")
+    cli.add_training_flags(parser, epochs=None, early_stop=2, stats="the library's name and .csv")
+    joint = parser.add_argument_group("joint fine-tuning", "flags of --method joint")
+    joint.add_argument(
+        "-c",
+        "--configurations",
+        metavar="CONF",
+        help="conf.json: its configurations are those that quality is measured on; without it ./conf.json, if there is "
+        "one",
+    )
+    joint.add_argument(
+        "--rest-rate",
+        type=cli.fraction,
+        default=0.3,
+        metavar="SHARE",
+        help="share of the learning rate that the rest of the model is trained at; 0 leaves it as it is",
+    )
+    joint.add_argument(
+        "--together",
+        action="store_true",
+        help="train the variants that are there again, together with the new ones; without it they stay as they are, "
+        "and the new ones are trained among them",
+    )
+    cli.add_whole_model_flags(joint)
+    joint.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep on the device only those variants that a step trains, the others in the memory of the CPU",
+    )
+    parser.set_defaults(joint_flags=["configurations", "rest_rate", "together", "distill", "dropout", "offload"])
     return parser
 
 
 def run(args):
+    check_flags(args)
+    stats_file = args.stats or f"{Path(args.output)}.csv"
+    from common.blocks import find_blocks
+    from common.inputs import open_study
+    from common.library import PRUNED, Library
+    from common.stats import check_stats
+
+    check_stats(stats_file)
+    opened = open_study(args)
+    loaded = opened.loaded
+    pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
+    train, validation = opened.split(args, "train"), opened.split(args, "validation")
+    held_out = validation.sample(args.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS)))
+    calibration = train.sample(args.calibration or loaded.study.calibration)
+    tune = tune_jointly if args.method == "joint" else tune_apart
+    result = tune(args, opened, find_blocks(loaded.model), pruned, train, held_out, calibration, stats_file)
+    return {"output": args.output, **result}
+
+
+def check_flags(args):
+    """Make sure that the flags go together, and fill in those that follow from others."""
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     if args.in_sequence:
@@ -76,43 +128,186 @@ def run(args):
             raise UserError("--ridge: several go without --in-sequence, which takes one")
         if not args.in_sequence[1].isdecimal():
             raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
-    stats_file = args.stats or f"{Path(args.output)}.csv"
-    from common import training
-    from common.blocks import find_blocks
+    if args.method != "joint":
+        cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
+    if args.epochs is None:
+        args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
+
+
+def settings_of(args, held_out, calibration, train, recipe):
+    """What determines a variant's tensors, beside its pruned weights."""
+    settings = {"method": args.method, "held_out_examples": held_out.fingerprint()}
+    if args.method != "train":
+        ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]  # the key of one is that of a number
+        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": ridge}
+    if args.method != "reconstruct":
+        settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
+    return settings
+
+
+def open_library(args, loaded, stage):
+    """The library to write to, there already or not."""
+    from common.library import Library
+
+    return Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, stage)
+
+
+def variants_of(library, blocks, pairs):
+    """{pair: the library's variant of it}"""
+    return {pair: library.read(blocks[pair.block], pair.variant) for pair in pairs}
+
+
+# --- jointly -----------------------------------------------------------------------------------------------------
+
+
+def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, stats_file):
+    """Train all variants within composed models, and the rest of the model with them; returns the result."""
+    from common.block_level import JointObjective, Supernet, sample_compositions, solve
+    from common.checkpoints import Checkpoint
+    from common.inputs import recipe_from
+    from common.library import TOGETHER
+    from common.stats import write_composition_stats, write_stats, write_variant_stats
+    from common.training import Progress, fit, steps_of, validate
+
+    loaded, runtime = opened.loaded, opened.runtime
+    library = open_library(args, loaded, TOGETHER)
+    study = loaded.study
+    recipe = recipe_from(
+        args,
+        study.joint_lr * 128 / loaded.model.config.hidden_size,
+        distill=args.distill,
+        dropout=study.dropout if args.dropout is None else args.dropout,
+    )
+    settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": args.rest_rate}
+    made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
+    todo = missing(args, library, made_from)
+    skipped = len(made_from) - len(todo)
+    runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
+    if not todo:
+        return {"fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
+
+    there = [pair for pair in library.variants() if pair not in todo]
+    run = run_of(library, todo, there)
+    new, old = variants_of(pruned, blocks, todo), variants_of(library, blocks, there)
+    rest = library.read_rest() if there else None  # None: it is trained too
+    supernet = Supernet(loaded.model, blocks, new, old, rest, offload_from=runtime.device if args.offload else None)
+    if not there:
+        library.check_rest(supernet.rest)
+    learner = supernet.make_learner(recipe, steps_of(train, recipe), 0.0 if there else args.rest_rate)
+    compositions = sample_compositions(choices_of(args, loaded), supernet.candidates, recipe.seed)
+    objective = JointObjective(supernet, recipe, compositions, loaded.model)
+    learners, progress, found = {"library": learner}, Progress(), {}
+    checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {"library": run})
+
+    def write_losses(progress):
+        write_stats(stats_file, learners, progress)
+        write_composition_stats(beside(stats_file, "compositions"), learner.history)
+
+    if checkpoint.read() is None:
+        before = validate(learners, objective, held_out, recipe, runtime)
+        on_device = {pair: variant.to(runtime.device) for pair, variant in new.items()}
+        solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
+        supernet.start_from(solved.better())
+        after = validate(learners, objective, held_out, recipe, runtime)
+        learner.count_as_epochs(before, after, "library", solved.rows[-1].train)
+        progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
+        write_variant_stats(beside(stats_file, "blocks"), solved.histories())
+        write_losses(progress)
+        del solved, on_device
+    progress = fit(
+        learners, objective, train, held_out, recipe, runtime, checkpoint, rows=progress.rows, on_epoch=write_losses
+    )
+    tuned = {pair: new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo}
+    library.write_together(
+        tuned,
+        {pair: own | {"run": run} for pair, own in todo.items()},
+        {} if there else supernet.rest,
+        settings | {"run": run},
+    )
+    checkpoint.remove()
+    before, after = learner.history[0].val_loss, learner.best_loss
+    runtime.talk.say(
+        f"{args.output}: mean loss of {len(compositions)} composed models {before:.4f} -> {after:.4f} "
+        f"(epoch {learner.best_epoch})"
+    )
+    return {
+        "fine_tuned": len(todo),
+        "skipped": skipped,
+        "rest": "kept" if there else "trained" if args.rest_rate else "left alone",
+        "val_loss_before": before,
+        "val_loss": after,
+        "best_epoch": learner.best_epoch,
+        "compositions": learner.history[-1].parts,
+        **found,
+        "seconds": round(progress.seconds, 3),
+        "stats": stats_file,
+    }
+
+
+def missing(args, library, made_from):
+    """The variants to train, {pair: what each is made from}.
+
+    A variant that is there stays, whatever it was trained together with; with --together, only if that was the same.
+    """
+    together = run_of(library, made_from, [pair for pair in library.variants() if pair not in made_from])
+    todo = {}
+    for pair, own in made_from.items():
+        run = library.run(pair)
+        is_there = library.has(pair, own | {"run": run}, args.overwrite)
+        if not is_there or (args.together and run != together):
+            todo[pair] = own
+    return todo if library.rest_is_intact() else made_from
+
+
+def run_of(library, todo, there):
+    """What identifies a joint run: all that is trained in it, and what that is trained among, as a digest."""
+    trained = {str(pair): own for pair, own in todo.items()}
+    among = {str(pair): library.entry(pair)["key"] for pair in there}
+    return digest([trained, among])
+
+
+def choices_of(args, loaded):
+    """The configurations to measure quality on, {block: variant} each; [] where there is no conf.json."""
+    from common.composition import check_model
+    from common.schemes import make_scheme, read_configurations
+
+    path = args.configurations or "conf.json"
+    if args.configurations is None and not Path(path).exists():
+        return []
+    configurations = read_configurations(path)
+    if args.configurations is not None:
+        check_model(configurations.model, loaded, path)
+    elif configurations.model != loaded.identity:
+        return []
+    return make_scheme(configurations).configs
+
+
+# --- apart -------------------------------------------------------------------------------------------------------
+
+
+def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats_file):
+    """Solve or train every variant against the original's block; returns the result."""
+    from common.block_level import solve, solve_in_sequence
     from common.checkpoints import Checkpoint
     from common.composition import choose
-    from common.inputs import open_study, recipe_from
-    from common.library import FINE_TUNED, IN_SEQUENCE, PRUNED, Library
+    from common.inputs import recipe_from
+    from common.library import FINE_TUNED, IN_SEQUENCE
     from common.schemes import Pair
-    from common.stats import check_stats, write_stats, write_variant_stats
+    from common.stats import write_stats, write_variant_stats
     from common.teacher import BlockObjective
+    from common.training import Progress, fit
 
-    check_stats(stats_file)
-    opened = open_study(args)
     loaded, runtime = opened.loaded, opened.runtime
-    pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     pairs = pruned.variants()
     if args.in_sequence:
         conf, number = args.in_sequence
         (choice,) = choose(loaded, [args.library], conf, [int(number)])
         pairs = [Pair(*item) for item in choice.variants.items()]
-    stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
-    library = Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, stage)
+    library = open_library(args, loaded, IN_SEQUENCE if args.in_sequence else FINE_TUNED)
     if args.in_sequence and not set(library.variants()) <= set(pairs):
         raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
-    blocks = find_blocks(loaded.model)
-    train, validation = opened.split(args, "train"), opened.split(args, "validation")
-    validation = validation.sample(args.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS)))
-    calibration = train.sample(args.calibration or loaded.study.calibration)
     recipe = recipe_from(args, loaded.study.block_lr * 128 / loaded.model.config.hidden_size)
-
-    closed_form, gradients = args.method in ("reconstruct", "both"), args.method in ("train", "both")
-    settings = {"method": args.method, "held_out_examples": validation.fingerprint()}
-    if closed_form:
-        ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]  # the key of one is that of a number
-        settings |= {"calibration_examples": calibration.fingerprint(), "ridge": ridge}
-    if gradients:
-        settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
+    settings = settings_of(args, held_out, calibration, train, recipe)
     if args.in_sequence:  # each variant's tensors depend on all the others
         made_from = dict.fromkeys(pairs, {"in_sequence": choice.keys(), **settings})
     else:
@@ -123,17 +318,17 @@ def run(args):
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
     if not todo:
-        return {"output": args.output, "fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
+        return {"fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
 
-    variants = {pair: pruned.read(blocks[pair.block], pair.variant) for pair in todo}
-    learners = {pair: make_learner(variant, recipe, train, runtime.device) for pair, variant in variants.items()}
+    variants = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
+    learners = {pair: make_learner(variant, recipe, train) for pair, variant in variants.items()}
     checkpoint = Checkpoint(
         Path(args.output) / "unfinished.checkpoint", {pair: digest(made_from[pair]) for pair in todo}
     )
 
     def write_losses(progress):
         write_stats(stats_file, learners, progress)
-        write_variant_stats(per_variant_path(stats_file), learners)
+        write_variant_stats(beside(stats_file, "blocks"), {pair: learner.history for pair, learner in learners.items()})
 
     def write_variant(pair, learner):
         library.write(
@@ -148,21 +343,21 @@ def run(args):
 
     notes = {}  # for the record, {pair: {…}}: how a variant was solved, where there was a choice
     found, seconds = {}, 0.0  # what was found out about composed models, and the seconds of solving in sequence
-    progress = training.Progress()
-    if closed_form and checkpoint.read() is None:
-        progress.rows, ridges, found["most_pruned"] = solve(
-            learners, variants, loaded.model, blocks, calibration, validation, args.ridge, runtime
-        )
-        if len(args.ridge) > 1:
-            notes = {pair: {"ridge": ridge} for pair, ridge in ridges.items()}
+    progress = Progress()
+    if args.method != "train" and checkpoint.read() is None:
+        solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
+        for pair, each in solved.solutions.items():
+            learners[pair].restart_from(each.tensors, each.before, each.after, solved.own_seconds)
+            if len(args.ridge) > 1:
+                notes[pair] = {"ridge": each.ridge}
+        progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
         write_losses(progress)
-    if gradients:
-        objective = BlockObjective(loaded.model, blocks, recipe)
-        progress = training.fit(
+    if args.method != "reconstruct":
+        progress = fit(
             learners,
-            objective,
+            BlockObjective(loaded.model, blocks, recipe),
             train,
-            validation,
+            held_out,
             recipe,
             runtime,
             checkpoint,
@@ -175,17 +370,21 @@ def run(args):
             learner.restore_best()
         if args.in_sequence:
             started = runtime.now()
-            compared = solve_in_sequence(
-                learners,
-                pruned,
+            # Read again: the learners have been given their solutions in place.
+            again = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
+            better, compared = solve_in_sequence(
+                again,
                 loaded.model,
                 blocks,
                 calibration,
-                validation,
+                held_out,
                 args.ridge[0],
                 runtime,
                 independent=found["most_pruned"]["solved"]["kl"],  # the configuration has one variant of each block
             )
+            for pair, (tensors, error) in better.items():
+                learner = learners[pair]
+                learner.parameters, learner.best_epoch, learner.best_loss = tensors, 1, error
             notes, found = dict.fromkeys(pairs, compared), found | compared
             seconds = runtime.now() - started
         for pair, learner in learners.items():
@@ -195,7 +394,6 @@ def run(args):
     after = sum(learner.best_loss for learner in learners.values()) / len(learners)
     runtime.talk.say(f"{args.output}: mean held-out error {before:.4f} -> {after:.4f}")
     return {
-        "output": args.output,
         "fine_tuned": len(todo),
         "skipped": skipped,
         "nmse_before": before,
@@ -206,128 +404,19 @@ def run(args):
     }
 
 
-def make_learner(variant, recipe, train, device):
+def make_learner(variant, recipe, train):
     """A learner of a variant's tensors, its removed weights held at zero."""
     from common.masking import parameter_masks
     from common.training import Learner, steps_of
 
-    parameters = {name: tensor.to(device).requires_grad_() for name, tensor in variant.tensors.items()}
+    parameters = {name: tensor.requires_grad_() for name, tensor in variant.tensors.items()}
     return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, steps_of(train, recipe))
 
 
-def solve(learners, variants, teacher, blocks, calibration, validation, ridges, runtime):
-    """Give every learner its closed-form solution, unless its held-out error is worse.
-
-    Returns:
-        the seconds so far; {pair: the ridge that its error is least with}; and of the model of each block's most pruned
-        variant {"pruned", "solved": {"loss", "kl"}}.
-    """
-    from common.blocks import Variant
-    from common.closed_form import reconstruct_with_each, too_few
-    from common.teacher import held_out_errors
-    from common.training import EpochSeconds
-
-    own = {
-        pair: Variant(
-            variant.block,
-            {name: parameter.detach() for name, parameter in learners[pair].parameters.items()},
-            {name: keep.to(runtime.device) for name, keep in variant.keeps.items()},
-        )
-        for pair, variant in variants.items()
-    }
-    shortage = too_few(teacher, [variant.block for variant in own.values()], calibration)
-    if shortage:
-        runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
-    started = runtime.now()
-    solved = reconstruct_with_each(teacher, own, calibration, runtime, ridges=ridges)
-    finished = runtime.now()
-    candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in own.items()}
-    errors = held_out_errors(teacher, blocks, candidates, validation, runtime)
-    best = {pair: min(range(len(each)), key=each.__getitem__) for pair, each in errors.items()}
-    model = measure_most_pruned(own, candidates, best, teacher, blocks, validation, runtime)
-    chosen = {}
-    for pair, (before, *after) in errors.items():
-        least = min(range(len(after)), key=after.__getitem__)
-        chosen[pair] = ridges[least]
-        learners[pair].restart_from(solved[pair][least], before, after[least], (finished - started) / len(learners))
-        is_left_out = not any(bool(keep.any()) for keep in own[pair].keeps.values())  # nothing was there to solve
-        if after[least] >= before and not is_left_out:
-            runtime.talk.say(f"{pair}: the closed form is no better on held-out data; the pruned weights stay")
-    before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
-    runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
-    rows = [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
-    return rows, chosen, model
-
-
-def measure_most_pruned(own, candidates, best, teacher, blocks, examples, runtime):
-    """Whether solving blocks one by one helps a model composed of them: measured for each block's most pruned variant.
-
-    Args:
-        candidates: {pair: [pruned tensors, solutions …]}; `best`: {pair: which of them has the least error}.
-    Returns:
-        {"pruned", "solved": {"loss", "kl"}} of the two models on the held-out examples.
-    """
-    from common.search import score_composed
-
-    most = {}
-    for pair in sorted(own, key=lambda pair: sum(int(keep.sum()) for keep in own[pair].keeps.values()), reverse=True):
-        most[pair.block] = pair  # the last of a block keeps least
-    before = {pair.block: candidates[pair][0] for pair in most.values()}
-    after = {pair.block: candidates[pair][best[pair]] for pair in most.values()}
-    found = {
-        name: score_composed(teacher, blocks, tensors, examples, runtime)
-        for name, tensors in (("pruned", before), ("solved", after))
-    }
-    losses = {name: scores["loss"] for name, scores in found.items()}
-    if losses["solved"] > losses["pruned"]:
-        runtime.talk.say(
-            f"the model of the most pruned variants has a higher loss with the solutions ({losses['solved']:.4f}) than "
-            f"without them ({losses['pruned']:.4f}), though its blocks' errors fell: give more examples with "
-            "--calibration, or a larger --ridge"
-        )
-    return found
-
-
-def solve_in_sequence(learners, pruned, teacher, blocks, calibration, validation, ridge, runtime, independent):
-    """Give the learners the solutions in sequence, if the model of these diverges less from the teacher.
-
-    Args:
-        independent: KL(teacher || model) of the model of their solutions so far, on the held-out examples.
-    Returns:
-        {"kl": {"independent", "in_sequence": KL(teacher || model) on the held-out examples}, "taken": one of the two}.
-    """
-    from common.blocks import Variant
-    from common.closed_form import reconstruct_in_sequence
-    from common.search import score_composed
-    from common.teacher import held_out_errors
-
-    def on_device(tensors):
-        return {name: tensor.to(runtime.device) for name, tensor in tensors.items()}
-
-    variants = {}  # read again: the learners' tensors, which were solved in place, may be those read before
-    for pair in learners:
-        block, tensors, keeps = pruned.read(blocks[pair.block], pair.variant)
-        variants[pair] = Variant(block, on_device(tensors), on_device(keeps))
-    solved = reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge)
-    by_block = {pair.block: tensors for pair, tensors in solved.items()}
-    in_sequence = score_composed(teacher, blocks, by_block, validation, runtime)["kl"]
-    kl = {"independent": independent, "in_sequence": in_sequence}
-    taken = "in_sequence" if kl["in_sequence"] < kl["independent"] else "independent"
-    runtime.talk.say(
-        f"held-out divergence of the model: {kl['independent']:.4f} solved independently, "
-        f"{kl['in_sequence']:.4f} in sequence; taken: {taken.replace('_', ' ')}"
-    )
-    if taken == "in_sequence":
-        errors = held_out_errors(teacher, blocks, {pair: [solved[pair]] for pair in learners}, validation, runtime)
-        for pair, learner in learners.items():
-            learner.parameters, learner.best_epoch, (learner.best_loss,) = solved[pair], 1, errors[pair]
-    return {"kl": kl, "taken": taken}
-
-
-def per_variant_path(stats):
-    """stats.csv -> stats-blocks.csv"""
+def beside(stats, what):
+    """stats.csv -> stats-WHAT.csv"""
     path = Path(stats)
-    return path.with_name(f"{path.stem}-blocks{path.suffix}")
+    return path.with_name(f"{path.stem}-{what}{path.suffix}")
 
 
 def main(argv=None):

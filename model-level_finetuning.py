@@ -4,7 +4,6 @@
 With the pruned library this is the baseline, with the fine-tuned library the composed run; nothing else differs.
 """
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -25,18 +24,7 @@ def build_parser():
     )
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0, stats="the output's name and .csv")
-    parser.add_argument(
-        "--distill",
-        type=cli.fraction,
-        default=0.0,
-        metavar="ALPHA",
-        help="share of the original's predictions in the training loss (0: the labels alone)",
-    )
-    parser.add_argument(
-        "--dropout",
-        action=argparse.BooleanOptionalAction,
-        help="train with the model's own dropout or without; by default as it suits the model family",
-    )
+    cli.add_whole_model_flags(parser)
     parser.add_argument(
         "--target-loss", type=cli.positive_number, help="stop as soon as the validation loss is no higher than this"
     )

@@ -264,7 +264,7 @@ def reuse(bench):
         objective = BlockObjective(bench.model, bench.blocks, bench.recipe(1))
         for positions in batches:
             begun = objective.begin(examples.batch(positions, bench.device), active)
-            for pair, loss, _ in objective.losses(begun, active, training=True):
+            for pair, loss, *_ in objective.losses(begun, active, training=True):
                 active[pair].step(loss)
 
     return [

@@ -115,7 +115,7 @@ def stepper(model, learner, examples, batches, device):
 
     def step():
         batch = examples.batch(next(positions), device)
-        for _, loss, _ in objective.losses(objective.begin(batch, ["model"]), ["model"], training=True):
+        for _, loss, *_ in objective.losses(objective.begin(batch, ["model"]), ["model"], training=True):
             learner.step(loss)
 
     return step

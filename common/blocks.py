@@ -39,6 +39,11 @@ class Variant(NamedTuple):
     tensors: dict[str, torch.Tensor]
     keeps: dict[str, torch.Tensor]
 
+    def to(self, device: torch.device) -> "Variant":
+        """The same on a device."""
+        tensors, keeps = ({name: t.to(device) for name, t in each.items()} for each in self[1:])
+        return Variant(self.block, tensors, keeps)
+
 
 def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
     """All blocks of a model by name, in the order of their output Linears among its modules.
@@ -121,6 +126,26 @@ def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Ten
     if given != shapes:
         raise UserError(f"block {block.name}: holds tensors {given} where the model has {shapes}")
     for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def rest_of(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters of a model that lie in none of its blocks, by name, not copied; tied ones once."""
+    inside = {id(tensor) for block in blocks.values() for tensor in block_tensors(model, block).values()}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+
+
+@torch.no_grad()
+def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
+    """Put tensors in the place of a model's parameters outside of its blocks.
+
+    Raises:
+        UserError: the names or shapes are not the model's.
+    """
+    own = dict(model.named_parameters())
+    for name, tensor in rest.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"the rest of the model: holds {name} {tuple(tensor.shape)}, which is not the model's")
         own[name].copy_(tensor)
 
 

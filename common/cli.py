@@ -310,6 +310,22 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
 
 
+def add_whole_model_flags(parser):
+    """The flags of training whole models, composed ones or not."""
+    parser.add_argument(
+        "--distill",
+        type=fraction,
+        default=0.0,
+        metavar="ALPHA",
+        help="share of the original's predictions in the training loss (0: the labels alone)",
+    )
+    parser.add_argument(
+        "--dropout",
+        action=argparse.BooleanOptionalAction,
+        help="train with the model's own dropout or without; by default as it suits the model family",
+    )
+
+
 def _number(kind, accept, wanted):
     def convert(text):
         try:

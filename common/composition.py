@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.blocks import block_tensors, find_blocks, set_block
+from common.blocks import block_tensors, find_blocks, set_block, set_rest
 from common.errors import UserError
-from common.library import Libraries
+from common.library import REST, Libraries
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
@@ -65,12 +65,14 @@ class Choice:
     libraries: Libraries
 
     def keys(self) -> dict[str, str]:
-        """What each variant was made from, as digests by block: part of what a composed model is made from.
+        """What each variant and the rest were made from, as digests by block: part of what a model is made from.
 
         Raises:
             UserError: no library has one of the variants.
         """
-        return {block: self.libraries.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
+        keys = {block: self.libraries.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
+        rest = self.libraries.rest_key()
+        return keys | ({REST: rest} if rest else {})
 
     def origin(self, output: str | Path) -> dict:
         """Where the variants came from, for the record of a model at `output`.
@@ -126,6 +128,8 @@ def choose(
 def compose(model, choice: Choice) -> dict:
     """Replace blocks of `model`, in place, by the variants of a choice; other blocks stay the original's.
 
+    The rest of the model becomes the library's, if it has one.
+
     Returns:
         {parameter name: bool mask} of the composed model, for `masking.HeldMasks`.
     Raises:
@@ -136,6 +140,7 @@ def compose(model, choice: Choice) -> dict:
         block, tensors, keeps = choice.libraries.read(blocks[name], variant_name)
         set_block(model, block, tensors)
         masks |= {f"{block.root}.{parameter}": mask for parameter, mask in parameter_masks(block, keeps).items()}
+    set_rest(model, choice.libraries.rest() or {})
     return masks
 
 

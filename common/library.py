@@ -1,9 +1,11 @@
 """A folder of `.npy` module files, one per variant of a block, and the record of how each came to be.
 
 A module file is a numpy structured array of shape () whose fields are the block's tensors and masks: "q.weight"
-(float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`.
+(float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`. A library whose variants
+were tuned together has one more, of the rest of the model, whose fields are the model's parameters outside of blocks.
 
-The record is written after every finished file, so an interrupted run loses nothing that it had finished.
+The record is written after every finished file, so an interrupted run loses nothing that it had finished. What was
+tuned together is written together: the record follows once all files are there.
 """
 
 import tokenize
@@ -11,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common.blocks import Block, Variant
 from common.errors import UserError
@@ -29,6 +32,8 @@ from common.schemes import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 IN_SEQUENCE = "solved-in-sequence"  # fine-tuned for one configuration alone
+TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
+REST = "rest"  # in the record, and the name of its file
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
@@ -45,7 +50,7 @@ class Library:
         """Open the library that an earlier stage made.
 
         Args:
-            stage: PRUNED, FINE_TUNED or IN_SEQUENCE, if only one of them will do.
+            stage: PRUNED, FINE_TUNED, IN_SEQUENCE or TOGETHER, if only one of them will do.
         Raises:
             UserError: there is none, or it was made for another model, or it is of another stage.
         """
@@ -53,7 +58,8 @@ class Library:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
         record = read_json(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
-        if not isinstance(record.get("model"), dict) or not _are_entries(record.get("variants")):
+        parts = record.get("variants"), {REST: record[REST]} if REST in record else {}
+        if not isinstance(record.get("model"), dict) or not _are_entries(*parts):
             raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library again")
         if record["model"].get("fingerprint") != model_fingerprint:
             raise UserError(
@@ -70,7 +76,7 @@ class Library:
 
         Args:
             model: {name, type, fingerprint} of the original model.
-            stage: PRUNED, FINE_TUNED or IN_SEQUENCE.
+            stage: PRUNED, FINE_TUNED, IN_SEQUENCE or TOGETHER.
         Raises:
             UserError: the folder cannot be written, or holds something else.
         """
@@ -136,24 +142,79 @@ class Library:
         Raises:
             UserError: the block is larger than a numpy dtype can be.
         """
+        self._write_variant(name, variant, made_from, measured)
+        write_json(self.folder / RECORD_NAME, self.record)
+
+    def write_together(
+        self,
+        variants: dict[Pair, Variant],
+        made_from: dict[Pair, dict],
+        rest: dict[str, torch.Tensor],
+        rest_made_from: dict,
+    ) -> None:
+        """Write variants that belong together, and the rest of the model with them; the record last, once.
+
+        Args:
+            rest: {parameter: tensor}; empty to leave what the library has, if anything.
+        Raises:
+            UserError: see `write`.
+        """
+        for pair, variant in variants.items():
+            self._write_variant(pair.variant, variant, made_from[pair], {})
+        if rest:
+            arrays = {name: _to_numpy(tensor) for name, tensor in rest.items()}
+            self.record[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
+        write_json(self.folder / RECORD_NAME, self.record)
+
+    def _write_variant(self, name, variant, made_from, measured):
         block, tensors, keeps = variant
         pair = Pair(block.name, name)
         arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
         arrays |= {f"{name}.keep": keep.cpu().numpy() for name, keep in keeps.items()}
-        file = f"{pair}.npy"
+        written = self._write_file(f"{pair}.npy", arrays, made_from)
+        self.record["variants"][str(pair)] = {"block": pair.block, "variant": pair.variant, **written, **measured}
+
+    def _write_file(self, file, arrays, made_from):
+        """Write a module file; returns its entry for the record."""
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
-        self.record["variants"][str(pair)] = {
-            "block": pair.block,
-            "variant": pair.variant,
+        return {
             "file": file,
             "key": digest(made_from),
             "made_from": made_from,
             "sha256": file_digest(self.folder / file),
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
-            **measured,
         }
-        write_json(self.folder / RECORD_NAME, self.record)
+
+    def run(self, pair: Pair) -> str | None:
+        """What identifies the run that a variant was tuned together with others in; None if it is not there."""
+        return self.record["variants"].get(str(pair), {}).get("made_from", {}).get("run")
+
+    def check_rest(self, rest: dict[str, torch.Tensor]) -> None:
+        """Make sure, before any long work, that the rest of a model fits into a module file.
+
+        Raises:
+            UserError: see `pack`.
+        """
+        packed_dtype(
+            {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in rest.items()}, f"{REST}.npy"
+        )
+
+    def has_rest(self) -> bool:
+        """Whether the library has a rest of the model, whatever is in its file."""
+        return REST in self.record
+
+    def rest_is_intact(self) -> bool:
+        """Whether the file of the rest, if there is one, is what was written."""
+        return not self.has_rest() or self._is_intact(self.record[REST])
+
+    def read_rest(self) -> dict[str, torch.Tensor] | None:
+        """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.
+
+        Raises:
+            UserError: see `read`.
+        """
+        return self._read_file(self.record[REST]) if self.has_rest() else None
 
     def annotate(self, block: str, scores: dict) -> None:
         """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}."""
@@ -168,9 +229,15 @@ class Library:
             UserError: the variant is missing, or its file is truncated, foreign or not what the record says, or holds
                 values that are not finite.
         """
-        import torch
+        tensors = self._read_file(self.entry(Pair(block.name, name)))
+        return Variant(
+            block,
+            {field: tensor for field, tensor in tensors.items() if not field.endswith(".keep")},
+            {field.removesuffix(".keep"): tensor for field, tensor in tensors.items() if field.endswith(".keep")},
+        )
 
-        entry = self.entry(Pair(block.name, name))
+    def _read_file(self, entry):
+        """The fields of a module file as torch tensors, checked against its entry in the record."""
         path = self.folder / entry["file"]
         remedy = "delete the file and run the script that made the library again"
         if not path.exists():
@@ -183,12 +250,7 @@ class Library:
         for field, array in arrays.items():
             if not np.isfinite(array).all():
                 raise UserError(f"{path}: its {field} holds values that are not finite; {remedy}")
-        tensors = {field: torch.from_numpy(array) for field, array in arrays.items()}
-        return Variant(
-            block,
-            {field: tensor for field, tensor in tensors.items() if not field.endswith(".keep")},
-            {field.removesuffix(".keep"): tensor for field, tensor in tensors.items() if field.endswith(".keep")},
-        )
+        return {field: torch.from_numpy(array) for field, array in arrays.items()}
 
 
 class Libraries:
@@ -218,7 +280,10 @@ class Libraries:
         return ", ".join(str(library.folder) for library in self.libraries)
 
     def check_together(self, pairs: Iterable[Pair] = ()) -> None:
-        """Make sure that variants that were solved in sequence are used for their own configuration only.
+        """Make sure that variants that belong together are not mixed with others.
+
+        Those that were solved in sequence fit their own configuration only, those that were tuned together any, but
+        nothing else.
 
         Args:
             pairs: the configuration's; none where any variants are to be combined.
@@ -226,6 +291,11 @@ class Libraries:
             UserError: they would be used for another one, or with other libraries; or they are of several runs.
         """
         for library in self.libraries:
+            if library.record.get("stage") == TOGETHER and len(self.libraries) > 1:
+                raise UserError(
+                    f"{library.folder}: its variants were tuned together, with a rest of the model of their own, and "
+                    "do not go with those of another library; give it alone"
+                )
             if library.record.get("stage") != IN_SEQUENCE:
                 continue
             if len(self.libraries) > 1 or not set(library.variants()) <= set(pairs):
@@ -251,6 +321,15 @@ class Libraries:
         errors = [library.entry(pair).get("nmse_after") for library in holders]
         return holders[0] if None in errors else holders[errors.index(min(errors))]
 
+    def rest(self) -> dict[str, torch.Tensor] | None:
+        """The rest of the model, see `Library.read_rest`; only a library that is alone has one."""
+        return self.libraries[0].read_rest() if len(self.libraries) == 1 else None
+
+    def rest_key(self) -> str | None:
+        """What it was made from, as a digest; None if there is none."""
+        only = self.libraries[0].record if len(self.libraries) == 1 else {}
+        return only[REST]["key"] if REST in only else None
+
     def entry(self, pair: Pair) -> dict:
         """The record of a variant, see `Library.entry`."""
         return self.owner(pair).entry(pair)
@@ -275,15 +354,21 @@ def _missing(where, pair):
     )
 
 
-def _are_entries(variants):
-    """Whether a record's "variants" are what `Library.write` and its callers put there."""
-    texts = ("block", "variant", "file", "key", "sha256")
-    return isinstance(variants, dict) and all(
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(name), str) for name in texts)
-        and isinstance(entry.get("shapes"), dict)
-        and isinstance(entry.get("nmse_after", 0.0), int | float)
-        for entry in variants.values()
+def _are_entries(variants, rest):
+    """Whether a record's "variants" and rest are what `Library.write` and its callers put there."""
+
+    def is_entry(entry, *names):
+        return (
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(name), str) for name in (*names, "file", "key", "sha256"))
+            and isinstance(entry.get("shapes"), dict)
+            and isinstance(entry.get("nmse_after", 0.0), int | float)
+        )
+
+    return (
+        isinstance(variants, dict)
+        and all(is_entry(entry, "block", "variant") for entry in variants.values())
+        and all(map(is_entry, rest.values()))
     )
 
 
@@ -297,15 +382,26 @@ def pack(arrays, file):
     Raises:
         UserError: too large for a numpy dtype, or a header that numpy would refuse to read.
     """
+    packed = np.zeros((), packed_dtype(arrays, file))
+    for name, array in arrays.items():
+        packed[name] = array
+    return packed
+
+
+def packed_dtype(arrays, file):
+    """The numpy dtype of such an array.
+
+    Args:
+        arrays: {field: array}, or whatever else has a shape, a dtype of numpy's and nbytes.
+    Raises:
+        UserError: see `pack`.
+    """
     if sum(array.nbytes + 64 for array in arrays.values()) > LARGEST_DTYPE:
         raise UserError(f"{file}: the block is larger than the 2 GiB that one numpy record can hold")
     dtype = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
     if len(repr(np.lib.format.dtype_to_descr(dtype))) > LARGEST_HEADER - 100:
         raise UserError(f"{file}: has too many fields for a .npy header")
-    packed = np.zeros((), dtype)
-    for name, array in arrays.items():
-        packed[name] = array
-    return packed
+    return dtype
 
 
 def unpack(path):

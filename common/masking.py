@@ -160,22 +160,32 @@ class HeldMasks:
 
     def __init__(self, parameters, masks):
         """`parameters` and `masks` are {name: tensor} of equal shapes; a parameter without a mask is left free."""
-        names = [name for name in parameters if name in masks and not bool(masks[name].all())]
-        self.parameters = [parameters[name] for name in names]
+        self.parameters = {n: p for n, p in parameters.items() if n in masks and not bool(masks[n].all())}
         # In the parameters' type: a product with a bool mask takes twice as long, masked_fill_ six times.
-        self.masks = [masks[name].to(device=parameters[name].device, dtype=parameters[name].dtype) for name in names]
+        self.masks = {n: masks[n].to(device=p.device, dtype=p.dtype) for n, p in self.parameters.items()}
+
+    def _stepped(self):
+        """The parameters that have a gradient, and their masks."""
+        return [(p, self.masks[name]) for name, p in self.parameters.items() if p.grad is not None]
 
     @torch.no_grad()
     def mask_gradients(self):
-        pairs = [(p.grad, m) for p, m in zip(self.parameters, self.masks) if p.grad is not None]
+        pairs = [(p.grad, mask) for p, mask in self._stepped()]
         if pairs:
             torch._foreach_mul_(*map(list, zip(*pairs)))
 
     @torch.no_grad()
     def apply(self):
-        if self.parameters:
-            torch._foreach_mul_(self.parameters, self.masks)
+        """To the parameters that have a gradient; the others have not been stepped."""
+        pairs = self._stepped()
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
+
+    def move(self, name, device):
+        """Move a parameter's mask, if it has one."""
+        if name in self.masks:
+            self.masks[name] = self.masks[name].to(device)
 
     def intact(self):
         """Whether every removed entry is exactly zero."""
-        return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters, self.masks))
+        return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters.values(), self.masks.values()))

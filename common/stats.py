@@ -9,6 +9,7 @@ from common.records import check_writable, write_bytes
 
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
 BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")
+COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss")
 
 
 def check_stats(path):
@@ -44,17 +45,26 @@ def write_stats(path, learners, progress):
     write_csv(path, STATS_COLUMNS, rows)
 
 
-def write_variant_stats(path, learners):
+def write_variant_stats(path, histories):
     """The second CSV of block-level fine-tuning: a row per variant and epoch.
 
     The rows of variants that an earlier run fine-tuned stay, so that the file tells of the whole library.
+
+    Args:
+        histories: {pair: [`training.Epoch`]}
     """
-    rows = [[*pair, *row] for pair, learner in learners.items() for row in learner.history]
+    rows = [[*pair, *row[: len(BLOCK_COLUMNS) - 2]] for pair, history in histories.items() for row in history]
     if Path(path).is_file():
         with open(path, encoding="utf-8", newline="") as handle:
             rows = [
                 row
                 for row in csv.reader(handle)
-                if len(row) == len(BLOCK_COLUMNS) and tuple(row[:2]) not in learners and tuple(row) != BLOCK_COLUMNS
+                if len(row) == len(BLOCK_COLUMNS) and tuple(row[:2]) not in histories and tuple(row) != BLOCK_COLUMNS
             ] + rows
     write_csv(path, BLOCK_COLUMNS, rows)
+
+
+def write_composition_stats(path, history):
+    """The second CSV of joint fine-tuning: a row per composed model that validation measures, and epoch."""
+    rows = [[name, row.epoch, loss] for row in history for name, loss in row.parts.items()]
+    write_csv(path, COMPOSITION_COLUMNS, rows)

@@ -1,8 +1,8 @@
-"""The one training loop, for blocks and for whole models.
+"""The one training loop, for blocks, for whole models, and for all variants within models composed of them.
 
-A learner is a set of parameters that is trained on its own: the only one of a whole model, or one for every variant
-of every block. An objective says what each learner loses on a batch; for blocks that takes a single teacher pass,
-which serves all variants.
+A learner is a set of parameters that is trained on its own: the only one of a whole model or library, or one for every
+variant of every block. An objective says what each learner loses on a batch; for blocks that takes a single teacher
+pass, which serves all variants.
 """
 
 import contextlib
@@ -50,12 +50,16 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone."""
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone.
+
+    `parts`: {name: validation loss of this part}, where the validation has parts.
+    """
 
     epoch: int
     train_loss: float
     val_loss: float
     seconds: float
+    parts: dict[str, float] = {}
 
 
 class EpochSeconds(NamedTuple):
@@ -72,23 +76,37 @@ class EpochSeconds(NamedTuple):
 class Learner:
     """Parameters, their masks, their optimizer, and the best state they have been in.
 
-    Removed weights stay at exactly zero: gradients are masked before clipping, weights after each step.
+    Removed weights stay at exactly zero: gradients are masked before clipping, weights after each step. A parameter
+    that had no part in a loss is left alone by its step, decay and moments included.
     """
 
     def __init__(
-        self, parameters: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], recipe: Recipe, total_steps: int
+        self,
+        parameters: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        recipe: Recipe,
+        total_steps: int,
+        shares: dict[str, float] | None = None,
     ):
         """
         Args:
             parameters: {name: tensor to train}, on their device.
             masks: {name: bool tensor}, True = kept; names that are absent are free.
             total_steps: optimizer steps in the whole run, for the learning-rate schedule.
+            shares: {name: factor on the learning rate}; 1 for names that are absent.
         """
         self.parameters, self.recipe, self.total_steps = parameters, recipe, total_steps
         self.held = HeldMasks(parameters, masks)
         fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
+        groups = {}
+        for name, parameter in parameters.items():
+            groups.setdefault((shares or {}).get(name, 1.0), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=BETAS, fused=fused
+            [{"params": group, "share": share} for share, group in groups.items()],
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            betas=BETAS,
+            fused=fused,
         )
         self.steps = 0
         self.last_epoch = recipe.epochs
@@ -99,18 +117,28 @@ class Learner:
     def step(self, loss: torch.Tensor) -> None:
         """One optimizer step down the gradient of a scalar loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
+            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.held.mask_gradients()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)  # those that have a gradient
         self.optimizer.step()
         self.held.apply()
         self.steps += 1
 
-    def observe(self, epoch: int, train_loss: float, val_loss: float, seconds: float) -> None:
+    def move(self, name: str, device: torch.device) -> None:
+        """Move one parameter, its mask and its moments to a device; a gradient is dropped."""
+        parameter = self.parameters[name]
+        parameter.grad, parameter.data = None, parameter.data.to(device)
+        self.held.move(name, device)
+        state = self.optimizer.state.get(parameter, {})
+        state |= {key: value.to(device) for key, value in state.items()}
+
+    def observe(
+        self, epoch: int, train_loss: float, val_loss: float, seconds: float, parts: dict[str, float] | None = None
+    ) -> None:
         """Note an epoch's losses; keep the weights if they are the best so far; decide whether to stop."""
-        self.history.append(Epoch(epoch, train_loss, val_loss, seconds))
+        self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}))
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -139,6 +167,17 @@ class Learner:
             if self.best is previous and previous is not None:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(previous[name])
+
+    def count_as_epochs(self, before: "Pass", after: "Pass", name: Hashable, seconds: float) -> None:
+        """Count a start that was found otherwise as epoch 1, and what there was before as epoch 0; go on from it.
+
+        Args:
+            before, after: validation of the weights before and now; `name`: the learner's there.
+            seconds: what finding it took.
+        """
+        self.last_epoch = self.recipe.epochs + 1
+        for epoch, (found, spent) in enumerate(((before, 0.0), (after, seconds))):
+            self.observe(epoch, float("nan"), found.losses[name], spent, found.parts[name])
 
     @torch.no_grad()
     def restore_best(self) -> None:
@@ -191,11 +230,15 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 class Loss(NamedTuple):
-    """What a learner loses on a batch: a scalar, and what it counts for in the epoch's mean (a scalar too)."""
+    """What a learner loses on a batch: a scalar, and what it counts for in the epoch's mean (a scalar too).
+
+    `part`: which part of a validation this is, where it has several; their mean is the learner's loss.
+    """
 
     learner: Hashable
     value: torch.Tensor
     weight: torch.Tensor
+    part: str | None = None
 
 
 @dataclass
@@ -239,7 +282,6 @@ def fit(
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
     """
     progress = Progress([EpochSeconds(*row) for row in checkpoint.resume(learners, runtime.talk) or rows])
-    validation_order = evaluation_batches(validation, recipe.batch_size)
     going = dict(learners)
     while True:
         for name in [name for name, learner in going.items() if learner.finished]:
@@ -250,15 +292,15 @@ def fit(
         if not going:
             return progress
         epoch = progress.epoch + 1
-        trained = Pass(dict.fromkeys(going, float("nan")), dict.fromkeys(going, 0.0), 0.0)
+        trained = Pass(dict.fromkeys(going, float("nan")), dict.fromkeys(going, 0.0), 0.0, {})
         if epoch > 0:
             torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout depends on (seed, epoch) alone: resume is exact
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
             trained = run_pass(going, objective, train, order, runtime, f"epoch {epoch}", training=True)
-        measured = run_pass(going, objective, validation, validation_order, runtime, "validation", training=False)
+        measured = validate(going, objective, validation, recipe, runtime)
         for name, learner in going.items():
             own_seconds = trained.own_seconds[name] + measured.own_seconds[name]
-            learner.observe(epoch, trained.losses[name], measured.losses[name], own_seconds)
+            learner.observe(epoch, trained.losses[name], measured.losses[name], own_seconds, measured.parts[name])
         progress.rows.append(EpochSeconds(epoch, trained.seconds, measured.seconds))
         mean = sum(measured.losses.values()) / len(going)
         runtime.talk.say(
@@ -272,11 +314,15 @@ def fit(
 
 
 class Pass(NamedTuple):
-    """What a pass over examples found: mean loss and own seconds of each learner, and the seconds of all of it."""
+    """What a pass over examples found: mean loss and own seconds of each learner, and the seconds of all of it.
+
+    `parts`: {learner: {part: mean loss}}.
+    """
 
     losses: dict[Hashable, float]
     own_seconds: dict[Hashable, float]
     seconds: float
+    parts: dict[Hashable, dict[str, float]]
 
 
 def run_pass(
@@ -294,22 +340,35 @@ def run_pass(
     Args:
         order: the positions of each batch's examples.
     """
-    found = {name: [] for name in learners}
+    found = {name: {} for name in learners}
     own_seconds = dict.fromkeys(learners, 0.0)
     started = runtime.now()
     for positions in runtime.talk.progress(order, label):
         begun = objective.begin(examples.batch(positions, runtime.device), learners)
         begun_at = runtime.now()
-        for name, loss, weight in objective.losses(begun, learners, training):
+        for name, loss, weight, part in objective.losses(begun, learners, training):
             if training:
                 learners[name].step(loss)
-            found[name].append(torch.stack([loss.detach().float() * weight, weight]))
+            found[name].setdefault(part, []).append(torch.stack([loss.detach().float() * weight, weight]))
             ended_at = runtime.now()
             own_seconds[name] += ended_at - begun_at
             begun_at = ended_at
     seconds = runtime.now() - started
-    sums = {name: torch.stack(parts).cpu().double().sum(0) for name, parts in found.items()}
-    return Pass({name: (total / weight).item() for name, (total, weight) in sums.items()}, own_seconds, seconds)
+    losses, parts = {}, {}
+    for name, sums in found.items():
+        sums = {part: torch.stack(each).cpu().double().sum(0) for part, each in sums.items()}  # (2,) each
+        total, weight = sum(sums.values())
+        losses[name] = (total / weight).item()
+        parts[name] = {part: (each[0] / each[1]).item() for part, each in sums.items() if part is not None}
+    return Pass(losses, own_seconds, seconds, parts)
+
+
+def validate(
+    learners: dict[Hashable, Learner], objective, examples: Examples, recipe: Recipe, runtime: Runtime
+) -> Pass:
+    """Take validation examples through all learners."""
+    order = evaluation_batches(examples, recipe.batch_size)
+    return run_pass(learners, objective, examples, order, runtime, "validation", training=False)
 
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:

@@ -212,7 +212,9 @@ def measured(monkeypatch):
 
     def become(*figures):
         scores = itertools.chain([0.0], figures, itertools.repeat(0.0))  # first that of the pruned model
-        monkeypatch.setattr("common.search.score_composed", lambda *_: dict.fromkeys(("loss", "kl"), next(scores)))
+        monkeypatch.setattr(
+            "common.block_level.solutions.score_composed", lambda *_: dict.fromkeys(("loss", "kl"), next(scores))
+        )
 
     return become
 

@@ -295,6 +295,7 @@ def test_a_revived_weight_is_noticed_and_put_back():
     held = HeldMasks({"w": parameter, "free": torch.ones(2)}, {"w": torch.tensor([True, False])})
     parameter[1] = 1e-30
     assert not held.intact()
+    parameter.grad = torch.ones(2)  # only what a step has touched is looked at
     held.apply()
     assert held.intact() and parameter.tolist() == [1.0, 0.0]
 

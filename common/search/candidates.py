@@ -2,7 +2,7 @@
 
 import copy
 
-from common.blocks import block_tensors, find_blocks, set_block
+from common.blocks import block_tensors, find_blocks, set_block, set_rest
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Libraries
@@ -47,8 +47,12 @@ class Candidates:
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
         scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
+        scored_on += [key for key in [libraries.rest_key()] if key]
         self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
+        rest = libraries.rest()
+        set_rest(self.composed, rest or {})
+        self.has_rest = rest is not None
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
         self.known_held_back = {} if self.held_back else self.known
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -115,15 +119,30 @@ class Candidates:
         return tuple(choice[name] for name in self.blocks)
 
     def _measure(self, choice, examples):
-        model = self.compose(choice) if set(choice.values()) != {DENSE} else self.loaded.model  # one pass, not two
-        return score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)[None]
+        return score_block(self.model_of(choice), self.loaded.model, self.blocks, None, {}, examples, self.runtime)[
+            None
+        ]
 
     def counts(self):
         """How many examples models are scored on, and how many are held back."""
         return {"scored_on": len(self.examples), "held_back": len(self.held_back)}
 
+    def model_of(self, choice):
+        """The model of a choice: the original itself if that is what it comes to, which saves the teacher's passes."""
+        is_original = set(choice.values()) == {DENSE} and not self.has_rest
+        return self.loaded.model if is_original else self.compose(choice)
+
     def dense(self):
         """{"loss", "kl"} of the original."""
+        if not self.has_rest:
+            return self.base()
+        return score_block(self.loaded.model, self.loaded.model, self.blocks, None, {}, self.examples, self.runtime)[
+            None
+        ]
+
+    def base(self):
+        """{"loss", "kl"} of the model that variants are scored in: its blocks are the original's, its rest the
+        library's."""
         return self.real(dict.fromkeys(self.blocks, DENSE))
 
     def scores(self):
@@ -132,7 +151,7 @@ class Candidates:
         What a library's record knows already, of the same variant and examples, is taken from there; what is found
         out is written there, block by block.
         """
-        dense = self.dense()
+        base = self.base()
         started = self.runtime.now()
         found = {name: {DENSE: 0.0} for name in self.blocks}
         for name, variants in self.scheme.blocks.items():
@@ -145,7 +164,13 @@ class Candidates:
             if todo:
                 tensors = {variant: self.tensors(name, variant) for variant in todo}
                 scores = score_block(
-                    self.loaded.model, self.loaded.model, self.blocks, name, tensors, self.examples, self.runtime
+                    self.model_of(dict.fromkeys(self.blocks, DENSE)),
+                    self.loaded.model,
+                    self.blocks,
+                    name,
+                    tensors,
+                    self.examples,
+                    self.runtime,
                 )
                 self.libraries.annotate(
                     name, {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo}
@@ -153,14 +178,14 @@ class Candidates:
                 self.scored += len(todo)
             for variant in variants:
                 found[name][variant] = (
-                    self.libraries.entry(Pair(name, variant))["score"][self.objective] - dense[self.objective]
+                    self.libraries.entry(Pair(name, variant))["score"][self.objective] - base[self.objective]
                 )
         self.seconds["scores"] += self.runtime.now() - started
         return found
 
     def predicted(self, choice, scores):
         """The objective of a choice, as the scores' sum has it."""
-        return self.dense()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
+        return self.base()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
 
     def conditional(self, choice, variants):
         """The objective of the composed model with one block replaced, on some of the examples.

@@ -1,0 +1,150 @@
+"""The closed form's solutions, each taken only where it is better on held-out data."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from common.blocks import Block, Variant
+from common.closed_form import reconstruct_in_sequence, reconstruct_with_each, too_few
+from common.data import Examples
+from common.devices import Runtime
+from common.schemes import Pair
+from common.search import score_composed
+from common.teacher import held_out_errors
+from common.training import Epoch, EpochSeconds
+
+
+class Solution(NamedTuple):
+    """What the closed form found for a variant. `before`, `after`: held-out error (NMSE) without and with it."""
+
+    tensors: dict[str, torch.Tensor]
+    before: float
+    after: float
+    ridge: float  # the one of several that the error is least with
+
+
+class Solved(NamedTuple):
+    """All solutions, what they took, and whether they help a model composed of them."""
+
+    solutions: dict[Pair, Solution]
+    rows: list[EpochSeconds]  # before, and of the closed form as epoch 1
+    most_pruned: dict  # see `measure_most_pruned`
+
+    @property
+    def own_seconds(self) -> float:
+        """A variant's equal share of what all took."""
+        return self.rows[-1].train / len(self.solutions)
+
+    def better(self) -> dict[Pair, dict[str, torch.Tensor]]:
+        """The solutions that are better than the pruned weights."""
+        return {pair: each.tensors for pair, each in self.solutions.items() if each.after < each.before}
+
+    def histories(self) -> dict[Pair, list[Epoch]]:
+        """The held-out errors as the first two epochs of each variant."""
+        nan = float("nan")
+        return {
+            pair: [Epoch(0, nan, each.before, 0.0), Epoch(1, nan, each.after, self.own_seconds)]
+            for pair, each in self.solutions.items()
+        }
+
+
+def solve(
+    variants: dict[Pair, Variant],
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    calibration: Examples,
+    validation: Examples,
+    ridges: Sequence[float],
+    runtime: Runtime,
+) -> Solved:
+    """Solve all variants with each ridge, and measure the solutions on held-out examples.
+
+    Args:
+        variants: the pruned ones, on the device; left as they are.
+        blocks: all of the teacher's.
+    """
+    shortage = too_few(teacher, [variant.block for variant in variants.values()], calibration)
+    if shortage:
+        runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
+    started = runtime.now()
+    solved = reconstruct_with_each(teacher, variants, calibration, runtime, ridges=ridges)
+    finished = runtime.now()
+    candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in variants.items()}
+    errors = held_out_errors(teacher, blocks, candidates, validation, runtime)
+    best = {pair: min(range(len(each)), key=each.__getitem__) for pair, each in errors.items()}
+    most_pruned = measure_most_pruned(variants, candidates, best, teacher, blocks, validation, runtime)
+    solutions = {}
+    for pair, (before, *after) in errors.items():
+        least = min(range(len(after)), key=after.__getitem__)
+        solutions[pair] = Solution(solved[pair][least], before, after[least], ridges[least])
+        is_left_out = not any(bool(keep.any()) for keep in variants[pair].keeps.values())  # nothing to solve
+        if after[least] >= before and not is_left_out:
+            runtime.talk.say(f"{pair}: the closed form is no better on held-out data; the pruned weights stay")
+    before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
+    runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
+    rows = [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
+    return Solved(solutions, rows, most_pruned)
+
+
+def measure_most_pruned(variants, candidates, best, teacher, blocks, examples, runtime):
+    """Whether solving blocks one by one helps a model composed of them: measured for each block's most pruned variant.
+
+    Args:
+        candidates: {pair: [pruned tensors, solutions …]}; `best`: {pair: which of them has the least error}.
+    Returns:
+        {"pruned", "solved": {"loss", "kl"}} of the two models on the held-out examples.
+    """
+    most = {}
+    left = {pair: sum(int(keep.sum()) for keep in variant.keeps.values()) for pair, variant in variants.items()}
+    for pair in sorted(variants, key=left.__getitem__, reverse=True):
+        most[pair.block] = pair  # the last of a block keeps least
+    before = {pair.block: candidates[pair][0] for pair in most.values()}
+    after = {pair.block: candidates[pair][best[pair]] for pair in most.values()}
+    found = {
+        name: score_composed(teacher, blocks, tensors, examples, runtime)
+        for name, tensors in (("pruned", before), ("solved", after))
+    }
+    losses = {name: scores["loss"] for name, scores in found.items()}
+    if losses["solved"] > losses["pruned"]:
+        runtime.talk.say(
+            f"the model of the most pruned variants has a higher loss with the solutions ({losses['solved']:.4f}) than "
+            f"without them ({losses['pruned']:.4f}), though its blocks' errors fell: give more examples with "
+            "--calibration, or a larger --ridge"
+        )
+    return found
+
+
+def solve_in_sequence(
+    variants: dict[Pair, Variant],
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    calibration: Examples,
+    validation: Examples,
+    ridge: float,
+    runtime: Runtime,
+    independent: float,
+) -> tuple[dict[Pair, tuple[dict[str, torch.Tensor], float]], dict]:
+    """Solve one configuration's variants in sequence, and see whether their model diverges less from the teacher.
+
+    Args:
+        variants: the pruned ones, on the device.
+        independent: KL(teacher || model) of the model of their independent solutions, on the held-out examples.
+    Returns:
+        ({pair: (tensors, held-out error)}, empty where the independent solutions are better;
+        {"kl": {"independent", "in_sequence": KL(teacher || model) on the held-out examples}, "taken": one of the two}).
+    """
+    solved = reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge)
+    by_block = {pair.block: tensors for pair, tensors in solved.items()}
+    in_sequence = score_composed(teacher, blocks, by_block, validation, runtime)["kl"]
+    kl = {"independent": independent, "in_sequence": in_sequence}
+    taken = "in_sequence" if in_sequence < independent else "independent"
+    runtime.talk.say(
+        f"held-out divergence of the model: {independent:.4f} solved independently, "
+        f"{in_sequence:.4f} in sequence; taken: {taken.replace('_', ' ')}"
+    )
+    better = {}
+    if taken == "in_sequence":
+        errors = held_out_errors(teacher, blocks, {pair: [solved[pair]] for pair in variants}, validation, runtime)
+        better = {pair: (solved[pair], *errors[pair]) for pair in variants}
+    return better, {"kl": kl, "taken": taken}
