@@ -78,7 +78,7 @@ def run(args):
     recipe, steps = model_recipe(original.study, batch_size, args.seed), {}
     for way, (own, held) in {"masked": (masked.model, masks), "compact": (model, kept_masks)}.items():
         learner = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
-        steps[way] = stepper(own, learner, examples, batches, device)
+        steps[way] = stepper(training.ModelObjective(own, recipe), learner, examples, batches, device)
     seconds = in_turn(steps, args.rounds, device)
     return {
         "figure": "training step, compact by masked",

@@ -90,7 +90,7 @@ def run(args):
     for way, held in {"dense": {}, "masked": masks}.items():
         own = copy.deepcopy(model)
         learners[way] = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
-        steps[way] = stepper(own, learners[way], examples, batches, device)
+        steps[way] = stepper(training.ModelObjective(own, recipe), learners[way], examples, batches, device)
     seconds = in_turn(steps, args.rounds, device)
     if not learners["masked"].held.intact():
         raise RuntimeError("a removed weight is not zero")

@@ -20,7 +20,7 @@ from common.data import Examples
 from common.devices import now
 from common.masking import parameter_masks, prune_block
 from common.models import LoadedModel, model_class
-from common.schemes import make_scheme, select, uniform_configurations
+from common.schemes import grid_rates, make_scheme, select, uniform_configurations
 
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
 
@@ -91,6 +91,33 @@ def prune(model, rates):
     return masks
 
 
+class ByPosition:
+    """A criterion that costs no time, where it does not matter what goes: the first of everything."""
+
+    def __init__(self, block, tensors):
+        self.block, self.tensors = block, tensors
+
+    def heads(self):
+        return torch.arange(self.block.heads)
+
+    def weights(self, linear, removed, features, keeps):
+        keep = torch.ones_like(self.tensors[f"{linear}.weight"], dtype=torch.bool)
+        keep.view(-1)[:removed] = False
+        return keep
+
+
+def every_variant(model, attention, linear):
+    """All variants of all blocks for the rates of two grids, {pair: variant}; what goes are the first of everything."""
+    modules, blocks = prunable_modules(model), find_blocks(model)
+    scheme = make_scheme(uniform_configurations({}, modules, grid_rates(attention, linear)))
+    variants = {}
+    for pair in scheme.variants():
+        block, own = blocks[pair.block], block_tensors(model, blocks[pair.block])
+        criteria = dict.fromkeys(("attention", "linear"), ByPosition(block, own))
+        variants[pair], _ = prune_block(block, own, scheme.blocks[pair.block][pair.variant], criteria)
+    return variants
+
+
 def model_recipe(study, batch_size, seed):
     """That of model-level fine-tuning by its defaults."""
     return training.Recipe(
@@ -108,14 +135,13 @@ def model_recipe(study, batch_size, seed):
     )
 
 
-def stepper(model, learner, examples, batches, device):
+def stepper(objective, learner, examples, batches, device):
     """A function that takes the next batch's training step, as `training.fit` does."""
-    objective = training.ModelObjective(model, learner.recipe)
-    positions = itertools.cycle(batches)
+    positions, learners = itertools.cycle(batches), {"model": learner}
 
     def step():
         batch = examples.batch(next(positions), device)
-        for _, loss, *_ in objective.losses(objective.begin(batch, ["model"]), ["model"], training=True):
+        for _, loss, *_ in objective.losses(objective.begin(batch, learners), learners, training=True):
             learner.step(loss)
 
     return step

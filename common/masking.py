@@ -161,8 +161,9 @@ class HeldMasks:
     def __init__(self, parameters, masks):
         """`parameters` and `masks` are {name: tensor} of equal shapes; a parameter without a mask is left free."""
         self.parameters = {n: p for n, p in parameters.items() if n in masks and not bool(masks[n].all())}
-        # In the parameters' type: a product with a bool mask takes twice as long, masked_fill_ six times.
-        self.masks = {n: masks[n].to(device=p.device, dtype=p.dtype) for n, p in self.parameters.items()}
+        # The bool masks' own memory, read as ones and zeros. A product with them takes a quarter longer than one with
+        # floats, of which joint fine-tuning would have to hold four bytes a weight; with bools twice as long.
+        self.masks = {n: masks[n].to(p.device).view(torch.uint8) for n, p in self.parameters.items()}
 
     def _stepped(self):
         """The parameters that have a gradient, and their masks."""

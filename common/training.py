@@ -141,13 +141,21 @@ class Learner:
         self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}))
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, epoch
-            self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+            self._keep_as_best()
         patience, target = self.recipe.early_stop, self.recipe.target_loss
         self.finished = (
             epoch >= self.last_epoch
             or bool(patience and epoch - (self.best_epoch or 0) >= patience)
             or (target is not None and val_loss <= target)
         )
+
+    @torch.no_grad()
+    def _keep_as_best(self):
+        """Copy the weights; into the place of the last best ones, so that there is never a second copy."""
+        if self.best is None:
+            self.best = {name: torch.empty_like(parameter) for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            self.best[name].copy_(parameter)
 
     def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
@@ -159,14 +167,12 @@ class Learner:
         """
         self.last_epoch = self.recipe.epochs + 1
         self.observe(0, float("nan"), before, 0.0)
-        previous = self.best
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
             self.observe(1, float("nan"), after, seconds)
-            if self.best is previous and previous is not None:
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(previous[name])
+            for name, better in (self.best or {}).items():
+                self.parameters[name].copy_(better)
 
     def count_as_epochs(self, before: "Pass", after: "Pass", name: Hashable, seconds: float) -> None:
         """Count a start that was found otherwise as epoch 1, and what there was before as epoch 0; go on from it.
