@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.records import digest
 
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
-JOINT_EPOCHS = 2
+JOINT_EPOCHS, REST_RATE = 2, 2.0  # defaults of joint fine-tuning
 
 
 def build_parser():
@@ -75,10 +75,10 @@ def build_parser():
     )
     joint.add_argument(
         "--rest-rate",
-        type=cli.fraction,
-        default=0.3,
+        type=cli.non_negative_number,
+        default=REST_RATE,
         metavar="SHARE",
-        help="share of the learning rate that the rest of the model is trained at; 0 leaves it as it is",
+        help="learning rate of the rest of the model, as a multiple of that of the variants; 0 leaves it as it is",
     )
     joint.add_argument(
         "--together",
@@ -170,6 +170,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     from common.training import Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
+    configurations = choices_of(args, loaded)
     library = open_library(args, loaded, TOGETHER)
     study = loaded.study
     recipe = recipe_from(
@@ -189,12 +190,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     there = [pair for pair in library.variants() if pair not in todo]
     run = run_of(library, todo, there)
     new, old = variants_of(pruned, blocks, todo), variants_of(library, blocks, there)
-    rest = library.read_rest() if there else None  # None: it is trained too
+    rest = library.read_rest() if there else None  # what they were trained with
+    trains_rest = not there and args.rest_rate > 0
     supernet = Supernet(loaded.model, blocks, new, old, rest, offload_from=runtime.device if args.offload else None)
-    if not there:
+    if trains_rest:
         library.check_rest(supernet.rest)
-    learner = supernet.make_learner(recipe, steps_of(train, recipe), 0.0 if there else args.rest_rate)
-    compositions = sample_compositions(choices_of(args, loaded), supernet.candidates, recipe.seed)
+    learner = supernet.make_learner(recipe, steps_of(train, recipe), args.rest_rate if trains_rest else 0.0)
+    compositions = sample_compositions(configurations, supernet.candidates, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
     learners, progress, found = {"library": learner}, Progress(), {}
     checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {"library": run})
@@ -221,7 +223,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     library.write_together(
         tuned,
         {pair: own | {"run": run} for pair, own in todo.items()},
-        {} if there else supernet.rest,
+        supernet.rest if trains_rest else {},
         settings | {"run": run},
     )
     checkpoint.remove()
@@ -233,7 +235,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     return {
         "fine_tuned": len(todo),
         "skipped": skipped,
-        "rest": "kept" if there else "trained" if args.rest_rate else "left alone",
+        "rest": "trained" if trains_rest else "kept",
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,

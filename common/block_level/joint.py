@@ -137,9 +137,12 @@ class Draws:
             kind.setdefault(pair.block, []).append(pair.variant)
 
     def choice(self, step: int) -> dict[str, str]:
-        """{block: variant}, of the blocks that have any."""
+        """{block: variant}, of the blocks that have any; at least one variant is new."""
         rng = random.Random(f"{self.seed}/step {step}")
-        return {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
+        while True:
+            chosen = {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
+            if any(variant in self.new.get(name, ()) for name, variant in chosen.items()):
+                return chosen
 
     def _draw(self, rng, step, name):
         new, old = self.new.get(name, []), self.old.get(name, [])
