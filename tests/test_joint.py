@@ -5,6 +5,7 @@ The oracles are plain copies of models: composed by `composition.compose`, train
 
 import csv
 import shutil
+import statistics
 from collections import Counter
 
 import numpy as np
@@ -500,3 +501,13 @@ def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
     with pytest.raises(Exception, match="2 GiB"):
         library.check_rest({"embedding": torch.empty(2**16, 2**14, device="meta")})
     library.check_rest({"embedding": torch.empty(2**16, 2**12, device="meta")})
+
+
+def test_the_losses_of_composed_models_are_drawn(succeeds, joint, tmp_path):
+    """The median is the curve. Oracle: the CSV, by hand."""
+    result = succeeds("plot_loss.py", joint / "joint-compositions.csv", "-o", tmp_path / "loss.svg")
+    by_epoch = {}
+    for row in rows_of(joint / "joint-compositions.csv"):
+        by_epoch.setdefault(row["epoch"], []).append(float(row["val_loss"]))
+    best = min(map(statistics.median, by_epoch.values()))
+    assert result["best_val_loss"] == {"joint-compositions": pytest.approx(best, abs=1e-6)}
