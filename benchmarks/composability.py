@@ -1,39 +1,58 @@
 """A sweep: from how many configurations on composability is faster, and by how much.
 
-For growing numbers N of configurations, each layer's rates drawn from a grid, the blocks are fine-tuned once, into one
-growing library. Each configuration's model is then fine-tuned twice by one recipe: from the pruned blocks (baseline),
-and from the library's (composed) until it is as good as the baseline's best. The ratio for N is
+For growing numbers N of configurations, each layer's rates drawn from a grid, every configuration's pruned model is
+fine-tuned as a whole: the baseline. Beside it stand two ways with blocks that are fine-tuned once for all (--ways):
+
+joint: every N has a library of its own, made from scratch. What goes is chosen by --criterion; the closed form and the
+joint run over --joint-examples follow. A composed model is measured as it is. Only where it is not yet as good as its
+baseline's best is it fine-tuned, too, by the baseline's recipe.
+
+apart: one growing library, whose variants are tuned against the original's blocks. Each composed model is fine-tuned by
+the baseline's recipe until it is as good as the baseline's best.
+
+The ratio for N is
 
     seconds of the baselines to their targets / (block-level seconds + the composed models' seconds to the same)
 
 A target is the baseline's best validation loss, over all epochs or up to one of them. Where it is reached before any
 fine-tuning of the whole, that costs no seconds; where never, it costs the whole run's: the ratio is then only an upper
-bound, and marked. Seconds are those of training: validation and loading count on neither side.
+bound, and marked. Seconds are those of training, which is what block level adds up to as well: choosing, closed form
+and gradient steps. Validation and loading count on neither side. For joint there is also the same ratio in examples
+trained on, which no other work on the machine disturbs; the passes over calibration examples, of choosing and of the
+closed form, are not in it.
+
+For numbers that are too large to run, the ratio is projected from the largest N that was measured (--project).
 
 The suite's own scripts do the work and keep what is there: after an interruption, run it again. The work folder keeps
-all models, two for each configuration.
+all models.
 """
 
 import csv
 import io
 import itertools
+import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from math import inf, nan
+from math import ceil, inf, nan
 from pathlib import Path
 
 from measure import cli, emit, machine
 
-from common.devices import resolve_device
 from common.errors import UserError
-from common.models import data_source, load_model
+from common.inputs import open_study
 from common.records import read_json, write_bytes, write_json
-from common.schemes import SCHEME_BY, read_scheme
+from common.schemes import SCHEME_BY, grid_rates, make_scheme, read_scheme, uniform_configurations
 
 ROOT = Path(__file__).resolve().parent.parent
+JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
+ASSUMPTION = (
+    "a further configuration costs what those measured cost in the mean, baseline and composed; the library has all "
+    "{grid} variants of the grid, and its cost is that of the measured one with {measured}, scaled in proportion"
+)
 
 
 def parser():
@@ -46,6 +65,21 @@ def parser():
         default=[1, 2, 4, 8, 16],
         metavar="N",
         help="numbers of configurations",
+    )
+    flags.add_argument(
+        "--project",
+        type=cli.positive,
+        nargs="*",
+        default=[50, 500],
+        metavar="N",
+        help="larger numbers, that the ratio is projected for",
+    )
+    flags.add_argument(
+        "--ways",
+        choices=["joint", "apart"],
+        nargs="+",
+        default=["joint"],
+        help="how blocks are fine-tuned: all variants together, or each against the original's block",
     )
     flags.add_argument(
         "--attention",
@@ -65,7 +99,25 @@ def parser():
     )
     flags.add_argument("--epochs", type=cli.positive, default=6, help="model-level epochs")
     flags.add_argument("--epoch-size", type=cli.positive, default=2500, help="examples in a model-level epoch")
-    flags.add_argument("--block-args", default="", help="further flags for block-level_finetuning.py")
+    flags.add_argument(
+        "--criterion",
+        choices=["l1", "reconstruction"],
+        default="reconstruction",
+        help="what goes, in the variants of the joint way; elsewhere l1",
+    )
+    flags.add_argument(
+        "--joint-examples",
+        type=cli.positive,
+        nargs="+",
+        metavar="EXAMPLES",
+        help="length of the joint run, one for all --counts or one for each; without it twice the training split",
+    )
+    flags.add_argument(
+        "--joint-args", default="", help="further flags for joint fine-tuning; {n} stands for the number N"
+    )
+    flags.add_argument(
+        "--block-args", default="", help="further flags for block-level_finetuning.py --method both, the way apart"
+    )
     flags.add_argument(
         "--model-args",
         default="",
@@ -74,6 +126,20 @@ def parser():
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
     cli.add_data_flags(flags, batch_size=32)
     return flags
+
+
+def check_flags(args):
+    """Make sure that the flags go together; --joint-examples becomes {N: examples, None where not given}."""
+    lengths = args.joint_examples or [None]
+    if len(lengths) == 1:
+        lengths = lengths * len(args.counts)
+    if len(lengths) != len(args.counts):
+        raise UserError(f"--joint-examples: got {len(lengths)}, and {len(args.counts)} --counts; give one, or as many")
+    args.joint_examples = dict(zip(args.counts, lengths))
+    args.counts = sorted(set(args.counts))
+    for name, instead in (("joint_args", "--joint-examples"), ("model_args", "--epochs and --epoch-size")):
+        if {"--epochs", "--epoch-size"} & {word.partition("=")[0] for word in shlex.split(vars(args)[name])}:
+            raise UserError(f"--{name.replace('_', '-')}: the length of a run is for {instead} to say")
 
 
 # --- from curves to ratios: a curve is [(validation loss, seconds of training so far)], epoch 0 first --------------
@@ -85,9 +151,9 @@ def read_curve(rows):
     return [(float(row["val_loss"] or inf), spent) for row, spent in zip(rows, seconds)]
 
 
-def seconds_to(curve, target):
-    """Seconds until the loss is no higher than `target`, and whether it ever is; if not, the whole run's."""
-    return next(((spent, True) for loss, spent in curve if loss <= target), (curve[-1][1], False))
+def first_at_most(curve, target):
+    """The first epoch whose loss is no higher than `target`, and whether there is one; if not, the last epoch."""
+    return next(((epoch, True) for epoch, (loss, _) in enumerate(curve) if loss <= target), (len(curve) - 1, False))
 
 
 def targets(baseline):
@@ -100,11 +166,13 @@ def compare(baseline, composed):
     """What a configuration's two runs took to each of the baseline's targets."""
     comparison = {}
     for name, loss in targets(baseline).items():
-        (its, _), (ours, reached) = seconds_to(baseline, loss), seconds_to(composed, loss)
+        (its, _), (ours, reached) = first_at_most(baseline, loss), first_at_most(composed, loss)
         comparison[name] = {
             "loss": loss,
-            "baseline_seconds": round(its, 3),
-            "composed_seconds": round(ours, 3),
+            "baseline_epochs": its,
+            "baseline_seconds": round(baseline[its][1], 3),
+            "composed_epochs": ours,
+            "composed_seconds": round(composed[ours][1], 3),
             "composed": "reached" if reached else "not reached",
         }
     return comparison
@@ -118,15 +186,51 @@ def gain(comparisons, block_seconds):
     gains = {}
     for target in max(comparisons, key=len):
         each = [comparison.get(target, comparison["best"]) for comparison in comparisons]
-        baseline, composed = (sum(one[f"{side}_seconds"] for one in each) for side in ("baseline", "composed"))
-        total = block_seconds + composed
+        sums = {
+            name: round(sum(one[name] for one in each), 3)
+            for name in ("baseline_epochs", "baseline_seconds", "composed_epochs", "composed_seconds")
+        }
         gains[target] = {
-            "ratio": round(baseline / total, 4) if total else None,
-            "baseline_seconds": round(baseline, 3),
-            "composed_seconds": round(composed, 3),
+            "ratio": ratio(sums["baseline_seconds"], block_seconds + sums["composed_seconds"]),
+            **sums,
             "not_reached": [n for n, one in enumerate(each) if one["composed"] != "reached"],
         }
     return gains
+
+
+def in_examples(gain, epoch_size, joint_examples):
+    """A target's sums and their ratio in examples trained on, instead of seconds."""
+    baseline, composed = (gain[f"{side}_epochs"] * epoch_size for side in ("baseline", "composed"))
+    return {
+        "ratio": ratio(baseline, joint_examples + composed),
+        "baseline": baseline,
+        "joint": joint_examples,
+        "composed": composed,
+    }
+
+
+def ratio(baseline, ours):
+    return round(baseline / ours, 4) if ours else None
+
+
+def project(configurations, measured, baseline, library, composed, growth):
+    """The sums and their ratio for more configurations than were measured.
+
+    Args:
+        measured: how many were.
+        baseline, composed: sums over these.
+        library: what their library cost; `growth`: what the larger one will, in units of it.
+    """
+    baseline, composed = (each / measured * configurations for each in (baseline, composed))
+    library *= growth
+    sums = {"baseline": round(baseline, 1), "library": round(library, 1), "composed": round(composed, 1)}
+    return {"ratio": ratio(baseline, library + composed), **sums}
+
+
+def joint_epochs(examples, available):
+    """(epochs, examples in each) of a joint run over so many examples, rounded up to whole epochs of equal size."""
+    epochs = ceil(examples / available)
+    return epochs, ceil(examples / epochs)
 
 
 def own_seconds(rows, variant_rows):
@@ -168,14 +272,20 @@ def draw(modules, count, attention, linear, seed):
     return configs
 
 
+def variants_in_grid(modules, attention, linear):
+    """How many variants there are, over all blocks, that `draw` could ever ask for."""
+    return len(make_scheme(uniform_configurations({}, modules, grid_rates(attention, linear))).variants())
+
+
 # --- the sweep ---------------------------------------------------------------------------------------------------
 
 
 def stage(script, *arguments):
-    """Run one of the suite's scripts."""
-    code = subprocess.call([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    if code:
-        raise UserError(f"{script} ended with exit code {code}; what it said is above")
+    """Run one of the suite's scripts; returns its result."""
+    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{script} ended with exit code {done.returncode}; what it said is above")
+    return json.loads(done.stdout)
 
 
 def read_rows(path):
@@ -186,9 +296,12 @@ def read_rows(path):
 
 
 class Sweep:
-    def __init__(self, args):
-        self.args, self.folder = args, Path(args.output)
-        self.own, self.block_seconds, self.teacher_seconds = {}, 0.0, None  # of the block-level stage, so far
+    def __init__(self, args, train_examples):
+        self.args, self.folder, self.train_examples = args, Path(args.output), train_examples
+        self.epoch_size = min(args.epoch_size, train_examples)  # of model level
+        self.baselines = []  # the curves, by configuration
+        self.own, self.block_seconds, self.teacher_seconds = {}, 0.0, None  # of the blocks tuned apart, so far
+        self.apart_comparisons = []
         self.folder.mkdir(parents=True, exist_ok=True)
         self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
         self.data = [
@@ -199,7 +312,7 @@ class Sweep:
         ]
 
     def configure(self):
-        """Write conf-N.json for every N: the first N of all configurations."""
+        """Write conf-N.json for every N, the first N of all configurations; returns the modules."""
         path = self.folder / "modules.json"
         stage(
             "config_generator.py",
@@ -220,43 +333,30 @@ class Sweep:
         configs = draw(content["modules"], max(self.args.counts), self.args.attention, self.args.linear, self.args.seed)
         for n in self.args.counts:
             write_json(self.folder / f"conf-{n}.json", content | {"configs": configs[:n]})
+        return content["modules"]
 
-    def fine_tune_blocks(self, n):
-        """Fine-tune the blocks that N configurations need and that are not there yet: the scheme.
+    def prune(self, n, library, *more):
+        """Prune the variants that N configurations need; returns what prune.py says."""
+        scheme = self.folder / f"scheme-{n}.json"
+        return stage("prune.py", "-m", self.args.model, "-c", scheme, "-o", self.folder / library, *more, *self.common)
 
-        N has a pruned library of its own, else a rerun would fine-tune a later N's blocks for an earlier one.
-        """
-        scheme, pruned, stats = (self.folder / name for name in (f"scheme-{n}.json", f"pruned-{n}", f"blocks-{n}.csv"))
-        stage(SCHEME_BY, "-i", self.folder / f"conf-{n}.json", "-o", scheme, "--overwrite", *self.common)
-        stage("prune.py", "-m", self.args.model, "-c", scheme, "-o", pruned, *self.common)
+    def fine_tune_blocks(self, pruned, library, stats, *more):
+        """Fine-tune a pruned library's variants; returns the rows of the stats CSV."""
         stage(
             "block-level_finetuning.py",
             "-m",
             self.args.model,
             "-p",
-            pruned,
+            self.folder / pruned,
             "-o",
-            self.folder / "tuned",
+            self.folder / library,
             "--stats",
             stats,
             *self.data,
             *self.common,
-            *shlex.split(self.args.block_args),
+            *more,
         )
-        rows = read_rows(stats)  # of the variants that are new for N, fine-tuned now or in an earlier run
-        own = own_seconds(rows, read_rows(stats.with_name(f"{stats.stem}-blocks.csv")))
-        spent, alone = sum(float(row["train_seconds"]) for row in rows), sum(own.values())
-        self.block_seconds += max(spent, alone)  # killed between two solutions, it told of some in the second CSV alone
-        if self.teacher_seconds is None:
-            self.teacher_seconds = max(spent - alone, 0.0)
-        self.own |= own
-        wanted = read_scheme(scheme)
-        if set(self.own) != set(wanted.variants()):
-            raise UserError(
-                f"{self.folder}: its blocks-*.csv are not about the variants of {scheme.name}, so their "
-                "seconds are unknown; start again in another work folder (-o)"
-            )
-        return wanted
+        return read_rows(stats)
 
     def fine_tune_model(self, name, library, n, nth, *more):
         """Fine-tune the nth configuration out of a library: its curve."""
@@ -286,98 +386,257 @@ class Sweep:
         )
         return read_curve(read_rows(stats))
 
-    def compare(self, n, nth, rates):
-        """Fine-tune the nth configuration both ways, one after the other."""
-        baseline = self.fine_tune_model("baseline", f"pruned-{n}", n, nth)
-        composed = self.fine_tune_model("composed", "tuned", n, nth, "--target-loss", targets(baseline)["best"])
+    def run_baselines(self, n):
+        """Fine-tune the pruned models of those of N configurations that are not there yet; returns the scheme.
+
+        N has a pruned library of its own, else a rerun would fine-tune a later N's blocks for an earlier one.
+        """
+        path = self.folder / f"scheme-{n}.json"
+        stage(SCHEME_BY, "-i", self.folder / f"conf-{n}.json", "-o", path, "--overwrite", *self.common)
+        self.prune(n, f"pruned-{n}")
+        scheme = read_scheme(path)
+        for nth in range(len(self.baselines), n):
+            curve = self.fine_tune_model("baseline", f"pruned-{n}", n, nth)
+            self.baselines.append(curve)
+            emit(figure="baseline", configuration=nth, mean_rates=scheme.requested[nth], **figures_of(curve))
+        return scheme
+
+    def compare(self, way, name, library, n, nth, *more):
+        """Fine-tune the nth configuration's composed model, until it is as good as the baseline's best."""
+        baseline = self.baselines[nth]
+        composed = self.fine_tune_model(name, library, n, nth, "--target-loss", targets(baseline)["best"], *more)
         comparison = compare(baseline, composed)
-        emit(
-            figure="configuration",
-            configuration=nth,
-            mean_rates=rates,
-            targets=comparison,
-            **{
-                name: {
-                    "val_loss": [None if loss == inf else loss for loss, _ in curve],
-                    "train_seconds": [round(s, 3) for _, s in curve],
-                }
-                for name, curve in (("baseline", baseline), ("composed", composed))
-            },
-        )
+        emit(figure="composed", way=way, library=library, configuration=nth, **figures_of(composed), targets=comparison)
         return comparison
 
+    # --- jointly ---
 
-def plot(path, sweep):
-    """The ratios over the number of configurations."""
+    def joint(self, n, scheme):
+        """The figure of N configurations whose blocks are trained together, in a library for them alone."""
+        library = f"joint-{n}"
+        stats = self.folder / f"{library}.csv"
+        pruned, choosing = self.choose(n)
+        wanted = self.args.joint_examples[n] or JOINT_EPOCHS * self.train_examples
+        epochs, size = joint_epochs(wanted, self.train_examples)
+        rows = self.fine_tune_blocks(
+            pruned,
+            library,
+            stats,
+            "--method",
+            "joint",
+            "-c",
+            self.folder / f"conf-{n}.json",
+            "--epochs",
+            epochs,
+            "--epoch-size",
+            size,
+            *shlex.split(self.args.joint_args.replace("{n}", str(n))),
+        )
+        if len(rows) < 2:  # epoch 0, and the closed form as epoch 1
+            raise UserError(f"{stats}: does not hold the seconds of {library}; delete that folder, and run again")
+        before, closed_form, *training = (float(row["train_seconds"]) for row in rows)
+        seconds = {"choosing": choosing, "closed_form": before + closed_form, "joint": sum(training)}
+        # The composed models follow from the library: where it is another one than before, so are they.
+        comparisons = [self.compare("joint", library, library, n, nth, "--overwrite") for nth in range(n)]
+        gains, examples = gain(comparisons, sum(seconds.values())), len(training) * size
+        return {
+            "figure": "sweep",
+            "way": "joint",
+            "configurations": n,
+            "variants": len(scheme.variants()),
+            "blocks_without_reuse": scheme.count_without_reuse(),
+            "block_seconds": round(sum(seconds.values()), 3),
+            "block_seconds_of": {name: round(each, 3) for name, each in seconds.items()},
+            "reached_as_composed": sum(
+                each["best"]["composed"] == "reached" and not each["best"]["composed_epochs"] for each in comparisons
+            ),
+            "with_reuse": gains,
+            "in_examples": in_examples(gains["best"], self.epoch_size, examples),
+            "not_in_examples": "the calibration passes of choosing and of the closed form",
+        }
+
+    def choose(self, n):
+        """The pruned library that N's joint run starts from, by the criterion, and the seconds of choosing."""
+        if self.args.criterion == "l1":
+            return f"pruned-{n}", 0.0
+        library, path = f"chosen-{n}", self.folder / f"chosen-{n}.json"
+        if not path.is_file():  # interrupted, or never begun: what is there was made in seconds that nobody knows
+            shutil.rmtree(self.folder / library, ignore_errors=True)
+        made = self.prune(n, library, "--criterion", self.args.criterion, *self.data)
+        if not made["skipped"]:
+            write_json(path, {"seconds": made["seconds"]})
+        return library, read_json(path, "benchmarks/composability.py")["seconds"]
+
+    # --- apart ---
+
+    def apart(self, n, scheme):
+        """The figure of N configurations whose blocks are tuned one by one, in the library that grows."""
+        self.fine_tune_apart(n, scheme)
+        self.apart_comparisons += [
+            self.compare("apart", "composed", "tuned", n, nth) for nth in range(len(self.apart_comparisons), n)
+        ]
+        alone = without_reuse(scheme.configs, self.own, self.teacher_seconds)
+        return {
+            "figure": "sweep",
+            "way": "apart",
+            "configurations": n,
+            "variants": len(scheme.variants()),
+            "blocks_without_reuse": scheme.count_without_reuse(),
+            "block_seconds": round(self.block_seconds, 3),
+            "block_seconds_without_reuse": round(alone, 3),
+            "with_reuse": gain(self.apart_comparisons, self.block_seconds),
+            "without_reuse_is": "computed from the variants' own seconds and the teacher's passes",
+            "without_reuse": gain(self.apart_comparisons, alone),
+        }
+
+    def fine_tune_apart(self, n, scheme):
+        """Fine-tune the blocks that N configurations need and that are not there yet."""
+        stats = self.folder / f"blocks-{n}.csv"
+        # The rows are of the variants that are new for N, fine-tuned now or in an earlier run.
+        rows = self.fine_tune_blocks(
+            f"pruned-{n}", "tuned", stats, "--method", "both", *shlex.split(self.args.block_args)
+        )
+        own = own_seconds(rows, read_rows(stats.with_name(f"{stats.stem}-blocks.csv")))
+        spent, alone = sum(float(row["train_seconds"]) for row in rows), sum(own.values())
+        self.block_seconds += max(spent, alone)  # killed between two solutions, it told of some in the second CSV alone
+        if self.teacher_seconds is None:
+            self.teacher_seconds = max(spent - alone, 0.0)
+        self.own |= own
+        if set(self.own) != set(scheme.variants()):
+            raise UserError(
+                f"{self.folder}: its blocks-*.csv are not about the variants of scheme-{n}.json, so their "
+                "seconds are unknown; start again in another work folder (-o)"
+            )
+
+
+def figures_of(curve):
+    return {
+        "val_loss": [None if loss == inf else loss for loss, _ in curve],
+        "train_seconds": [round(spent, 3) for _, spent in curve],
+    }
+
+
+def projections(measured, wanted, grid):
+    """The projected figures of a way, out of that of the largest number that was measured.
+
+    Args:
+        wanted: numbers of configurations; those that are not larger are left out.
+        grid: variants that there are in all.
+    """
+    n, best, growth = measured["configurations"], measured["with_reuse"]["best"], grid / measured["variants"]
+    for configurations in sorted(set(wanted)):
+        if configurations <= n:
+            continue
+        figure = {
+            "figure": "sweep",
+            "way": measured["way"],
+            "projected": True,
+            "configurations": configurations,
+            "assumption": ASSUMPTION.format(grid=grid, measured=measured["variants"]),
+            "measured_configurations": n,
+            "not_reached": best["not_reached"],
+            "in_seconds": project(
+                configurations, n, best["baseline_seconds"], measured["block_seconds"], best["composed_seconds"], growth
+            ),
+        }
+        if "in_examples" in measured:
+            sums = measured["in_examples"]
+            figure["in_examples"] = project(
+                configurations, n, sums["baseline"], sums["joint"], sums["composed"], growth
+            )
+        yield figure
+
+
+def plot(path, figures):
+    """The ratios over the number of configurations, measured and (dashed, open markers) projected."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    figure = Figure(figsize=(7, 4.5))
-    axis, counts = figure.subplots(), [each["configurations"] for each in sweep]
+    picture = Figure(figsize=(7, 4.5))
+    axis = picture.subplots()
 
-    def line(kind, target, style, label):
-        gains = [each[kind].get(target, each[kind]["best"]) for each in sweep]
-        heights = [nan if gain["ratio"] is None else gain["ratio"] for gain in gains]
-        axis.plot(counts, heights, style, markersize=4, label=label)
-        bounds = [(n, height) for n, height, gain in zip(counts, heights, gains) if gain["not_reached"]]
-        axis.plot(*zip(*bounds), "kx") if bounds else None
+    def line(points, style, label, **more):
+        """`points`: [(configurations, ratio, whether it is only an upper bound)]"""
+        heights = [nan if height is None else height for _, height, _ in points]
+        axis.plot([n for n, _, _ in points], heights, style, markersize=5, label=label, **more)
+        bounds = [(n, height) for (n, _, is_bound), height in zip(points, heights) if is_bound]
+        axis.plot(*zip(*bounds), "kx", markersize=9) if bounds else None
 
-    line("with_reuse", "best", "C0-o", "target: the baseline's best")
-    line("without_reuse", "best", "C0--o", "the same without reuse (computed)")
-    for number, target in enumerate((name for name in sweep[-1]["with_reuse"] if name != "best"), start=1):
-        line("with_reuse", target, f"C{number}:.", f"its best up to {target}")
-    axis.plot([], [], "kx", label="not always reached: an upper bound")
+    for way, marker, color in (("joint", "o", "black"), ("apart", "s", "grey")):
+        measured = [each for each in figures if each["way"] == way and "projected" not in each]
+        if not measured:
+            continue
+        projected = [each for each in figures if each["way"] == way and "projected" in each]
+        best = [(each["configurations"], each["with_reuse"]["best"]) for each in measured]
+        points = [(n, gain["ratio"], bool(gain["not_reached"])) for n, gain in best]
+        line(points, f"{marker}-", way, color=color)
+        if projected:
+            ahead = [
+                (each["configurations"], each["in_seconds"]["ratio"], bool(each["not_reached"])) for each in projected
+            ]
+            line(points[-1:] + ahead, f"{marker}--", f"{way}, projected", color=color, markerfacecolor="white")
+        if way == "joint":
+            counted = [(each["configurations"], each["in_examples"]["ratio"], False) for each in measured + projected]
+            line(counted, "^:", "joint, in examples instead of seconds", color="black", markerfacecolor="white")
+        else:
+            alone = [(each["configurations"], each["without_reuse"]["best"]["ratio"], False) for each in measured]
+            line(alone, f"{marker}:", "apart, without reuse (computed)", color=color, markerfacecolor="white")
+    axis.plot([], [], "kx", markersize=9, label="not always reached: an upper bound")
     axis.axhline(1, color="grey", linewidth=0.8)
+    counts = sorted({each["configurations"] for each in figures})
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, map(str, counts))
-    axis.set(xlabel="configurations", ylabel="baseline's seconds / composed models' seconds", ylim=(0, None))
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.set(xlabel="configurations", ylabel="baseline's seconds / composed models' seconds")
     axis.legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    write_bytes(path, picture.getvalue())
+    content = io.BytesIO()
+    picture.savefig(content, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    write_bytes(path, content.getvalue())
 
 
 def run(args):
-    args.counts = sorted(set(args.counts))
-    loaded = load_model(args.model)
+    check_flags(args)
+    opened = open_study(args)
+    train_examples = len(opened.split(args, "train"))
     emit(
         figure="setting",
         model=args.model,
-        parameters=sum(p.numel() for p in loaded.model.parameters()),
-        data=str(data_source(args.data, loaded)),
+        parameters=sum(p.numel() for p in opened.loaded.model.parameters()),
+        data=str(opened.source),
+        train_examples=train_examples,
         seed=args.seed,
         attention=args.attention,
         linear=args.linear,
         epochs=args.epochs,
         epoch_size=args.epoch_size,
+        ways=args.ways,
+        criterion=args.criterion,
+        joint_args=args.joint_args,
         block_args=args.block_args,
         model_args=args.model_args,
         seconds="of training; validation is counted nowhere",
-        **machine(resolve_device(args.device)),
+        **machine(opened.runtime.device),
     )
-    del loaded
-    sweep, comparisons, figures = Sweep(args), [], []
-    sweep.configure()
+    del opened
+    sweep, figures = Sweep(args, train_examples), []
+    picture = sweep.folder / "ratio.png"
+    modules = sweep.configure()
     for n in args.counts:
-        scheme = sweep.fine_tune_blocks(n)
-        comparisons += [sweep.compare(n, nth, scheme.requested[nth]) for nth in range(len(comparisons), n)]
-        alone = without_reuse(scheme.configs, sweep.own, sweep.teacher_seconds)
-        figures.append(
-            {
-                "figure": "sweep",
-                "configurations": n,
-                "blocks_with_reuse": len(scheme.variants()),
-                "blocks_without_reuse": scheme.count_without_reuse(),
-                "block_seconds": round(sweep.block_seconds, 3),
-                "block_seconds_without_reuse": round(alone, 3),
-                "with_reuse": gain(comparisons, sweep.block_seconds),
-                "without_reuse_is": "computed from the variants' own seconds and the teacher's passes",
-                "without_reuse": gain(comparisons, alone),
-            }
-        )
-        plot(sweep.folder / "ratio.png", figures)
-        if n != args.counts[-1]:
+        scheme = sweep.run_baselines(n)
+        for way in dict.fromkeys(args.ways):
+            figures.append(sweep.joint(n, scheme) if way == "joint" else sweep.apart(n, scheme))
             emit(**figures[-1])
-    return figures[-1]
+        plot(picture, figures)
+    grid = variants_in_grid(modules, args.attention, args.linear)
+    largest = [figure for figure in figures if figure["configurations"] == args.counts[-1]]
+    projected = [each for figure in largest for each in projections(figure, args.project, grid)]
+    for figure in projected:
+        emit(**figure)
+    plot(picture, figures + projected)
+    return {"figure": "picture", "file": str(picture)}
 
 
 def main(argv=None):

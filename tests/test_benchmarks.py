@@ -50,10 +50,10 @@ def test_curve_sums_the_training_seconds_alone():
     assert composability.read_curve(rows) == [(5.5, 0.0), (float("inf"), 2.5), (3.0, 4.0)]
 
 
-def test_seconds_to_a_target():
-    assert composability.seconds_to(BASELINE, 3.5) == (10.0, True)
-    assert composability.seconds_to(BASELINE, 5.0) == (0.0, True)  # as it was before training
-    assert composability.seconds_to(BASELINE, 1.9) == (30.0, False)  # never: the whole run
+def test_epochs_to_a_target():
+    assert composability.first_at_most(BASELINE, 3.5) == (1, True)
+    assert composability.first_at_most(BASELINE, 5.0) == (0, True)  # as it was before training
+    assert composability.first_at_most(BASELINE, 1.9) == (3, False)  # never: the whole run
 
 
 def test_targets_are_the_lowest_losses_so_far():
@@ -68,36 +68,87 @@ def test_ratio_of_two_configurations():
     ]
     assert comparisons[0]["epoch 2"] == {
         "loss": 3.0,
+        "baseline_epochs": 1,
         "baseline_seconds": 10.0,
+        "composed_epochs": 1,
         "composed_seconds": 8.0,
         "composed": "reached",
     }
     assert comparisons[1]["best"] == {
         "loss": 3.0,
+        "baseline_epochs": 1,
         "baseline_seconds": 10.0,
+        "composed_epochs": 1,
         "composed_seconds": 7.0,
         "composed": "not reached",
     }
     gains = composability.gain(comparisons, block_seconds=4.0)
     best = {
         "ratio": pytest.approx((30 + 10) / (4 + 16 + 7), abs=1e-4),
+        "baseline_epochs": 3 + 1,
         "baseline_seconds": 40.0,
+        "composed_epochs": 2 + 1,
         "composed_seconds": 23.0,
         "not_reached": [1],
     }
     early = {
         "ratio": pytest.approx((10 + 10) / (4 + 8 + 7), abs=1e-4),
+        "baseline_epochs": 1 + 1,
         "baseline_seconds": 20.0,
+        "composed_epochs": 1 + 1,
         "composed_seconds": 15.0,
         "not_reached": [1],
     }
     assert gains == {"best": best, "epoch 1": early, "epoch 2": early, "epoch 3": best}
+    # By hand: 4 epochs of 100 examples against a joint run of 250 and 3 epochs, the calibration passes left out.
+    assert composability.in_examples(gains["best"], epoch_size=100, joint_examples=250) == {
+        "ratio": round(400 / (250 + 300), 4),
+        "baseline": 400,
+        "joint": 250,
+        "composed": 300,
+    }
 
 
 def test_composed_models_that_start_good_enough_cost_the_block_level_alone():
     comparison = composability.compare(BASELINE, [(1.9, 0.0)])
     assert composability.gain([comparison], 15.0)["best"]["ratio"] == 30 / 15
     assert composability.gain([comparison], 0.0)["best"]["ratio"] is None  # nothing to divide by
+
+
+def test_projection_scales_the_library_by_its_variants_and_all_else_by_the_configurations():
+    """By hand: 4 configurations cost 40 s and 2 s; 10 of the grid's 15 variants cost 21 s, of which 12 s are joint."""
+    best = {"ratio": 1.7391, "baseline_seconds": 40.0, "composed_seconds": 2.0, "not_reached": [3]}
+    measured = {
+        "way": "joint",
+        "configurations": 4,
+        "variants": 10,
+        "block_seconds": 21.0,
+        "with_reuse": {"best": best},
+        "in_examples": {"baseline": 400, "joint": 100, "composed": 20},
+    }
+    (projected,) = composability.projections(measured, [4, 50, 2], grid=15)  # 4 was measured
+    assert (projected["projected"], projected["configurations"]) == (True, 50)
+    assert projected["in_seconds"] == {
+        "ratio": round(500 / (31.5 + 25), 4),
+        "baseline": 500.0,
+        "library": 31.5,
+        "composed": 25.0,
+    }
+    assert projected["in_examples"]["ratio"] == round(5000 / (150 + 250), 4)
+    assert projected["not_reached"] == [3] and "15 variants" in projected["assumption"]
+
+
+def test_variants_in_the_grid():
+    """By hand: the tiny T5 has 6 attention blocks of 4 heads and 4 feed-forward blocks."""
+    modules = prunable_modules(build_model("t5"))
+    assert composability.variants_in_grid(modules, [0.25, 0.5], [0.3, 0.5, 0.7]) == 6 * 2 * 3 + 4 * 3
+    assert composability.variants_in_grid(modules, [0.25, 0.3], [0.3, 0.5]) == 6 * 2 + 4 * 2  # both remove one head
+
+
+def test_length_of_a_joint_run():
+    assert composability.joint_epochs(100, available=290) == (1, 100)
+    assert composability.joint_epochs(290, available=290) == (1, 290)
+    assert composability.joint_epochs(301, available=100) == (4, 76)  # 304: whole epochs of one size
 
 
 def test_own_seconds_of_variants():
@@ -146,7 +197,7 @@ def test_configurations_have_one_rate_of_a_kind_a_layer(kind, count):
     assert len(seen) == 5  # every rate was drawn
 
 
-def test_first_at_most():
+def test_first_at_most_of_losses_alone():
     assert block_level.first_at_most([3.0, 2.0, 1.0], 2.0) == 1
     assert block_level.first_at_most([3.0, 2.0], 1.5) is None
 
@@ -253,86 +304,160 @@ def test_compact(capsys, monkeypatch, kind, figures):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
 
 
-def test_composability(workshop, tmp_path, capsys, monkeypatch):
-    """In one process; the next test starts the scripts as the program does."""
+def in_this_process(script, *arguments):
+    """What `composability.stage` does, without a process for each stage."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        if load_script(script).main([str(argument) for argument in arguments]):
+            raise UserError(f"{script} has failed")
+    return json.loads(said.getvalue())
 
-    def stage(script, *arguments):
-        with contextlib.redirect_stdout(io.StringIO()):
-            if load_script(script).main([str(argument) for argument in arguments]):
-                raise UserError(f"{script} has failed")
 
-    monkeypatch.setattr(composability, "stage", stage)
-    folder = tmp_path / "sweep"
-    arguments = (
-        "-m",
-        workshop / "model" / "t5",
-        "-o",
-        folder,
-        "--counts",
-        2,
-        1,
-        "--attention",
-        0.25,
-        0.5,
-        "--linear",
-        0.3,
-        0.5,
-        "--epochs",
-        2,
-        "--epoch-size",
-        16,
-        "--batch-size",
-        8,
-        "--seed",
-        1,
-        "--block-args",
-        "--epochs 1 --calibration 16",
-        "--model-args",
-        "--early-stop 0 --lr 1e-3",
+def sweep(workshop, folder, capsys, *more):
+    """Run the sweep for one and two configurations of the tiny T5."""
+    return lines(
+        composability,
+        capsys,
+        *("-m", workshop / "model" / "t5", "-o", folder, "--counts", 2, 1, "--seed", 1, "--batch-size", 8),
+        *("--attention", 0.25, 0.5, "--linear", 0.3, 0.5, "--epochs", 2, "--epoch-size", 16, "--project", 50),
+        *("--model-args", "--early-stop 0 --lr 1e-3", *more),
     )
-    code, figures, err = lines(composability, capsys, *arguments)
-    assert (code, err) == (0, "")
-    assert [each["figure"] for each in figures] == ["setting", "configuration", "sweep", "configuration", "sweep"]
-    setting, *configurations = figures[0], figures[1], figures[3]
-    assert setting["data"].endswith("t5") and setting["block_args"] == "--epochs 1 --calibration 16"
 
-    for n, configuration in enumerate(configurations):
-        curves = {name: read_csv(folder / f"{name}-{n}.csv") for name in ("baseline", "composed")}
-        for name, rows in curves.items():
-            assert configuration[name]["val_loss"] == [float(row["val_loss"]) for row in rows]
-        best, losses = min(configuration["baseline"]["val_loss"]), configuration["composed"]["val_loss"]
-        assert configuration["targets"]["best"]["loss"] == best
-        assert all(loss > best for loss in losses[:-1])  # it stopped as soon as it was as good
-        assert configuration["targets"]["best"]["composed"] == ("reached" if losses[-1] <= best else "not reached")
-    for n, sweep in ((1, figures[2]), (2, figures[4])):
-        assert (sweep["configurations"], sweep["blocks_without_reuse"]) == (n, 10 * n)
-        assert (
-            sweep["blocks_with_reuse"]
-            == len(read_csv(folder / "blocks-1-blocks.csv")) / 3
-            + (n - 1) * len(read_csv(folder / "blocks-2-blocks.csv")) / 3
-        )  # epoch 0, the closed form, and one more
-        seconds = sum(
-            float(row["train_seconds"]) for step in range(1, n + 1) for row in read_csv(folder / f"blocks-{step}.csv")
-        )
-        assert sweep["block_seconds"] == pytest.approx(seconds, abs=2e-3)
-        best = sweep["with_reuse"]["best"]
-        assert best["ratio"] == pytest.approx(best["baseline_seconds"] / (seconds + best["composed_seconds"]), rel=0.01)
-        assert sweep["with_reuse"]["epoch 2"] == best
-    assert figures[2]["block_seconds_without_reuse"] == pytest.approx(figures[2]["block_seconds"], abs=2e-3)
+
+def files(folder):
+    """When each model and table there was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".npy", ".pth", ".csv")}
+
+
+def train_seconds(path):
+    return [float(row["train_seconds"]) for row in read_csv(path)]
+
+
+def check_composed(figures, folder, way, names):
+    """That composed models stop as soon as they are as good as their baseline's best.
+
+    Args:
+        names: {(library, configuration): name of the stats CSV}, in the order of the figures.
+    """
+    best = [min(each["val_loss"]) for each in figures if each["figure"] == "baseline"]
+    for nth, loss in enumerate(best):
+        assert loss == min(float(row["val_loss"]) for row in read_csv(folder / f"baseline-{nth}.csv"))
+    composed = [each for each in figures if each["figure"] == "composed" and each["way"] == way]
+    assert [(each["library"], each["configuration"]) for each in composed] == list(names)
+    for each, name in zip(composed, names.values()):
+        losses, target = each["val_loss"], best[each["configuration"]]
+        assert losses == [float(row["val_loss"]) for row in read_csv(folder / f"{name}.csv")]
+        assert each["targets"]["best"]["loss"] == target
+        assert all(loss > target for loss in losses[:-1])
+        assert each["targets"]["best"]["composed"] == ("reached" if losses[-1] <= target else "not reached")
+
+
+def test_composability_of_blocks_tuned_jointly(workshop, tmp_path, capsys, monkeypatch):
+    """In one process; another test starts the scripts as the program does."""
+    monkeypatch.setattr(composability, "stage", in_this_process)
+    code, _, err = sweep(workshop, tmp_path / "none", capsys, "--joint-args", "--epochs 3")
+    assert code == 2 and "--joint-examples" in err
+    folder = tmp_path / "sweep"
+    more = ("--joint-examples", 64, 16, "--joint-args", "--calibration 16 --lr 1e-3")  # for two and for one
+    code, figures, err = sweep(workshop, folder, capsys, *more)
+    assert (code, err) == (0, "")
+    one, two = ["baseline", "composed", "sweep"], ["baseline", "composed", "composed", "sweep", "sweep"]
+    assert [each["figure"] for each in figures] == ["setting", *one, *two, "picture"]
+    check_composed(
+        figures,
+        folder,
+        "joint",
+        {("joint-1", 0): "joint-1-0", ("joint-2", 0): "joint-2-0", ("joint-2", 1): "joint-2-1"},
+    )
+    of_one, of_two, projected = (each for each in figures if each["figure"] == "sweep")
+    # 48 examples in the training split: 64 are two epochs of 32.
+    for n, figure, examples, epochs in ((1, of_one, 16, 1), (2, of_two, 64, 2)):
+        chosen = json.loads((folder / f"chosen-{n}.json").read_text())["seconds"]
+        _, closed_form, *joint = train_seconds(folder / f"joint-{n}.csv")
+        assert chosen > 0 and closed_form > 0 and len(joint) == epochs
+        assert figure["block_seconds"] == pytest.approx(chosen + closed_form + sum(joint), abs=2e-3)
+        best = figure["with_reuse"]["best"]
+        baseline = composed = composed_epochs = baseline_epochs = 0
+        for nth in range(n):
+            rows = read_csv(folder / f"baseline-{nth}.csv")
+            losses = [float(row["val_loss"]) for row in rows]
+            epoch = losses.index(min(losses))
+            baseline += sum(train_seconds(folder / f"baseline-{nth}.csv")[: epoch + 1])
+            baseline_epochs += epoch
+            ours = train_seconds(folder / f"joint-{n}-{nth}.csv")
+            composed += sum(ours)
+            composed_epochs += len(ours) - 1
+        ours = chosen + closed_form + sum(joint) + composed
+        assert best["ratio"] == pytest.approx(baseline / ours, rel=0.02)
+        assert figure["in_examples"] == {
+            "ratio": round(16 * baseline_epochs / (examples + 16 * composed_epochs), 4),
+            "baseline": 16 * baseline_epochs,
+            "joint": examples,
+            "composed": 16 * composed_epochs,
+        }
+        composed_as_is = [len(train_seconds(folder / f"joint-{n}-{nth}.csv")) == 1 for nth in range(n)]
+        assert figure["reached_as_composed"] == sum(composed_as_is)
+        library = json.loads((folder / f"joint-{n}" / "record.json").read_text())
+        assert {each["made_from"]["method"] for each in library["variants"].values()} == {"joint"}
+        assert len(library["variants"]) == figure["variants"]
+    assert (projected["projected"], projected["configurations"], projected["measured_configurations"]) == (True, 50, 2)
+    growth = (6 * 2 * 2 + 4 * 2) / of_two["variants"]  # of the grid: 6 attention blocks, 4 feed-forward blocks
+    examples = of_two["in_examples"]
+    assert projected["in_examples"]["ratio"] == pytest.approx(
+        25 * examples["baseline"] / (growth * examples["joint"] + 25 * examples["composed"]), rel=1e-3
+    )
     height, width = image.imread(folder / "ratio.png").shape[:2]
     assert width > height > 400
 
-    models = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".npy", ".pth", ".csv")}
-    assert lines(composability, capsys, *arguments) == (0, figures, "")
-    assert models == {path: path.stat().st_mtime_ns for path in models}  # nothing was made again
+    before = files(folder)
+    assert sweep(workshop, folder, capsys, *more) == (0, figures, "")
+    assert files(folder) == before  # nothing was made again
+    (folder / "chosen-1.json").unlink()  # as if it had been interrupted while choosing: it is done again
+    code, again, err = sweep(workshop, folder, capsys, *more)
+    assert (code, err) == (0, "") and (folder / "chosen-1.json").is_file()
+    changed = {path.parent.name for path, time in files(folder).items() if before[path] != time}
+    assert changed == {"chosen-1"}  # the same choice, so that the rest stays
+    (folder / "joint-2.csv").unlink()
+    code, _, err = sweep(workshop, folder, capsys, *more)
+    assert code == 2 and "joint-2.csv" in err  # never a ratio from seconds that are lost
+
+
+def test_composability_of_blocks_tuned_apart(workshop, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(composability, "stage", in_this_process)
+    folder = tmp_path / "sweep"
+    more = ("--ways", "apart", "--block-args", "--epochs 1 --calibration 16")
+    code, figures, err = sweep(workshop, folder, capsys, *more)
+    assert (code, err) == (0, "")
+    one = ["baseline", "composed", "sweep"]
+    assert [each["figure"] for each in figures] == ["setting", *one, *one, "sweep", "picture"]
+    assert figures[0]["data"].endswith("t5") and figures[0]["block_args"] == "--epochs 1 --calibration 16"
+    check_composed(figures, folder, "apart", {("tuned", 0): "composed-0", ("tuned", 1): "composed-1"})
+    for n, figure in ((1, figures[3]), (2, figures[6])):
+        assert (figure["configurations"], figure["blocks_without_reuse"]) == (n, 10 * n)
+        assert (
+            figure["variants"]
+            == len(read_csv(folder / "blocks-1-blocks.csv")) / 3
+            + (n - 1) * len(read_csv(folder / "blocks-2-blocks.csv")) / 3
+        )  # epoch 0, the closed form, and one more
+        seconds = sum(sum(train_seconds(folder / f"blocks-{step}.csv")) for step in range(1, n + 1))
+        assert figure["block_seconds"] == pytest.approx(seconds, abs=2e-3)
+        best = figure["with_reuse"]["best"]
+        assert best["ratio"] == pytest.approx(best["baseline_seconds"] / (seconds + best["composed_seconds"]), rel=0.01)
+        assert figure["with_reuse"]["epoch 2"] == best
+    assert figures[3]["block_seconds_without_reuse"] == pytest.approx(figures[3]["block_seconds"], abs=2e-3)
+
+    before = files(folder)
+    assert sweep(workshop, folder, capsys, *more) == (0, figures, "")
+    assert files(folder) == before  # nothing was made again
     (folder / "blocks-1-blocks.csv").unlink()
-    code, _, err = lines(composability, capsys, *arguments)
+    code, _, err = sweep(workshop, folder, capsys, *more)
     assert code == 2 and "start again" in err  # never a ratio from seconds that are lost
 
 
 def test_stages_are_the_suites_own_scripts(chain, tmp_path, capfd):
     scheme = tmp_path / "conf_prune.json"
-    composability.stage("prune_scheme_generator.py", "-i", chain / "conf.json", "-o", scheme)
+    result = composability.stage("prune_scheme_generator.py", "-i", chain / "conf.json", "-o", scheme)
+    assert result["configurations"] == 3
     assert scheme.read_bytes() == (chain / "conf_prune.json").read_bytes()
     assert capfd.readouterr().out == ""  # stdout is the program's own
     with pytest.raises(UserError, match="prune_scheme_generator.py ended with exit code 2"):
