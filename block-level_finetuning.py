@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.records import digest
 
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
-JOINT_EPOCHS, REST_RATE = 2, 2.0  # defaults of joint fine-tuning
+JOINT_EPOCHS = 2
 
 
 def build_parser():
@@ -76,9 +76,9 @@ def build_parser():
     joint.add_argument(
         "--rest-rate",
         type=cli.non_negative_number,
-        default=REST_RATE,
-        metavar="SHARE",
-        help="learning rate of the rest of the model, as a multiple of that of the variants; 0 leaves it as it is",
+        metavar="FACTOR",
+        help="learning rate of the rest of the model, as a multiple of that of the variants; 0 leaves it as it is; "
+        "without it what suits the model",
     )
     joint.add_argument(
         "--together",
@@ -179,7 +179,8 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
-    settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": args.rest_rate}
+    rest_rate = study.rest_rate if args.rest_rate is None else args.rest_rate
+    settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": rest_rate}
     made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
     todo = missing(args, library, made_from)
     skipped = len(made_from) - len(todo)
@@ -191,11 +192,11 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     run = run_of(library, todo, there)
     new, old = variants_of(pruned, blocks, todo), variants_of(library, blocks, there)
     rest = library.read_rest() if there else None  # what they were trained with
-    trains_rest = not there and args.rest_rate > 0
+    trains_rest = not there and rest_rate > 0
     supernet = Supernet(loaded.model, blocks, new, old, rest, offload_from=runtime.device if args.offload else None)
     if trains_rest:
         library.check_rest(supernet.rest)
-    learner = supernet.make_learner(recipe, steps_of(train, recipe), args.rest_rate if trains_rest else 0.0)
+    learner = supernet.make_learner(recipe, steps_of(train, recipe), rest_rate if trains_rest else 0.0)
     compositions = sample_compositions(configurations, supernet.candidates, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
     learners, progress, found = {"library": learner}, Progress(), {}

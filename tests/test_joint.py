@@ -50,7 +50,7 @@ RECIPE = Recipe(
     seed=0,
     dropout=True,
 )
-JOINT = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--calibration", 24)
+JOINT = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 1, "--calibration", 24)
 
 
 def variants_of(model, names=("a",)):
