@@ -102,9 +102,11 @@ def run(args):
     from common.blocks import find_blocks
     from common.inputs import open_study
     from common.library import PRUNED, Library
-    from common.stats import check_stats
+    from common.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats
 
     check_stats(stats_file)
+    check_stats(beside(stats_file, "blocks"), BLOCK_COLUMNS)
+    check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     opened = open_study(args)
     loaded = opened.loaded
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -240,7 +242,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,
-        "compositions": learner.history[-1].parts,
+        "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
         **found,
         "seconds": round(progress.seconds, 3),
         "stats": stats_file,

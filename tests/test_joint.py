@@ -235,6 +235,8 @@ def test_quality_is_measured_on_the_configurations_first():
     found = sample_compositions(few, candidates, seed=0)
     assert list(found.values())[:2] == few and list(found)[:3] == ["configuration 0", "configuration 1", "drawn 0"]
     assert len(found) == COMPOSITIONS and len({tuple(choice.items()) for choice in found.values()}) == COMPOSITIONS
+    strange = sample_compositions([{"x": "a", "y": "z"}, few[0]], candidates, seed=0)
+    assert list(strange)[:2] == ["configuration 1", "drawn 0"]
     many = sample_compositions([*few] * 6, candidates, seed=0)
     assert list(many) == [f"configuration {n}" for n in range(COMPOSITIONS)]
     assert list(sample_compositions([], {"x": ["a"], "y": ["d"]}, seed=0).values()) == [{"x": "a", "y": "d"}]

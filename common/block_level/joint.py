@@ -195,16 +195,20 @@ def sample_compositions(
     """The compositions that quality is measured on: the configurations, and where these are few, random ones.
 
     Args:
-        configurations: {block: variant} each.
+        configurations: {block: variant} each; those with a variant that is no candidate are passed over.
         candidates: {block: variants}.
     Returns:
         {name: {block: variant}}, "configuration N" and "drawn N", COMPOSITIONS of them or as many as differ.
     """
-    found = {f"configuration {n}": choice for n, choice in enumerate(configurations)}
-    found = dict(list(found.items())[:COMPOSITIONS])
-    rng = random.Random(f"{seed}/compositions")
+    found = {}
+    for n, choice in enumerate(configurations):
+        is_there = all(variant in (DENSE, *candidates.get(name, ())) for name, variant in choice.items())
+        if is_there and len(found) < COMPOSITIONS:
+            found[f"configuration {n}"] = choice
+    rng, drawn = random.Random(f"{seed}/compositions"), 0
     for _ in range(4 * COMPOSITIONS):
         choice = {name: rng.choice(variants) for name, variants in candidates.items()}
         if len(found) < COMPOSITIONS and choice not in found.values():
-            found[f"drawn {sum(name.startswith('drawn') for name in found)}"] = choice
+            found[f"drawn {drawn}"] = choice
+            drawn += 1
     return found
