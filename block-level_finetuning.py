@@ -75,10 +75,10 @@ def build_parser():
     )
     joint.add_argument(
         "--rest-rate",
-        type=cli.fraction,
-        default=0.3,
-        metavar="SHARE",
-        help="share of the learning rate that the rest of the model is trained at; 0 leaves it as it is",
+        type=cli.non_negative_number,
+        metavar="FACTOR",
+        help="learning rate of the rest of the model, as a multiple of that of the variants; 0 leaves it as it is; "
+        "without it what suits the model",
     )
     joint.add_argument(
         "--together",
@@ -102,9 +102,11 @@ def run(args):
     from common.blocks import find_blocks
     from common.inputs import open_study
     from common.library import PRUNED, Library
-    from common.stats import check_stats
+    from common.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats
 
     check_stats(stats_file)
+    check_stats(beside(stats_file, "blocks"), BLOCK_COLUMNS)
+    check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     opened = open_study(args)
     loaded = opened.loaded
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -170,6 +172,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     from common.training import Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
+    configurations = choices_of(args, loaded)
     library = open_library(args, loaded, TOGETHER)
     study = loaded.study
     recipe = recipe_from(
@@ -178,7 +181,8 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
-    settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": args.rest_rate}
+    rest_rate = study.rest_rate if args.rest_rate is None else args.rest_rate
+    settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": rest_rate}
     made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
     todo = missing(args, library, made_from)
     skipped = len(made_from) - len(todo)
@@ -189,12 +193,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     there = [pair for pair in library.variants() if pair not in todo]
     run = run_of(library, todo, there)
     new, old = variants_of(pruned, blocks, todo), variants_of(library, blocks, there)
-    rest = library.read_rest() if there else None  # None: it is trained too
+    rest = library.read_rest() if there else None  # what they were trained with
+    trains_rest = not there and rest_rate > 0
     supernet = Supernet(loaded.model, blocks, new, old, rest, offload_from=runtime.device if args.offload else None)
-    if not there:
+    if trains_rest:
         library.check_rest(supernet.rest)
-    learner = supernet.make_learner(recipe, steps_of(train, recipe), 0.0 if there else args.rest_rate)
-    compositions = sample_compositions(choices_of(args, loaded), supernet.candidates, recipe.seed)
+    learner = supernet.make_learner(recipe, steps_of(train, recipe), rest_rate if trains_rest else 0.0)
+    compositions = sample_compositions(configurations, supernet.candidates, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
     learners, progress, found = {"library": learner}, Progress(), {}
     checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {"library": run})
@@ -221,7 +226,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     library.write_together(
         tuned,
         {pair: own | {"run": run} for pair, own in todo.items()},
-        {} if there else supernet.rest,
+        supernet.rest if trains_rest else {},
         settings | {"run": run},
     )
     checkpoint.remove()
@@ -233,11 +238,11 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     return {
         "fine_tuned": len(todo),
         "skipped": skipped,
-        "rest": "kept" if there else "trained" if args.rest_rate else "left alone",
+        "rest": "trained" if trains_rest else "kept",
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,
-        "compositions": learner.history[-1].parts,
+        "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
         **found,
         "seconds": round(progress.seconds, 3),
         "stats": stats_file,

@@ -29,15 +29,18 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "os^DvPX*<p>"
 MARKED_EPOCHS = 25  # a longer curve has markers at some epochs only, else they would run together
 
-# By epoch: validation and training loss, and the validation losses of a library's variants (epochs x variants).
-# Of variants, `val` is the median and `train` is None; of one run, `variants` is None.
+# By epoch: validation and training loss, and the validation losses of a library's variants (epochs x variants), or of
+# the models composed of it. Of these, `val` is the median and `train` is None; of one run, `variants` is None.
 Losses = namedtuple("Losses", "val train variants")
 
 
 def build_parser():
     example = "plot_loss.py baseline-0.csv composed-0.csv --labels baseline composed -o loss.png"
     parser = cli.build_parser(__doc__, overwrite=True, example=example)
-    csv_help = f"stats, or stats of blocks, that fine-tuning wrote; without it {BLOCK_STATS} and {cli.FINE_TUNED}/*.csv"
+    csv_help = (
+        f"stats, or stats of blocks or compositions, that fine-tuning wrote; without it {BLOCK_STATS} and "
+        f"{cli.FINE_TUNED}/*.csv"
+    )
     parser.add_argument("csv", nargs="*", default=None, metavar="CSV", help=csv_help)
     parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
     parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
@@ -77,7 +80,9 @@ def stats_here():
     Raises:
         UserError: there are none.
     """
-    models = [path for path in Path(cli.FINE_TUNED).glob("*.csv") if not path.stem.endswith("-blocks")]
+    models = [
+        path for path in Path(cli.FINE_TUNED).glob("*.csv") if not path.stem.endswith(("-blocks", "-compositions"))
+    ]
     models.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)])
     paths = [str(path) for path in (Path(BLOCK_STATS), *models) if path.is_file()]
     if not paths:
@@ -105,7 +110,9 @@ def read_stats(path):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {WRITERS} stats")
     try:
-        table = pandas.read_csv(path, dtype={"block": str, "variant": str})
+        table = pandas.read_csv(path, dtype=dict.fromkeys(("block", "variant", "composition"), str))
+        if "composition" in table:
+            table["train_loss"] = float("nan")
         numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)
         if not numbers["epoch"].abs().lt(float("inf")).all():
             raise ValueError("an epoch is no number")
@@ -116,14 +123,15 @@ def read_stats(path):
         raise UserError(f"{path}: has no epoch in it")
     if numbers["val_loss"].isna().all():
         raise UserError(f"{path}: its val_loss is empty")
-    if not {"block", "variant"} <= set(table):
+    parts = next((each for each in (["composition"], ["block", "variant"]) if {*each} <= {*table}), None)
+    if parts is None:
         by_epoch = numbers.set_index("epoch")
         return Losses(by_epoch["val_loss"], by_epoch["train_loss"], None)
-    rows = numbers.assign(block=table["block"].fillna(""), variant=table["variant"].fillna(""))
-    if rows.duplicated(["block", "variant", "epoch"]).any():
-        raise UserError(f"{path}: a variant has several rows for one epoch; keep one of them")
-    variants = rows.pivot(index="epoch", columns=["block", "variant"], values="val_loss")
-    return Losses(variants.ffill().median(axis=1), None, variants)
+    rows = numbers.assign(**{name: table[name].fillna("") for name in parts})
+    if rows.duplicated([*parts, "epoch"]).any():
+        raise UserError(f"{path}: a {parts[-1]} has several rows for one epoch; keep one of them")
+    losses = rows.pivot(index="epoch", columns=parts, values="val_loss")
+    return Losses(losses.ffill().median(axis=1), None, losses)
 
 
 def draw(curves, labels, *, panels=1, log=False, title=None):

@@ -12,16 +12,16 @@ BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds
 COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss")
 
 
-def check_stats(path):
+def check_stats(path, columns=STATS_COLUMNS):
     """Make sure, before any long work, that stats can be written to `path`, and that no other file is lost by it.
 
     Raises:
-        UserError: it cannot be written, or holds something that is no stats CSV.
+        UserError: it cannot be written, or holds something that is no CSV of these columns.
     """
     check_writable(path, is_file=True)
     if Path(path).is_file():
         with open(path, "rb") as handle:
-            if handle.readline().strip() not in (b"", ",".join(STATS_COLUMNS).encode()):
+            if handle.readline().strip() not in (b"", ",".join(columns).encode()):
                 raise UserError(f"{path}: is there, and is no stats CSV; choose another file")
 
 

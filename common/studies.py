@@ -16,7 +16,8 @@ class Study:
     model_lr: float  # peak learning rate of whole models
     dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
     block_lr: float  # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
-    joint_lr: float  # of joint fine-tuning, likewise
+    joint_lr: float  # of variants that are tuned together, likewise
+    rest_rate: float  # of the rest of the model then, as a multiple of theirs
     calibration: int  # training examples that make a well-determined closed form
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
@@ -28,7 +29,8 @@ STUDIES = {
         model_lr=1e-3,
         dropout=False,
         block_lr=1e-2,
-        joint_lr=3e-3,
+        joint_lr=1e-3,
+        rest_rate=6.0,
         calibration=2000,
         prefix="translate English to German: ",
         checkpoint="google-t5/t5-small",
@@ -38,15 +40,16 @@ STUDIES = {
         model_lr=2e-5,
         dropout=True,
         block_lr=3e-3,
-        joint_lr=1e-3,
+        joint_lr=3e-4,
+        rest_rate=1.0,
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
         data="stanfordnlp/imdb",
     ),
 }
 USUAL = {
-    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=1e-3, calibration=2000),
-    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=1e-3, calibration=800),
+    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, rest_rate=1.0, calibration=2000),
+    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, rest_rate=1.0, calibration=800),
 }
 
 

@@ -150,6 +150,15 @@ def test_stats_that_are_somebody_elses_file(refuses, arguments, chain, tmp_path,
     assert str(tmp_path / "conf.json") in refuses(script, *arguments(script, {"--stats": tmp_path / "conf.json"}))
 
 
+@pytest.mark.parametrize("what", ["blocks", "compositions"])
+def test_stats_whose_second_file_is_somebody_elses(refuses, arguments, chain, tmp_path, what):
+    theirs = tmp_path / f"mine-{what}.csv"
+    theirs.write_text("name,price\ntea,2\n")
+    script = "block-level_finetuning.py"
+    assert str(theirs) in refuses(script, *arguments(script, {"--stats": tmp_path / "mine.csv"}))
+    assert theirs.read_text() == "name,price\ntea,2\n"
+
+
 @pytest.mark.parametrize(
     "script, device",
     [

@@ -1,5 +1,6 @@
 """BERT, BART and Marian through every stage, and a family that is added as docs/architecture.md says."""
 
+import csv
 import re
 import textwrap
 from pathlib import Path
@@ -45,7 +46,7 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
         succeeds("config_generator.py", *rates, "-n", 2)
         succeeds("prune_scheme_generator.py")
         succeeds("prune.py")
-        succeeds("block-level_finetuning.py", "--batch-size", 8, *flags)
+        succeeds("block-level_finetuning.py", "--batch-size", 8, "--lr", 0.001, *flags)
         return model
 
     return make
@@ -55,7 +56,11 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
 def test_a_family_goes_through_every_stage(kind, library_of, succeeds, tmp_path):
     """Oracles: the masked model for the compact one and the sparse file; the files' own counts for what is gone."""
     library_of(kind)
-    record = read_json(tmp_path / "modules-finetuned" / "record.json")
+    with open(tmp_path / "modules-finetuned.csv", newline="") as handle:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(handle)]
+    assert min(losses[2:]) < losses[0]  # of composed models: joint fine-tuning
+    succeeds("block-level_finetuning.py", "--batch-size", 8, "--method", "both", "-o", "apart")
+    record = read_json(tmp_path / "apart" / "record.json")
     assert all(each["nmse_after"] < each["nmse_before"] for each in record["variants"].values())
 
     composed = succeeds("compose_model.py", "-n", 0, 1, "-o", "composed-{n}")["models"]

@@ -50,7 +50,8 @@ def test_the_stages_work_one_after_another_as_the_readme_has_them(in_folder, suc
     plotted = succeeds("plot_loss.py")
     assert {path.name for path in in_folder.iterdir()} == {
         *("model", "tokenizer", "data", "conf.json", "conf_prune.json", "modules-pruned", "modules-finetuned"),
-        *("modules-finetuned.csv", "modules-finetuned-blocks.csv", "model-composed", "model-finetuned", "loss.png"),
+        *(f"modules-finetuned{what}.csv" for what in ("", "-blocks", "-compositions")),
+        *("model-composed", "model-finetuned", "loss.png"),
     }
     assert sorted(path.name for path in (in_folder / "model-finetuned").iterdir()) == ["0", "0.csv"]
     assert (tuned["output"], tuned["stats"]) == ("model-finetuned/0", "model-finetuned/0.csv")

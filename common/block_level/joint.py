@@ -137,9 +137,12 @@ class Draws:
             kind.setdefault(pair.block, []).append(pair.variant)
 
     def choice(self, step: int) -> dict[str, str]:
-        """{block: variant}, of the blocks that have any."""
+        """{block: variant}, of the blocks that have any; at least one variant is new."""
         rng = random.Random(f"{self.seed}/step {step}")
-        return {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
+        while True:
+            chosen = {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
+            if any(variant in self.new.get(name, ()) for name, variant in chosen.items()):
+                return chosen
 
     def _draw(self, rng, step, name):
         new, old = self.new.get(name, []), self.old.get(name, [])
@@ -192,16 +195,20 @@ def sample_compositions(
     """The compositions that quality is measured on: the configurations, and where these are few, random ones.
 
     Args:
-        configurations: {block: variant} each.
+        configurations: {block: variant} each; those with a variant that is no candidate are passed over.
         candidates: {block: variants}.
     Returns:
         {name: {block: variant}}, "configuration N" and "drawn N", COMPOSITIONS of them or as many as differ.
     """
-    found = {f"configuration {n}": choice for n, choice in enumerate(configurations)}
-    found = dict(list(found.items())[:COMPOSITIONS])
-    rng = random.Random(f"{seed}/compositions")
+    found = {}
+    for n, choice in enumerate(configurations):
+        is_there = all(variant in (DENSE, *candidates.get(name, ())) for name, variant in choice.items())
+        if is_there and len(found) < COMPOSITIONS:
+            found[f"configuration {n}"] = choice
+    rng, drawn = random.Random(f"{seed}/compositions"), 0
     for _ in range(4 * COMPOSITIONS):
         choice = {name: rng.choice(variants) for name, variants in candidates.items()}
         if len(found) < COMPOSITIONS and choice not in found.values():
-            found[f"drawn {sum(name.startswith('drawn') for name in found)}"] = choice
+            found[f"drawn {drawn}"] = choice
+            drawn += 1
     return found

@@ -1,0 +1,515 @@
+"""Joint fine-tuning: the supernet, what is drawn, and the libraries that it leaves.
+
+The oracles are plain copies of models: composed by `composition.compose`, trained by the whole model's own objective.
+"""
+
+import csv
+import shutil
+import statistics
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers import (
+    CPU,
+    FEED_FORWARD,
+    RUNTIME,
+    build_model,
+    edited_json,
+    examples,
+    is_one_line,
+    loss_per_token,
+    padded_batch,
+    pairs_of,
+    rate,
+    read_json,
+    touched,
+)
+
+from common import training
+from common.block_level import JointObjective, Supernet, sample_compositions
+from common.block_level.joint import COMPOSITIONS, NEW_SHARE, Draws
+from common.blocks import block_tensors, find_blocks, set_block
+from common.checkpoints import Checkpoint
+from common.library import Library
+from common.masking import parameter_masks, prune_block
+from common.schemes import DENSE, Pair
+from common.training import Learner, ModelObjective, Recipe, fit, steps_of
+
+RECIPE = Recipe(
+    epochs=1,
+    batch_size=4,
+    lr=1e-2,
+    warmup=0.1,
+    weight_decay=0.1,
+    clip=1.0,
+    early_stop=0,
+    precision="fp32",
+    seed=0,
+    dropout=True,
+)
+JOINT = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 1, "--calibration", 24)
+
+
+def variants_of(model, names=("a",)):
+    """{pair: variant}: of every block of a model one of each name, "b" with more removed than "a"."""
+    found = {}
+    for name, block in find_blocks(model).items():
+        for variant in names:
+            share = {"a": 0.25, "b": 0.5}[variant]
+            own = block_tensors(model, block)
+            counts = {
+                linear: int(share * own[f"{linear}.weight"].numel())
+                for linear in (block.linears[-1:] if block.heads else block.linears)
+            }
+            removed = {"heads": int(share * block.heads), "weights": counts}
+            found[Pair(name, variant)], _ = prune_block(block, own, removed)
+    return found
+
+
+def plain(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def supernet_of(kind, names=("a", "b"), old=(), **options):
+    """A supernet of a tiny model; returns it and the model."""
+    model = build_model(kind)
+    every = variants_of(model, names)
+    new = {pair: variant for pair, variant in every.items() if pair.variant not in old}
+    return Supernet(model, find_blocks(model), new, {p: v for p, v in every.items() if p not in new}, **options), model
+
+
+# --- the supernet --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_a_supernet_computes_what_a_model_of_copied_tensors_does(kind):
+    supernet, model = supernet_of(kind)
+    batch, names = padded_batch(kind), list(find_blocks(model))
+    for choice in (
+        dict.fromkeys(names, "a"),
+        {name: "ab"[i % 2] for i, name in enumerate(names)},
+        {name: ["b", DENSE][i % 2] for i, name in enumerate(names)},
+        dict.fromkeys(names, DENSE),
+    ):
+        copied, variants = build_model(kind).eval(), variants_of(model, ("a", "b"))
+        for name, variant in choice.items():
+            if variant != DENSE:
+                set_block(copied, find_blocks(copied)[name], variants[Pair(name, variant)].tensors)
+        supernet.compose(choice)
+        with torch.no_grad():
+            assert torch.equal(supernet.model.eval()(**batch).logits, copied(**batch).logits), choice
+
+
+def test_the_rest_is_all_that_lies_in_no_block():
+    """Oracle: the names of T5's parameters, by hand."""
+    supernet, model = supernet_of("t5")
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if name == "shared.weight" or "layer_norm" in name or "relative_attention_bias" in name
+    }
+    assert set(supernet.rest) == expected and len(expected) == 1 + 2 * 2 + 2 * 3 + 2 + 2
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_a_step_changes_the_variants_drawn_and_the_rest_alone(kind):
+    supernet, model = supernet_of(kind)
+    learner = supernet.make_learner(RECIPE, 10, 0.3)
+    objective = JointObjective(supernet, RECIPE, {})
+    before = plain(learner.parameters)
+    for step in range(3):
+        chosen = objective.draws.choice(step)
+        ((name, loss, _, part),) = objective.losses(padded_batch(kind), {"library": learner}, training=True)
+        assert (name, part) == ("library", None)
+        learner.step(loss)
+        after = plain(learner.parameters)
+        moved = {name.partition("/")[0] for name in after if not torch.equal(after[name], before[name])}
+        assert moved == {""} | {f"{block}.{variant}" for block, variant in chosen.items()}
+        before = after
+    for pair, (block, _, keeps) in supernet.new.items():
+        for name, mask in parameter_masks(block, keeps).items():
+            assert not supernet.tensors[pair][name][~mask].any()
+    assert all(torch.equal(own, given) for own, given in zip(model.parameters(), build_model(kind).parameters()))
+
+
+@pytest.mark.parametrize("kind, distill", [("t5", 0.0), ("t5", 0.5), ("distilbert", 0.0)])
+def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model(tmp_path, kind, distill):
+    """Oracle: the whole model's own objective on a composed copy, with the same rate everywhere."""
+    recipe = Recipe(**RECIPE.to_json() | {"distill": distill, "epochs": 2})
+    supernet, model = supernet_of(kind, ("a",))
+    data, validation = examples(kind, 12), examples(kind, 6, seed=1)
+    choice = dict.fromkeys(find_blocks(model), "a")
+    joint = supernet.make_learner(recipe, steps_of(data, recipe), 1.0)
+    objective = JointObjective(supernet, recipe, {"only": choice}, model)
+    fit({"x": joint}, objective, data, validation, recipe, RUNTIME, Checkpoint(tmp_path / "a", {"x": ""}))
+
+    copied, masks = build_model(kind), {}
+    for block, tensors, keeps in variants_of(copied).values():
+        set_block(copied, block, tensors)
+        masks |= {f"{block.root}.{name}": mask for name, mask in parameter_masks(block, keeps).items()}
+    whole = Learner(dict(copied.named_parameters()), masks, recipe, steps_of(data, recipe))
+    objective = ModelObjective(copied, recipe, build_model(kind))
+    fit({"x": whole}, objective, data, validation, recipe, RUNTIME, Checkpoint(tmp_path / "b", {"x": ""}))
+
+    assert [row[1:3] for row in joint.history[1:]] == [pytest.approx(row[1:3], rel=1e-5) for row in whole.history[1:]]
+    assert all(row.parts == {"only": row.val_loss} for row in joint.history)
+    own = dict(copied.named_parameters())
+    for name, block in find_blocks(copied).items():
+        for path, tensor in supernet.tensors[Pair(name, "a")].items():
+            torch.testing.assert_close(tensor, own[f"{block.root}.{path}"], rtol=1e-4, atol=1e-5)
+    for name, tensor in supernet.rest.items():
+        torch.testing.assert_close(tensor, own[name], rtol=1e-4, atol=1e-5)
+
+
+def test_variants_that_were_there_and_their_rest_stay_as_they_are():
+    rest = {name: tensor.detach() + 1 for name, tensor in supernet_of("t5")[0].rest.items()}
+    supernet, _ = supernet_of("t5", old=("a",), rest=rest)
+    learner = supernet.make_learner(RECIPE, 20, 0.0)
+    objective, before = JointObjective(supernet, RECIPE, {}), {p: plain(t) for p, t in supernet.tensors.items()}
+    for _ in range(8):
+        ((_, loss, *_),) = objective.losses(padded_batch("t5"), {"library": learner}, training=True)
+        learner.step(loss)
+    for pair, tensors in supernet.tensors.items():
+        same = all(torch.equal(tensor, before[pair][name]) for name, tensor in tensors.items())
+        assert same == (pair.variant == "a"), pair
+    assert all(torch.equal(tensor, rest[name]) for name, tensor in supernet.rest.items())
+
+
+def test_offloading_moves_what_a_step_needs_and_changes_no_figure(monkeypatch):
+    """Here both devices are the CPU; what is moved is told by the learner's own calls."""
+    runs = []
+    for device in (None, CPU):
+        supernet, model = supernet_of("t5", offload_from=device)
+        learner = supernet.make_learner(RECIPE, 10, 1.0)
+        objective, moved = JointObjective(supernet, RECIPE, {}), []
+
+        def move(name, device, learner=learner, moved=moved):
+            moved.append(name)
+            Learner.move(learner, name, device)
+
+        monkeypatch.setattr(learner, "move", move)
+        for _ in range(4):
+            ((_, loss, *_),) = objective.losses(padded_batch("t5"), {"library": learner}, training=True)
+            learner.step(loss)
+        runs.append(plain(learner.parameters))
+        in_use = {f"{block}.{variant}" for block, variant in objective.draws.choice(3).items()}
+        assert {name.partition("/")[0] for name in moved} >= in_use if device else not moved
+    assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_is_drawn_once_before_any_is_drawn_again():
+    pairs = [Pair("x", name) for name in "abc"] + [Pair("y", name) for name in "de"]
+    draws = Draws(pairs, pairs, seed=0)
+    chosen = [draws.choice(step) for step in range(60)]
+    for block, size in (("x", 3), ("y", 2)):
+        own = [choice[block] for choice in chosen]
+        assert all(len(set(own[i : i + size])) == size for i in range(0, 60, size))
+    assert len({tuple(choice.items()) for choice in chosen}) == 6  # all compositions come up
+    assert chosen == [Draws(pairs, pairs, seed=0).choice(step) for step in range(60)]
+    assert chosen != [Draws(pairs, pairs, seed=1).choice(step) for step in range(60)]
+
+
+def test_new_variants_among_many_old_ones_are_drawn_half_of_the_time_at_least():
+    old, new = [Pair("x", str(n)) for n in range(9)], [Pair("x", "new")]
+    draws = Draws(new, old + new, seed=0)
+    share = sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
+    assert share == 1  # a step without any new variant would train nothing
+    draws = Draws([*new, Pair("y", "new")], [*old, *new, Pair("y", "new")], seed=0)
+    share = sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
+    assert share == pytest.approx(NEW_SHARE, abs=0.05)
+    nine = [*old, Pair("y", "new")]  # nine new variants and an old one
+    draws = Draws(nine, nine + new, seed=0)
+    share = sum(draws.choice(step)["x"] != "new" for step in range(2000)) / 2000
+    assert share == pytest.approx(0.9, abs=0.05)
+
+
+def test_quality_is_measured_on_the_configurations_first():
+    candidates = {"x": ["a", "b", "c"], "y": ["d", "e", "f"]}
+    few = [{"x": "a", "y": "d"}, {"x": "b", "y": DENSE}]
+    found = sample_compositions(few, candidates, seed=0)
+    assert list(found.values())[:2] == few and list(found)[:3] == ["configuration 0", "configuration 1", "drawn 0"]
+    assert len(found) == COMPOSITIONS and len({tuple(choice.items()) for choice in found.values()}) == COMPOSITIONS
+    strange = sample_compositions([{"x": "a", "y": "z"}, few[0]], candidates, seed=0)
+    assert list(strange)[:2] == ["configuration 1", "drawn 0"]
+    many = sample_compositions([*few] * 6, candidates, seed=0)
+    assert list(many) == [f"configuration {n}" for n in range(COMPOSITIONS)]
+    assert list(sample_compositions([], {"x": ["a"], "y": ["d"]}, seed=0).values()) == [{"x": "a", "y": "d"}]
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def joint(workshop, chain, tmp_path_factory):
+    """The folder of a joint library of the chain's variants, and its stats."""
+    from helpers import load_script
+
+    folder = tmp_path_factory.mktemp("joint")
+    assert (
+        load_script("block-level_finetuning.py").main([*map(str, arguments(workshop, chain, folder)), "--quiet"]) == 0
+    )
+    return folder
+
+
+def arguments(workshop, chain, folder, pruned=None, conf=None):
+    return (
+        *("-m", workshop / "model" / "t5", "-p", pruned or chain / "pruned", "-o", folder / "library"),
+        *("-c", conf or chain / "conf.json", "--stats", folder / "joint.csv", *JOINT),
+    )
+
+
+def rows_of(path):
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+
+
+def test_the_library_and_its_stats(joint, chain, workshop):
+    record = read_json(joint / "library" / "record.json")
+    assert record["stage"] == "tuned-together" and record["rest"]["file"] == "rest.npy"
+    assert record["variants"].keys() == read_json(chain / "pruned" / "record.json")["variants"].keys()
+    rest = np.load(joint / "library" / "rest.npy")
+    original = dict(build_model("t5").named_parameters())
+    assert all(rest[name].shape == original[name].shape for name in rest.dtype.names)
+    assert not np.array_equal(rest["shared.weight"], original["shared.weight"].detach().numpy())
+
+    rows = rows_of(joint / "joint.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]  # pruned, closed form, and two of training
+    compositions = rows_of(joint / "joint-compositions.csv")
+    for row in rows:
+        own = [float(each["val_loss"]) for each in compositions if each["epoch"] == row["epoch"]]
+        assert len(own) == COMPOSITIONS
+        assert float(row["val_loss"]) == pytest.approx(sum(own) / len(own), rel=1e-6)
+    assert float(rows[-1]["val_loss"]) < float(rows[1]["val_loss"]) < float(rows[0]["val_loss"])
+    assert {row["epoch"] for row in rows_of(joint / "joint-blocks.csv")} == {"0", "1"}  # of the closed form
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_composed_model_has_the_loss_that_the_stats_say(succeeds, joint, chain, workshop, tmp_path, tokenizer, nth):
+    """Oracle: transformers' own loss, one pair of sentences at a time, of the model that compose_model.py writes."""
+    succeeds(
+        "compose_model.py",
+        *("-m", workshop / "model" / "t5", "-p", joint / "library", "-c", chain / "conf.json"),
+        *("-n", nth, "-o", tmp_path / "composed"),
+    )
+    model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "composed").eval()
+    found = [row for row in rows_of(joint / "joint-compositions.csv") if row["composition"] == f"configuration {nth}"]
+    best = min(rows_of(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
+    (expected,) = [float(row["val_loss"]) for row in found if row["epoch"] == best]
+    assert loss_per_token(model, tokenizer, pairs_of(workshop, "val")) == pytest.approx(expected, rel=1e-4)
+    rest, record = np.load(joint / "library" / "rest.npy"), read_json(tmp_path / "composed" / "record.json")
+    own = dict(model.named_parameters())
+    assert all(np.array_equal(own[name].detach().numpy(), rest[name]) for name in rest.dtype.names)
+    assert record["library_stage"] == "tuned-together"
+    assert record["made_from"]["variants"]["rest"] == read_json(joint / "library" / "record.json")["rest"]["key"]
+
+
+def test_a_rerun_makes_nothing_and_a_damaged_rest_has_all_made_again(succeeds, call, joint, chain, workshop, tmp_path):
+    folder = shutil.copytree(joint, tmp_path / "copy")
+    flags, before = arguments(workshop, chain, folder), touched(folder)
+    assert succeeds("block-level_finetuning.py", *flags)["fine_tuned"] == 0
+    assert touched(folder) == before
+    rest = folder / "library" / "rest.npy"
+    rest.write_bytes(rest.read_bytes()[:-1])
+    composing = ("-m", workshop / "model" / "t5", "-p", folder / "library", "-c", chain / "conf.json", "-n", 0)
+    code, _, err = call("compose_model.py", *composing, "-o", tmp_path / "composed")
+    assert code == 2 and is_one_line(err) and "rest.npy: is not the file that was written" in err
+    assert not (tmp_path / "composed").exists()
+    result = succeeds("block-level_finetuning.py", *flags)
+    assert (result["fine_tuned"], result["rest"]) == (26, "trained")
+    assert bytes_of(folder / "library") == bytes_of(joint / "library")
+
+
+@pytest.mark.parametrize(
+    "target, name, when",
+    [(training.Learner, "step", 9), (Checkpoint, "save", 1), (Checkpoint, "save", 2), (Library, "_write_variant", 3)],
+    ids=["training", "first epoch saved", "last epoch saved", "writing"],
+)
+def test_an_interrupted_run_goes_on_to_the_same_files(
+    call, workshop, chain, joint, tmp_path, monkeypatch, target, name, when
+):
+    """Oracle: the run that nothing disturbed. Steps: 6 an epoch."""
+    calls, original = Counter(), getattr(target, name)
+
+    def stop(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls["made"] += 1
+        if calls["made"] == when:
+            raise KeyboardInterrupt
+        return result
+
+    flags = arguments(workshop, chain, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, stop)
+        code, result, _ = call("block-level_finetuning.py", *flags)
+    assert (code, result) == (130, None)
+    assert not read_json(tmp_path / "library" / "record.json")["variants"]
+    code, result, err = call("block-level_finetuning.py", *flags)
+    assert code == 0 and "resuming after epoch" in err and result["fine_tuned"] == 26
+    assert bytes_of(tmp_path / "library") == bytes_of(joint / "library")
+    for stats in ("joint.csv", "joint-compositions.csv", "joint-blocks.csv"):
+        columns = ("epoch", "train_loss", "val_loss", "composition", "block", "variant")
+        left, right = (
+            [{key: cell for key, cell in row.items() if key in columns} for row in rows_of(folder / stats)]
+            for folder in (tmp_path, joint)
+        )
+        assert left == right, stats
+
+
+@pytest.fixture
+def grown(workshop, chain, joint, tmp_path, succeeds):
+    """A copy of the joint library, and a pruned one with further variants of a block."""
+    shutil.copytree(joint, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(chain / "pruned", tmp_path / "pruned")
+    edited_json(chain / "conf.json", tmp_path / "conf.json", rate(0.6))
+    succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "scheme.json")
+    pruning = ("-m", workshop / "model" / "t5", "-c", tmp_path / "scheme.json", "-o", tmp_path / "pruned")
+    assert succeeds("prune.py", *pruning)["pruned"] == 1
+    return tmp_path
+
+
+def test_only_new_variants_are_trained_among_those_that_are_there(succeeds, workshop, chain, joint, grown):
+    flags = arguments(workshop, chain, grown, grown / "pruned", grown / "conf.json")
+    result = succeeds("block-level_finetuning.py", *flags)
+    assert (result["fine_tuned"], result["skipped"], result["rest"]) == (1, 26, "kept")
+    old, new = bytes_of(joint / "library"), bytes_of(grown / "library")
+    assert {name: new[name] for name in old} == old
+    ((added, content),) = {name: new[name] for name in new if name not in old}.items()
+    assert added.startswith(FEED_FORWARD)
+    trained, pruned = np.load(grown / "library" / added), np.load(grown / "pruned" / added)
+    assert not np.array_equal(trained["wi.weight"], pruned["wi.weight"])
+    assert not trained["wi.weight"][~trained["wi.keep"]].any()
+    again = succeeds("block-level_finetuning.py", *flags)
+    assert (again["fine_tuned"], again["skipped"]) == (0, 27)
+    together = ("block-level_finetuning.py", *flags, "--together")
+    assert succeeds(*together)["fine_tuned"] == 27
+    assert not any(content == old[name] for name, content in bytes_of(grown / "library").items() if name in old)
+    assert succeeds(*together)["fine_tuned"] == 0
+
+
+def test_all_together_is_a_run_from_the_beginning(succeeds, workshop, chain, grown):
+    shutil.copytree(grown / "pruned", grown / "fresh" / "pruned")
+    flags = [
+        arguments(workshop, chain, folder, grown / "pruned", grown / "conf.json") for folder in (grown, grown / "fresh")
+    ]
+    succeeds("block-level_finetuning.py", *flags[0], "--together")
+    succeeds("block-level_finetuning.py", *flags[1])
+    assert bytes_of(grown / "library") == bytes_of(grown / "fresh" / "library")
+
+
+def test_other_settings_need_another_folder_or_overwrite(call, succeeds, workshop, chain, grown):
+    flags = (*arguments(workshop, chain, grown), "--seed", 1)
+    code, _, err = call("block-level_finetuning.py", *flags)
+    assert code == 2 and is_one_line(err) and "seed: 0 there, 1 asked for" in err
+    assert succeeds("block-level_finetuning.py", *flags, "--overwrite")["fine_tuned"] == 26
+
+
+def test_a_rest_that_is_left_alone_is_in_no_library(succeeds, workshop, chain, tmp_path):
+    result = succeeds("block-level_finetuning.py", *arguments(workshop, chain, tmp_path), "--rest-rate", 0)
+    assert result["rest"] == "kept" and result["val_loss"] < result["val_loss_before"]
+    assert "rest" not in read_json(tmp_path / "library" / "record.json")
+    assert not (tmp_path / "library" / "rest.npy").exists()
+
+
+def test_without_configurations_quality_is_measured_on_drawn_ones(succeeds, workshop, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [*arguments(workshop, chain, tmp_path)]
+    at = flags.index("-c")
+    del flags[at : at + 2]
+    result = succeeds("block-level_finetuning.py", *flags)
+    assert list(result["compositions"]) == [f"drawn {n}" for n in range(COMPOSITIONS)]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--method", "train", "--rest-rate", 1), "--rest-rate: goes with --method joint"),
+        (("--method", "both", "--together"), "--together: goes with --method joint"),
+        (("--method", "reconstruct", "--distill", 0.5), "--distill: goes with --method joint"),
+        (("--method", "train", "-c", "conf.json"), "--configurations: goes with --method joint"),
+        (("-c", "absent.json"), "absent.json"),
+    ],
+)
+def test_flags_of_joint_fine_tuning_need_it(call, workshop, chain, tmp_path, flags, words):
+    common = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-o", tmp_path / "library")
+    code, _, err = call("block-level_finetuning.py", *common, *flags)
+    assert code == 2 and is_one_line(err) and words in err
+    assert not list((tmp_path / "library").glob("*.npy"))
+
+
+def test_variants_tuned_together_go_with_no_other_library(call, workshop, chain, joint, tmp_path):
+    libraries = (joint / "library", chain / "tuned")
+    for pair in (libraries, libraries[::-1]):
+        code, _, err = call(
+            "compose_model.py",
+            *("-m", workshop / "model" / "t5", "-p", *pair, "-c", chain / "conf.json", "-n", 0),
+            *("-o", tmp_path / "composed"),
+        )
+        assert code == 2 and is_one_line(err) and "were tuned together" in err
+    assert not (tmp_path / "composed").exists()
+
+
+def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(call, workshop, chain, tmp_path):
+    shutil.copytree(chain / "tuned", tmp_path / "library")
+    code, _, err = call("block-level_finetuning.py", *arguments(workshop, chain, tmp_path))
+    assert code == 2 and is_one_line(err) and "is a fine-tuned library where a tuned-together one belongs" in err
+
+
+def test_a_model_is_fine_tuned_from_there(succeeds, workshop, chain, joint, tmp_path):
+    result = succeeds(
+        "model-level_finetuning.py",
+        *("-m", workshop / "model" / "t5", "-p", joint / "library", "-c", chain / "conf.json", "-n", 0),
+        *("-o", tmp_path / "tuned", "--compact", "--epochs", 1, "--batch-size", 8),
+    )
+    best = min(rows_of(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
+    (expected,) = [
+        float(row["val_loss"])
+        for row in rows_of(joint / "joint-compositions.csv")
+        if (row["composition"], row["epoch"]) == ("configuration 0", best)
+    ]
+    assert result["val_loss_before"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_search_scores_and_composes_with_the_rest(succeeds, workshop, chain, joint, tmp_path, teacher, tokenizer):
+    """Oracle: the losses of the original and of the model that compose_model.py makes of what was found."""
+    library = shutil.copytree(joint / "library", tmp_path / "library")
+    result = succeeds(
+        "config_generator.py",
+        *("-m", workshop / "model" / "t5", "--search", library, "-c", chain / "conf.json", "--budget", 0.7),
+        *("-o", tmp_path / "found.json", "--score-examples", 99, "--report", tmp_path / "report.json"),
+    )
+    succeeds(
+        "compose_model.py",
+        *("-m", workshop / "model" / "t5", "-p", library, "-c", tmp_path / "found.json", "-n", 0),
+        *("-o", tmp_path / "composed"),
+    )
+    model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "composed").eval()
+    pairs = pairs_of(workshop, "val")
+    assert result["found"][0]["loss"] == pytest.approx(loss_per_token(model, tokenizer, pairs), rel=1e-4)
+    assert result["dense"]["loss"] == pytest.approx(loss_per_token(teacher, tokenizer, pairs), rel=1e-4)
+
+
+def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
+    library = Library(tmp_path, {"variants": {}})
+    with pytest.raises(Exception, match="2 GiB"):
+        library.check_rest({"embedding": torch.empty(2**16, 2**14, device="meta")})
+    library.check_rest({"embedding": torch.empty(2**16, 2**12, device="meta")})
+
+
+def test_the_losses_of_composed_models_are_drawn(succeeds, joint, tmp_path):
+    """The median is the curve. Oracle: the CSV, by hand."""
+    result = succeeds("plot_loss.py", joint / "joint-compositions.csv", "-o", tmp_path / "loss.svg")
+    by_epoch = {}
+    for row in rows_of(joint / "joint-compositions.csv"):
+        by_epoch.setdefault(row["epoch"], []).append(float(row["val_loss"]))
+    best = min(map(statistics.median, by_epoch.values()))
+    assert result["best_val_loss"] == {"joint-compositions": pytest.approx(best, abs=1e-6)}
