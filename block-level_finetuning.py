@@ -177,7 +177,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     study = loaded.study
     recipe = recipe_from(
         args,
-        study.joint_lr * 128 / loaded.model.config.hidden_size,
+        loaded.learning_rate("joint"),
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
@@ -311,7 +311,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     library = open_library(args, loaded, IN_SEQUENCE if args.in_sequence else FINE_TUNED)
     if args.in_sequence and not set(library.variants()) <= set(pairs):
         raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
-    recipe = recipe_from(args, loaded.study.block_lr * 128 / loaded.model.config.hidden_size)
+    recipe = recipe_from(args, loaded.learning_rate("block"))
     settings = settings_of(args, held_out, calibration, train, recipe)
     if args.in_sequence:  # each variant's tensors depend on all the others
         made_from = dict.fromkeys(pairs, {"in_sequence": choice.keys(), **settings})

@@ -48,7 +48,7 @@ def run(args):
     study = opened.loaded.study
     recipe = recipe_from(
         args,
-        study.model_lr,
+        opened.loaded.learning_rate("model"),
         target_loss=args.target_loss,
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,

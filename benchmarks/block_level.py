@@ -159,7 +159,7 @@ class Bench:
             epochs=epochs,
             epoch_size=epoch_size,
             batch_size=self.args.batch_size,
-            lr=self.loaded.study.block_lr * 128 / self.model.config.hidden_size,
+            lr=self.loaded.learning_rate("block"),
             warmup=0.1,
             weight_decay=0.01,
             clip=1.0,

@@ -75,7 +75,7 @@ def run(args):
     batch_size, length = SIZES[args.model_type]
     examples = random_examples(original, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe, steps = model_recipe(original.study, batch_size, args.seed), {}
+    recipe, steps = model_recipe(original, batch_size, args.seed), {}
     for way, (own, held) in {"masked": (masked.model, masks), "compact": (model, kept_masks)}.items():
         learner = training.Learner(dict(own.named_parameters()), held, recipe, 2 * args.rounds + 1)
         steps[way] = stepper(training.ModelObjective(own, recipe), learner, examples, batches, device)

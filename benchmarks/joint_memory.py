@@ -86,7 +86,7 @@ def run(args):
 
     examples = random_examples(loaded, (turn + 1) * args.batch_size, SIZES["t5"][1], args.seed)
     batches = training_batches(examples, args.batch_size, args.seed, epoch=1)
-    recipe = model_recipe(loaded.study, args.batch_size, args.seed)
+    recipe = model_recipe(loaded, args.batch_size, args.seed)
     supernet = Supernet(model, blocks, variants, {})
     learner = supernet.make_learner(recipe, turn + 1, REST_SHARE)
     step = stepper(JointObjective(supernet, recipe, {}), learner, examples, batches, torch.device("cpu"))

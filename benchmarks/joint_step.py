@@ -63,7 +63,7 @@ def run(args):
     if not args.model:
         examples = random_examples(loaded, count * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe = model_recipe(loaded.study, batch_size, args.seed)
+    recipe = model_recipe(loaded, batch_size, args.seed)
     emit(**machine(device))
 
     steps = {}

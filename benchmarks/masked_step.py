@@ -82,7 +82,7 @@ def run(args):
     else:
         examples = random_examples(loaded, (args.rounds + 1) * batch_size, length, args.seed)
     batches = training_batches(examples, batch_size, args.seed, epoch=1)
-    recipe = model_recipe(loaded.study, batch_size, args.seed)
+    recipe = model_recipe(loaded, batch_size, args.seed)
     masks = prune(model, {"attention": args.attention, "linear": args.linear})
     emit(**machine(device))
 

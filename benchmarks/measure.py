@@ -118,20 +118,20 @@ def every_variant(model, attention, linear):
     return variants
 
 
-def model_recipe(study, batch_size, seed):
+def model_recipe(loaded, batch_size, seed):
     """That of model-level fine-tuning by its defaults."""
     return training.Recipe(
         epochs=1,
         epoch_size=None,
         batch_size=batch_size,
-        lr=study.model_lr,
+        lr=loaded.learning_rate("model"),
         warmup=0.1,
         weight_decay=0.01,
         clip=1.0,
         early_stop=0,
         precision="fp32",
         seed=seed,
-        dropout=study.dropout,
+        dropout=loaded.study.dropout,
     )
 
 

@@ -58,6 +58,10 @@ class LoadedModel:
         """What suits it."""
         return study_of(self.model.config.model_type, self.task.name)
 
+    def learning_rate(self, level: str) -> float:
+        """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
+        return self.study.learning_rate(level, self.model.config.hidden_size)
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """{name, type, fingerprint}, as configurations, schemes and libraries hold it; computed once, on first use."""

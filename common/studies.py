@@ -13,20 +13,27 @@ from common.families import FAMILIES, family_name
 class Study:
     """Where to get a model and its data, and how to fine-tune it."""
 
-    model_lr: float  # peak learning rate of whole models
+    model_lr: float  # peak learning rate of whole models; of width 128, if it `falls_with_width`
     dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
-    block_lr: float  # of blocks of width 128; in inverse proportion to the width (μP, arXiv 2203.03466)
+    block_lr: float  # of blocks of width 128, in inverse proportion to the width (μP, arXiv 2203.03466)
     joint_lr: float  # of variants that are tuned together, likewise
     rest_rate: float  # of the rest of the model then, as a multiple of theirs
     calibration: int  # training examples that make a well-determined closed form
+    falls_with_width: bool = False  # whether model_lr does so too
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
     data: str | None = None  # hub id of the data set
 
+    def learning_rate(self, level: str, width: int) -> float:
+        """The peak rate of "model", "block" or "joint" fine-tuning for a model of some width (d_model)."""
+        falls = level != "model" or self.falls_with_width
+        return getattr(self, f"{level}_lr") * (128 / width if falls else 1)
+
 
 STUDIES = {
     ("t5", "translation"): Study(
-        model_lr=1e-3,
+        model_lr=4e-3,
+        falls_with_width=True,
         dropout=False,
         block_lr=1e-2,
         joint_lr=1e-3,
