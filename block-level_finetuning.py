@@ -74,13 +74,6 @@ def build_parser():
         "one",
     )
     joint.add_argument(
-        "--rest-rate",
-        type=cli.non_negative_number,
-        metavar="FACTOR",
-        help="learning rate of the rest of the model, as a multiple of that of the variants; 0 leaves it as it is; "
-        "without it what suits the model",
-    )
-    joint.add_argument(
         "--together",
         action="store_true",
         help="train the variants that are there again, together with the new ones; without it they stay as they are, "

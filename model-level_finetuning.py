@@ -46,6 +46,7 @@ def run(args):
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
     study = opened.loaded.study
+    rest_rate = study.rest_rate if args.rest_rate is None else args.rest_rate
     recipe = recipe_from(
         args,
         opened.loaded.learning_rate("model"),
@@ -54,14 +55,17 @@ def run(args):
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
     results = [
-        finetune(args, opened, choice, train, validation, recipe, outputs[choice.nth], stats_files[choice.nth])
+        finetune(
+            args, opened, choice, train, validation, recipe, rest_rate, outputs[choice.nth], stats_files[choice.nth]
+        )
         for choice in choices
     ]
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def finetune(args, opened, choice, train, validation, recipe, output, stats_file):
+def finetune(args, opened, choice, train, validation, recipe, rest_rate, output, stats_file):
     """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result."""
+    from common.blocks import find_blocks, rest_of
     from common.checkpoints import Checkpoint
     from common.compact import make_compact
     from common.composition import compose
@@ -78,6 +82,7 @@ def finetune(args, opened, choice, train, validation, recipe, output, stats_file
         "validation_examples": validation.fingerprint(),
         "compact": args.compact,
         "sparse": args.sparse,
+        **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
     }
     record = read_record(output)
     if is_done(output, record, made_from, args.overwrite) and Path(stats_file).exists():
@@ -88,7 +93,8 @@ def finetune(args, opened, choice, train, validation, recipe, output, stats_file
     masks = compose(model, choice)
     if args.compact:
         model, masks = make_compact(model, masks)
-    learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe))
+    shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
+    learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)
     checkpoint = Checkpoint(f"{output}.checkpoint", {"model": digest(made_from)})
     progress = fit(

@@ -311,7 +311,14 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
 
 
 def add_whole_model_flags(parser):
-    """The flags of training whole models, composed ones or not."""
+    """The flags of training whole models, one or all compositions at once."""
+    parser.add_argument(
+        "--rest-rate",
+        type=non_negative_number,
+        metavar="FACTOR",
+        help="learning rate of the rest of the model (embeddings, norms, head), as a multiple of that of the blocks; 0 "
+        "leaves it as it is; without it what suits the model",
+    )
     parser.add_argument(
         "--distill",
         type=fraction,

@@ -10,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from helpers import (
@@ -477,6 +478,19 @@ def test_a_model_is_fine_tuned_from_there(succeeds, workshop, chain, joint, tmp_
         if (row["composition"], row["epoch"]) == ("configuration 0", best)
     ]
     assert result["val_loss_before"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_model_level_takes_a_rate_of_the_rest_too(succeeds, workshop, chain, tmp_path):
+    """At 0 it stays as it is. Oracle: the files of the original and of the composed model."""
+    common = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
+    flags = ("--epochs", 1, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 0)
+    succeeds("model-level_finetuning.py", *common, "-o", tmp_path / "tuned", *flags)
+    succeeds("compose_model.py", *common, "-o", tmp_path / "composed")
+    tuned, composed = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("tuned", "composed")
+    )
+    rest = {name for name in composed if "shared" in name or "layer_norm" in name or "relative_attention" in name}
+    assert {name for name in composed if torch.equal(tuned[name], composed[name])} == rest
 
 
 def test_a_search_scores_and_composes_with_the_rest(succeeds, workshop, chain, joint, tmp_path, teacher, tokenizer):

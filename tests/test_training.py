@@ -124,7 +124,8 @@ def test_steps_of_a_run_by_hand():
     assert steps_of(examples(10), recipe(epochs=3, batch_size=4, epoch_size=99)) == 9
 
 
-def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
+@pytest.mark.parametrize("share", [1.0, 3.0, 0.0])
+def test_a_learners_step_is_that_of_a_hand_written_adamw_loop(share):
     torch.manual_seed(0)
     start = {"w": torch.randn(6, 5), "b": torch.randn(6)}
     mask = torch.rand(6, 5) > 0.5
@@ -135,15 +136,19 @@ def test_a_learners_step_is_that_of_a_hand_written_adamw_loop():
         return (inputs @ parameters["w"].T + parameters["b"] - target).pow(2).mean()
 
     plan = recipe(lr=0.05, weight_decay=0.1, clip=0.5, warmup=0.2)
-    learner = Learner({name: t.clone().requires_grad_() for name, t in start.items()}, {"w": mask}, plan, 20)
+    learner = Learner(
+        {name: t.clone().requires_grad_() for name, t in start.items()}, {"w": mask}, plan, 20, {"b": share}
+    )
     for _ in range(20):
         learner.step(loss_of(learner.parameters))
 
     mine = {name: t.clone().requires_grad_() for name, t in start.items()}
     betas = learner.optimizer.defaults["betas"]
-    optimizer = torch.optim.AdamW(mine.values(), lr=0.05, betas=betas, weight_decay=0.1, fused=True)
+    groups = [{"params": [tensor]} for tensor in mine.values()]
+    optimizer = torch.optim.AdamW(groups, lr=0.05, betas=betas, weight_decay=0.1, fused=True)
     for step in range(20):
-        optimizer.param_groups[0]["lr"] = 0.05 * ((step + 1) / 5 if step < 4 else (20 - step) / 16)
+        for group, factor in zip(optimizer.param_groups, (1.0, share)):
+            group["lr"] = factor * 0.05 * ((step + 1) / 5 if step < 4 else (20 - step) / 16)
         loss = loss_of(mine)
         optimizer.zero_grad()
         loss.backward()
