@@ -32,7 +32,6 @@ from common.block_level import JointObjective, Supernet
 from common.blocks import find_blocks
 from common.data import training_batches
 
-REST_SHARE = 0.3  # block-level_finetuning.py's default
 GIB = 2**30
 SHAPES = {  # (width, neurons, layers, heads) of T5
     "small": (512, 2048, 6, 8),
@@ -88,7 +87,7 @@ def run(args):
     batches = training_batches(examples, args.batch_size, args.seed, epoch=1)
     recipe = model_recipe(loaded, args.batch_size, args.seed)
     supernet = Supernet(model, blocks, variants, {})
-    learner = supernet.make_learner(recipe, turn + 1, REST_SHARE)
+    learner = supernet.make_learner(recipe, turn + 1, loaded.study.rest_rate)
     step = stepper(JointObjective(supernet, recipe, {}), learner, examples, batches, torch.device("cpu"))
     learner.observe(0, float("nan"), 2.0, 0.0)
     seconds = []

@@ -33,8 +33,6 @@ from common.devices import resolve_device
 from common.inputs import open_study
 from common.training import Learner, ModelObjective
 
-REST_SHARE = 0.3  # block-level_finetuning.py's default
-
 
 def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
@@ -73,7 +71,7 @@ def run(args):
         learner = Learner(dict(own.named_parameters()), masks, recipe, count)
         steps[way] = stepper(ModelObjective(own, recipe), learner, examples, batches, device)
     supernet = Supernet(model, blocks, variants, {})
-    learner = supernet.make_learner(recipe, count, REST_SHARE)
+    learner = supernet.make_learner(recipe, count, loaded.study.rest_rate)
     steps["joint"] = stepper(JointObjective(supernet, recipe, {}), learner, examples, batches, device)
     for _ in range(turn):  # the first step of a weight makes room for its moments
         for step in steps.values():

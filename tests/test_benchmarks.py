@@ -14,11 +14,14 @@ from matplotlib import image
 from common.blocks import prunable_modules
 from common.errors import UserError
 from common.models import LoadedModel
+from common.training import Learner
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import block_level
 import compact
 import composability
+import joint_memory
+import joint_step
 import selection
 
 BASELINE = [(5.0, 0.0), (3.0, 10.0), (4.0, 20.0), (2.0, 30.0)]  # losses and seconds after epochs 0 to 3
@@ -417,6 +420,8 @@ def test_composability_of_blocks_tuned_jointly(workshop, tmp_path, capsys, monke
     assert (code, err) == (0, "") and (folder / "chosen-1.json").is_file()
     changed = {path.parent.name for path, time in files(folder).items() if before[path] != time}
     assert changed == {"chosen-1"}  # the same choice, so that the rest stays
+    code, _, err = sweep(workshop, folder, capsys, "--joint-examples", 32)
+    assert code == 2 and "joint-1" in err  # a library of another length is not replaced unasked
     (folder / "joint-2.csv").unlink()
     code, _, err = sweep(workshop, folder, capsys, *more)
     assert code == 2 and "joint-2.csv" in err  # never a ratio from seconds that are lost
@@ -462,6 +467,50 @@ def test_stages_are_the_suites_own_scripts(chain, tmp_path, capfd):
     assert capfd.readouterr().out == ""  # stdout is the program's own
     with pytest.raises(UserError, match="prune_scheme_generator.py ended with exit code 2"):
         composability.stage("prune_scheme_generator.py", "-i", tmp_path / "absent.json", "-o", scheme)
+
+
+def test_joint_step(workshop, capsys):
+    code, (setting, figures), err = lines(
+        joint_step, capsys, "-m", workshop / "model" / "t5", "--rounds", 2, "--batch-size", 8, "--linear", 0.3, 0.5
+    )
+    assert (code, err) == (0, "") and setting["threads"] == 1
+    assert figures["variants"] == 6 * 2 * 2 + 4 * 2  # attention and feed-forward blocks of the tiny T5
+    attention, feed_forward = 4 * 24 * 32, 2 * 48 * 32  # weights of a block
+    assert figures["parameters_of_variants"] == 6 * 4 * attention + 4 * 2 * feed_forward
+    for spread in (figures["joint_over_model_level"], figures["noise"]):
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+
+
+def test_joint_memory(capsys, monkeypatch):
+    """Oracle: the bytes of the tensors that the learner and the model really hold."""
+    held = {}
+
+    def observe(learner, epoch, *figures):
+        inner(learner, epoch, *figures)
+        if epoch == 1:  # all is in memory: the last gradients, too
+            moments = [state[name] for state in learner.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+            held["moments"] = sum(tensor.nbytes for tensor in moments)
+            held["best_weights"] = sum(tensor.nbytes for tensor in learner.best.values())
+            held["masks"] = sum(mask.nbytes for mask in learner.held.masks.values())
+            held["gradients"] = sum(p.grad.nbytes for p in learner.parameters.values() if p.grad is not None)
+            held["trained"] = sum(tensor.nbytes for tensor in learner.parameters.values())
+
+    inner = Learner.observe
+    monkeypatch.setattr(Learner, "observe", observe)
+    monkeypatch.setitem(joint_memory.SHAPES, "small", (32, 48, 2, 4))
+    code, (setting, figures), err = lines(joint_memory, capsys, "--size", "small", "--batch-size", 4)
+    assert (code, err) == (0, "") and setting["variants"] == 5 * (6 + 4) and setting["steps"] == 5 + 1
+    variants, model = 5 * (6 * 4 * 256 * 32 + 4 * 2 * 48 * 32), figures["parameters"]
+    rest = model - variants // 5  # 5 variants of every block; the rest is in no block
+    assert figures["parameters_of_variants"] == variants
+    parts = joint_memory.formula(variants, model, rest)
+    assert {name: parts[name] for name in ("moments", "best_weights", "gradients")} == {
+        name: held[name] for name in ("moments", "best_weights", "gradients")
+    }
+    assert parts["masks"] == held["masks"] and parts["weights"] + 4 * rest == held["trained"]
+    assert parts["original_and_copy"] == 2 * 4 * model
+    assert figures["formula_gib"] == pytest.approx(sum(parts.values()) / 2**30, abs=1e-3)
+    assert figures["peak_gib"] > figures["formula_gib"] and len(figures["seconds_of_steps"]) == 6
 
 
 def test_selection(workshop, teacher, tokenizer, capsys):

@@ -290,6 +290,12 @@ def test_the_gradient_norm_leaves_removed_entries_out():
     assert torch.nn.utils.clip_grad_norm_([parameter], 100.0).item() == 5.0
 
 
+def test_held_masks_take_no_memory_of_their_own():
+    parameter, mask = torch.ones(3, requires_grad=True), torch.tensor([True, True, False])
+    (held,) = HeldMasks({"w": parameter}, {"w": mask}).masks.values()
+    assert held.data_ptr() == mask.data_ptr() and held.tolist() == [1, 1, 0]
+
+
 def test_a_revived_weight_is_noticed_and_put_back():
     parameter = torch.tensor([1.0, 0.0])
     held = HeldMasks({"w": parameter, "free": torch.ones(2)}, {"w": torch.tensor([True, False])})

@@ -468,6 +468,29 @@ def test_a_revived_weight_is_a_bug_and_says_so():
         learner.restore_best()
 
 
+def test_the_best_weights_are_one_copy_that_is_written_over():
+    weight = torch.zeros(2, requires_grad=True)
+    learner = Learner({"w": weight}, {}, recipe(), 4)
+    place = None
+    for epoch, (value, loss) in enumerate([(1.0, 5.0), (2.0, 3.0), (3.0, 4.0), (4.0, 2.0)]):
+        with torch.no_grad():
+            weight.fill_(value)
+        learner.observe(epoch, math.nan, loss, 0.0)
+        place = place or learner.best["w"].data_ptr()
+        assert learner.best["w"].data_ptr() == place != weight.data_ptr()
+        assert learner.best["w"].tolist() == [{0: 1.0, 1: 2.0, 2: 2.0, 3: 4.0}[epoch]] * 2
+
+
+@pytest.mark.parametrize(
+    "before, after, taken", [(2.0, 1.0, 7.0), (1.0, 2.0, 0.0), (math.nan, 1.0, 7.0), (math.nan, math.nan, 7.0)]
+)
+def test_a_solution_is_gone_on_from_if_it_is_better(before, after, taken):
+    """From the solution too where there is nothing that it could be compared with."""
+    learner = Learner({"w": torch.zeros(2, requires_grad=True)}, {}, recipe(), 4)
+    learner.restart_from({"w": torch.full((2,), 7.0)}, before, after, 1.0)
+    assert learner.parameters["w"].tolist() == [taken] * 2
+
+
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 
