@@ -174,7 +174,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
-    rest_rate = study.rest_rate if args.rest_rate is None else args.rest_rate
+    rest_rate = study.joint_rest_rate if args.rest_rate is None else args.rest_rate
     settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": rest_rate}
     made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
     todo = missing(args, library, made_from)

@@ -46,7 +46,7 @@ def run(args):
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
     study = opened.loaded.study
-    rest_rate = study.rest_rate if args.rest_rate is None else args.rest_rate
+    rest_rate = study.model_rest_rate if args.rest_rate is None else args.rest_rate
     recipe = recipe_from(
         args,
         opened.loaded.learning_rate("model"),

@@ -17,9 +17,10 @@ class Study:
     dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
     block_lr: float  # of blocks of width 128, in inverse proportion to the width (μP, arXiv 2203.03466)
     joint_lr: float  # of variants that are tuned together, likewise
-    rest_rate: float  # of the rest of the model then, as a multiple of theirs
     calibration: int  # training examples that make a well-determined closed form
-    falls_with_width: bool = False  # whether model_lr does so too
+    model_rest_rate: float = 1.0  # the rest's learning rate in model-level fine-tuning, as a multiple of the blocks'
+    joint_rest_rate: float = 1.0  # and in joint fine-tuning
+    falls_with_width: bool = False  # whether model_lr is in inverse proportion to the width too
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
     data: str | None = None  # hub id of the data set
@@ -32,12 +33,13 @@ class Study:
 
 STUDIES = {
     ("t5", "translation"): Study(
-        model_lr=4e-3,
+        model_lr=3e-3,
         falls_with_width=True,
+        model_rest_rate=8.0,
+        joint_rest_rate=24.0,
         dropout=False,
         block_lr=1e-2,
         joint_lr=1e-3,
-        rest_rate=6.0,
         calibration=2000,
         prefix="translate English to German: ",
         checkpoint="google-t5/t5-small",
@@ -48,15 +50,14 @@ STUDIES = {
         dropout=True,
         block_lr=3e-3,
         joint_lr=3e-4,
-        rest_rate=1.0,
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
         data="stanfordnlp/imdb",
     ),
 }
 USUAL = {
-    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, rest_rate=1.0, calibration=2000),
-    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, rest_rate=1.0, calibration=800),
+    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=2000),
+    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800),
 }
 
 
