@@ -87,7 +87,7 @@ def run(args):
     batches = training_batches(examples, args.batch_size, args.seed, epoch=1)
     recipe = model_recipe(loaded, args.batch_size, args.seed)
     supernet = Supernet(model, blocks, variants, {})
-    learner = supernet.make_learner(recipe, turn + 1, loaded.study.rest_rate)
+    learner = supernet.make_learner(recipe, turn + 1, loaded.study.joint_rest_rate)
     step = stepper(JointObjective(supernet, recipe, {}), learner, examples, batches, torch.device("cpu"))
     learner.observe(0, float("nan"), 2.0, 0.0)
     seconds = []

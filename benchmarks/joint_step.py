@@ -71,7 +71,7 @@ def run(args):
         learner = Learner(dict(own.named_parameters()), masks, recipe, count)
         steps[way] = stepper(ModelObjective(own, recipe), learner, examples, batches, device)
     supernet = Supernet(model, blocks, variants, {})
-    learner = supernet.make_learner(recipe, count, loaded.study.rest_rate)
+    learner = supernet.make_learner(recipe, count, loaded.study.joint_rest_rate)
     steps["joint"] = stepper(JointObjective(supernet, recipe, {}), learner, examples, batches, device)
     for _ in range(turn):  # the first step of a weight makes room for its moments
         for step in steps.values():
