@@ -31,10 +31,10 @@ def build_parser():
     parser.add_argument(
         "--method",
         choices=["joint", "reconstruct", "train", "both"],
-        default="joint",
         help="joint: gradient descent on the model's loss, from the closed form's solutions, all variants together; "
         "reconstruct: the closed form alone, which solves the kept weights; train: gradient descent on the error of "
-        "the block's output; both: the same from the closed form's solution",
+        "the block's output; both: the same from the closed form's solution. Without it what suits the model: joint "
+        "for translation, reconstruct for classification",
     )
     parser.add_argument(
         "--in-sequence",
@@ -102,6 +102,11 @@ def run(args):
     check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     opened = open_study(args)
     loaded = opened.loaded
+    args.method = args.method or loaded.study.method
+    if args.method != "joint":
+        cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
+    if args.epochs is None:
+        args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
     held_out = validation.sample(args.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS)))
@@ -112,7 +117,7 @@ def run(args):
 
 
 def check_flags(args):
-    """Make sure that the flags go together, and fill in those that follow from others."""
+    """Make sure that the flags go together."""
     if Path(args.library).resolve() == Path(args.output).resolve():
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     if args.in_sequence:
@@ -123,10 +128,8 @@ def check_flags(args):
             raise UserError("--ridge: several go without --in-sequence, which takes one")
         if not args.in_sequence[1].isdecimal():
             raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
-    if args.method != "joint":
+    if args.method not in (None, "joint"):
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
-    if args.epochs is None:
-        args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
 
 
 def settings_of(args, held_out, calibration, train, recipe):

@@ -18,6 +18,7 @@ class Study:
     block_lr: float  # of blocks of width 128, in inverse proportion to the width (μP, arXiv 2203.03466)
     joint_lr: float  # of variants that are tuned together, likewise
     calibration: int  # training examples that make a well-determined closed form
+    method: str = "joint"  # of block-level fine-tuning
     model_rest_rate: float = 1.0  # the rest's learning rate in model-level fine-tuning, as a multiple of the blocks'
     joint_rest_rate: float = 1.0  # and in joint fine-tuning
     falls_with_width: bool = False  # whether model_lr is in inverse proportion to the width too
@@ -50,6 +51,7 @@ STUDIES = {
         dropout=True,
         block_lr=3e-3,
         joint_lr=3e-4,
+        method="reconstruct",
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
         data="stanfordnlp/imdb",
@@ -57,7 +59,9 @@ STUDIES = {
 }
 USUAL = {
     "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=2000),
-    "classification": Study(model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800),
+    "classification": Study(
+        model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800, method="reconstruct"
+    ),
 }
 
 

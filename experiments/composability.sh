@@ -18,7 +18,7 @@ criterion=reconstruction    # what goes: reconstruction (beside l1), or l1 alone
 output=                     # folder for everything that is made, else results/TYPE
 device=auto                 # auto, cpu, cuda, …
 data_args=                  # further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
-block_args=                 # further flags for block-level_finetuning.py
+block_args=                 # further flags for block-level_finetuning.py; blocks are tuned apart (--method both)
 model_args=                 # further flags for model-level_finetuning.py, the same for baseline and composed
 default_output=
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -46,7 +46,7 @@ series=(baseline composed) libraries=(pruned tuned) names=(baseline composed) by
 if [[ $criterion != l1 ]]; then
     series+=("composed-$criterion") libraries+=("tuned-$criterion") names=(baseline "composed, l1" "composed, $criterion")
     by_criterion="prune.py $model_flags -o pruned-$criterion $criterion_flags
-block-level_finetuning.py $model_flags -p pruned-$criterion -o tuned-$criterion --stats blocks-$criterion.csv $data_flags $block_args"
+block-level_finetuning.py $model_flags -p pruned-$criterion -o tuned-$criterion --stats blocks-$criterion.csv $data_flags --method both $block_args"
 fi
 
 stages <<END
@@ -54,7 +54,7 @@ ${download-}
 $configure
 prune_scheme_generator.py
 prune.py $model_flags -o pruned
-block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags $block_args
+block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags --method both $block_args
 $by_criterion
 $(for i in "${!series[@]}"; do
     from="$model_flags -p ${libraries[i]} -n ${numbers[*]} --compact --overwrite"

@@ -55,7 +55,7 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_goes_through_every_stage(kind, library_of, succeeds, tmp_path):
     """Oracles: the masked model for the compact one and the sparse file; the files' own counts for what is gone."""
-    library_of(kind)
+    library_of(kind, "--method", "joint")
     with open(tmp_path / "modules-finetuned.csv", newline="") as handle:
         losses = [float(row["val_loss"]) for row in csv.DictReader(handle)]
     assert min(losses[2:]) < losses[0]  # of composed models: joint fine-tuning
