@@ -70,13 +70,14 @@ def run(args):
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
+    started = opened.runtime.now()
     reading = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
     for pair in talk.progress([pair for pair in todo if pair.block not in reading], "pruning"):
         prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
     if reading:
         pairs = [pair for pair in todo if pair.block in reading]
         prune_by_data(library, pairs, made_from, criteria, opened, calibration)
-    skipped = len(made_from) - len(todo)
+    skipped, seconds = len(made_from) - len(todo), round(opened.runtime.now() - started, 3)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
     sparsity = []
     for i, (config, requested) in enumerate(zip(scheme.configs, scheme.requested)):
@@ -90,7 +91,13 @@ def run(args):
             )
             + f" ({measured['linear in all']:.4f} with those of removed heads and neurons)"
         )
-    return {"output": args.output, "pruned": len(todo), "skipped": skipped, "configurations": sparsity}
+    return {
+        "output": args.output,
+        "pruned": len(todo),
+        "skipped": skipped,
+        "seconds": seconds,
+        "configurations": sparsity,
+    }
 
 
 def chosen_by(removed, criteria, examples):
