@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write conf.json: a pruning rate for every module, for every wanted configuration.
 
-The rates are given (one of each kind for each configuration), crossed (--grid), or found: --search LIBRARY takes the
-variants that a library or several hold and picks, for each budget, those that lose least.
+The rates are given (one of each kind for each configuration), crossed (--grid), drawn for each block (--random), or
+found: --search LIBRARY takes the variants that a library or several hold and picks, for each budget, those that lose
+least.
 """
 
 import sys
@@ -32,11 +33,18 @@ def build_parser():
             "modules in the file",
         ),
     ):
-        help_text = f"one rate for each configuration: the fraction to remove of the {parts}"
+        help_text = (
+            f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
+        )
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
     parser.add_argument("-n", "--number", type=cli.positive, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
+    )
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help="-n different configurations, in which every block has rates of its own, drawn from those given (--seed)",
     )
     cli.add_search_flags(parser)
     return parser
@@ -55,17 +63,20 @@ def run(args):
 
 def generate(args):
     """Configurations at the given rates."""
-    given = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
+    kinds = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
+    given = {kind: rates for kind, rates in kinds.items() if rates}
     cli.refuse_unused(args, args.search_flags, "goes with --search")
     if args.grid:
         cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
+        cli.refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
     if not (args.attention and args.linear and (args.number or args.grid)):
         raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
+    one_each = not (args.grid or args.random)
     for kind, rates in given.items():
-        if not args.grid and rates is not None and len(rates) != args.number:
+        if one_each and len(rates) != args.number:
             raise UserError(
                 f"--{kind.replace('_', '-')} has {len(rates)} rates, but -n asks for {args.number} "
-                "configurations; give one rate for each"
+                "configurations; give one rate for each, or --random"
             )
     from common.blocks import prunable_modules
     from common.inputs import open_model
@@ -74,16 +85,20 @@ def generate(args):
     modules = prunable_modules(loaded.model, neurons=args.feed_forward is not None)
     if not modules:
         raise UserError(f"{loaded.path}: has nothing to prune; all of its blocks are left out already")
+    if args.random:
+        return schemes.random_configurations(loaded.identity, modules, given, args.number, args.seed), {}
     if args.grid:
         rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
     else:
-        rates = [{kind: each[n] for kind, each in given.items() if each} for n in range(args.number)]
+        rates = [{kind: each[n] for kind, each in given.items()} for n in range(args.number)]
     return schemes.uniform_configurations(loaded.identity, modules, rates), {}
 
 
 def search(args):
     """For each budget, the configuration of the libraries' variants that loses least."""
-    cli.refuse_unused(args, ["attention", "linear", "feed_forward", "number", "grid"], "has no part in a --search")
+    cli.refuse_unused(
+        args, ["attention", "linear", "feed_forward", "number", "grid", "random"], "has no part in a --search"
+    )
     files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
     paths = [Path(path).resolve() for path in files.values() if path]
     if len(set(paths)) < len(paths):

@@ -14,7 +14,7 @@ def build_parser():
         next_stage="plot_loss.py",
     )
     cli.add_evaluation_flags(parser)
-    parser.add_argument("--max-new-tokens", type=cli.positive, default=60, help="longest translation, in tokens")
+    cli.add_translation_flags(parser)
     return parser
 
 

@@ -264,6 +264,11 @@ def add_evaluation_flags(parser):
     add_data_flags(parser, batch_size=64)
 
 
+def add_translation_flags(parser):
+    """The flags of what evaluates translation models."""
+    parser.add_argument("--max-new-tokens", type=positive, default=60, help="longest translation, in tokens")
+
+
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")

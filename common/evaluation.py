@@ -6,6 +6,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime
+from common.tasks import IGNORED
 
 # How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
 # the encoder holds all of them, and costs much the same for few rows as for many. Memory: the cache of so many batches.
@@ -144,6 +145,28 @@ def accuracy(predictions: list[int], labels: list[int]) -> float:
     if len(predictions) != len(labels) or not labels:
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
     return sum(p == t for p, t in zip(predictions, labels)) / len(labels)
+
+
+def quality(model, tokenizer, examples: Examples, runtime: Runtime, *, max_new_tokens: int) -> float:
+    """The task's metric: BLEU (0-100) of greedy translations, no longer than `max_new_tokens`, or accuracy (0-1)."""
+    if examples.task.metric == "bleu":
+        translations, _ = translate(model, tokenizer, examples, runtime, beams=1, max_new_tokens=max_new_tokens)
+        return bleu(translations, [target for _, target in examples.texts])[0]
+    predictions, _ = classify(model, examples, runtime)
+    return accuracy(predictions, examples.targets)
+
+
+@torch.inference_mode()
+def mean_loss(model, examples: Examples, runtime: Runtime) -> float:
+    """The task's mean loss, over target tokens or examples."""
+    model.eval()
+    total = weight = 0.0
+    for positions in evaluation_batches(examples, runtime.batch_size):
+        batch = examples.batch(positions, runtime.device)
+        count = int((batch["labels"] != IGNORED).sum())
+        total += model(**batch).loss.item() * count
+        weight += count
+    return total / weight
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ A block is one attention or feed-forward sublayer. `conf.json` says of each Line
 which name there; an attention or feed-forward module has its block's name.
 """
 
+import math
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -111,6 +113,34 @@ def grid_rates(attention, linear, feed_forward=None):
             if feed_forward:
                 rates[-1]["feed_forward"] = feed_forward[n % len(feed_forward)]
     return rates
+
+
+def random_configurations(model, modules, rates, count, seed):
+    """`count` configurations, all different: each block's rates are drawn, one of each kind, its Linears having one.
+
+    The n-th is the same for any count.
+
+    Args:
+        rates: {kind of module: the rates to draw from}.
+    Raises:
+        UserError: a rate is not usable for a module, or there are fewer configurations than that.
+    """
+    for name, module in modules.items():
+        for rate in rates[module["kind"]]:
+            _check_rate(rate, module, name)
+    places = list(dict.fromkeys((block_of(name, module), module["kind"]) for name, module in modules.items()))
+    rates = {kind: list(dict.fromkeys(each)) for kind, each in rates.items()}
+    possible = math.prod(len(rates[kind]) for _, kind in places)
+    if count > possible:
+        raise UserError(f"these rates make {possible} different configurations, not {count}")
+    rng, drawn = random.Random(seed), {}  # a dict keeps the order
+    while len(drawn) < count:
+        drawn[tuple(rng.choice(rates[kind]) for _, kind in places)] = None
+    configs = []
+    for each in drawn:
+        of_place = dict(zip(places, each))
+        configs.append({name: of_place[block_of(name, module), module["kind"]] for name, module in modules.items()})
+    return Configurations(model, modules, configs)
 
 
 def read_configurations(path) -> Configurations:

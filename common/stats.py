@@ -45,6 +45,19 @@ def write_stats(path, learners, progress):
     write_csv(path, STATS_COLUMNS, rows)
 
 
+def read_seconds(path) -> dict[str, float]:
+    """What a fine-tuning took, by its stats CSV: seconds of the "closed form", of "training" and of "validation".
+
+    A closed form is an epoch that has seconds and no training loss.
+    """
+    found = dict.fromkeys(("closed form", "training", "validation"), 0.0)
+    with open(path, encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            found["training" if row["train_loss"] else "closed form"] += float(row["train_seconds"])
+            found["validation"] += float(row["val_seconds"])
+    return {part: round(seconds, 3) for part, seconds in found.items()}
+
+
 def write_variant_stats(path, histories):
     """The second CSV of block-level fine-tuning: a row per variant and epoch.
 

@@ -1,5 +1,6 @@
 """Counts against torch.nn.utils.prune, deduplication and reuse by hand, and what the error messages name."""
 
+import itertools
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from common.schemes import (
     Configurations,
     Scheme,
     make_scheme,
+    random_configurations,
     read_configurations,
     read_scheme,
     removed_count,
@@ -138,6 +140,49 @@ def test_uniform_rates_go_to_the_modules_of_their_kind():
     assert configurations.configs[2] == {
         name: 0.25 if module["kind"] == "attention" else 0.5 for name, module in MODULES.items()
     }
+
+
+RANDOM = {"attention": [0.25, 0.5], "linear": [0.3, 0.5, 0.7]}
+
+
+def test_random_rates_are_the_blocks_own_and_its_linears_share_one():
+    """Oracle: the rates of each block, gathered from the configurations."""
+    drawn = random_configurations(MODEL, MODULES, RANDOM, 60, seed=1)
+    assert (drawn.model, drawn.modules, len(drawn.configs)) == (MODEL, MODULES, 60)
+    seen = {}
+    for config in drawn.configs:
+        assert list(config) == list(MODULES)
+        for name, rate in config.items():
+            block = MODULES[name].get("block", name)
+            seen.setdefault((block, MODULES[name]["kind"]), []).append(rate)
+        assert config["0.ff.wi"] == config["0.ff.wo"] and config["1.ff.wi"] == config["1.ff.wo"]
+    assert len(seen) == 6 and all(set(rates) == set(RANDOM[kind]) for (_, kind), rates in seen.items())
+    assert len({tuple(rates) for rates in seen.values()}) >= 4  # blocks are drawn apart
+
+
+def test_random_configurations_depend_on_the_seed_and_more_only_come_behind():
+    configs = random_configurations(MODEL, MODULES, RANDOM, 20, seed=3).configs
+    assert random_configurations(MODEL, MODULES, RANDOM, 7, seed=3).configs == configs[:7]
+    assert random_configurations(MODEL, MODULES, RANDOM, 20, seed=4).configs != configs
+
+
+def test_random_configurations_differ_until_there_are_no_more():
+    """Oracle: the product of the choices, for each of four blocks, two of which have heads: 2^2 · 2^4."""
+    rates = {"attention": [0.25, 0.5, 0.25], "linear": [0.3, 0.5]}
+    places = [("0.attn",), ("0.attn.o",), ("0.ff.wi", "0.ff.wo"), ("1.attn",), ("1.attn.o",), ("1.ff.wi", "1.ff.wo")]
+    every = [
+        {name: rate for names, rate in zip(places, combination) for name in names}
+        for combination in itertools.product(*(set(rates[MODULES[names[0]]["kind"]]) for names in places))
+    ]
+    configs = random_configurations(MODEL, MODULES, rates, 64, seed=0).configs
+    assert len(every) == 64 and all(config in configs for config in every)
+    with pytest.raises(UserError, match="64 different configurations, not 65"):
+        random_configurations(MODEL, MODULES, rates, 65, seed=0)
+
+
+def test_a_random_rate_that_cannot_be_used_is_refused_before_it_is_drawn():
+    with pytest.raises(UserError, match="0.attn: rate 0.99 removes all 8 heads"):
+        random_configurations(MODEL, MODULES, RANDOM | {"attention": [0.25, 0.99]}, 1, seed=0)
 
 
 @pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])

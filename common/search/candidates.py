@@ -2,16 +2,24 @@
 
 import copy
 
-from common.blocks import block_tensors, find_blocks, set_block, set_rest
+from common.blocks import Block, block_tensors, find_blocks, set_block, set_rest
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Libraries
 from common.models import LoadedModel
 from common.records import digest
-from common.schemes import DENSE, Configurations, Pair, make_scheme, nth_choice
+from common.schemes import DENSE, Configurations, Pair, Scheme, make_scheme, nth_choice
 from common.search.scoring import score_block
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
+
+
+def read_keeps(scheme: Scheme, blocks: dict[str, Block], libraries: Libraries) -> dict:
+    """The masks of a scheme's variants: {block: {variant: {Linear: bool mask}}}."""
+    return {
+        name: {variant: libraries.read(blocks[name], variant).keeps for variant in variants}
+        for name, variants in scheme.blocks.items()
+    }
 
 
 class Candidates:
@@ -80,10 +88,7 @@ class Candidates:
 
     def keeps(self):
         """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
-        return {
-            name: {variant: self.libraries.read(self.blocks[name], variant).keeps for variant in variants}
-            for name, variants in self.scheme.blocks.items()
-        }
+        return read_keeps(self.scheme, self.blocks, self.libraries)
 
     def compose(self, choice):
         """The model of a {block: variant}; the same object each time."""

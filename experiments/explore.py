@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""The smallest configuration whose composed model is good enough: of those in -c, out of a library that holds them all.
+
+Good enough is a model whose quality (BLEU or accuracy) on the validation split is at most --drop below the original's.
+The configurations are gone through from the smallest up. One whose loss on a sample is no lower than that of a smaller
+one that was not good enough is passed over. For every --drop, the output has the configuration that was found; where
+none is good enough, the best of those measured, which may become so by fine-tuning.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
+
+from common import cli
+from common.errors import UserError
+from common.records import check_writable, keeps_existing, write_json
+from common.schemes import read_configurations
+
+
+def build_parser():
+    parser = cli.build_parser(
+        __doc__,
+        overwrite=True,
+        example="explore.py -m model/t5-demo -p library -c conf.json --drop 1 -o smallest.json",
+        next_stage="compose_model.py, or model-level_finetuning.py",
+    )
+    cli.add_model_flag(parser)
+    parser.add_argument("-p", "--library", nargs="+", default=[cli.FINE_TUNED_LIBRARY], help="the fine-tuned library")
+    parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations to choose from")
+    parser.add_argument(
+        "--drop",
+        type=cli.non_negative_number,
+        nargs="+",
+        required=True,
+        metavar="ALPHA",
+        help="by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)",
+    )
+    parser.add_argument(
+        "-o", "--output", default="smallest.json", help="configurations file for what is found, one for each --drop"
+    )
+    parser.add_argument(
+        "--measure",
+        choices=["parameters", "multiply-adds", "bytes", "latency"],
+        default="parameters",
+        help="what size is counted in; latency is measured on this device",
+    )
+    parser.add_argument(
+        "--score-examples", type=cli.positive, default=256, help="validation examples that losses are measured on"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="JSON file for all sizes, losses and qualities; what is in it already is not measured again",
+    )
+    cli.add_data_flags(parser, batch_size=64)
+    cli.add_translation_flags(parser)
+    return parser
+
+
+def run(args):
+    check_files(args)
+    configurations = read_configurations(args.configurations)
+    from common.composition import check_model
+    from common.evaluation import quality
+    from common.inputs import open_study
+    from common.library import Libraries
+    from common.search import Candidates, Compositions, sizes
+
+    opened = open_study(args)
+    loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric
+    check_model(configurations.model, loaded, args.configurations)
+    libraries = Libraries.open(args.library, loaded.identity["fingerprint"])
+    libraries.check_together()
+    validation = opened.split(args, "validation")
+    candidates = Candidates(
+        loaded, configurations, libraries, validation, opened.runtime, number=args.score_examples, objective="loss"
+    )
+    quiet = dataclasses.replace(opened.runtime, talk=cli.Talk(quiet=True))  # there is a line for each model instead
+
+    def score(model):
+        return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=args.max_new_tokens)
+
+    kept = sizes(loaded, configurations, libraries, args.measure, quiet.device)
+    scored_on = [validation.fingerprint(), args.max_new_tokens]
+    models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
+    report = {
+        "metric": metric,
+        "measure": args.measure,
+        "examples": {"loss": len(candidates.examples), "quality": len(validation)},
+        "dense": score(loaded.model),
+        "found": [],
+    }
+
+    def tell(n):
+        talk.say(
+            f"configuration {n}: {kept[n]:.4f} of the blocks' {args.measure}, loss {models.loss(n):.4f}, "
+            f"{metric} {models.quality(n):.4f}"
+        )
+        write_report(args.report, report, models)  # now, so that an interrupted run loses little
+
+    for drop in args.drop:
+        found = {"drop": drop, **models.find(report["dense"] - drop, tell)}
+        report["found"].append(found)
+        talk.say(
+            f"{metric} of at least {found['wanted']:.4f}: "
+            + ("" if found["good_enough"] else "none is good enough; the best measured is ")
+            + f"configuration {found['configuration']}, {found['kept']:.4f} of the blocks' {args.measure}, "
+            f"{metric} {found['quality']:.4f}; {found['looked_at']} of {len(kept)} looked at, "
+            f"{found['measured']} measured"
+        )
+    write_report(args.report, report, models)
+    configs = [configurations.configs[found["configuration"]] for found in report["found"]]
+    content = dataclasses.replace(configurations, configs=configs).to_json()
+    if not keeps_existing(args.output, content, args.overwrite):
+        write_json(args.output, content)
+    return {"output": args.output, "configurations": len(kept), **report}
+
+
+def check_files(args):
+    """Make sure that the files can be written, and are not the same."""
+    files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
+    paths = [Path(path).resolve() for path in files.values() if path]
+    if len(set(paths)) < len(paths):
+        raise UserError("-c, -o and --report must be different files")
+    for path in filter(None, (args.output, args.report)):
+        check_writable(path, is_file=True)
+
+
+def read_rows(path):
+    """What an earlier report says of models that were measured; [] where there is none."""
+    try:
+        rows = json.loads(Path(path or "").read_text(encoding="utf-8"))["configurations"]
+        return [row for row in rows if "key" in row]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_report(path, report, models):
+    if path:
+        write_json(path, report | {"configurations": models.rows()})
+
+
+def main(argv=None):
+    return cli.launch(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,405 @@
+"""The smallest configuration that is good enough: brute force, sizes and losses counted by hand, and tiny runs.
+
+Untrained models translate nothing well. Where a run needs models of different quality, that is taken to be 10 minus the
+validation loss, and 5 more for the original, which is no better than the others otherwise.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT, is_one_line, load_script, loss_per_token, pairs_of, read_json, touched
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import evaluation
+from common.composition import choose, compose
+from common.library import Libraries
+from common.models import load_model
+from common.schemes import make_scheme, read_configurations
+from common.search import find_smallest, sizes
+from common.stats import read_seconds
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import exploration
+
+GRID = ("--attention", 0.25, 0.5, "--linear", 0.3, 0.7)
+
+
+# --- the order ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), count=st.integers(1, 12))
+def test_the_smallest_is_found_as_by_brute_force(data, count):
+    """Oracle: each configuration compared with all that come before it."""
+    few = st.integers(0, 5)  # ties are frequent
+    size, loss, quality = (data.draw(st.lists(few, min_size=count, max_size=count)) for _ in range(3))
+    wanted = data.draw(few)
+    order = sorted(range(count), key=lambda n: (size[n], n))
+    promising = [n for i, n in enumerate(order) if all(loss[n] < loss[before] for before in order[:i])]
+    good = [n for n in promising if quality[n] >= wanted]
+    found = find_smallest(order, loss.__getitem__, quality.__getitem__, wanted)
+    assert found.found == (good[0] if good else None)
+    assert found.looked_at == (order[: order.index(good[0]) + 1] if good else order)
+    assert found.measured == [n for n in promising if n in found.looked_at]
+
+
+@settings(max_examples=100, deadline=None)
+@given(loss=st.lists(st.floats(0, 9), min_size=1, max_size=12), wanted=st.floats(0, 10))
+def test_where_the_loss_tells_the_quality_nothing_smaller_is_good_enough(loss, wanted):
+    """Oracle: all of them, measured."""
+    good = [n for n in range(len(loss)) if 10 - loss[n] >= wanted]
+    found = find_smallest(range(len(loss)), loss.__getitem__, lambda n: 10 - loss[n], wanted).found
+    assert found == min(good, default=None)
+
+
+# --- what is measured --------------------------------------------------------------------------------------------
+
+
+def kept_weights(library, block, variant):
+    """Weights that a module file keeps, by numpy."""
+    fields = np.load(library / f"{block}.{variant}.npy")
+    return sum(int(fields[name].sum()) for name in fields.dtype.names if name.endswith(".keep"))
+
+
+def fractions(folder, library):
+    """The part of the blocks' weights that each configuration of a folder keeps, by numpy."""
+    scheme = read_json(folder / "conf_prune.json")
+    whole = 6 * 4 * 24 * 32 + 4 * 2 * 48 * 32  # of the tiny T5: none is dense
+    return [sum(kept_weights(library, *pair) for pair in config.items()) / whole for config in scheme["configs"]]
+
+
+def test_sizes_are_the_kept_weights(workshop, chain):
+    loaded = load_model(workshop / "model" / "t5")
+    libraries = Libraries.open([chain / "tuned"], loaded.identity["fingerprint"])
+    configurations = read_configurations(chain / "conf.json")
+    found = sizes(loaded, configurations, libraries, "parameters", loaded.model.device)
+    assert found == pytest.approx(fractions(chain, chain / "tuned"), rel=1e-12)
+    assert len(set(found)) == 3
+
+
+def test_seconds_of_a_stats_file(tmp_path):
+    """By hand: epoch 1 is the closed form, 2 and 3 are trained."""
+    header = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
+    (tmp_path / "stats.csv").write_text(header + "0,,3,0,0.5\n1,,2,4,0.25\n2,1.5,1,8,0.25\n3,1.2,1,16,0.5\n")
+    assert read_seconds(tmp_path / "stats.csv") == {"closed form": 4.0, "training": 24.0, "validation": 1.5}
+
+
+@pytest.fixture
+def by_loss(monkeypatch):
+    """Quality by the loss, see above. Returns a list that grows by an entry for each model measured."""
+    measured = []
+
+    def translate(model, tokenizer, examples, runtime, **_):
+        measured.append(model)
+        is_original = evaluation.parameter_counts(model)["sparsity"] < 0.01
+        return [10 - evaluation.mean_loss(model, examples, runtime) + 5 * is_original], 1.0
+
+    monkeypatch.setattr(evaluation, "translate", translate)
+    monkeypatch.setattr(evaluation, "bleu", lambda translations, references: (translations[0], "by the loss"))
+    return measured
+
+
+@pytest.fixture
+def brute(workshop, chain, teacher, tokenizer):
+    """(size, quality) of each of the chain's three models, and the original's quality, by numpy and pair by pair."""
+    pairs = pairs_of(workshop, "val")
+    loaded = load_model(workshop / "model" / "t5")
+    models = []
+    for choice, size in zip(
+        choose(loaded, [chain / "tuned"], chain / "conf.json", range(3)), fractions(chain, chain / "tuned")
+    ):
+        model = load_model(workshop / "model" / "t5").model
+        compose(model, choice)
+        models.append((size, 10 - loss_per_token(model, tokenizer, pairs)))
+    return models, 10 - loss_per_token(teacher, tokenizer, pairs) + 5
+
+
+def explore(succeeds, workshop, chain, out, *more):
+    files = (
+        "-p",
+        chain / "tuned",
+        "-c",
+        chain / "conf.json",
+        "-o",
+        out / "found.json",
+        "--report",
+        out / "report.json",
+    )
+    return succeeds("experiments/explore.py", "-m", workshop / "model" / "t5", *files, "--batch-size", 8, *more)
+
+
+def test_the_smallest_of_three_models(succeeds, workshop, chain, tmp_path, by_loss, brute):
+    """Three drops: one that all models are within, one that only the best is, and one that none is."""
+    models, dense = brute
+    by_quality = sorted(models, key=lambda model: model[1])
+    drops = [dense - by_quality[0][1] + 1e-3, dense - by_quality[-1][1] + 1e-3, dense - by_quality[-1][1] - 1e-3]
+    result = explore(succeeds, workshop, chain, tmp_path, "--score-examples", 99, "--drop", *drops)
+    assert result["dense"] == pytest.approx(dense, rel=1e-5)
+    assert (result["examples"], result["configurations"]) == ({"loss": 16, "quality": 16}, 3)
+    conf = read_json(chain / "conf.json")
+    for drop, found, config in zip(drops, result["found"], read_json(tmp_path / "found.json")["configs"], strict=True):
+        good = [model for model in models if model[1] >= dense - drop]
+        size, quality = min(good) if good else by_quality[-1]
+        assert found["good_enough"] == bool(good)
+        assert found["kept"] == pytest.approx(size, rel=1e-12) and found["quality"] == pytest.approx(quality, rel=1e-5)
+        assert found["loss"] == pytest.approx(10 - quality, rel=1e-5)  # all examples are scored on
+        assert config == conf["configs"][found["configuration"]]
+        assert found["looked_at"] == (sum(each[0] <= size for each in models) if good else 3)
+    report = read_json(tmp_path / "report.json")
+    assert [row["kept"] for row in report["configurations"]] == sorted(size for size, _ in models)
+    rows = {row["configuration"]: row for row in report["configurations"]}
+    last = result["found"][-1]
+    assert last["seconds"]["losses"] == pytest.approx(sum(row["loss_seconds"] for row in rows.values()), abs=1e-3)
+
+
+def test_what_a_report_holds_is_not_measured_again(succeeds, workshop, chain, tmp_path, by_loss):
+    first = explore(succeeds, workshop, chain, tmp_path, "--drop", 0)
+    once, before = len(by_loss), read_json(tmp_path / "report.json")
+    assert once == 1 + first["found"][0]["measured"] > 1
+    assert explore(succeeds, workshop, chain, tmp_path, "--drop", 0) == first
+    assert len(by_loss) == once + 1 and read_json(tmp_path / "report.json") == before  # the original's alone
+    explore(succeeds, workshop, chain, tmp_path, "--drop", 0, "--max-length", 5, "--overwrite")
+    assert len(by_loss) > once + 2  # other examples
+
+
+def test_quality_is_what_the_evaluation_says(succeeds, workshop, chain, tmp_path):
+    """BLEU this time, of random models: next to nothing, and so within 100 of the original's."""
+    (found,) = explore(succeeds, workshop, chain, tmp_path, "--drop", 100)["found"]
+    n = found["configuration"]
+    assert found["good_enough"] and n == int(np.argmin(fractions(chain, chain / "tuned")))
+    evaluated = succeeds("evaluate-t5.py", "-m", chain / f"composed-{n}", "--split", "validation")
+    assert found["quality"] == evaluated["bleu"]
+
+
+def test_a_classifiers_quality_is_its_accuracy(succeeds, workshop):
+    from common.inputs import open_study
+
+    args = (
+        load_script("evaluate-distilbert.py")
+        .build_parser()
+        .parse_args(["-m", str(workshop / "model" / "distilbert"), "--split", "validation", "--quiet"])
+    )
+    opened = open_study(args, args.model[0])
+    examples = opened.split(args, "validation")
+    found = evaluation.quality(opened.loaded.model, opened.tokenizer, examples, opened.runtime, max_new_tokens=1)
+    assert found == succeeds("evaluate-distilbert.py", "-m", args.model[0], "--split", "validation")["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "flags, words", [((), "--drop"), (("--drop", -1), "'-1'"), (("--drop", 1, "-o", "conf.json"), "different files")]
+)
+def test_mistaken_flags_of_exploring(call, workshop, chain, monkeypatch, flags, words):
+    monkeypatch.chdir(chain)
+    code, result, err = call("experiments/explore.py", "-m", workshop / "model" / "t5", "-p", "tuned", *flags)
+    assert (code, result) == (2, None) and is_one_line(err) and words in err
+
+
+# --- the benchmark -----------------------------------------------------------------------------------------------
+
+
+def test_positions_are_spread_from_the_first_to_the_last():
+    assert exploration.spread(9, 3) == [0, 4, 8]
+    assert exploration.spread(500, 5) == [0, 125, 250, 374, 499]  # 124.75, 249.5, 374.25: halves to the even
+    assert exploration.spread(3, 7) == [0, 1, 2]
+    assert exploration.spread(10, 1) == [0]
+
+
+def test_projection_by_hand():
+    """Five sizes, of which the first, the middle and the last were run: 2, then 6, then 7 in quality.
+
+    In between that is 2 + 4 · 0.1 / 0.4 = 3 for the second, and 6 + 1 · 0.3 / 0.4 = 6.75 for the fourth. 10, 20 and 30
+    seconds have a mean of 20.
+    """
+    kept = [0.2, 0.3, 0.6, 0.9, 1.0]
+    runs = {place: exploration.Run(*figures) for place, figures in ((0, (2, 10)), (2, (6, 20)), (4, (7, 30)))}
+
+    def project(wanted):
+        return tuple(exploration.project(kept, runs, wanted).values())  # position, quality, tried, seconds, projected
+
+    assert project(1.5) == (0, 2, 1, 10, False)
+    assert project(2.5) == (1, pytest.approx(3), 2, 10 + 20, True)
+    assert project(6) == (2, 6, 3, 10 + 20 + 20, True)
+    assert project(6.5) == (3, pytest.approx(6.75), 4, 10 + 20 + 20 + 20, True)
+    assert project(7) == (4, 7, 5, 10 + 20 + 20 + 20 + 30, True)
+    assert project(7.5) == (None, None, 5, 100, True)  # none is good enough, and all were tried
+    everything = runs | {1: exploration.Run(6.5, 40), 3: exploration.Run(1, 50)}
+    assert tuple(exploration.project(kept, everything, 6).values()) == (1, 6.5, 2, 50, False)
+
+
+@pytest.fixture
+def benchmark(workshop, tmp_path, capsys, monkeypatch):
+    """Run the benchmark for five configurations, its stages in this process: its JSON lines by figure."""
+
+    def stage(script, *arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert load_script(script).main([str(argument) for argument in arguments]) == 0
+        return json.loads(out.getvalue())
+
+    monkeypatch.setattr(exploration, "stage", stage)
+    fixed = (
+        *("-m", workshop / "model" / "t5", "-o", tmp_path, "-n", 5, *GRID, "--batch-size", 8, "--quiet"),
+        *("--block-args", "--method reconstruct --calibration 16", "--finish-args", "--epochs 1 --lr 1e-9"),
+        *("--epochs", 1, "--epoch-size", 16, "--model-args", "--lr 3e-4 --early-stop 0"),
+    )
+
+    def run(*more):
+        capsys.readouterr()
+        assert exploration.main([str(word) for word in (*fixed, *more)]) == 0
+        found = {}
+        for line in capsys.readouterr().out.splitlines():
+            figures = json.loads(line, parse_constant=pytest.fail)
+            found.setdefault(figures["figure"], []).append(figures)
+        return found
+
+    return run
+
+
+def best_loss(path):
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    return min(float(row[2]) for row in rows), sum(float(row[3]) + float(row[4]) for row in rows)
+
+
+def test_exploration_both_ways(benchmark, tmp_path, by_loss):
+    """Oracles: all five baselines one by one, by their stats; numpy for the sizes; sums of seconds by hand."""
+    everything = benchmark("--drop", 0, "--baseline-limit", 5)
+    size = fractions(tmp_path, tmp_path / "pruned-l1")
+    order = sorted(range(5), key=lambda n: size[n])
+    assert [run["configuration"] for run in everything["baseline"]] == order and len(set(size)) == 5
+    quality, seconds = {}, {}
+    for run in everything["baseline"]:
+        n = run["configuration"]
+        loss, training = best_loss(tmp_path / f"baseline-{n}.csv")
+        quality[n], seconds[n] = run["validation"], training + run["seconds"]["evaluating"]
+        assert run["validation"] == pytest.approx(10 - loss, rel=1e-4) and run["kept"] == pytest.approx(
+            size[n], abs=1e-4
+        )
+        assert run["seconds"]["training"] == pytest.approx(training, abs=2e-3)
+    dense = everything["setting"][0]["dense"]
+    pruning = read_json(tmp_path / "pruned-l1-seconds.json")["seconds"]
+    stats = read_seconds(tmp_path / "library.csv")
+
+    def check(figures, drop, ran):
+        wanted = dense - drop
+        ours, theirs = figures["library"], figures["baseline"]
+        good = [place for place, n in enumerate(order) if quality[n] >= wanted]
+        tried = good[0] + 1 if good else 5
+        if len(ran) >= tried:  # else it is projected
+            assert theirs["configuration"] == (order[good[0]] if good else None) and theirs["tried"] == tried
+            total = pruning + sum(seconds[n] for n in order[:tried])
+            assert theirs["total_seconds"] == pytest.approx(total, abs=5e-3) and not theirs["projected"]
+        assert ours["good_enough"] == (ours["validation"] >= wanted)
+        spent = dict(ours["seconds"])
+        assert {part: spent.pop(part) for part in stats} == stats
+        assert (spent.pop("finishing") > 0) == ours["finished"] and spent.keys() == {"pruning", "losses", "qualities"}
+        assert ours["total_seconds"] == pytest.approx(sum(ours["seconds"].values()), abs=2e-3)
+        assert figures["ratio"] == pytest.approx(theirs["total_seconds"] / ours["total_seconds"], abs=6e-3)
+
+    check(everything["exploration"][0], 0, order)
+    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".npy", ".safetensors")}
+    drops = [dense - quality[order[2]], 9]
+    both = benchmark("--drop", *drops)
+    assert [figures["drop"] for figures in both["exploration"]] == drops
+    for figures in both["exploration"]:
+        check(figures, figures["drop"], [run["configuration"] for run in both["baseline"]])
+    anything = both["exploration"][1]
+    assert anything["library"]["kept"] == pytest.approx(min(fractions(tmp_path, tmp_path / "library")), rel=1e-12)
+    assert (anything["library"]["finished"], anything["baseline"]["configuration"]) == (False, order[0])
+    assert {path: path.stat().st_mtime_ns for path in models} == models  # nothing was made again
+
+    few = benchmark("--drop", 9, "--baseline-limit", 2)
+    assert [run["configuration"] for run in few["baseline"]] == [order[0], order[-1]]
+    check(few["exploration"][0], 9, order[:1])
+
+
+def test_a_composition_that_is_not_good_enough_is_finished(benchmark, tmp_path, by_loss):
+    """The original's quality is out of reach, and with a rate of 1e-9 finishing changes nothing."""
+    (figures,) = benchmark("--baseline-limit", 1, "--drop", 0)["exploration"]
+    ours, theirs = figures["library"], figures["baseline"]
+    explored = read_json(tmp_path / "explored.json")
+    best = max(row["quality"] for row in explored["configurations"] if "quality" in row)
+    assert (ours["finished"], ours["good_enough"], ours["looked_at"]) == (True, False, 5)
+    assert ours["validation"] == pytest.approx(best, rel=1e-4)
+    _, seconds = best_loss(tmp_path / f"finished-{ours['configuration']}.csv")
+    assert ours["seconds"]["finishing"] >= seconds > 0
+    assert theirs["configuration"] is None and theirs["tried"] == 5 and theirs["projected"]
+
+
+# --- the bash script ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explored(workshop, tmp_path_factory):
+    """explore.sh on the tiny T5: a function of further flags, its folder, and what the first run printed."""
+    out = tmp_path_factory.mktemp("experiment") / "the smallest"
+    interpreters = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(*more):
+        given = (
+            "t5",
+            "-m",
+            workshop / "model" / "t5",
+            "-o",
+            out,
+            "--number",
+            6,
+            "--data-args",
+            "--batch-size 8",
+            *more,
+        )
+        more = ("--block-args", "--epochs 1 --calibration 16", "--attention", "0.25 0.5", "--linear", "0.3 0.7")
+        return subprocess.run(
+            ["bash", ROOT / "experiments" / "explore.sh", *map(str, (*given, *more))],
+            cwd="/",
+            text=True,
+            capture_output=True,
+            timeout=300,
+            env=os.environ | {"PATH": interpreters, "OMP_NUM_THREADS": "1"},
+        )
+
+    done = run("--drop", 100)
+    assert done.returncode == 0, done.stderr
+    return run, out, done.stdout
+
+
+def test_explore_ends_with_the_smallest_model_and_its_table(explored, succeeds):
+    """Oracles: numpy for the size, the evaluation script for the qualities, and the model's own parameters."""
+    _, out, printed = explored
+    table = read_json(out / "table.json")
+    size = fractions(out, out / "library")
+    assert (table["configuration"], table["kept"]) == (int(np.argmin(size)), pytest.approx(min(size), rel=1e-12))
+    assert (table["good_enough"], table["fine_tuned"], table["looked_at"], table["measured"]) == (True, False, 1, 1)
+    assert not (out / "smallest.csv").exists() and table["seconds"]["finishing"] == 0
+    for split in ("validation", "test"):
+        evaluated = succeeds("evaluate-t5.py", "-m", out / "smallest", "--split", split, "--batch-size", 8)
+        assert evaluated["bleu"] == table["quality"]["smallest"][split]
+    scheme = make_scheme(read_configurations(out / "conf.json"))
+    variants = scheme.configs[table["configuration"]]
+    assert read_json(out / "smallest" / "record.json")["variants"] == variants
+    assert len(read_json(out / "smallest" / "config.json")["kept_heads"]) == 6
+    assert printed == (out / "table.txt").read_text()
+    assert "good enough as composed; of 6 configurations 1 were looked at (loss) and 1 measured (bleu)" in printed
+    assert f"configuration {table['configuration']}  {min(size):.3f}" in printed
+
+
+def test_another_drop_makes_no_library_again_and_fine_tunes_where_none_is_good_enough(explored):
+    """No composed model of the tiny T5 has the original's BLEU, which is 0.1. Oracle: the files' times of change."""
+    run, out, _ = explored
+    before = touched(out)
+    done = run("--drop", 0)
+    assert done.returncode == 0, done.stderr
+    table = read_json(out / "table.json")
+    assert table["fine_tuned"] and table["looked_at"] == 6 and "after fine-tuning" in done.stdout
+    assert table["seconds"]["finishing"] == pytest.approx(best_loss(out / "smallest.csv")[1], abs=2e-3)
+    assert read_json(out / "smallest" / "record.json")["script"] == "model-level_finetuning.py"
+    assert table["good_enough"] == (table["quality"]["smallest"]["validation"] >= table["wanted"])
+    assert ("not good enough" in done.stdout) == (not table["good_enough"])
+    changed = {path.relative_to(out).parts[0] for path, time in touched(out).items() if before.get(path) != time}
+    assert not changed & {"conf.json", "conf_prune.json", "pruned", "library", "library.csv"}
