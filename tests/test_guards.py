@@ -93,7 +93,7 @@ def test_a_classifier_needs_as_many_texts_as_its_vectors_have_entries():
 
 def test_the_script_warns_and_says_when_the_models_own_loss_rose(workshop, chain, tmp_path, capsys, monkeypatch):
     losses = iter([1.5, 2.5])
-    monkeypatch.setattr("common.search.score_composed", lambda *_: {"loss": next(losses), "kl": 0.0})
+    monkeypatch.setattr("common.block_level.solutions.score_composed", lambda *_: {"loss": next(losses), "kl": 0.0})
     assert fine_tune(workshop, chain, tmp_path / "out", "--calibration", 4) == 0
     error = capsys.readouterr().err
     assert "few examples to solve on" in error
