@@ -548,40 +548,52 @@ def projections(measured, wanted, grid):
 
 
 def plot(path, figures):
-    """The ratios over the number of configurations, measured and (dashed, open markers) projected."""
+    """The ratios over the number of configurations, measured and (open markers) projected."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     picture = Figure(figsize=(7, 4.5))
     axis = picture.subplots()
 
-    def line(points, style, label, **more):
+    crosses = []
+
+    def line(points, style, label=None, **more):
         """`points`: [(configurations, ratio, whether it is only an upper bound)]"""
         heights = [nan if height is None else height for _, height, _ in points]
         axis.plot([n for n, _, _ in points], heights, style, markersize=5, label=label, **more)
-        bounds = [(n, height) for (n, _, is_bound), height in zip(points, heights) if is_bound]
-        axis.plot(*zip(*bounds), "kx", markersize=9) if bounds else None
+        crosses.extend((n, height) for (n, _, is_bound), height in zip(points, heights) if is_bound)
+
+    def points(chosen, ratio_of):
+        bounds = [figure if "projected" in figure else figure["with_reuse"]["best"] for figure in chosen]
+        return [
+            (figure["configurations"], ratio_of(figure), bool(bound["not_reached"]))
+            for figure, bound in zip(chosen, bounds)
+        ]
+
+    def ahead(behind, projected, style, color):
+        """The projection, from the last point that was measured on."""
+        if projected:
+            line(behind[-1:] + projected, style, color=color, markerfacecolor="white", markevery=slice(1, None))
 
     for way, marker, color in (("joint", "o", "black"), ("apart", "s", "grey")):
         measured = [each for each in figures if each["way"] == way and "projected" not in each]
         if not measured:
             continue
         projected = [each for each in figures if each["way"] == way and "projected" in each]
-        best = [(each["configurations"], each["with_reuse"]["best"]) for each in measured]
-        points = [(n, gain["ratio"], bool(gain["not_reached"])) for n, gain in best]
-        line(points, f"{marker}-", way, color=color)
-        if projected:
-            ahead = [
-                (each["configurations"], each["in_seconds"]["ratio"], bool(each["not_reached"])) for each in projected
-            ]
-            line(points[-1:] + ahead, f"{marker}--", f"{way}, projected", color=color, markerfacecolor="white")
+        seconds = points(measured, lambda figure: figure["with_reuse"]["best"]["ratio"])
+        line(seconds, f"{marker}-", way, color=color)
+        ahead(seconds, points(projected, lambda figure: figure["in_seconds"]["ratio"]), f"{marker}--", color)
         if way == "joint":
-            counted = [(each["configurations"], each["in_examples"]["ratio"], False) for each in measured + projected]
-            line(counted, "^:", "joint, in examples instead of seconds", color="black", markerfacecolor="white")
+            examples = points(measured, lambda figure: figure["in_examples"]["ratio"])
+            line(examples, "^:", "joint, in examples instead of seconds", color=color)
+            ahead(examples, points(projected, lambda figure: figure["in_examples"]["ratio"]), "^:", color)
         else:
-            alone = [(each["configurations"], each["without_reuse"]["best"]["ratio"], False) for each in measured]
-            line(alone, f"{marker}:", "apart, without reuse (computed)", color=color, markerfacecolor="white")
-    axis.plot([], [], "kx", markersize=9, label="not always reached: an upper bound")
+            alone = points(measured, lambda figure: figure["without_reuse"]["best"]["ratio"])
+            line(alone, "D:", "apart, without reuse (computed)", color=color)
+    if any("projected" in each for each in figures):
+        axis.plot([], [], "ks", markersize=5, markerfacecolor="white", label="open: projected")
+    if crosses:
+        axis.plot(*zip(*crosses), "kx", markersize=9, label="not always reached: an upper bound")
     axis.axhline(1, color="grey", linewidth=0.8)
     counts = sorted({each["configurations"] for each in figures})
     axis.set_xscale("log", base=2)
@@ -589,7 +601,7 @@ def plot(path, figures):
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="configurations", ylabel="baseline's seconds / composed models' seconds")
     axis.legend(fontsize=8)
     content = io.BytesIO()
