@@ -205,12 +205,12 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         write_composition_stats(beside(stats_file, "compositions"), learner.history)
 
     if checkpoint.read() is None:
-        before = validate(learners, objective, held_out, recipe, runtime)
+        learner.count_as_epoch(0, validate(learners, objective, held_out, recipe, runtime), "library", 0.0)
         on_device = {pair: variant.to(runtime.device) for pair, variant in new.items()}
         solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
         supernet.start_from(solved.better())
         after = validate(learners, objective, held_out, recipe, runtime)
-        learner.count_as_epochs(before, after, "library", solved.rows[-1].train)
+        learner.count_as_epoch(1, after, "library", solved.rows[-1].train)
         progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
         write_variant_stats(beside(stats_file, "blocks"), solved.histories())
         write_losses(progress)

@@ -174,16 +174,15 @@ class Learner:
             for name, better in (self.best or {}).items():
                 self.parameters[name].copy_(better)
 
-    def count_as_epochs(self, before: "Pass", after: "Pass", name: Hashable, seconds: float) -> None:
-        """Count a start that was found otherwise as epoch 1, and what there was before as epoch 0; go on from it.
+    def count_as_epoch(self, epoch: int, found: "Pass", name: Hashable, seconds: float) -> None:
+        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
 
         Args:
-            before, after: validation of the weights before and now; `name`: the learner's there.
+            found: validation of it, `name` being the learner's there.
             seconds: what finding it took.
         """
         self.last_epoch = self.recipe.epochs + 1
-        for epoch, (found, spent) in enumerate(((before, 0.0), (after, seconds))):
-            self.observe(epoch, float("nan"), found.losses[name], spent, found.parts[name])
+        self.observe(epoch, float("nan"), found.losses[name], seconds, found.parts[name])
 
     @torch.no_grad()
     def restore_best(self) -> None:

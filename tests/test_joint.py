@@ -465,6 +465,30 @@ def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(call, worksho
     assert code == 2 and is_one_line(err) and "is a fine-tuned library where a tuned-together one belongs" in err
 
 
+def test_a_start_that_is_worse_leaves_the_pruned_weights(succeeds, workshop, chain, tmp_path, monkeypatch):
+    """No epochs, and a closed form that spoils every block though its held-out errors say otherwise."""
+    from common.block_level import solutions
+
+    solve = solutions.reconstruct_with_each
+
+    def spoil(*args, **options):
+        return {
+            pair: [plain({n: 1000 * t for n, t in each.items()}) for each in found]
+            for pair, found in solve(*args, **options).items()
+        }
+
+    monkeypatch.setattr(solutions, "reconstruct_with_each", spoil)
+    monkeypatch.setattr(
+        solutions, "held_out_errors", lambda teacher, blocks, candidates, *_: {p: [1.0, 0.5] for p in candidates}
+    )
+    flags = (*arguments(workshop, chain, tmp_path), "--epochs", 0)
+    result = succeeds("block-level_finetuning.py", *flags)
+    assert result["best_epoch"] == 0 and result["val_loss"] == result["val_loss_before"]
+    for path in (tmp_path / "library").glob("*_*.npy"):
+        tuned, pruned = np.load(path), np.load(chain / "pruned" / path.name)
+        assert all(np.array_equal(tuned[name], pruned[name]) for name in tuned.dtype.names), path.name
+
+
 def test_a_model_is_fine_tuned_from_there(succeeds, workshop, chain, joint, tmp_path):
     result = succeeds(
         "model-level_finetuning.py",
