@@ -234,6 +234,18 @@ def test_projection_by_hand():
     assert tuple(exploration.project(kept, everything, 6).values()) == (1, 6.5, 2, 50, False)
 
 
+def test_trials_with_scatter_by_simulation():
+    """Residuals of -1, 2 and -1 about the line 4 · size: a deviation of sqrt(6). Oracle: 20,000 drawn sweeps."""
+    kept = [0.0, 0.25, 0.5, 0.75, 1.0]
+    runs = {0: exploration.Run(-1, 1), 2: exploration.Run(4, 1), 4: exploration.Run(3, 1)}
+    found = exploration.tried_with_scatter(kept, runs, 3.5)
+    assert found["scatter"] == pytest.approx(6**0.5, abs=1e-4)
+    good = np.random.default_rng(0).normal(4 * np.array(kept), 6**0.5, (20_000, 5)) >= 3.5
+    tried = np.where(good.any(axis=1), good.argmax(axis=1) + 1, 5)
+    assert found["tried"] == pytest.approx(tried.mean(), abs=0.1)
+    assert exploration.tried_with_scatter(kept, {0: runs[0], 4: runs[4]}, 3.5) is None  # no residuals
+
+
 @pytest.fixture
 def benchmark(workshop, tmp_path, capsys, monkeypatch):
     """Run the benchmark for five configurations, its stages in this process: its JSON lines by figure."""
