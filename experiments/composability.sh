@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Composability at work: several pruned versions of one model, each fine-tuned for the same number of epochs from the
-# pruned weights (baseline) and from a library of fine-tuned blocks (composed), with the removed heads and neurons really
-# taken out. There are two libraries: of blocks pruned by l1, as the baseline is, and of blocks pruned by the criterion.
-# Ends with a table and two pictures. Run it again after an interruption or a change of conf.json: what is there already
-# is not made again.
+# Composability at work: several pruned versions of one model, made in two ways. The baseline fine-tunes each of them on
+# its own, from the weights pruned by l1. The other way fine-tunes one library, of blocks pruned by the criterion, and
+# composes all versions out of it, without fine-tuning of their own unless --finish says so. Removed heads and neurons
+# are really taken out. Ends with a table and two pictures. Run it again after an interruption or a change of conf.json:
+# what is there already is not made again.
 set -euo pipefail
 
 # --- what to run: every variable has a flag of its name, such as --attention "0.5 0.75" ----------------------------
@@ -11,25 +11,35 @@ type=t5-demo                # t5-demo, distilbert-demo, t5 or distilbert; also t
 model=                      # a model of your own (folder), instead of downloading or building one
 tokenizer=                  # its tokenizer, if not the one in its record or folder
 data=                       # its data (folder or hub id), if not those in its record
-attention="0.25 0.5 0.25"   # attention rates, one for each configuration
-linear="0.3 0.3 0.5"        # linear rates, one for each configuration
-feed_forward=               # rates of feed-forward neurons, one for each configuration
-criterion=reconstruction    # what goes: reconstruction (beside l1), or l1 alone; the baseline's is always l1
+attention="0.25 0.5 0.25 0.5 0.25 0.5 0.25 0.5"  # attention rates, one for each configuration
+linear="0.3 0.3 0.5 0.5 0.3 0.3 0.5 0.5"         # linear rates, one for each configuration
+feed_forward="0 0 0 0 0.5 0.5 0.5 0.5"           # rates of feed-forward neurons, likewise; none if other rates are given
+criterion=reconstruction    # what goes from the library's blocks: reconstruction, or l1; the baseline's is always l1
+finish=0                    # epochs of fine-tuning that each composed model gets of its own
 output=                     # folder for everything that is made, else results/TYPE
 device=auto                 # auto, cpu, cuda, …
 data_args=                  # further flags for every stage that reads data, such as "--limit 1000 --max-length 128"
-block_args=                 # further flags for block-level_finetuning.py; blocks are tuned apart (--method both)
-model_args=                 # further flags for model-level_finetuning.py, the same for baseline and composed
+block_args=                 # further flags for block-level_finetuning.py; blocks are tuned together (--method joint)
+model_args=                 # further flags for model-level_finetuning.py
 default_output=
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-if [[ $type == *-demo ]] && ! was_given model; then  # short runs: the demo is to take minutes
-    block_args="--epoch-size 1000 $block_args" model_args="--epochs 2 --epoch-size 3000 $model_args"
+if { was_given attention || was_given linear; } && ! was_given feed_forward; then
+    feed_forward=
 fi
-if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and a higher rate, than IMDb
-    was_given attention || attention="0.5 0.5 0.75"
-    was_given linear || linear="0.5 0.7 0.5"
-    model_args="--lr 1e-3 $model_args"
+if [[ $type == t5-demo ]] && ! was_given model; then  # short runs: the demo is to take minutes
+    model_args="--epochs 2 --epoch-size 3000 $model_args"
+fi
+if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and higher rates, than IMDb
+    if ! { was_given attention || was_given linear || was_given feed_forward; }; then
+        attention="0.5 0.5 0.75 0.75 0.5 0.5 0.75 0.75"
+        linear="0.5 0.7 0.5 0.7 0.5 0.7 0.5 0.7"
+        feed_forward="0 0 0 0 0.75 0.75 0.75 0.75"
+    fi
+    if ! was_given model; then
+        block_args="--lr 2e-3 $block_args"
+        model_args="--epochs 2 --epoch-size 4000 --lr 3e-3 $model_args"
+    fi
 fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------
@@ -42,49 +52,40 @@ if [[ -f conf.json ]] && ! { was_given attention || was_given linear || was_give
     configure=
 fi
 numbers=($(seq 0 $((count - 1))))
-series=(baseline composed) libraries=(pruned tuned) names=(baseline composed) by_criterion=
-if [[ $criterion != l1 ]]; then
-    series+=("composed-$criterion") libraries+=("tuned-$criterion") names=(baseline "composed, l1" "composed, $criterion")
-    by_criterion="prune.py $model_flags -o pruned-$criterion $criterion_flags
-block-level_finetuning.py $model_flags -p pruned-$criterion -o tuned-$criterion --stats blocks-$criterion.csv $data_flags --method both $block_args"
-fi
+models="$model_flags -n ${numbers[*]} --compact --overwrite"
+pruned=pruned-$criterion library=library-$criterion composed=composed-$criterion
 
 stages <<END
 ${download-}
 $configure
 prune_scheme_generator.py
-prune.py $model_flags -o pruned
-block-level_finetuning.py $model_flags -p pruned -o tuned --stats blocks.csv $data_flags --method both $block_args
-$by_criterion
-$(for i in "${!series[@]}"; do
-    from="$model_flags -p ${libraries[i]} -n ${numbers[*]} --compact --overwrite"
-    echo "compose_model.py $from -o ${libraries[i]}-{n} ${tokenizer:+-t ${tokenizer@Q}}"
-    echo "model-level_finetuning.py $from -o ${series[i]}-{n}.pth $data_flags $model_args"
-done)
+prune.py $model_flags -o pruned-l1
+prune.py $model_flags -o $pruned $criterion_flags
+block-level_finetuning.py $model_flags -p $pruned -o $library --stats $library.csv $data_flags --method joint $block_args
+compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}}
+model-level_finetuning.py $models -p pruned-l1 -o baseline-{n}.pth $data_flags $model_args
+model-level_finetuning.py $models -p $library -o $composed-{n}.pth $data_flags $model_args --epochs $finish
 END
 
-before=() after=()  # fine-tuning: the models whose reports are missing or older than they are
-models=() configurations=() owners=()  # all fine-tuned models, with the configuration and the series of each
-is_newer "report-$(basename "$model" .pth).json" "$model" || after+=("${model@Q}")
+plain=() reported=()  # to evaluate: models whose figures are missing, or older than they are
+original=report-$(basename "$model" .pth).json
+is_newer "$original" "$model" || reported+=("${model@Q}")
 for n in "${numbers[@]}"; do
-    for i in "${!series[@]}"; do
-        name=${series[i]}-$n
-        is_newer "report-$name.json" "$name.pth" || before+=("${libraries[i]}-$n") after+=("$name.pth")
-        models+=("$name") configurations+=("$n") owners+=("${names[i]}")
-    done
+    is_newer "report-baseline-$n.json" "baseline-$n.pth" || plain+=("pruned-$n") reported+=("baseline-$n.pth")
+    is_newer "report-$composed-$n.json" "$composed-$n.pth" || reported+=("$composed-$n.pth")
 done
-if [[ ${#after[@]} -gt 0 ]]; then
+if [[ ${#reported[@]} -gt 0 ]]; then
     stages <<END
-${before:+$evaluate -m ${before[*]} --device $device $data_flags}
-$evaluate -m ${after[*]} --report report-{name}.json --device $device $data_flags
+${plain:+$evaluate -m ${plain[*]} --device $device $data_flags}
+$evaluate -m ${reported[*]} --report report-{name}.json --device $device $data_flags
 END
 fi
 
-reports=("${models[@]/#/report-}")
+baselines=("${numbers[@]/#/report-baseline-}") compositions=("${numbers[@]/#/report-$composed-}")
 "$PYTHON" "$repository/experiments/summarize.py" . "$criterion" >table.txt
-"$PYTHON" "$repository/plot_loss.py" "${models[@]/%/.csv}" --labels "${owners[@]}" --panels ${#numbers[@]} --log --quiet >/dev/null
-"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]/%/.json}" --relative \
-    --labels "${configurations[@]}" --series "${owners[@]}" --original "report-$(basename "$model" .pth).json" \
-    -o pareto.png >/dev/null
+"$PYTHON" "$repository/experiments/timeline.py" table.json -o timeline.png >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" "${baselines[@]/%/.json}" "${compositions[@]/%/.json}" --relative \
+    --labels "${numbers[@]}" "${numbers[@]}" --series "${numbers[@]/*/baseline}" "${numbers[@]/*/composed}" \
+    --original "$original" --against nonzero_parameters multiply_adds -o pareto.png >/dev/null
 cat table.txt
-echo "table: $output/table.txt and table.json; pictures: loss.png and pareto.png beside it; $((SECONDS - started)) s" >&2
+echo "table: $output/table.txt and table.json; pictures: timeline.png and pareto.png beside it; $((SECONDS - started)) s" >&2

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.records import atomic_file, check_writable, read_json
 
 FORMATS = ("png", "pdf", "svg")
+MARKERS, LINES = "os^Dv", ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 METRICS = ("bleu", "accuracy")
 AXES = {
     "nonzero_parameters": ("million parameters that are not zero", 1e6),
@@ -32,7 +33,7 @@ def build_parser():
         "--series",
         nargs="+",
         metavar="NAME",
-        help="which series each report belongs to; a series has a colour and a line of its own",
+        help="which series each report belongs to; a series has a colour, a marker and a line of its own",
     )
     parser.add_argument(
         "--against", nargs="+", choices=AXES, default=["bytes_in_memory", "seconds_per_batch"], help="a panel for each"
@@ -76,7 +77,10 @@ def frontier(points):
 
 
 def draw(points, labels, series, original, axes, relative=False):
-    """The figure: a panel an axis, a colour a series, the original as a star; `relative`: the figures are ratios."""
+    """The figure: a panel an axis, a colour and a marker a series, the original as a star.
+
+    `relative`: the figures are ratios.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no window is wanted, and there may be no display
@@ -85,14 +89,15 @@ def draw(points, labels, series, original, axes, relative=False):
     figure, panels = pyplot.subplots(1, len(axes), figsize=(5 * len(axes), 4.2), squeeze=False, sharey=True)
     for panel, axis in zip(panels[0], axes):
         title, unit = (f"{axis.replace('_', ' ')}, relative to the original", 1) if relative else AXES[axis]
-        for name in dict.fromkeys(series):
+        for index, name in enumerate(dict.fromkeys(series)):
             mine = [
                 (values[axis] / unit, quality, label)
                 for (_, quality, values), label, owner in zip(points, labels, series)
                 if owner == name
             ]
-            (line,) = panel.plot(*zip(*frontier([point[:2] for point in mine])), linestyle="--", linewidth=1)
-            panel.scatter(*list(zip(*mine))[:2], color=line.get_color(), s=22, label=name or None)
+            style, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
+            (line,) = panel.plot(*zip(*frontier([point[:2] for point in mine])), linestyle=style, linewidth=1)
+            panel.scatter(*list(zip(*mine))[:2], color=line.get_color(), marker=marker, s=22, label=name or None)
             for cost, quality, label in mine:
                 panel.annotate(label, (cost, quality), fontsize=7, xytext=(3, -8), textcoords="offset points")
         if original:

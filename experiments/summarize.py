@@ -9,25 +9,23 @@ import sys
 from pathlib import Path
 
 METRICS = ("bleu", "accuracy")
+LEFT = {"nonzero_parameters": "non-zeros", "multiply_adds": "multiply-adds"}  # in the table of quality
 COSTS = {
     "parameters": "parameters",
-    "nonzero_parameters": "non-zeros",
     "bytes_on_disk": "bytes on disk",
     "bytes_in_memory": "in memory",
-    "multiply_adds": "multiply-adds",
     "seconds_per_batch": "seconds a batch",
     "seconds_per_generated_token": "a generated token",
 }
-STATES = ("dense", "pruned", "block-tuned", "baseline", "composed")
-OF_ALL_CRITERIA = ("dense", "pruned", "baseline", "baseline's best loss")  # columns; the baseline is pruned by l1
+STATES = ("pruned", "baseline", "composed")
 
 
 def summarize(folder, criterion="l1"):
-    """The figures of the experiment in `folder`, as JSON values. Seconds are training and validation time.
+    """The figures of the experiment in `folder`, as JSON values.
 
-    A configuration has a row for l1, and one for the criterion if that is another.
+    Args:
+        criterion: what the library's blocks were pruned by; the baseline's are pruned by l1.
     """
-    suffixes = {"l1": ""} | ({} if criterion == "l1" else {criterion: f"-{criterion}"})
     scheme = read(folder / "conf_prune.json")
     results = read_results(folder)
     scores = {}
@@ -35,83 +33,71 @@ def summarize(folder, criterion="l1"):
         scores |= by_name(result)
     reports = {path.stem.removeprefix("report-"): read(path) for path in folder.glob("report-*.json")}
     scores |= {name: report["evaluation"] for name, report in reports.items()}
-    scores["dense"] = scores[name_of(reports["composed-0"]["original"])]
+    scores["dense"] = scores[name_of(reports[f"composed-{criterion}-0"]["original"])]
     metric = next(name for name in METRICS if name in scores["dense"])
     rows = []
     for n, requested in enumerate(scheme["requested"]):
-        baseline = read_curve(folder / f"baseline-{n}.csv")
-        best = min(baseline, key=lambda row: row["val_loss"])
-        for each, suffix in suffixes.items():
-            names = {
-                "dense": "dense",
-                "pruned": f"pruned-{n}",
-                "block-tuned": f"tuned{suffix}-{n}",
-                "baseline": f"baseline-{n}",
-                "composed": f"composed{suffix}-{n}",
+        names = {
+            "dense": "dense",
+            "pruned": f"pruned-{n}",
+            "baseline": f"baseline-{n}",
+            "composed": f"composed-{criterion}-{n}",
+        }
+        baseline, composed = (read_curve(folder / f"{names[way]}.csv") for way in ("baseline", "composed"))
+        rows.append(
+            {
+                "configuration": n,
+                **{f"{kind}_rate": rate for kind, rate in requested.items()},
+                "quality": {state: scores[name][metric] for state, name in names.items()},
+                "val_loss": {
+                    "pruned": baseline[0]["val_loss"],
+                    "baseline": best(baseline)["val_loss"],
+                    "composed": best(composed)["val_loss"],
+                },
+                "baseline": {name: best(baseline)[name] for name in ("epoch", "seconds")},
+                "composed": {name: best(composed)[name] for name in ("epoch", "seconds")},
+                "cost": reports[names["composed"]]["figures"],
             }
-            composed = read_curve(folder / f"composed{suffix}-{n}.csv")
-            reached = next((row for row in composed if row["val_loss"] <= best["val_loss"]), None)
-            rows.append(
-                {
-                    "configuration": n,
-                    "criterion": each,
-                    **{f"{kind}_rate": rate for kind, rate in requested.items()},
-                    "quality": {state: scores[name][metric] for state, name in names.items()},
-                    "val_loss": {
-                        "pruned": baseline[0]["val_loss"],
-                        "block-tuned": composed[0]["val_loss"],
-                        "baseline": best["val_loss"],
-                        "composed": min(row["val_loss"] for row in composed),
-                    },
-                    "baseline_best": {"epoch": best["epoch"], "seconds": best["seconds"]},
-                    "composed_reaches_it": reached and {"epoch": reached["epoch"], "seconds": reached["seconds"]},
-                    "composed_seconds_in_all": composed[-1]["seconds"],
-                    "cost": reports[f"composed{suffix}-{n}"]["figures"],
-                }
-            )
+        )
+    seconds = sweep_seconds(results, criterion, rows)
     return {
         "metric": metric,
+        "criterion": criterion,
         "configurations": rows,
         "blocks": [result for result in results if "blocks_with_reuse" in result][-1],
-        "sweep_seconds": {
-            each: sweep_seconds(
-                folder / f"blocks{suffix}-blocks.csv",
-                block_level_seconds(results, f"tuned{suffix}"),
-                [row for row in rows if row["criterion"] == each],
-                scheme["configs"],
-            )
-            for each, suffix in suffixes.items()
-        },
+        "seconds": seconds,
+        "cheaper_from": cheaper_from(seconds, rows),
     }
 
 
-def sweep_seconds(blocks_csv, with_reuse, rows, configs):
-    """Seconds until every configuration has the baseline's best validation loss, three ways.
+def sweep_seconds(results, criterion, rows):
+    """Seconds of pruning, and of training and validation: of all configurations one by one, and of one library.
 
-    With reuse, the block level took `with_reuse` seconds. What it took to choose what to prune is not in them.
-
-    Without reuse, every configuration would fine-tune all its own blocks: that figure is computed from the measured
-    seconds of each variant, and of the teacher's passes, which each configuration would then run for itself.
+    Baselines and composed models count until their best epoch, the library with all of its epochs.
     """
-    own = {}
-    with open(blocks_csv, encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            pair = row["block"], row["variant"]
-            own[pair] = own.get(pair, 0.0) + float(row["seconds"])
-    shared = max(with_reuse - sum(own.values()), 0.0)
-    without_reuse = sum(shared + sum(own.get(pair, 0.0) for pair in config.items()) for config in configs)
-    to_target = sum(
-        row["composed_reaches_it"]["seconds"] if row["composed_reaches_it"] else row["composed_seconds_in_all"]
-        for row in rows
-    )
+    fine_tuning = {way: round(sum(row[way]["seconds"] for row in rows), 3) for way in ("baseline", "composed")}
     return {
-        "baseline": sum(row["baseline_best"]["seconds"] for row in rows),
-        "composed_with_reuse": with_reuse + to_target,
-        "composed_without_reuse": without_reuse + to_target,
-        "block_level_with_reuse": with_reuse,
-        "block_level_without_reuse": without_reuse,
-        "not_reached": [row["configuration"] for row in rows if row["composed_reaches_it"] is None],
+        "baselines": {"pruning": pruning_seconds(results, "pruned-l1"), "fine_tuning": fine_tuning["baseline"]},
+        "library": {
+            "pruning": pruning_seconds(results, f"pruned-{criterion}"),
+            "fine_tuning": block_level_seconds(results, f"library-{criterion}"),
+        },
+        "composed": {"fine_tuning": fine_tuning["composed"]},
     }
+
+
+def cheaper_from(seconds, rows):
+    """The least number of configurations, in their order, for which the library takes no longer than the baselines.
+
+    None if it takes longer for all of them.
+    """
+    one_by_one, by_library = seconds["baselines"]["pruning"], sum(seconds["library"].values())
+    for count, row in enumerate(rows, start=1):
+        one_by_one += row["baseline"]["seconds"]
+        by_library += row["composed"]["seconds"]
+        if by_library <= one_by_one:
+            return count
+    return None
 
 
 def read_results(folder):
@@ -123,6 +109,11 @@ def read_results(folder):
 def block_level_seconds(results, library):
     """Of all runs of the block level for a library: later ones add what changed."""
     return sum(result["seconds"] for result in results if "fine_tuned" in result and result["output"] == library)
+
+
+def pruning_seconds(results, library):
+    """Of all runs of pruning for a library, choosing what goes included."""
+    return sum(result["seconds"] for result in results if "pruned" in result and result["output"] == library)
 
 
 def by_name(result):
@@ -141,77 +132,98 @@ def read(path):
 
 
 def read_curve(path):
-    """[{epoch, val_loss, seconds since the start}] of a stats CSV."""
+    """[{epoch, val_loss, seconds of training and validation so far}] of a stats CSV.
+
+    Epoch 0 only measures what there is before any training; its seconds do not count.
+    """
     curve, seconds = [], 0.0
     with open(path, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
-            seconds += float(row["train_seconds"]) + float(row["val_seconds"])
-            curve.append({"epoch": int(row["epoch"]), "val_loss": float(row["val_loss"]), "seconds": round(seconds, 1)})
+            epoch = int(row["epoch"])
+            if epoch > 0:
+                seconds += float(row["train_seconds"]) + float(row["val_seconds"])
+            curve.append({"epoch": epoch, "val_loss": float(row["val_loss"]), "seconds": round(seconds, 3)})
     return curve
+
+
+def best(curve):
+    """The epoch whose weights were kept."""
+    return min(curve, key=lambda row: row["val_loss"])
 
 
 def as_text(summary):
     """The table for people."""
-    digits = {"bleu": 1, "accuracy": 3}[summary["metric"]]
-    several = len(summary["sweep_seconds"]) > 1
-    lines = []
-    for row in summary["configurations"]:
-        rates = ", ".join(
-            f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}"
-            for kind in ("attention", "linear", "feed_forward")
-            if f"{kind}_rate" in row
-        )
-        best, reached, loss = row["baseline_best"], row["composed_reaches_it"], row["val_loss"]
-        line = {
-            "configuration": f"{row['configuration']}: {rates}",
-            **({"criterion": row["criterion"]} if several else {}),
-            **{state: f"{row['quality'][state]:.{digits}f}" for state in STATES},
-            "baseline's best loss": f"{loss['baseline']:.4f}, epoch {best['epoch']}, {best['seconds']:.0f} s",
-            "composed reaches it": f"epoch {reached['epoch']}, {reached['seconds']:.0f} s"
-            if reached
-            else f"no ({loss['composed']:.4f})",
-        }
-        if row["criterion"] != "l1":
-            line |= dict.fromkeys(OF_ALL_CRITERIA, "")
-        lines.append(line)
-    costs = [(name, title) for name, title in COSTS.items() if name in summary["configurations"][0]["cost"]]
-    ratios = [
+    rows, metric, criterion = summary["configurations"], summary["metric"], summary["criterion"]
+    digits = {"bleu": 1, "accuracy": 3}[metric]
+    qualities = [
         {
-            "configuration": str(row["configuration"]),
-            **({"criterion": row["criterion"]} if several else {}),
-            **{title: as_ratio(row["cost"][name]["ratio"]) for name, title in costs},
+            "configuration": f"{row['configuration']}: {rates_of(row)}",
+            **ratios(row, LEFT),
+            **{state: f"{row['quality'][state]:.{digits}f}" for state in STATES},
+            "loss, baseline": f"{row['val_loss']['baseline']:.4f}",
+            "loss, composed": f"{row['val_loss']['composed']:.4f}",
+            "baseline's seconds": f"{row['baseline']['seconds']:.1f}",
         }
-        for row in summary["configurations"]
+        for row in rows
     ]
-    blocks, sweeps = summary["blocks"], summary["sweep_seconds"]
-    seconds = [["  baseline", f"{sweeps['l1']['baseline']:8.1f}", ""]]
-    for criterion, sweep in sweeps.items():
-        composed = f"  composed, {criterion}" if several else "  composed"
-        for way, note in (("with", ""), ("without", ", computed from the variants' own seconds")):
-            seconds.append(
-                [
-                    f"{composed}, {way} reuse",
-                    f"{sweep[f'composed_{way}_reuse']:8.1f}",
-                    f" (block level {sweep[f'block_level_{way}_reuse']:.1f}{note})",
-                ]
-            )
+    costs = [{"configuration": str(row["configuration"]), **ratios(row, COSTS)} for row in rows]
+    seconds, blocks, count = summary["seconds"], summary["blocks"], len(rows)
+    in_all = {way: sum(parts.values()) for way, parts in seconds.items()}
+    spent = [
+        ("baselines", f"{count} baselines, one after the other", "pruning by l1"),
+        ("library", "one library", f"pruning by {criterion}"),
+        ("composed", f"{count} models composed of it", None),
+    ]
+    share = (in_all["library"] + in_all["composed"]) / in_all["baselines"]
+    cheaper = summary["cheaper_from"]
     return "\n".join(
         [
-            f"quality: {summary['metric']}",
-            *aligned([list(lines[0]), *(line.values() for line in lines)]),
+            f"quality: {metric}, of the original {rows[0]['quality']['dense']:.{digits}f}; baseline pruned by l1, "
+            f"composed by {criterion}",
+            *table(qualities),
             "",
             "the composed models' size and time, relative to the original:",
-            *aligned([list(ratios[0]), *(line.values() for line in ratios)]),
+            *table(costs),
             "",
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
-            "seconds until every configuration is as good as its baseline's best:",
-            *aligned(seconds),
+            "seconds of fine-tuning, and of pruning before it:",
+            *aligned(
+                [
+                    [
+                        f"  {title}",
+                        f"{in_all[way]:8.1f}",
+                        f" ({pruning} {seconds[way]['pruning']:.1f})" if pruning else "",
+                    ]
+                    for way, title, pruning in spent
+                ]
+            ),
+            f"the library took {share:.2f} of the baselines' time, as long as {share * count:.1f} of them; "
+            + (f"cheaper from {cheaper} configurations on" if cheaper else "too long for so few configurations"),
+            f"composed is at least as good as its baseline in {as_good(rows, 'quality', 1)} of {count} by {metric}, in "
+            f"{as_good(rows, 'val_loss', -1)} of {count} by validation loss",
         ]
     )
 
 
-def as_ratio(ratio):
-    return "-" if ratio is None else f"{ratio:.2f}"  # none without an original that is known
+def rates_of(row):
+    kinds = [kind for kind in ("attention", "linear", "feed_forward") if f"{kind}_rate" in row]
+    return ", ".join(f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}" for kind in kinds)
+
+
+def ratios(row, titles):
+    """{title: a cost relative to the original}, of those costs that the models have."""
+    found = {title: row["cost"][name]["ratio"] for name, title in titles.items() if name in row["cost"]}
+    return {title: "-" if ratio is None else f"{ratio:.2f}" for title, ratio in found.items()}  # None: unknown original
+
+
+def as_good(rows, figure, sign):
+    """In how many configurations the composed model is no worse; `sign`: 1 if more is better, else -1."""
+    return sum(sign * row[figure]["composed"] >= sign * row[figure]["baseline"] for row in rows)
+
+
+def table(lines):
+    """Dictionaries of equal keys as lines of text, under their keys."""
+    return aligned([list(lines[0]), *(line.values() for line in lines)])
 
 
 def aligned(lines):

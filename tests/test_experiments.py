@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, is_one_line, load_script, read_json, touched
 
-QUICK = {"--data-args": "--batch-size 8", "--block-args": "--method reconstruct", "--model-args": "--epochs 1"}
-SUFFIXES = {"l1": "", "reconstruction": "-reconstruction"}  # of what is made from a criterion's library
-WAYS = ("baseline", "composed", "composed-reconstruction")
+QUICK = {
+    "composability.sh": {"--data-args": "--batch-size 8", "--block-args": "--epochs 1", "--model-args": "--epochs 1"},
+    "search.sh": {"--data-args": "--batch-size 8", "--model-args": "--epochs 1"},
+}
+CRITERIA = ("l1", "reconstruction")
+WAYS = ("baseline", "composed-reconstruction")
 
 
 # --- the bash scripts ------------------------------------------------------------------------------------------
@@ -21,7 +25,7 @@ WAYS = ("baseline", "composed", "composed-reconstruction")
 def experiment_run(script, *arguments):
     """Run an experiment with this interpreter, from a foreign folder."""
     interpreters = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    given = [str(word) for word in (*arguments, *(part for pair in QUICK.items() for part in pair))]
+    given = [str(word) for word in (*arguments, *(part for pair in QUICK[script].items() for part in pair))]
     return subprocess.run(
         ["bash", ROOT / "experiments" / script, *given],
         cwd="/",
@@ -43,36 +47,42 @@ def composability(workshop, tmp_path_factory):
 
 
 def test_an_experiment_ends_with_its_table_and_pictures(composability):
-    """Oracle: the evaluations' own files."""
+    """Oracle: the evaluations' and the stages' own results. Composed models are not fine-tuned."""
     out, _, printed = composability
     assert printed == (out / "table.txt").read_text()
-    rows = read_json(out / "table.json")["configurations"]
-    assert [(row["criterion"], row["attention_rate"], row["linear_rate"]) for row in rows] == [
-        (criterion, *rates) for rates in ((0.25, 0.3), (0.5, 0.5)) for criterion in ("l1", "reconstruction")
-    ]
+    table = read_json(out / "table.json")
+    rows = table["configurations"]
+    assert [(row["attention_rate"], row["linear_rate"]) for row in rows] == [(0.25, 0.3), (0.5, 0.5)]
+    assert "feed_forward_rate" not in rows[0]  # its default is for the default rates of the others
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    evaluated = [each for line in lines for each in line.get("models", []) if "bleu" in each]
-    scores = {Path(each["model"]).name.removesuffix(".pth"): each for each in evaluated}
+    of_models = [each for line in lines for each in line.get("models", [])]
+    scores = {Path(each["model"]).name.removesuffix(".pth"): each["bleu"] for each in of_models if "bleu" in each}
+    trained = {each["output"]: each for each in of_models if "val_loss_before" in each}
     for row in rows:
-        n, suffix = row["configuration"], SUFFIXES[row["criterion"]]
-        names = {
-            "dense": "t5",
-            "pruned": f"pruned-{n}",
-            "block-tuned": f"tuned{suffix}-{n}",
-            "baseline": f"baseline-{n}",
-            "composed": f"composed{suffix}-{n}",
-        }
-        assert row["quality"] == {way: scores[name]["bleu"] for way, name in names.items()}
-    for name in ("loss.png", "pareto.png"):
+        n = row["configuration"]
+        names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-reconstruction-{n}"}
+        assert row["quality"] == {way: scores[name] for way, name in {"dense": "t5", **names}.items()}
+        baseline, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "composed"))
+        assert (composed["epochs"], composed["val_loss_before"]) == (0, composed["val_loss"])
+        assert row["val_loss"]["composed"] == pytest.approx(composed["val_loss"])
+        assert row["val_loss"]["baseline"] == pytest.approx(baseline["val_loss"])
+    (block_level,) = (line for line in lines if "fine_tuned" in line)
+    assert block_level["rest"] == "trained"  # jointly
+    pruned = {line["output"]: line["seconds"] for line in lines if "pruned" in line}
+    assert table["seconds"]["library"] == {
+        "pruning": pruned["pruned-reconstruction"],
+        "fine_tuning": block_level["seconds"],
+    }
+    assert table["seconds"]["baselines"]["pruning"] == pruned["pruned-l1"]
+    assert table["seconds"]["composed"] == {"fine_tuning": 0}
+    for name in ("timeline.png", "pareto.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_both_criteria_remove_as_much(composability):
     """Oracle: the pruned libraries' records."""
     out, _, _ = composability
-    by_l1, by_criterion = (
-        read_json(out / f"pruned{suffix}" / "record.json")["variants"] for suffix in SUFFIXES.values()
-    )
+    by_l1, by_criterion = (read_json(out / f"pruned-{name}" / "record.json")["variants"] for name in CRITERIA)
     assert by_l1.keys() == by_criterion.keys()
     for name, entry in by_l1.items():
         other = by_criterion[name]
@@ -89,9 +99,10 @@ def test_an_experiment_makes_only_what_changed_again(composability):
         *(f"{way}-{n}.pth" for way in WAYS for n in range(2)),
         *(f"report-{way}-{n}.json" for way in WAYS for n in range(2)),
     ]
-    libraries = [f"{stage}{suffix}" for stage in ("pruned", "tuned") for suffix in SUFFIXES.values()]
+    libraries = ["pruned-l1", "pruned-reconstruction", "library-reconstruction"]
     kept = {folder: touched(out / folder) for folder in libraries}
     before = {name: (out / name).stat().st_mtime_ns for name in expensive}
+    first = read_json(out / "table.json")
 
     configurations = read_json(out / "conf.json")
     configurations["configs"][1]["encoder.block.0.layer.1.DenseReluDense.wi"] = 0.75
@@ -106,19 +117,29 @@ def test_an_experiment_makes_only_what_changed_again(composability):
             "record.json",
             "encoder.block.0.layer.1.DenseReluDense.wi-1152_wo-768.npy",
         }
+    again = read_json(out / "table.json")
+    assert again["configurations"][0] == first["configurations"][0]
+    for part in ("pruning", "fine_tuning"):  # both runs count
+        assert again["seconds"]["library"][part] > first["seconds"]["library"][part]
 
 
-def test_l1_alone_makes_nothing_again_and_leaves_the_other_criterion_out(composability):
-    """Oracle: the files' times of change, and the table of both criteria."""
+def test_another_criterion_makes_its_own_library_and_no_baseline(composability):
+    """l1, with an epoch for each composed model of its own. Oracle: the files' times of change, and the curves."""
     out, arguments, _ = composability
     rows = read_json(out / "table.json")["configurations"]
     before = touched(out)
-    done = experiment_run("composability.sh", *arguments, "--criterion", "l1")
+    done = experiment_run("composability.sh", *arguments, "--criterion", "l1", "--finish", "1")
     assert done.returncode == 0, done.stderr
-    changed = {Path(path).name for path, time in touched(out).items() if before.get(path) != time}
-    assert changed <= {"results.jsonl", "table.txt", "table.json", "pareto.png", "loss.png"}
-    assert read_json(out / "table.json")["configurations"] == [row for row in rows if row["criterion"] == "l1"]
-    assert "reconstruction" not in done.stdout
+    changed = {Path(path) for path, time in touched(out).items() if before.get(path) != time}
+    others = {path.name for path in changed if not any("l1" in part for part in path.parts)}
+    assert others <= {"results.jsonl", "table.txt", "table.json", "timeline.png", "pareto.png"}
+    assert not any("pruned-l1" in path.parts for path in changed)
+    table = read_json(out / "table.json")
+    for row, other in zip(table["configurations"], rows, strict=True):
+        curve = (out / f"composed-l1-{row['configuration']}.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in curve] == ["epoch", "0", "1"]
+        assert (row["baseline"], row["val_loss"]["pruned"]) == (other["baseline"], other["val_loss"]["pruned"])
+    assert table["criterion"] == "l1" and "reconstruction" not in done.stdout
 
 
 def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
@@ -205,44 +226,35 @@ RATIOS = {
 
 @pytest.fixture
 def experiment(tmp_path):
-    """What composability.sh leaves for two configurations of two blocks, made up; the second has other ratios."""
-    files = {
-        "conf_prune.json": {
-            "requested": [
-                {"attention": 0.25, "linear": 0.3, "feed_forward": 0.5},
-                {"attention": 0.5, "linear": 0.3, "feed_forward": 0.5},
-            ],
-            "configs": [{"a": "heads-1", "f": "neurons-24"}, {"a": "heads-2", "f": "neurons-24"}],
-        },
-        "report-t5.json": {"evaluation": {"bleu": 40.0}, "original": None},
-    }
-    for n in range(2):
+    """What composability.sh leaves for three configurations of two blocks, made up; each has other ratios."""
+    requested = [{"attention": rate, "linear": 0.3, "feed_forward": 0.5} for rate in (0.25, 0.5, 0.75)]
+    files = {"conf_prune.json": {"requested": requested}, "report-t5.json": {"evaluation": {"bleu": 40.0}}}
+    for n in range(3):
         files[f"report-baseline-{n}.json"] = {"evaluation": {"bleu": 10.0 * n + 2}}
-        files[f"report-composed-{n}.json"] = {
-            "evaluation": {"bleu": 10.0 * n + 3},
+        files[f"report-composed-reconstruction-{n}.json"] = {
+            "evaluation": {"bleu": (3.0, 13.0, 21.0)[n]},
             "original": "/somewhere/t5",
             "figures": {
                 name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()
             },
         }
+        # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; what epoch 0 took is measuring alone.
+        curve = "0,,4.0,0,7\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n"
+        (tmp_path / f"baseline-{n}.csv").write_text(HEADER + curve)
+        (tmp_path / f"composed-reconstruction-{n}.csv").write_text(HEADER + f"0,,{(1.9, 2.0, 2.1)[n]},0,7\n")
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; composed gets there in 5 + 1 s, or not at all.
-    for n, composed in enumerate(("0,,3.0,0,0\n1,2.5,1.9,5,1\n", "0,,3.0,0,0\n1,2.5,2.1,5,1\n")):
-        (tmp_path / f"baseline-{n}.csv").write_text(HEADER + "0,,4.0,0,0\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n")
-        (tmp_path / f"composed-{n}.csv").write_text(HEADER + composed)
-    models = [
-        {"model": f"{name}-{n}", "bleu": 10.0 * n + i} for n in range(2) for i, name in enumerate(("pruned", "tuned"))
-    ]
     results = [
-        {"blocks_with_reuse": 3, "blocks_without_reuse": 4},
-        {"fine_tuned": 3, "seconds": 6.0, "output": "tuned"},
+        {"blocks_with_reuse": 4, "blocks_without_reuse": 6},
+        {"pruned": 4, "seconds": 0.5, "output": "pruned-l1"},
+        {"pruned": 3, "seconds": 3.0, "output": "pruned-reconstruction"},
+        {"fine_tuned": 3, "seconds": 20.0, "output": "library-reconstruction"},
         {"skipped": 3},
-        {"models": models},
-        {"fine_tuned": 1, "seconds": 1.0, "output": "tuned"},
+        {"models": [{"model": f"pruned-{n}", "bleu": 10.0 * n} for n in range(3)]},
+        {"pruned": 1, "seconds": 1.0, "output": "pruned-reconstruction"},
+        {"fine_tuned": 1, "seconds": 2.0, "output": "library-reconstruction"},
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
-    (tmp_path / "blocks-blocks.csv").write_text("block,variant,seconds\na,heads-1,1.0\na,heads-2,2.0\nf,neurons-24,3\n")
     return tmp_path
 
 
@@ -252,89 +264,126 @@ def test_columns_lie_below_each_other():
     assert aligned([["a", ""], ["bb", ""]]) == ["a", "bb"]
 
 
+def columns(lines, at):
+    """The table whose head is line `at`: {title: [cell, …]}, each as wide as its column."""
+    starts = [0, *(match.end() for match in re.finditer("  +", lines[at]))]
+    ends = [*starts[1:], None]
+    rows = lines[at + 1 : lines.index("", at)]
+    cut = [[line[start:end].strip() for line in (lines[at], *rows)] for start, end in zip(starts, ends)]
+    return {title: cells for title, *cells in cut}
+
+
 def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
-    """The ratios of report-composed-N.json stand in the text, under their names, a line a configuration."""
+    """Those of the made-up files, under their names, a line a configuration."""
     summarize = load_script("experiments/summarize.py")
-    summary = summarize.summarize(experiment)
-    assert [row["cost"]["parameters"]["ratio"] for row in summary["configurations"]] == [0.61, 0.62]
-    lines = summarize.as_text(summary).splitlines()
-    assert lines[0] == "quality: bleu"
-    assert lines[2].split("  ")[0] == "0: attention 0.25, linear 0.3, feed-forward 0.5"
-    assert lines[2].split()[-14:-9] == ["40.0", "0.0", "1.0", "2.0", "3.0"]
-    assert lines[2].endswith("2.0000, epoch 2, 22 s  epoch 1, 6 s") and lines[3].endswith("no (2.1000)")
+    lines = summarize.as_text(summarize.summarize(experiment, "reconstruction")).splitlines()
+    assert lines[0].startswith("quality: bleu, of the original 40.0; ")
+    rates = ("attention 0.25", "attention 0.5", "attention 0.75")
+    assert columns(lines, 1) == {
+        "configuration": [f"{n}: {rate}, linear 0.3, feed-forward 0.5" for n, rate in enumerate(rates)],
+        "non-zeros": ["0.52", "0.53", "0.54"],
+        "multiply-adds": ["0.75", "0.76", "0.77"],
+        "pruned": ["0.0", "10.0", "20.0"],
+        "baseline": ["2.0", "12.0", "22.0"],
+        "composed": ["3.0", "13.0", "21.0"],
+        "loss, baseline": ["2.0000"] * 3,
+        "loss, composed": ["1.9000", "2.0000", "2.1000"],
+        "baseline's seconds": ["22.0"] * 3,
+    }
     title = lines.index("the composed models' size and time, relative to the original:")
-    heads = [
-        "configuration",
-        "parameters",
-        "non-zeros",
-        "bytes on disk",
-        "in memory",
-        "multiply-adds",
-        "seconds a batch",
-        "a generated token",
-    ]
-    assert lines[title + 1] == "  ".join(heads)
-    for n in range(2):
-        line = lines[title + 2 + n]
-        starts = [lines[title + 1].index(head) for head in heads]
-        cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None])]
-        assert cells == [str(n), *(f"{ratio + n / 100:.2f}" for ratio in RATIOS.values())]
-    assert "blocks to fine-tune: 3 with reuse, 4 without" in lines
+    assert columns(lines, title + 1) == {
+        "configuration": ["0", "1", "2"],
+        "parameters": ["0.61", "0.62", "0.63"],
+        "bytes on disk": ["0.63", "0.64", "0.65"],
+        "in memory": ["0.64", "0.65", "0.66"],
+        "seconds a batch": ["0.86", "0.87", "0.88"],
+        "a generated token": ["1.07", "1.08", "1.09"],
+    }
+    assert "blocks to fine-tune: 4 with reuse, 6 without" in lines
+    assert lines[-1].endswith("in 2 of 3 by bleu, in 2 of 3 by validation loss")
 
 
 def test_a_figure_that_no_model_has_is_no_column(experiment):
     """Classifiers generate no tokens."""
-    for n in range(2):
-        path = experiment / f"report-composed-{n}.json"
+    for n in range(3):
+        path = experiment / f"report-composed-reconstruction-{n}.json"
         content = read_json(path)
         del content["figures"]["seconds_per_generated_token"]
         path.write_text(json.dumps(content))
     summarize = load_script("experiments/summarize.py")
-    text = summarize.as_text(summarize.summarize(experiment))
+    text = summarize.as_text(summarize.summarize(experiment, "reconstruction"))
     assert "a generated token" not in text and "1.07" not in text and "0.86" in text
 
 
-def test_another_criterion_has_rows_of_its_own(experiment):
-    """What l1 and the criterion have in common stands once. Block level 5 s; composed, 2 s and 3 s until as good."""
-    for n in range(2):
-        report = read_json(experiment / f"report-composed-{n}.json") | {"evaluation": {"bleu": 10.0 * n + 5}}
-        (experiment / f"report-composed-reconstruction-{n}.json").write_text(json.dumps(report))
-        stats = HEADER + f"0,,3.0,0,0\n1,2.5,1.5,{n + 1},1\n"
-        (experiment / f"composed-reconstruction-{n}.csv").write_text(stats)
-    (experiment / "blocks-reconstruction-blocks.csv").write_text((experiment / "blocks-blocks.csv").read_text())
-    with open(experiment / "results.jsonl", "a") as lines:
-        models = [{"model": f"tuned-reconstruction-{n}", "bleu": 10.0 * n + 4} for n in range(2)]
-        for result in ({"models": models}, {"fine_tuned": 3, "seconds": 5.0, "output": "tuned-reconstruction"}):
-            lines.write(json.dumps(result) + "\n")
+def test_seconds_of_the_sweep_by_hand(experiment):
+    """Baselines 0.5 + 3 · 22; library 3 + 1 and 20 + 2: 26 of 66.5, as long as 1.2 of 3. Two baselines take 44.5."""
     summarize = load_script("experiments/summarize.py")
     summary = summarize.summarize(experiment, "reconstruction")
-    sweeps = summary["sweep_seconds"]
-    assert sweeps["l1"] == summarize.summarize(experiment)["sweep_seconds"]["l1"]
-    assert sweeps["reconstruction"]["composed_with_reuse"] == 5 + 2 + 3
-    lines = summarize.as_text(summary).splitlines()
-    assert lines[4].split()[-13:-7] == ["l1", "40.0", "10.0", "11.0", "12.0", "13.0"]
-    assert lines[5].split("  ")[0] == "1: attention 0.5, linear 0.3, feed-forward 0.5"
-    assert lines[5].split()[-7:] == ["reconstruction", "14.0", "15.0", "epoch", "1,", "3", "s"]
-    assert [line.split()[:2] for line in lines[9:13]] == [
-        [str(n), criterion] for n in range(2) for criterion in ("l1", "reconstruction")
-    ]
-    assert "  composed, reconstruction, with reuse         10.0   (block level 5.0)" in lines
-
-
-def test_seconds_of_the_sweep_by_hand(experiment):
-    """Block level: 7 s with reuse, of which the variants' own are 6; without, (1 + 1 + 3) + (1 + 2 + 3).
-
-    The baselines take 22 s each until they are best. Composed, 6 s until as good, and 6 s without getting there.
-    """
-    sweep = load_script("experiments/summarize.py").summarize(experiment)["sweep_seconds"]["l1"]
-    assert sweep == {
-        "baseline": 44.0,
-        "composed_with_reuse": 7 + 12,
-        "composed_without_reuse": 11 + 12,
-        "block_level_with_reuse": 7.0,
-        "block_level_without_reuse": 11.0,
-        "not_reached": [1],
+    assert summary["seconds"] == {
+        "baselines": {"pruning": 0.5, "fine_tuning": 66.0},
+        "library": {"pruning": 4.0, "fine_tuning": 22.0},
+        "composed": {"fine_tuning": 0.0},
     }
+    assert summary["cheaper_from"] == 2
+    lines = [" ".join(line.split()) for line in summarize.as_text(summary).splitlines()]
+    assert "3 baselines, one after the other 66.5 (pruning by l1 0.5)" in lines
+    assert "one library 26.0 (pruning by reconstruction 4.0)" in lines
+    assert "3 models composed of it 0.0" in lines
+    assert any("0.39 of the baselines' time, as long as 1.2 of them; cheaper from 2 " in line for line in lines)
+
+
+def test_composed_models_that_are_finished_take_their_time(experiment):
+    """12 s each. 26 + 12 k is no more than 0.5 + 22 k from k = 3 on; in between lies 2.55."""
+    for n in range(3):
+        (experiment / f"composed-reconstruction-{n}.csv").write_text(HEADER + "0,,3.0,0,7\n1,2.5,1.5,11,1\n")
+    summarize = load_script("experiments/summarize.py")
+    summary = summarize.summarize(experiment, "reconstruction")
+    assert summary["seconds"]["composed"] == {"fine_tuning": 36.0} and summary["cheaper_from"] == 3
+    assert [row["val_loss"]["composed"] for row in summary["configurations"]] == [1.5] * 3
+    assert load_script("experiments/timeline.py").moments(summary) == {
+        "baseline": [(22.5, 2.0), (44.5, 12.0), (66.5, 22.0)],
+        "composed": [(38.0, 3.0), (50.0, 13.0), (62.0, 21.0)],
+    }
+    summary["cheaper_from"] = summarize.cheaper_from(summary["seconds"], summary["configurations"][:2])
+    assert summary["cheaper_from"] is None and "too long for so few configurations" in summarize.as_text(summary)
+
+
+# --- the timeline ----------------------------------------------------------------------------------------------
+
+
+def test_the_timeline_shows_what_is_there_when(experiment, call, tmp_path):
+    """Oracle: matplotlib's own artists. Without finishing, all composed models are there at once, after 26 s."""
+    summarize, timeline = (load_script(f"experiments/{name}.py") for name in ("summarize", "timeline"))
+    summary = summarize.summarize(experiment, "reconstruction")
+    (axis,) = timeline.draw(summary).axes
+    lines = {line.get_marker(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines["o"] == [[26, 3], [26, 13], [26, 21]]
+    assert lines["s"] == [[22.5, 2], [44.5, 12], [66.5, 22]]
+    spans = [line.get_xydata().tolist() for line in axis.lines if line.get_linestyle() == "--"]
+    assert spans == [[[0.5, 2], [22.5, 2]], [[22.5, 12], [44.5, 12]], [[44.5, 22], [66.5, 22]]]
+    (gains,) = axis.collections
+    assert [each.tolist() for each in gains.get_segments()] == [
+        [[22.5, 2], [22.5, 3]],
+        [[44.5, 12], [44.5, 13]],
+        [[66.5, 22], [66.5, 21]],
+    ]
+    assert [text.get_text() for text in axis.texts] == ["0", "1", "2"] * 2
+    assert {line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"} == {40.0}
+
+    (tmp_path / "table.json").write_text(json.dumps(summary))
+    code, result, err = call("experiments/timeline.py", tmp_path / "table.json", "-o", tmp_path / "t.svg")
+    assert (code, result) == (0, {"output": str(tmp_path / "t.svg")}), err
+    assert (tmp_path / "t.svg").read_bytes().startswith(b"<?xml")
+    code, _, err = call("experiments/timeline.py", tmp_path / "table.json", "-o", tmp_path / "t.bmp")
+    assert code == 2 and "t.bmp: must end in one of .png" in err
+
+
+@pytest.mark.parametrize(
+    "heights, placed", [([1.0, 5.0], [1.0, 5.0]), ([2.0, 1.5], [2.25, 1.25]), ([3.0, 3.0, 3.0], [2.0, 3.0, 4.0])]
+)
+def test_labels_keep_apart(heights, placed):
+    """By hand: at least 1 apart, in order, and around where they were."""
+    assert load_script("experiments/timeline.py").spread(heights, 1.0) == pytest.approx(placed, abs=1e-6)
 
 
 # --- the table of a search -------------------------------------------------------------------------------------
