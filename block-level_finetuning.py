@@ -12,8 +12,9 @@ from common import cli
 from common.errors import UserError
 from common.records import digest
 
+NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
-JOINT_EPOCHS = 2
+JOINT_EPOCHS = 2  # by default; one for the other methods
 
 
 def build_parser():
@@ -99,11 +100,12 @@ def run(args):
 
     check_stats(stats_file)
     check_stats(beside(stats_file, "blocks"), BLOCK_COLUMNS)
-    check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     opened = open_study(args)
     loaded = opened.loaded
     args.method = args.method or loaded.study.method
-    if args.method != "joint":
+    if args.method == "joint":
+        check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
+    else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
@@ -128,8 +130,6 @@ def check_flags(args):
             raise UserError("--ridge: several go without --in-sequence, which takes one")
         if not args.in_sequence[1].isdecimal():
             raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
-    if args.method not in (None, "joint"):
-        cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
 
 
 def settings_of(args, held_out, calibration, train, recipe):
@@ -141,13 +141,6 @@ def settings_of(args, held_out, calibration, train, recipe):
     if args.method != "reconstruct":
         settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
     return settings
-
-
-def open_library(args, loaded, stage):
-    """The library to write to, there already or not."""
-    from common.library import Library
-
-    return Library.open_or_create(args.output, "block-level_finetuning.py", loaded.identity, stage)
 
 
 def variants_of(library, blocks, pairs):
@@ -163,13 +156,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
     from common.checkpoints import Checkpoint
     from common.inputs import recipe_from
-    from common.library import TOGETHER
+    from common.library import TOGETHER, Library
     from common.stats import write_composition_stats, write_stats, write_variant_stats
     from common.training import Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
     configurations = choices_of(args, loaded)
-    library = open_library(args, loaded, TOGETHER)
+    library = Library.open_or_create(args.output, NAME, loaded.identity, TOGETHER)
     study = loaded.study
     recipe = recipe_from(
         args,
@@ -205,12 +198,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         write_composition_stats(beside(stats_file, "compositions"), learner.history)
 
     if checkpoint.read() is None:
-        learner.count_as_epoch(0, validate(learners, objective, held_out, recipe, runtime), "library", 0.0)
+        before = validate(learners, objective, held_out, recipe, runtime)
+        learner.count_as_epoch(0, before.losses["library"], 0.0, before.parts["library"])
         on_device = {pair: variant.to(runtime.device) for pair, variant in new.items()}
         solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
         supernet.start_from(solved.better())
         after = validate(learners, objective, held_out, recipe, runtime)
-        learner.count_as_epoch(1, after, "library", solved.rows[-1].train)
+        learner.count_as_epoch(1, after.losses["library"], solved.rows[-1].train, after.parts["library"])
         progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
         write_variant_stats(beside(stats_file, "blocks"), solved.histories())
         write_losses(progress)
@@ -292,7 +286,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.checkpoints import Checkpoint
     from common.composition import choose
     from common.inputs import recipe_from
-    from common.library import FINE_TUNED, IN_SEQUENCE
+    from common.library import FINE_TUNED, IN_SEQUENCE, Library
     from common.schemes import Pair
     from common.stats import write_stats, write_variant_stats
     from common.teacher import BlockObjective
@@ -304,7 +298,8 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         conf, number = args.in_sequence
         (choice,) = choose(loaded, [args.library], conf, [int(number)])
         pairs = [Pair(*item) for item in choice.variants.items()]
-    library = open_library(args, loaded, IN_SEQUENCE if args.in_sequence else FINE_TUNED)
+    stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
+    library = Library.open_or_create(args.output, NAME, loaded.identity, stage)
     if args.in_sequence and not set(library.variants()) <= set(pairs):
         raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
     recipe = recipe_from(args, loaded.learning_rate("block"))

@@ -7,11 +7,10 @@ least.
 """
 
 import sys
-from pathlib import Path
 
 from common import cli, schemes
 from common.errors import UserError
-from common.records import check_writable, keeps_existing, write_json
+from common.records import check_distinct, check_writable, keeps_existing, write_json
 
 
 def build_parser():
@@ -99,13 +98,7 @@ def search(args):
     cli.refuse_unused(
         args, ["attention", "linear", "feed_forward", "number", "grid", "random"], "has no part in a --search"
     )
-    files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
-    paths = [Path(path).resolve() for path in files.values() if path]
-    if len(set(paths)) < len(paths):
-        raise UserError(
-            "-c, -o and --report must be three files: -c has the configurations that the library was made "
-            "for, -o gets those that are found"
-        )
+    check_distinct({"-c": args.configurations, "-o": args.output, "--report": args.report})
     if args.report:
         check_writable(args.report, is_file=True)
     grid = schemes.read_configurations(args.configurations)

@@ -30,24 +30,22 @@ all models.
 import csv
 import io
 import itertools
-import json
 import random
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from math import ceil, inf, nan
 from pathlib import Path
 
-from measure import cli, emit, machine
+from measure import cli, emit, given, machine, stage
 
 from common.errors import UserError
 from common.inputs import open_study
 from common.records import read_json, write_bytes, write_json
 from common.schemes import SCHEME_BY, grid_rates, make_scheme, read_scheme, uniform_configurations
+from common.stats import read_seconds
 
-ROOT = Path(__file__).resolve().parent.parent
 JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
 ASSUMPTION = (
     "a further configuration costs what those measured cost in the mean, baseline and composed; the library has all "
@@ -280,14 +278,6 @@ def variants_in_grid(modules, attention, linear):
 # --- the sweep ---------------------------------------------------------------------------------------------------
 
 
-def stage(script, *arguments):
-    """Run one of the suite's scripts; returns its result."""
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{script} ended with exit code {done.returncode}; what it said is above")
-    return json.loads(done.stdout)
-
-
 def read_rows(path):
     if not path.is_file():
         return []
@@ -304,12 +294,7 @@ class Sweep:
         self.apart_comparisons = []
         self.folder.mkdir(parents=True, exist_ok=True)
         self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
-        self.data = [
-            part
-            for name in ("tokenizer", "data", "max_length", "limit", "batch_size")
-            if vars(args)[name]
-            for part in (f"--{name.replace('_', '-')}", vars(args)[name])
-        ]
+        self.data = given(args, "tokenizer", "data", "max_length", "limit", "batch_size")
 
     def configure(self):
         """Write conf-N.json for every N, the first N of all configurations; returns the modules."""
@@ -434,11 +419,11 @@ class Sweep:
         )
         if len(rows) < 2:  # epoch 0, and the closed form as epoch 1
             raise UserError(f"{stats}: does not hold the seconds of {library}; delete that folder, and run again")
-        before, closed_form, *training = (float(row["train_seconds"]) for row in rows)
-        seconds = {"choosing": choosing, "closed_form": before + closed_form, "joint": sum(training)}
+        spent = read_seconds(stats)
+        seconds = {"choosing": choosing, "closed_form": spent["closed form"], "joint": spent["training"]}
         # The composed models follow from the library: where it is another one than before, so are they.
         comparisons = [self.compare("joint", library, library, n, nth, "--overwrite") for nth in range(n)]
-        gains, examples = gain(comparisons, sum(seconds.values())), len(training) * size
+        gains, examples = gain(comparisons, sum(seconds.values())), (len(rows) - 2) * size
         return {
             "figure": "sweep",
             "way": "joint",

@@ -20,20 +20,16 @@ the mean if qualities scatter about a straight line as those that were run do. T
 The suite's own scripts do the work and keep what is there: after an interruption, run it again.
 """
 
-import json
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from composability import ROOT
-from measure import cli, emit, machine
+from measure import cli, emit, given, machine, stage
 
 from common.devices import resolve_device
-from common.errors import UserError
 from common.evaluation import parameter_counts
 from common.library import Libraries
 from common.models import data_source, load_model
@@ -150,14 +146,6 @@ def tried_with_scatter(kept, runs, wanted):
 # --- the two ways -------------------------------------------------------------------------------------------------
 
 
-def stage(script, *arguments):
-    """Run one of the suite's programs; returns its result."""
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{script} ended with exit code {done.returncode}; what it said is above")
-    return json.loads(done.stdout)
-
-
 class Exploration:
     """The two ways of finding the smallest configuration, in a work folder."""
 
@@ -166,12 +154,7 @@ class Exploration:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.original = load_model(args.model, resolve_device(args.device))
         self.common = ["--device", args.device, *["--quiet"] * args.quiet]
-        self.data = [
-            part
-            for name in ("tokenizer", "data", "max_length", "limit")
-            if vars(args)[name]
-            for part in (f"--{name.replace('_', '-')}", vars(args)[name])
-        ]
+        self.data = given(args, "tokenizer", "data", "max_length", "limit")
         self.training = ["--batch-size", args.batch_size, "--seed", args.seed]
         self.costs = self.costs_of(self.original)
 
@@ -181,13 +164,7 @@ class Exploration:
 
     def draw(self):
         """Draw the configurations; returns how many blocks there are to tune, with reuse and without."""
-        kinds = ("attention", "linear", "feed_forward")
-        rates = [
-            part
-            for kind in kinds
-            if vars(self.args)[kind]
-            for part in (f"--{kind.replace('_', '-')}", *vars(self.args)[kind])
-        ]
+        rates = given(self.args, "attention", "linear", "feed_forward")
         conf, drawn = self.folder / "conf.json", ["--random", "-n", self.args.number, "--seed", self.args.seed]
         self.of_model("config_generator.py", "-o", conf, *drawn, *rates)
         scheme = stage("prune_scheme_generator.py", "-i", conf, "-o", self.folder / "conf_prune.json", *self.common)

@@ -6,6 +6,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from common import cli, training
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.data import Examples
 from common.devices import now
+from common.errors import UserError
 from common.masking import parameter_masks, prune_block
 from common.models import LoadedModel, model_class
 from common.schemes import grid_rates, make_scheme, select, uniform_configurations
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
 
 
@@ -72,6 +75,27 @@ def ratio(numerator, denominator):
     """Median, smallest and largest of the ratios round by round; each round's two ran next to each other."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4), "max": round(max(ratios), 4)}
+
+
+# --- the suite's own programs -------------------------------------------------------------------------------------
+
+
+def stage(script, *arguments):
+    """Run one of the suite's programs; returns its result."""
+    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{script} ended with exit code {done.returncode}; what it said is above")
+    return json.loads(done.stdout)
+
+
+def given(args, *names):
+    """Parsed flags as they stand on a command line, without those that have no value."""
+    parts = []
+    for name in names:
+        value = vars(args)[name]
+        if value:
+            parts += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    return parts
 
 
 # --- pruned models and training steps -----------------------------------------------------------------------------

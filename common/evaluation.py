@@ -6,7 +6,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime
-from common.tasks import IGNORED
 
 # How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
 # the encoder holds all of them, and costs much the same for few rows as for many. Memory: the cache of so many batches.
@@ -154,19 +153,6 @@ def quality(model, tokenizer, examples: Examples, runtime: Runtime, *, max_new_t
         return bleu(translations, [target for _, target in examples.texts])[0]
     predictions, _ = classify(model, examples, runtime)
     return accuracy(predictions, examples.targets)
-
-
-@torch.inference_mode()
-def mean_loss(model, examples: Examples, runtime: Runtime) -> float:
-    """The task's mean loss, over target tokens or examples."""
-    model.eval()
-    total = weight = 0.0
-    for positions in evaluation_batches(examples, runtime.batch_size):
-        batch = examples.batch(positions, runtime.device)
-        count = int((batch["labels"] != IGNORED).sum())
-        total += model(**batch).loss.item() * count
-        weight += count
-    return total / weight
 
 
 @torch.no_grad()

@@ -247,6 +247,18 @@ def make_record(script, made_from, **content):
     }
 
 
+def check_distinct(files: dict[str, str | Path | None]) -> None:
+    """Make sure that no two flags name one file: {flag: path, None where it was not given}.
+
+    Raises:
+        UserError: two do.
+    """
+    resolved = {}
+    for flag, path in files.items():
+        if path and (other := resolved.setdefault(Path(path).resolve(), flag)) != flag:
+            raise UserError(f"{other} and {flag}: both name {path}; give two files")
+
+
 def is_done(path, record, made_from, overwrite):
     """Whether the output at `path` need not be made again: it is there, and was made from the same things.
 

@@ -157,6 +157,18 @@ class Learner:
         for name, parameter in self.parameters.items():
             self.best[name].copy_(parameter)
 
+    def count_as_epoch(
+        self, epoch: int, val_loss: float, seconds: float, parts: dict[str, float] | None = None
+    ) -> None:
+        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
+
+        Args:
+            seconds: what finding it took.
+        """
+        self.last_epoch = self.recipe.epochs + 1
+        self.observe(epoch, float("nan"), val_loss, seconds, parts)
+
+    @torch.no_grad()
     def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
 
@@ -165,24 +177,12 @@ class Learner:
             before, after: validation loss of the weights so far and of the solution.
             seconds: what the solution took.
         """
-        self.last_epoch = self.recipe.epochs + 1
-        self.observe(0, float("nan"), before, 0.0)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
-            self.observe(1, float("nan"), after, seconds)
-            for name, better in (self.best or {}).items():
-                self.parameters[name].copy_(better)
-
-    def count_as_epoch(self, epoch: int, found: "Pass", name: Hashable, seconds: float) -> None:
-        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
-
-        Args:
-            found: validation of it, `name` being the learner's there.
-            seconds: what finding it took.
-        """
-        self.last_epoch = self.recipe.epochs + 1
-        self.observe(epoch, float("nan"), found.losses[name], seconds, found.parts[name])
+        self.count_as_epoch(0, before, 0.0)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+        self.count_as_epoch(1, after, seconds)
+        for name, better in (self.best or {}).items():
+            self.parameters[name].copy_(better)
 
     @torch.no_grad()
     def restore_best(self) -> None:

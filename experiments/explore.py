@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common import cli
-from common.errors import UserError
-from common.records import check_writable, keeps_existing, write_json
+from common.records import check_distinct, check_writable, keeps_existing, write_json
 from common.schemes import read_configurations
 
 
@@ -61,7 +60,9 @@ def build_parser():
 
 
 def run(args):
-    check_files(args)
+    check_distinct({"-c": args.configurations, "-o": args.output, "--report": args.report})
+    for path in filter(None, (args.output, args.report)):
+        check_writable(path, is_file=True)
     configurations = read_configurations(args.configurations)
     from common.composition import check_model
     from common.evaluation import quality
@@ -117,16 +118,6 @@ def run(args):
     if not keeps_existing(args.output, content, args.overwrite):
         write_json(args.output, content)
     return {"output": args.output, "configurations": len(kept), **report}
-
-
-def check_files(args):
-    """Make sure that the files can be written, and are not the same."""
-    files = {"-c": args.configurations, "-o": args.output, "--report": args.report}
-    paths = [Path(path).resolve() for path in files.values() if path]
-    if len(set(paths)) < len(paths):
-        raise UserError("-c, -o and --report must be different files")
-    for path in filter(None, (args.output, args.report)):
-        check_writable(path, is_file=True)
 
 
 def read_rows(path):

@@ -24,6 +24,7 @@ from common.models import load_model  # noqa: E402
 from common.records import file_digest  # noqa: E402
 from common.studies import usual_task  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
+from common.training import Recipe  # noqa: E402
 
 CPU = torch.device("cpu")
 QUIET = Talk(quiet=True)
@@ -366,6 +367,25 @@ def least_squares(inputs, outputs, start, keep, ridge):
 
 def objective(inputs, outputs, weights, start, damping, keep):
     return np.sum((inputs @ weights.T - outputs) ** 2) + damping * np.sum(((weights - start) * keep) ** 2)
+
+
+def recipe(**changes):
+    """A short one with much of everything."""
+    return Recipe(
+        **dict(
+            epochs=3,
+            batch_size=4,
+            lr=1e-2,
+            warmup=0.2,
+            weight_decay=0.1,
+            clip=0.5,
+            early_stop=0,
+            precision="fp32",
+            seed=0,
+            dropout=True,
+        )
+        | changes
+    )
 
 
 def examples(kind, count, seed=0):

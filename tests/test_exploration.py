@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import evaluation
+from common.blocks import find_blocks
 from common.composition import choose, compose
 from common.library import Libraries
 from common.models import load_model
 from common.schemes import make_scheme, read_configurations
-from common.search import find_smallest, sizes
+from common.search import find_smallest, score_block, sizes
 from common.stats import read_seconds
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -100,7 +101,8 @@ def by_loss(monkeypatch):
     def translate(model, tokenizer, examples, runtime, **_):
         measured.append(model)
         is_original = evaluation.parameter_counts(model)["sparsity"] < 0.01
-        return [10 - evaluation.mean_loss(model, examples, runtime) + 5 * is_original], 1.0
+        loss = score_block(model, model, find_blocks(model), None, {}, examples, runtime)[None]["loss"]
+        return [10 - loss + 5 * is_original], 1.0
 
     monkeypatch.setattr(evaluation, "translate", translate)
     monkeypatch.setattr(evaluation, "bleu", lambda translations, references: (translations[0], "by the loss"))
@@ -194,7 +196,8 @@ def test_a_classifiers_quality_is_its_accuracy(succeeds, workshop):
 
 
 @pytest.mark.parametrize(
-    "flags, words", [((), "--drop"), (("--drop", -1), "'-1'"), (("--drop", 1, "-o", "conf.json"), "different files")]
+    "flags, words",
+    [((), "--drop"), (("--drop", -1), "'-1'"), (("--drop", 1, "-o", "conf.json"), "-c and -o: both name conf.json")],
 )
 def test_mistaken_flags_of_exploring(call, workshop, chain, monkeypatch, flags, words):
     monkeypatch.chdir(chain)

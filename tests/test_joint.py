@@ -26,6 +26,7 @@ from helpers import (
     pairs_of,
     rate,
     read_json,
+    recipe,
     touched,
 )
 
@@ -37,20 +38,9 @@ from common.checkpoints import Checkpoint
 from common.library import Library
 from common.masking import parameter_masks, prune_block
 from common.schemes import DENSE, Pair
-from common.training import Learner, ModelObjective, Recipe, fit, steps_of
+from common.training import Learner, ModelObjective, fit, steps_of
 
-RECIPE = Recipe(
-    epochs=1,
-    batch_size=4,
-    lr=1e-2,
-    warmup=0.1,
-    weight_decay=0.1,
-    clip=1.0,
-    early_stop=0,
-    precision="fp32",
-    seed=0,
-    dropout=True,
-)
+RECIPE = recipe(epochs=1)
 JOINT = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 1, "--calibration", 24)
 
 
@@ -139,21 +129,21 @@ def test_a_step_changes_the_variants_drawn_and_the_rest_alone(kind):
 @pytest.mark.parametrize("kind, distill", [("t5", 0.0), ("t5", 0.5), ("distilbert", 0.0)])
 def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model(tmp_path, kind, distill):
     """Oracle: the whole model's own objective on a composed copy, with the same rate everywhere."""
-    recipe = Recipe(**RECIPE.to_json() | {"distill": distill, "epochs": 2})
+    plan = recipe(epochs=2, distill=distill)
     supernet, model = supernet_of(kind, ("a",))
     data, validation = examples(kind, 12), examples(kind, 6, seed=1)
     choice = dict.fromkeys(find_blocks(model), "a")
-    joint = supernet.make_learner(recipe, steps_of(data, recipe), 1.0)
-    objective = JointObjective(supernet, recipe, {"only": choice}, model)
-    fit({"x": joint}, objective, data, validation, recipe, RUNTIME, Checkpoint(tmp_path / "a", {"x": ""}))
+    joint = supernet.make_learner(plan, steps_of(data, plan), 1.0)
+    objective = JointObjective(supernet, plan, {"only": choice}, model)
+    fit({"x": joint}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "a", {"x": ""}))
 
     copied, masks = build_model(kind), {}
     for block, tensors, keeps in variants_of(copied).values():
         set_block(copied, block, tensors)
         masks |= {f"{block.root}.{name}": mask for name, mask in parameter_masks(block, keeps).items()}
-    whole = Learner(dict(copied.named_parameters()), masks, recipe, steps_of(data, recipe))
-    objective = ModelObjective(copied, recipe, build_model(kind))
-    fit({"x": whole}, objective, data, validation, recipe, RUNTIME, Checkpoint(tmp_path / "b", {"x": ""}))
+    whole = Learner(dict(copied.named_parameters()), masks, plan, steps_of(data, plan))
+    objective = ModelObjective(copied, plan, build_model(kind))
+    fit({"x": whole}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "b", {"x": ""}))
 
     assert [row[1:3] for row in joint.history[1:]] == [pytest.approx(row[1:3], rel=1e-5) for row in whole.history[1:]]
     assert all(row.parts == {"only": row.val_loss} for row in joint.history)

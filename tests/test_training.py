@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import RUNTIME, build_model, padded_batch
+from helpers import RUNTIME, build_model, padded_batch, recipe
 
 from common.blocks import block_tensors, find_blocks
 from common.checkpoints import Checkpoint
@@ -19,39 +19,10 @@ from common.schemes import Pair
 from common.stats import write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective
-from common.training import (
-    Epoch,
-    EpochSeconds,
-    Learner,
-    Loss,
-    ModelObjective,
-    Progress,
-    Recipe,
-    fit,
-    schedule,
-    steps_of,
-)
+from common.training import Epoch, EpochSeconds, Learner, Loss, ModelObjective, Progress, fit, schedule, steps_of
 
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
-
-
-def recipe(**changes):
-    return Recipe(
-        **dict(
-            epochs=3,
-            batch_size=4,
-            lr=1e-2,
-            warmup=0.2,
-            weight_decay=0.1,
-            clip=0.5,
-            early_stop=0,
-            precision="fp32",
-            seed=0,
-            dropout=True,
-        )
-        | changes
-    )
 
 
 def examples(size=10, seed=0):

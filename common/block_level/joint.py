@@ -18,7 +18,7 @@ import torch
 
 from common.blocks import Block, Variant, block_tensors, rest_of, set_rest
 from common.masking import parameter_masks
-from common.schemes import DENSE, Pair
+from common.schemes import DENSE, Pair, by_block
 from common.training import Learner, ModelObjective, Recipe
 
 CPU = torch.device("cpu")
@@ -64,9 +64,7 @@ class Supernet:
             }
             for pair, variant in {**old, **new}.items()
         }
-        self.candidates = {}  # {block: [variant]}, new and old
-        for pair in self.tensors:
-            self.candidates.setdefault(pair.block, []).append(pair.variant)
+        self.candidates = variants_by_block(self.tensors)  # new and old
 
     def make_learner(self, recipe: Recipe, total_steps: int, rest_share: float) -> Learner:
         """The learner of the new variants and, at a share of the learning rate, of the rest; a share of 0 leaves it."""
@@ -119,22 +117,27 @@ def _key(pair, name):
     return f"{pair}/{name}"
 
 
+def variants_by_block(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """{block: [variant]}, in the order of the pairs."""
+    return {block: [pair.variant for pair in own] for block, own in by_block(pairs).items()}
+
+
 class Draws:
     """Which composition each step trains; it depends on the seed and the step's number alone.
 
-    Of each block's variants every one is drawn once before any is drawn again (as in FairNAS, arXiv 1907.01845).
+    Where all of a block's variants are new, every one is drawn once before any is drawn again, in an order of its own
+    each time (evenly, as FairNAS asks for, arXiv 1907.01845). Where some are old, the draw is free.
     """
 
     def __init__(self, new: Iterable[Pair], among: Iterable[Pair], seed: int):
         """
         Args:
             new: the variants to train.
-            among: all that they are trained among; may hold the new ones too.
+            among: all that there are, these included.
         """
-        self.new, self.old, self.seed = {}, {}, seed
-        for pair in among:
-            kind = self.new if pair in new else self.old
-            kind.setdefault(pair.block, []).append(pair.variant)
+        new, self.seed = set(new), seed
+        self.new = variants_by_block(pair for pair in among if pair in new)
+        self.old = variants_by_block(pair for pair in among if pair not in new)
 
     def choice(self, step: int) -> dict[str, str]:
         """{block: variant}, of the blocks that have any; at least one variant is new."""

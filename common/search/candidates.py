@@ -103,7 +103,7 @@ class Candidates:
         key = self.key(choice)
         if key not in self.known:
             started = self.runtime.now()
-            self.known[key] = self._measure(choice, self.examples)
+            self.known[key] = self._measure(self.model_of(choice), self.examples)
             if self.seconds["one pass"] is None:
                 self.seconds["one pass"] = self.runtime.now() - started
         return self.known[key]
@@ -112,21 +112,20 @@ class Candidates:
         """The same on the held-back examples, or on the scoring ones where none are left to hold back."""
         key = self.key(choice)
         if key not in self.known_held_back:
-            self.known_held_back[key] = self._measure(choice, self.held_back or self.examples)
+            self.known_held_back[key] = self._measure(self.model_of(choice), self.held_back or self.examples)
         return self.known_held_back[key]
 
     def validate(self, choice):
         """{"loss", "kl"} of the composed model on all validation examples."""
-        return self._measure(choice, self.validation)
+        return self._measure(self.model_of(choice), self.validation)
 
     def key(self, choice):
         """A choice as a key of `known` and `known_held_back`."""
         return tuple(choice[name] for name in self.blocks)
 
-    def _measure(self, choice, examples):
-        return score_block(self.model_of(choice), self.loaded.model, self.blocks, None, {}, examples, self.runtime)[
-            None
-        ]
+    def _measure(self, model, examples):
+        found = score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)
+        return found[None]
 
     def counts(self):
         """How many examples models are scored on, and how many are held back."""
@@ -139,11 +138,7 @@ class Candidates:
 
     def dense(self):
         """{"loss", "kl"} of the original."""
-        if not self.has_rest:
-            return self.base()
-        return score_block(self.loaded.model, self.loaded.model, self.blocks, None, {}, self.examples, self.runtime)[
-            None
-        ]
+        return self._measure(self.loaded.model, self.examples) if self.has_rest else self.base()
 
     def base(self):
         """{"loss", "kl"} of the model that variants are scored in: its blocks are the original's, its rest the

@@ -4,19 +4,21 @@ A model's quality is its task's metric on all validation examples, which takes s
 of them takes a tenth of that, and says which models are worth it.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 
 from common.blocks import find_blocks
-from common.evaluation import mean_loss
+from common.cli import Talk
 from common.library import Libraries
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, make_scheme
 from common.search.candidates import Candidates, read_keeps
 from common.search.costs import count
+from common.search.scoring import score_block
 
 MEASURED = ("loss", "loss_seconds", "quality", "quality_seconds")
 
@@ -90,6 +92,7 @@ class Compositions:
             known: `rows` of earlier searches; what they hold of the same models is not measured again.
         """
         self.candidates, self.kept, self.score = candidates, kept, score
+        self.quiet = dataclasses.replace(candidates.runtime, talk=Talk(quiet=True))
         self.choices = candidates.configurations()
         self.order = sorted(range(len(kept)), key=kept.__getitem__)  # of equal ones the first comes first
         on = [
@@ -111,8 +114,12 @@ class Compositions:
 
     def loss(self, n: int) -> float:
         """The n-th model's loss on the scoring examples."""
-        examples, runtime = self.candidates.examples, self.candidates.runtime
-        return self._measure(n, "loss", lambda model: mean_loss(model, examples, runtime))
+        examples, blocks = self.candidates.examples, self.candidates.blocks
+
+        def score(model):  # its own teacher: no second pass
+            return score_block(model, model, blocks, None, {}, examples, self.quiet)[None]["loss"]
+
+        return self._measure(n, "loss", score)
 
     def quality(self, n: int) -> float:
         """The n-th model's score."""
