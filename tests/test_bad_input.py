@@ -155,7 +155,8 @@ def test_stats_whose_second_file_is_somebody_elses(refuses, arguments, chain, tm
     theirs = tmp_path / f"mine-{what}.csv"
     theirs.write_text("name,price\ntea,2\n")
     script = "block-level_finetuning.py"
-    assert str(theirs) in refuses(script, *arguments(script, {"--stats": tmp_path / "mine.csv"}))
+    flags = {"--stats": tmp_path / "mine.csv", "--method": "joint"}
+    assert str(theirs) in refuses(script, *arguments(script, flags))
     assert theirs.read_text() == "name,price\ntea,2\n"
 
 
