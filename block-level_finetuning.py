@@ -188,7 +188,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     if trains_rest:
         library.check_rest(supernet.rest)
     learner = supernet.make_learner(recipe, steps_of(train, recipe), rest_rate if trains_rest else 0.0)
-    compositions = sample_compositions(configurations, supernet.candidates, recipe.seed)
+    compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
     learners, progress, found = {"library": learner}, Progress(), {}
     checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {"library": run})

@@ -4,6 +4,7 @@ The oracles are plain copies of models: composed by `composition.compose`, train
 """
 
 import csv
+import json
 import shutil
 import statistics
 from collections import Counter
@@ -220,17 +221,28 @@ def test_new_variants_among_many_old_ones_are_drawn_half_of_the_time_at_least():
     assert share == pytest.approx(0.9, abs=0.05)
 
 
+PAIRS = [*(Pair("x", name) for name in "abc"), *(Pair("y", name) for name in "def")]
+
+
 def test_quality_is_measured_on_the_configurations_first():
-    candidates = {"x": ["a", "b", "c"], "y": ["d", "e", "f"]}
     few = [{"x": "a", "y": "d"}, {"x": "b", "y": DENSE}]
-    found = sample_compositions(few, candidates, seed=0)
+    found = sample_compositions(few, PAIRS, PAIRS, seed=0)
     assert list(found.values())[:2] == few and list(found)[:3] == ["configuration 0", "configuration 1", "drawn 0"]
     assert len(found) == COMPOSITIONS and len({tuple(choice.items()) for choice in found.values()}) == COMPOSITIONS
-    strange = sample_compositions([{"x": "a", "y": "z"}, few[0]], candidates, seed=0)
+    strange = sample_compositions([{"x": "a", "y": "z"}, few[0]], PAIRS, PAIRS, seed=0)
     assert list(strange)[:2] == ["configuration 1", "drawn 0"]
-    many = sample_compositions([*few] * 6, candidates, seed=0)
+    many = sample_compositions([*few] * 6, PAIRS, PAIRS, seed=0)
     assert list(many) == [f"configuration {n}" for n in range(COMPOSITIONS)]
-    assert list(sample_compositions([], {"x": ["a"], "y": ["d"]}, seed=0).values()) == [{"x": "a", "y": "d"}]
+    only = [Pair("x", "a"), Pair("y", "d")]
+    assert list(sample_compositions([], only, only, seed=0).values()) == [{"x": "a", "y": "d"}]
+
+
+def test_quality_is_measured_with_what_is_new():
+    """Compositions without a new variant stay as they are, whatever is trained."""
+    configurations = [{"x": "a", "y": "d"}] * 9 + [{"x": "a", "y": "e"}]
+    found = sample_compositions(configurations, [Pair("y", "e")], PAIRS, seed=0)
+    assert list(found) == ["configuration 9", "drawn 0", "drawn 1"]  # with y as e, x is a, b or c
+    assert all(choice["y"] == "e" for choice in found.values())
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -385,6 +397,21 @@ def test_only_new_variants_are_trained_among_those_that_are_there(succeeds, work
     assert succeeds(*together)["fine_tuned"] == 27
     assert not any(content == old[name] for name, content in bytes_of(grown / "library").items() if name in old)
     assert succeeds(*together)["fine_tuned"] == 0
+
+
+def test_a_new_variant_of_a_late_configuration_is_trained(succeeds, workshop, chain, grown):
+    """Only the tenth configuration has it: were the first eight measured, no epoch would ever be better."""
+    conf = read_json(grown / "conf.json")
+    old, new = read_json(chain / "conf.json")["configs"], conf["configs"]
+    changed = next(config for config in new if config not in old)
+    conf["configs"] = [old[0]] * 9 + [changed]
+    (grown / "conf.json").write_text(json.dumps(conf))
+    flags = arguments(workshop, chain, grown, grown / "pruned", grown / "conf.json")
+    result = succeeds("block-level_finetuning.py", *flags)
+    assert result["fine_tuned"] == 1 and result["best_epoch"] > 0 and "configuration 9" in result["compositions"]
+    (added,) = set(bytes_of(grown / "library")) - set(bytes_of(chain / "tuned")) - {"rest.npy"}
+    trained, pruned = np.load(grown / "library" / added), np.load(grown / "pruned" / added)
+    assert not np.array_equal(trained["wi.weight"], pruned["wi.weight"])
 
 
 def test_all_together_is_a_run_from_the_beginning(succeeds, workshop, chain, grown):

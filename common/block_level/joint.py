@@ -64,7 +64,6 @@ class Supernet:
             }
             for pair, variant in {**old, **new}.items()
         }
-        self.candidates = variants_by_block(self.tensors)  # new and old
 
     def make_learner(self, recipe: Recipe, total_steps: int, rest_share: float) -> Learner:
         """The learner of the new variants and, at a share of the learning rate, of the rest; a share of 0 leaves it."""
@@ -193,21 +192,26 @@ class JointObjective:
 
 
 def sample_compositions(
-    configurations: Iterable[dict[str, str]], candidates: dict[str, list[str]], seed: int
+    configurations: Iterable[dict[str, str]], new: Iterable[Pair], among: Iterable[Pair], seed: int
 ) -> dict[str, dict[str, str]]:
     """The compositions that quality is measured on: the configurations, and where these are few, random ones.
 
+    All have a new variant, or they would tell nothing of the training. The random ones have new variants wherever there
+    are any.
+
     Args:
-        configurations: {block: variant} each; those with a variant that is no candidate are passed over.
-        candidates: {block: variants}.
+        configurations: {block: variant} each; those with a variant that is not there are passed over.
+        new, among: see `Draws`.
     Returns:
         {name: {block: variant}}, "configuration N" and "drawn N", COMPOSITIONS of them or as many as differ.
     """
+    new, there = set(new), set(among)
     found = {}
     for n, choice in enumerate(configurations):
-        is_there = all(variant in (DENSE, *candidates.get(name, ())) for name, variant in choice.items())
-        if is_there and len(found) < COMPOSITIONS:
+        pairs = {Pair(*item) for item in choice.items() if item[1] != DENSE}
+        if pairs <= there and pairs & new and len(found) < COMPOSITIONS:
             found[f"configuration {n}"] = choice
+    candidates = variants_by_block(among) | variants_by_block(pair for pair in among if pair in new)
     rng, drawn = random.Random(f"{seed}/compositions"), 0
     for _ in range(4 * COMPOSITIONS):
         choice = {name: rng.choice(variants) for name, variants in candidates.items()}
