@@ -5,7 +5,9 @@ import copy
 import sys
 
 from common import cli
-from common.records import check_writable, is_done
+from common.files import check_apart, check_writable
+
+NAME = "compose_model.py"  # in records
 
 
 def build_parser():
@@ -24,6 +26,8 @@ def build_parser():
 
 def run(args):
     outputs = cli.numbered(args.output, "-o", args.nth)
+    inputs = {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer}
+    check_apart({"-o": list(outputs.values())}, inputs)
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
     cli.check_form(args)
@@ -56,7 +60,7 @@ def compose_one(args, opened, choice, tokenizer, output):
     from common.compact import make_compact
     from common.composition import compose, composed_record
     from common.evaluation import parameter_counts
-    from common.models import data_source, load_model, read_record, save_model
+    from common.models import data_source, is_made, load_model, save_model
 
     loaded = opened.loaded
     made_from = {
@@ -65,14 +69,14 @@ def compose_one(args, opened, choice, tokenizer, output):
         "compact": args.compact,
         "sparse": args.sparse,
     }
-    if is_done(output, read_record(output), made_from, args.overwrite):
+    if is_made(output, made_from, args.overwrite, NAME):
         return parameter_counts(load_model(output).model)
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     if args.compact:
         model, masks = make_compact(model, masks)
     source = data_source(None, loaded)
-    record = composed_record("compose_model.py", made_from, choice, loaded, output, tokenizer, source)
+    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source)
     save_model(output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
     return parameter_counts(model)
 

@@ -10,7 +10,10 @@ import sys
 
 from common import cli, schemes
 from common.errors import UserError
-from common.records import check_distinct, check_writable, keeps_existing, write_json
+from common.files import check_apart, check_writable
+from common.records import check_report, keeps_existing, write_json
+
+NAME = "config_generator.py"  # in reports
 
 
 def build_parser():
@@ -53,7 +56,7 @@ def run(args):
     check_writable(args.output, is_file=True)
     configurations, result = (search if args.search else generate)(args)
     content = configurations.to_json()
-    if not keeps_existing(args.output, content, args.overwrite):
+    if not keeps_existing(args.output, content, args.overwrite, is_ours=schemes.looks_like_configurations):
         write_json(args.output, content)
     number = len(configurations.configs)
     cli.Talk(args.quiet).say(f"{args.output}: {number} configurations of {len(configurations.modules)} modules")
@@ -98,9 +101,9 @@ def search(args):
     cli.refuse_unused(
         args, ["attention", "linear", "feed_forward", "number", "grid", "random"], "has no part in a --search"
     )
-    check_distinct({"-c": args.configurations, "-o": args.output, "--report": args.report})
-    if args.report:
-        check_writable(args.report, is_file=True)
+    outputs = {"-o": args.output, "--report": args.report}
+    check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
+    check_report(args.report, NAME)
     grid = schemes.read_configurations(args.configurations)
     from common.composition import check_model
     from common.inputs import open_study
@@ -139,7 +142,7 @@ def search(args):
     )
     found = find(candidates, cost, allowed, scores, rounds=args.rounds)
     if args.report:
-        write_json(args.report, report(candidates, cost, scores, found, uniform))
+        write_json(args.report, {"script": NAME, **report(candidates, cost, scores, found, uniform)})
     configurations = schemes.Configurations(
         grid.model, grid.modules, [rates_of(each.choice, candidates, grid.modules) for each in found]
     )

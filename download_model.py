@@ -11,8 +11,10 @@ from pathlib import Path
 from common import cli
 from common.errors import UserError
 from common.families import FAMILIES
-from common.records import check_writable, is_done, make_record
+from common.files import check_writable
+from common.records import make_record
 
+NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
 
 
@@ -37,12 +39,13 @@ def run(args):
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
     name = args.name or args.model_type
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
-    for path in (model_path, tokenizer_path):
+    outputs = [model_path, tokenizer_path, *[data_path] * is_demo]
+    for path in outputs:
         check_writable(path)
     from common import demo
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
-    from common.models import download, load_model, read_record, reference, save_model, save_tokenizer
+    from common.models import download, is_made, load_model, reference, save_model, save_tokenizer
     from common.studies import study_of, usual_task
 
     talk = cli.Talk(args.quiet)
@@ -53,7 +56,8 @@ def run(args):
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
     made_from = {"type": args.model_type}
     made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
-    if is_done(model_path, read_record(model_path), made_from, args.overwrite) and tokenizer_path.exists():
+    are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
+    if all(are_made):
         talk.say(f"{model_path}: is there already")
         return {
             "model": str(model_path),
@@ -62,11 +66,11 @@ def run(args):
             **parameter_counts(load_model(model_path).model),
         }
     if is_demo:
-        check_writable(data_path)
         model, tokenizer, measured = demo.build(
             args.model_type,
             seed=args.seed,
             data_path=data_path,
+            data_record=make_record(NAME, made_from),
             device=device,
             talk=talk,
             checkpoint_path=f"{model_path}.checkpoint",
@@ -75,9 +79,9 @@ def run(args):
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data, measured = study_of(family).data, {}
-    save_tokenizer(tokenizer_path, tokenizer)
+    save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
-        "download_model.py",
+        NAME,
         made_from,
         model_type=args.model_type,
         task=usual_task(family),

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 from common import cli
-from common.records import check_writable, digest, is_done
+from common.files import check_apart, check_writable
+from common.records import digest
+
+NAME = "model-level_finetuning.py"  # in records
 
 
 def build_parser():
@@ -35,6 +38,10 @@ def run(args):
     cli.check_form(args)
     outputs = cli.numbered(args.output, "-o", args.nth)
     stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    check_apart(
+        {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
+        {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
+    )
     from common.composition import choose
     from common.inputs import open_study, recipe_from
     from common.stats import check_stats
@@ -69,7 +76,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.checkpoints import Checkpoint
     from common.compact import make_compact
     from common.composition import compose
-    from common.models import read_record
+    from common.models import is_made, read_measured
     from common.stats import write_stats
     from common.training import Learner, ModelObjective, fit, steps_of
 
@@ -84,10 +91,9 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "sparse": args.sparse,
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
     }
-    record = read_record(output)
-    if is_done(output, record, made_from, args.overwrite) and Path(stats_file).exists():
+    if is_made(output, made_from, args.overwrite, NAME) and Path(stats_file).exists():
         talk.say(f"{output}: is there already, made from the same inputs and settings")
-        return {"output": output, "configuration": choice.nth, "skipped": True, **record["measured"]}
+        return {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
 
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
@@ -137,14 +143,7 @@ def save(args, opened, choice, model, masks, learner, progress, made_from, outpu
         **parameter_counts(model),
     }
     record = composed_record(
-        "model-level_finetuning.py",
-        made_from,
-        choice,
-        opened.loaded,
-        output,
-        opened.tokenizer,
-        opened.source,
-        measured=measured,
+        NAME, made_from, choice, opened.loaded, output, opened.tokenizer, opened.source, measured=measured
     )
     save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, sparse=args.sparse)
     return measured

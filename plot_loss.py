@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Plot training and validation loss of one stats CSV or several, side by side in one picture."""
 
-import io
 import os
 import re
 import sys
@@ -10,17 +9,9 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.records import check_writable, keeps_existing, write_bytes
+from common.files import check_apart
+from common.pictures import FORMATS, check_picture, save_picture
 
-MARK = "composable-pruning plot_loss.py"  # in every picture, so that we know our own again
-# Metadata: our mark, and without the date and version that matplotlib adds, equal inputs give equal files.
-FORMATS = {
-    "png": {"Software": MARK},
-    "pdf": {"Creator": MARK, "Producer": None, "CreationDate": None},
-    "svg": {"Creator": MARK, "Date": None},
-}
-# How the mark stands in a file's metadata: a picture that only mentions this script somewhere is not ours.
-SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<dc:title>{MARK}</dc:title>"}
 WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
 BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
 # Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
@@ -59,15 +50,10 @@ def run(args):
         raise UserError(f"--labels: {len(labels)} names for {len(paths)} files; give one for each")
     if len(paths) % args.panels:
         raise UserError(f"--panels: {len(paths)} files cannot be spread evenly over {args.panels} panels")
-    suffix = Path(args.output).suffix[1:].lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
-    check_writable(args.output, is_file=True)
+    check_apart({"-o": args.output}, {"CSV": paths})
+    check_picture(args.output)
     curves = [read_stats(path) for path in paths]
-    content = picture(draw(curves, labels, panels=args.panels, log=args.log, title=args.title), suffix)
-    sign = SIGNS[suffix].encode()
-    if not keeps_existing(args.output, content, args.overwrite, is_derived=lambda found: sign in found):
-        write_bytes(args.output, content)
+    save_picture(args.output, draw(curves, labels, panels=args.panels, log=args.log, title=args.title))
     names = labels if len(set(labels)) == len(labels) else paths  # panels may use a label each
     best = {name: round(float(losses.val.min()), 6) for name, losses in zip(names, curves)}
     cli.Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
@@ -183,16 +169,6 @@ def draw(curves, labels, *, panels=1, log=False, title=None):
 def plain(text):
     """Text that matplotlib shows as it is: what stands between two $ is no formula, and no character is unprintable."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text).replace("$", r"\$")
-
-
-def picture(figure, suffix):
-    """The bytes of the picture, the same for equal figures."""
-    import matplotlib
-
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": MARK}):  # else names within an SVG are random
-        figure.savefig(content, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
-    return content.getvalue()
 
 
 def main(argv=None):

@@ -4,7 +4,8 @@
 import sys
 
 from common import cli, schemes
-from common.records import check_writable, keeps_existing, write_json
+from common.files import check_apart, check_writable
+from common.records import keeps_existing, write_json
 
 
 def build_parser():
@@ -21,9 +22,11 @@ def build_parser():
 
 def run(args):
     scheme = schemes.make_scheme(schemes.read_configurations(args.input))
+    check_apart({"-o": args.output}, {"-i": args.input})
     check_writable(args.output, is_file=True)
     content = scheme.to_json()
-    if not keeps_existing(args.output, content, args.overwrite, is_derived=schemes.is_scheme):
+    kinds = {"is_ours": schemes.looks_like_scheme, "is_derived": schemes.is_scheme}
+    if not keeps_existing(args.output, content, args.overwrite, **kinds):
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())
     cli.Talk(args.quiet).say(

@@ -28,7 +28,6 @@ all models.
 """
 
 import csv
-import io
 import itertools
 import random
 import re
@@ -42,7 +41,8 @@ from measure import cli, emit, given, machine, stage
 
 from common.errors import UserError
 from common.inputs import open_study
-from common.records import read_json, write_bytes, write_json
+from common.pictures import save_picture
+from common.records import read_json, write_json
 from common.schemes import SCHEME_BY, grid_rates, make_scheme, read_scheme, uniform_configurations
 from common.stats import read_seconds
 
@@ -589,9 +589,7 @@ def plot(path, figures):
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="configurations", ylabel="baseline's seconds / composed models' seconds")
     axis.legend(fontsize=8)
-    content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    write_bytes(path, content.getvalue())
+    save_picture(path, picture)
 
 
 def run(args):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from common.records import atomic_file
+from common.files import atomic_file
 
 
 class Checkpoint:

@@ -13,8 +13,9 @@ from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import parameter_counts
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
-from common.records import check_writable
+from common.records import check_report
 from common.report import Reported, original_of, write_reports
+from common.tasks import TASKS
 from common.training import Recipe
 
 
@@ -144,7 +145,7 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     paths = models_to_evaluate(args.model)
     if args.original and not args.report:
         raise UserError("--original: goes with --report")
-    reports = _reports(args.report, paths)
+    reports = _reports(args.report, paths, TASKS[task].evaluated_by)
     results, reported, known = [], [], {}
     for path in paths:
         opened = open_study(args, path, task)
@@ -172,7 +173,7 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def _reports(template, paths):
+def _reports(template, paths, script):
     """Where each model's report goes, {path: file}; `{name}` in the template stands for the model's name."""
     if template is None:
         return {}
@@ -180,5 +181,5 @@ def _reports(template, paths):
     if len(set(files.values())) < len(files):
         raise UserError(f"--report {template}: several models would have one report; use {{name}}, or other names")
     for file in files.values():
-        check_writable(file, is_file=True)
+        check_report(file, script)
     return files

@@ -5,35 +5,29 @@ A module file is a numpy structured array of shape () whose fields are the block
 were tuned together has one more, of the rest of the model, whose fields are the model's parameters outside of blocks.
 
 The record is written after every finished file, so an interrupted run loses nothing that it had finished. What was
-tuned together is written together: the record follows once all files are there.
+tuned together is written together: the record follows once all files are there. Several processes may write to one
+library: whoever does locks the folder, and adds to the record as it is then.
 """
 
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.records import (
-    RECORD_NAME,
-    atomic_file,
-    check_writable,
-    differences,
-    digest,
-    file_digest,
-    make_record,
-    read_json,
-    write_json,
-)
+from common.files import atomic_file, check_writable, is_temporary, remove_leftovers_in
+from common.records import RECORD_NAME, differences, digest, file_digest, make_record, read_record, sealed, write_json
 from common.schemes import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 IN_SEQUENCE = "solved-in-sequence"  # fine-tuned for one configuration alone
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
 REST = "rest"  # in the record, and the name of its file
+LOCK_NAME = ".lock"
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
@@ -44,6 +38,7 @@ class Library:
     def __init__(self, folder: str | Path, record: dict):
         self.folder = Path(folder)
         self.record = record
+        self._stamp = None  # of the record's file, as this process last wrote it
 
     @classmethod
     def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
@@ -57,7 +52,7 @@ class Library:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
-        record = read_json(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
+        record = read_record(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
         parts = record.get("variants"), {REST: record[REST]} if REST in record else {}
         if not isinstance(record.get("model"), dict) or not _are_entries(*parts):
             raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library again")
@@ -81,15 +76,32 @@ class Library:
             UserError: the folder cannot be written, or holds something else.
         """
         folder = Path(folder)
-        check_writable(folder / RECORD_NAME)
-        if (folder / RECORD_NAME).exists():
-            return cls.open(folder, model["fingerprint"], stage)
-        if folder.is_dir() and any(folder.iterdir()):
+        check_writable(folder / RECORD_NAME, is_file=True)
+        remove_leftovers_in(folder)
+        if folder.is_dir() and not (folder / RECORD_NAME).exists() and not all(map(_may_lie_beside, folder.iterdir())):
             raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
         made_from = {"model": model["fingerprint"], "stage": stage}
         library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
-        write_json(folder / RECORD_NAME, library.record)  # at once: an interrupted run must know its folder again
-        return library
+        with library._lock():
+            if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
+                library._write_record(library.record)
+                return library
+        return cls.open(folder, model["fingerprint"], stage)
+
+    def _lock(self):
+        """Keep other processes from writing, for as long as the context lasts."""
+        return filelock.FileLock(self.folder / LOCK_NAME)
+
+    def _current_record(self):
+        """The record as it is now, which another process may have added to; to be called under the lock."""
+        path = self.folder / RECORD_NAME
+        return self.record if self._stamp == _stamp_of(path) else read_record(path)
+
+    def _write_record(self, record):
+        path = self.folder / RECORD_NAME
+        write_json(path, sealed(record))
+        self.record, self._stamp = record, _stamp_of(path)
 
     def variants(self) -> list[Pair]:
         """All pairs that the library holds."""
@@ -142,8 +154,14 @@ class Library:
         Raises:
             UserError: the block is larger than a numpy dtype can be.
         """
-        self._write_variant(name, variant, made_from, measured)
-        write_json(self.folder / RECORD_NAME, self.record)
+        with self._lock():
+            entry = self._write_variant(name, variant, made_from, measured)
+            self._add({str(Pair(variant.block.name, name)): entry})
+
+    def _add(self, entries, **others):
+        """Add entries of variants, and other parts, to the record; to be called under the lock."""
+        record = self._current_record()
+        self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
     def write_together(
         self,
@@ -159,20 +177,25 @@ class Library:
         Raises:
             UserError: see `write`.
         """
-        for pair, variant in variants.items():
-            self._write_variant(pair.variant, variant, made_from[pair], {})
-        if rest:
-            arrays = {name: _to_numpy(tensor) for name, tensor in rest.items()}
-            self.record[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
-        write_json(self.folder / RECORD_NAME, self.record)
+        with self._lock():
+            entries = {
+                str(pair): self._write_variant(pair.variant, variant, made_from[pair], {})
+                for pair, variant in variants.items()
+            }
+            others = {}
+            if rest:
+                arrays = {name: _to_numpy(tensor) for name, tensor in rest.items()}
+                others[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
+            self._add(entries, **others)
 
     def _write_variant(self, name, variant, made_from, measured):
+        """Write a variant's module file; returns its entry for the record."""
         block, tensors, keeps = variant
         pair = Pair(block.name, name)
         arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
         arrays |= {f"{name}.keep": keep.cpu().numpy() for name, keep in keeps.items()}
         written = self._write_file(f"{pair}.npy", arrays, made_from)
-        self.record["variants"][str(pair)] = {"block": pair.block, "variant": pair.variant, **written, **measured}
+        return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
     def _write_file(self, file, arrays, made_from):
         """Write a module file; returns its entry for the record."""
@@ -218,9 +241,10 @@ class Library:
 
     def annotate(self, block: str, scores: dict) -> None:
         """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}."""
-        for variant, score in scores.items():
-            self.entry(Pair(block, variant))["score"] = score
-        write_json(self.folder / RECORD_NAME, self.record)
+        with self._lock():
+            there = self._current_record()["variants"]
+            pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
+            self._add({pair: {**there[pair], "score": score} for pair, score in pairs.items() if pair in there})
 
     def read(self, block: Block, name: str) -> Variant:
         """One variant as torch tensors (float32, masks bool), checked against its record.
@@ -370,6 +394,17 @@ def _are_entries(variants, rest):
         and all(is_entry(entry, "block", "variant") for entry in variants.values())
         and all(map(is_entry, rest.values()))
     )
+
+
+def _may_lie_beside(path):
+    """Whether a file may lie in a library's folder before its record does."""
+    return path.name == LOCK_NAME or is_temporary(path.name)
+
+
+def _stamp_of(path):
+    """What tells one writing of a file from another."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _to_numpy(tensor):

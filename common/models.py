@@ -23,11 +23,24 @@ from common import modeling_compact
 from common.blocks import find_blocks
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
-from common.records import FORMAT_VERSION, RECORD_NAME, atomic_file, atomic_folder, read_json, write_json
+from common.files import atomic_file, atomic_folder
+from common.records import (
+    FORMAT_VERSION,
+    RECORD_NAME,
+    check_files,
+    check_seal,
+    content_digest,
+    is_done,
+    read_json,
+    read_record,
+    sealed,
+    write_record,
+)
 from common.sparse import load_sparse, save_sparse
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
 
+PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
 DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
 
 transformers.logging.set_verbosity_error()
@@ -122,7 +135,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 def _load_folder(path):
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: is not a model folder (it has no config.json)")
-    record = read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else {}
+    record = read_record(path / RECORD_NAME) if (path / RECORD_NAME).exists() else {}
+    check_files(path, record)
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         of_class = model_class(config.model_type, record.get("task"))
@@ -173,6 +187,10 @@ def _check_loading(report, of_class, may_hold_more=False):
             raise UserError(f"its weights are not those of a {of_class.__name__}: it {what} {min(map(str, names))}")
 
 
+def _without_digest(content):
+    return {name: value for name, value in content.items() if name != "digest"}
+
+
 def _load_pth(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -181,10 +199,13 @@ def _load_pth(path):
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds more than plain tensors, which is never run"
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from None
-    if not isinstance(content, dict) or content.get("format") != f"composable-pruning {FORMAT_VERSION}":
+    if not isinstance(content, dict) or content.get("format") != PTH_FORMAT:
         raise UserError(f"{path}: is not a model file that model-level_finetuning.py wrote")
     try:
+        if "digest" in content and content["digest"] != content_digest(_without_digest(content)):
+            raise UserError("is not what was written (corrupt or changed); make it again")
         record, settings = json.loads(content["record"]), json.loads(content["config"])
+        check_seal("its record", record)
         of_class = model_class(settings["model_type"], record.get("task"))
         model = _from_state(of_class, transformers.AutoConfig.for_model(**settings), content["state_dict"])
         generation = json.loads(content["generation_config"])
@@ -211,6 +232,8 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     path = Path(path)
     if not (path / "tokenizer_config.json").is_file():
         raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
+    if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
+        check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -294,15 +317,15 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none
         content = {
-            "format": f"composable-pruning {FORMAT_VERSION}",
+            "format": PTH_FORMAT,
             "config": json.dumps(model.config.to_dict(), sort_keys=True),
             "generation_config": json.dumps(generation.to_dict() if generation else None),
             "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
             "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
-            "record": json.dumps(record),
+            "record": json.dumps(sealed(record)),
         }
         with atomic_file(path) as handle:
-            torch.save(content, handle)
+            torch.save({**content, "digest": content_digest(content)}, handle)
         return
     with atomic_folder(path) as folder:
         with warnings.catch_warnings():
@@ -319,23 +342,63 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_json(folder / RECORD_NAME, record)
+        write_record(folder, record)
 
 
-def save_tokenizer(path: str | Path, tokenizer) -> None:
-    """Save a tokenizer's folder, atomically."""
+def save_tokenizer(path: str | Path, tokenizer, record: dict) -> None:
+    """Save a tokenizer's folder with its record, atomically."""
     with atomic_folder(path) as folder:
         tokenizer.save_pretrained(folder)
+        write_record(folder, record)
 
 
-def read_record(path: str | Path) -> dict | None:
-    """The record of a model that may be at `path`, or None: no model there, or none of ours."""
-    path = Path(path)
-    if path.is_dir():
-        return read_json(path / RECORD_NAME, "this suite") if (path / RECORD_NAME).exists() else None
-    if path.is_file():
+def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> bool:
+    """Whether a folder of files, or a `.pth`, is there already, whole and made from the same things.
+
+    See `records.is_done`.
+    """
+    return is_done(path, _found_record(Path(path), script), made_from, overwrite, script, lambda: damage(path))
+
+
+def _found_record(path, script):
+    """The record of the output at `path`, or None: nothing is there, or nothing of ours.
+
+    If a record cannot be trusted, its key is None; a `.pth` of ours that cannot be read counts as one of `script`.
+    """
+    try:
+        if path.is_dir():
+            record = read_json(path / RECORD_NAME, "this suite")
+        else:
+            record = json.loads(torch.load(path, map_location="cpu", weights_only=True)["record"])
         try:
-            return _load_pth(path).record
+            check_seal(path, record)
         except UserError:
-            return None
+            record["key"] = None
+        return record
+    except Exception:  # no file, not a torch file, a pickle that holds code, a record that is none: many classes
+        return {"script": script, "key": None} if path.is_file() and _begins_like_ours(path) else None
+
+
+def _begins_like_ours(path):
+    """Whether a file that may be truncated begins as our `.pth` do: a zip, and the format's name first."""
+    with open(path, "rb") as handle:
+        start = handle.read(4096)
+    return start.startswith(b"PK") and PTH_FORMAT.encode() in start
+
+
+def read_measured(path: str | Path) -> dict:
+    """What a model's record says was measured of it."""
+    return _found_record(Path(path), None)["measured"]
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with the files of a folder that has a record, or with a `.pth`; None if they are as written."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            check_files(path, read_record(path / RECORD_NAME))
+        else:
+            _load_pth(path)
+    except UserError as error:
+        return str(error)
     return None

@@ -1,114 +1,29 @@
-"""Files that are never half-written, and the records that stages leave for the next one.
+"""JSON files, and the records that stages leave for the next one.
 
 Every output carries a record: the script, its arguments, the versions, what it was made from and what was
 measured. A later stage reads records, never file names. A record holds no clock times, so two runs of the same
-stage with the same seed write identical files.
+stage with the same seed write identical files. It carries a digest of itself, and of every file that it is about.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import check_writable, is_temporary, write_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of configurations, schemes and .pth files
+RECORD_VERSION = 2  # of records; those of version 1 had no digests
 RECORD_NAME = "record.json"
 VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
+FOREIGN = "no such output of this suite, which never replaces it; choose another output"
 
 
-# --- atomic writes ---------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic_file(path):
-    """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
-
-    The temporary file lies in the same folder, so the final rename cannot cross file systems.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    handle = _Handle()
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            handle.file = file
-            yield handle
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        cause = handle.failure or error
-        if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(path)) from None  # the temporary name would tell nobody
-        raise
-
-
-class _Handle:
-    """A file that remembers why writing failed: torch and numpy turn a full disk into errors that don't say so."""
-
-    file = failure = None
-
-    def write(self, data):
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-@contextlib.contextmanager
-def atomic_folder(path):
-    """A temporary folder that becomes `path` when the block ends well, replacing what was there.
-
-    Two renames swap an old folder for the new one; a crash between them leaves the old one beside it as
-    `.NAME.old`, complete.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        old = path.with_name(f".{path.name}.old")
-        _remove(old)
-        if os.path.lexists(path):
-            os.replace(path, old)
-        os.replace(temporary, path)
-        _remove(old)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_bytes(path, content):
-    """Write a whole file, atomically."""
-    with atomic_file(path) as handle:
-        handle.write(content)
+# --- JSON --------------------------------------------------------------------------------------------------------
 
 
 def write_json(path, value):
@@ -132,49 +47,64 @@ def json_text(value, **layout):
         raise UserError("a result is not a finite number: the model or the data are damaged") from None
 
 
-def keeps_existing(path, content, overwrite, *, is_derived=lambda found: False):
+def keeps_existing(
+    path: str | Path,
+    content: object,
+    overwrite: bool,
+    *,
+    is_ours: Callable[[object], bool],
+    is_derived: Callable[[object], bool] = lambda found: False,
+) -> bool:
     """Whether a file need not be written because it holds this very content.
 
     Args:
         content: bytes, or a JSON value (layout and the order of keys do not count).
-        is_derived: whether what was found there is a file that this suite derived and nobody edits; it is replaced
-            without `overwrite`. Called with bytes or a JSON value, as `content` is.
+        is_ours: whether what was found there is a file of the kind that is to be written. Called with bytes or a JSON
+            value, as `content` is.
+        is_derived: whether nobody can have edited it, so that it is replaced without `overwrite`.
     Raises:
-        UserError: it holds something else, perhaps written by hand, and `overwrite` is off.
+        UserError: it is no such file, or it holds something else, perhaps written by hand, and `overwrite` is off.
     """
     if not Path(path).exists():
         return False
     try:
         found = Path(path).read_bytes()
         found = found if isinstance(content, bytes) else json.loads(found)
-        if found == content:
-            return True
-        replaceable = is_derived(found)
-    except (OSError, ValueError):
-        replaceable = False
-    if not (overwrite or replaceable):
+        known = is_ours(found)
+    except (OSError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise UserError(f"{path}: exists already and is {FOREIGN}")
+    if found == content:
+        return True
+    if not (overwrite or is_derived(found)):
         raise UserError(
             f"{path}: exists already and holds something else; choose another output or pass --overwrite to replace it"
         )
     return False
 
 
-def check_writable(path, *, is_file=False):
-    """Make sure, before any long work, that `path` can be written. Folders on the way to it may be missing.
+def check_report(path: str | Path | None, script: str) -> None:
+    """Make sure, before any long work, that a JSON report can be written: nothing is there, or a report of this script.
 
+    Args:
+        path: None where none was asked for.
+        script: whose "script" the report holds.
     Raises:
-        UserError: a parent is a file, the folder does not let us write, or `path` is a folder but `is_file`.
+        UserError: it cannot be written, or something else is there.
     """
-    if is_file and Path(path).is_dir():
-        raise UserError(f"{path}: is a folder where a file belongs; choose another output")
-    parent = Path(path).parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    if path is None:
+        return
+    check_writable(path, is_file=True)
+    if not Path(path).exists():
+        return
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {parent}: {error.strerror}") from None
+        found = json.loads(Path(path).read_bytes())
+        is_ours = found["script"] == script and "key" not in found  # which a record has
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{path}: exists already and is no report of {script}; choose another file")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -214,21 +144,50 @@ def _no_twins(path, pairs):
     return dict(pairs)
 
 
-# --- fingerprints and records ----------------------------------------------------------------------------------
+# --- digests ---------------------------------------------------------------------------------------------------
 
 
-def digest(value):
+def digest(value: object) -> str:
     """SHA-256 (hex) of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_digest(path):
+def file_digest(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def make_record(script, made_from, **content):
+def content_digest(value: object) -> str:
+    """SHA-256 (hex) of what `torch.save` can write without code: tensors, numbers, strings, None, lists and dicts."""
+    sha = hashlib.sha256()
+    _hash(sha, value)
+    return sha.hexdigest()
+
+
+def _hash(sha, value):
+    if isinstance(value, dict):
+        sha.update(f"{{{len(value)}".encode())
+        for key, item in value.items():
+            _hash(sha, key)
+            _hash(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"[{len(value)}".encode())
+        for item in value:
+            _hash(sha, item)
+    elif hasattr(value, "untyped_storage"):  # a tensor; torch itself is heavy, and not for this file
+        import torch
+
+        sha.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        sha.update(repr((type(value).__name__, value)).encode("utf-8", "surrogatepass"))
+
+
+# --- records ---------------------------------------------------------------------------------------------------
+
+
+def make_record(script: str, made_from: dict, **content) -> dict:
     """A record: which script made the output, from what, under which versions.
 
     Args:
@@ -238,7 +197,7 @@ def make_record(script, made_from, **content):
     """
     versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
     return {
-        "version": FORMAT_VERSION,
+        "version": RECORD_VERSION,
         "script": script,
         "key": digest(made_from),
         "made_from": made_from,
@@ -247,33 +206,103 @@ def make_record(script, made_from, **content):
     }
 
 
-def check_distinct(files: dict[str, str | Path | None]) -> None:
-    """Make sure that no two flags name one file: {flag: path, None where it was not given}.
+def sealed(record: dict) -> dict:
+    """A record with the digest of its content in it, in place of an older one."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return {**content, "digest": digest(content)}
+
+
+def write_record(folder: str | Path, record: dict) -> None:
+    """Write the record of a finished folder into it, with the digests of all its files."""
+    files = {name: file_digest(Path(folder) / name) for name in _files_in(folder)}
+    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": files}))
+
+
+def _files_in(folder):
+    for parent, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            if not is_temporary(name):
+                yield os.path.relpath(os.path.join(parent, name), folder)
+
+
+def read_record(path: str | Path, made_by: str = "this suite") -> dict:
+    """The record in a file, as it was written.
+
+    Args:
+        made_by: the script that makes such a file, for the error message.
+    Raises:
+        UserError: see `read_json`; or it was changed since.
+    """
+    record = read_json(path, made_by)
+    check_seal(path, record)
+    return record
+
+
+def check_seal(where: str | Path, record: dict) -> None:
+    """Make sure that a record is what was written. Those of version 1, and those written by hand, cannot tell.
 
     Raises:
-        UserError: two do.
+        UserError: it was changed since; or a later version of this suite wrote it.
     """
-    resolved = {}
-    for flag, path in files.items():
-        if path and (other := resolved.setdefault(Path(path).resolve(), flag)) != flag:
-            raise UserError(f"{other} and {flag}: both name {path}; give two files")
+    version = record.get("version")
+    if isinstance(version, int) and version > RECORD_VERSION:
+        raise UserError(f"{where}: has version {version}, and {RECORD_VERSION} is the latest known; update the suite")
+    if (version == RECORD_VERSION or "digest" in record) and sealed(record) != record:
+        raise UserError(f"{where}: was changed since it was written; make the output again")
 
 
-def is_done(path, record, made_from, overwrite):
-    """Whether the output at `path` need not be made again: it is there, and was made from the same things.
+def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool] = lambda name: True) -> None:
+    """Make sure that the files that a record lists are there, as they were written.
+
+    Args:
+        is_meant: of which files, by their names.
+    Raises:
+        UserError: one is missing, or was changed since.
+    """
+    for name, wanted in record.get("files", {}).items():
+        path = Path(folder) / name
+        if not is_meant(name):
+            continue
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, though the record lists it; make the output again")
+        if file_digest(path) != wanted:
+            raise UserError(
+                f"{path}: is not the file that was written (corrupt, truncated or replaced); make the output again"
+            )
+
+
+def is_done(
+    path: str | Path,
+    record: dict | None,
+    made_from: dict,
+    overwrite: bool,
+    script: str,
+    damage: Callable[[], str | None] = lambda: None,
+) -> bool:
+    """Whether the output at `path` need not be made again: it is there, whole, and was made from the same things.
 
     Args:
         record: the record found at `path`, or None if there is none.
         made_from: see `make_record`.
+        script: the one that makes it; `overwrite` replaces only what the same one made.
+        damage: says what is wrong with it, if it is not what was written.
     Raises:
-        UserError: something else is there, and `overwrite` is off.
+        UserError: something else is there: of another script, or not of this suite; or, with `overwrite` off, made from
+            other things, or damaged.
     """
-    if not Path(path).exists():
+    if not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir())):
         return False
-    if record is not None and record.get("key") == digest(made_from):
-        return True
-    if record is None and Path(path).is_dir() and any(Path(path).iterdir()):
-        raise UserError(f"{path}: is a folder that this suite did not write; choose another output")
+    if record is None:
+        raise UserError(f"{path}: exists already and is {FOREIGN}")
+    if record.get("script") != script:
+        raise UserError(
+            f"{path}: was made by {record.get('script')}, and {script} never replaces it; choose another output"
+        )
+    if record.get("key") == digest(made_from):
+        reason = damage()
+        if reason and not overwrite:
+            raise UserError(f"{reason}, or pass --overwrite")
+        return not reason
     if not overwrite:
         raise UserError(
             f"{path}: exists already, made from other inputs or settings{differences(record, made_from)}; "

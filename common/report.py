@@ -78,6 +78,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
         write_json(
             file,
             {
+                "script": loaded.task.evaluated_by,
                 "model": str(loaded.path),
                 "original": str(original.path) if original else None,
                 "evaluation": evaluation,

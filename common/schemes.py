@@ -294,6 +294,16 @@ def _variant_name(removed):
     return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
 
 
+def looks_like_configurations(value: object) -> bool:
+    """Whether a JSON value is meant as a `conf.json`, perhaps edited by hand."""
+    return isinstance(value, dict) and {"version", "model", "modules", "configs"} <= value.keys()
+
+
+def looks_like_scheme(value: object) -> bool:
+    """Whether a JSON value is meant as a `conf_prune.json`."""
+    return isinstance(value, dict) and {"version", "model", "blocks", "configs"} <= value.keys()
+
+
 def is_scheme(value):
     """Whether a JSON value is a scheme as this suite writes it, not changed since."""
     if not isinstance(value, dict):

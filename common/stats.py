@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from common.errors import UserError
-from common.records import check_writable, write_bytes
+from common.files import check_writable, write_bytes
 
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
 BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")

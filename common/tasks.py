@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from common.records import RECORD_NAME, check_files, read_record
 
 SPLITS = ("train", "validation", "test")
 TRANSLATION_STEMS = {"train": "train", "validation": "val", "test": "test2016"}
@@ -146,6 +147,8 @@ def read_texts(source: str | Path, split: str, task: Translation | Classificatio
         raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")
     if not is_folder(source) and (str(source).count("/") != 1 or str(source).startswith((".", "/"))):
         raise UserError(f"{source}: is neither a data folder nor a hub id (such as bentrevett/multi30k)")
+    if is_folder(source) and (Path(source) / RECORD_NAME).is_file():
+        check_files(source, read_record(Path(source) / RECORD_NAME))
     pairs = task.texts(source, split)
     if not pairs:
         raise UserError(f"{source}: its {split} split is empty")

@@ -15,8 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common import cli
-from common.records import check_distinct, check_writable, keeps_existing, write_json
-from common.schemes import read_configurations
+from common.files import check_apart, check_writable
+from common.records import check_report, keeps_existing, write_json
+from common.schemes import looks_like_configurations, read_configurations
+
+NAME = "experiments/explore.py"  # in reports
 
 
 def build_parser():
@@ -60,9 +63,9 @@ def build_parser():
 
 
 def run(args):
-    check_distinct({"-c": args.configurations, "-o": args.output, "--report": args.report})
-    for path in filter(None, (args.output, args.report)):
-        check_writable(path, is_file=True)
+    check_apart({"-o": args.output, "--report": args.report}, {"-c": args.configurations})
+    check_writable(args.output, is_file=True)
+    check_report(args.report, NAME)
     configurations = read_configurations(args.configurations)
     from common.composition import check_model
     from common.evaluation import quality
@@ -88,6 +91,7 @@ def run(args):
     scored_on = [validation.fingerprint(), args.max_new_tokens]
     models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
     report = {
+        "script": NAME,
         "metric": metric,
         "measure": args.measure,
         "examples": {"loss": len(candidates.examples), "quality": len(validation)},
@@ -115,7 +119,7 @@ def run(args):
     write_report(args.report, report, models)
     configs = [configurations.configs[found["configuration"]] for found in report["found"]]
     content = dataclasses.replace(configurations, configs=configs).to_json()
-    if not keeps_existing(args.output, content, args.overwrite):
+    if not keeps_existing(args.output, content, args.overwrite, is_ours=looks_like_configurations):
         write_json(args.output, content)
     return {"output": args.output, "configurations": len(kept), **report}
 

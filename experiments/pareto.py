@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 
 from common import cli
 from common.errors import UserError
-from common.records import atomic_file, check_writable, read_json
+from common.pictures import check_picture, save_picture
+from common.records import read_json
 
-FORMATS = ("png", "pdf", "svg")
 MARKERS, LINES = "os^Dv", ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 METRICS = ("bleu", "accuracy")
 AXES = {
@@ -117,10 +117,7 @@ def run(args):
     for flag, names in (("--labels", labels), ("--series", series)):
         if len(names) != len(args.reports):
             raise UserError(f"{flag} has {len(names)} names for {len(args.reports)} reports; give one for each")
-    suffix = Path(args.output).suffix[1:].lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
-    check_writable(args.output, is_file=True)
+    check_picture(args.output)
     points = [read_point(path, args.relative) for path in args.reports]
     original = read_point(args.original) if args.original else None
     if original and args.relative:
@@ -133,8 +130,7 @@ def run(args):
                 "compare models of one kind"
             )
     figure = draw(points, labels, series, original, args.against, args.relative)
-    with atomic_file(args.output) as handle:
-        figure.savefig(handle, format=suffix, dpi=120)
+    save_picture(args.output, figure)
     return {"output": args.output, "points": len(points)}
 
 

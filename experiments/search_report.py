@@ -8,7 +8,11 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
+
 from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
+
+from common.pictures import save_picture
 
 WAYS = ("uniform", "searched")
 
@@ -126,7 +130,7 @@ def draw_rates(conf, summary, path):
     axis.set_yticks(range(len(names)), names, fontsize=6)
     axis.set_xlabel(f"fraction of the blocks' {summary['measure']} kept")
     figure.colorbar(image, label="pruning rate")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    save_picture(path, figure)
 
 
 def draw_prediction(report, path):
@@ -141,7 +145,7 @@ def draw_prediction(report, path):
     axis.plot(ends, ends, color="grey", linewidth=1)
     axis.set(xlabel=f"{objective} by the scores' sum", ylabel=f"{objective}, measured")
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    save_picture(path, figure)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common import cli
-from common.errors import UserError
-from common.records import atomic_file, check_writable, read_json
+from common.pictures import check_picture, save_picture
+from common.records import read_json
 
-FORMATS = ("png", "pdf", "svg")
 METRICS = {"bleu": "BLEU on the test split", "accuracy": "accuracy on the test split"}
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette; markers and lines differ too, for black and white
 APART = 0.035  # of the axis' height: the least distance between two labels
@@ -92,13 +91,9 @@ def draw(summary):
 
 
 def run(args):
-    suffix = Path(args.output).suffix[1:].lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{args.output}: must end in one of {', '.join('.' + name for name in FORMATS)}")
-    check_writable(args.output, is_file=True)
+    check_picture(args.output)
     figure = draw(read_json(args.table, "summarize.py"))
-    with atomic_file(args.output) as handle:
-        figure.savefig(handle, format=suffix, dpi=120, bbox_inches="tight")
+    save_picture(args.output, figure)
     return {"output": args.output}
 
 

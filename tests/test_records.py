@@ -1,17 +1,17 @@
-"""Files that are written whole or not at all; digests against hashlib; what error messages name."""
+"""JSON files and records; digests against hashlib; what is replaced, and what error messages name."""
 
 import hashlib
 import json
 import os
-import stat
 
 import pytest
+import torch
 
 from common.errors import UserError
 from common.records import (
-    atomic_file,
-    atomic_folder,
-    check_writable,
+    check_files,
+    check_report,
+    content_digest,
     differences,
     digest,
     file_digest,
@@ -19,107 +19,15 @@ from common.records import (
     keeps_existing,
     make_record,
     read_json,
+    read_record,
+    sealed,
     write_json,
+    write_record,
 )
-
-
-class Interruption(Exception):
-    """Stands for anything that stops a writer half-way."""
-
-
-@pytest.fixture
-def umask():
-    """Set the umask for the length of a test."""
-    before = os.umask(0o022)
-    yield os.umask
-    os.umask(before)
 
 
 def names(folder):
     return sorted(os.listdir(folder))
-
-
-# --- atomic files --------------------------------------------------------------------------------------------------
-
-
-def test_a_file_becomes_what_was_written(tmp_path):
-    with atomic_file(tmp_path / "a") as handle:
-        handle.write(b"whole")
-        assert not (tmp_path / "a").exists()  # not before the end
-    assert (tmp_path / "a").read_bytes() == b"whole" and names(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("stop", [Interruption, KeyboardInterrupt])
-def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, stop):
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(stop), atomic_file(tmp_path / "a") as handle:
-        handle.write(b"half")
-        raise stop
-    assert (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
-
-
-def test_a_file_in_a_folders_place_fails_and_leaves_nothing(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(OSError), atomic_file(tmp_path / "a") as handle:
-        handle.write(b"new")
-    assert names(tmp_path) == ["a"] and (tmp_path / "a").is_dir()
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_permissions_are_those_of_an_ordinary_file_or_folder(tmp_path, umask, mask):
-    """Oracle: what open() and mkdir() make under the same umask."""
-    umask(mask)
-    (tmp_path / "plain").write_text("")
-    (tmp_path / "plain folder").mkdir()
-    write_json(tmp_path / "file", {})
-    with atomic_folder(tmp_path / "folder"):
-        pass
-    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names(tmp_path)}
-    assert modes["file"] == modes["plain"] and modes["folder"] == modes["plain folder"]
-
-
-# --- atomic folders ------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path):
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "stale").write_text("old")
-    with atomic_folder(tmp_path / "f") as folder:
-        (folder / "fresh").write_text("new")
-    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["fresh"]
-
-
-@pytest.mark.parametrize("stop", [Interruption, KeyboardInterrupt])
-def test_an_interrupted_folder_leaves_the_old_one_and_nothing_else(tmp_path, stop):
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "kept").write_text("old")
-    with pytest.raises(stop), atomic_folder(tmp_path / "f") as folder:
-        (folder / "half").write_text("new")
-        raise stop
-    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["kept"]
-
-
-def make_file(path):
-    path.write_text("old")
-
-
-def make_link(path):
-    (path.parent.parent / "elsewhere").mkdir()
-    (path.parent.parent / "elsewhere" / "kept").write_text("old")
-    path.symlink_to(path.parent.parent / "elsewhere")
-
-
-@pytest.mark.parametrize("make", [make_file, make_link])
-def test_a_folder_replaces_a_file_or_a_link_and_leaves_nothing_behind(tmp_path, make):
-    work = tmp_path / "work"
-    work.mkdir()
-    make(work / "f")
-    for round_ in ("first", "second"):  # what the first leaves behind would be in the second's way
-        with atomic_folder(work / "f") as folder:
-            (folder / round_).write_text("new")
-        assert names(work) == ["f"] and names(work / "f") == [round_]
-    if make is make_link:
-        assert names(tmp_path / "elsewhere") == ["kept"]
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
@@ -160,6 +68,10 @@ def test_json_survives_the_file(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
 
 
+def is_dict(found):
+    return isinstance(found, dict)
+
+
 @pytest.mark.parametrize(
     "written, overwrite, kept",
     [
@@ -167,28 +79,49 @@ def test_json_survives_the_file(tmp_path):
         ('{"a": 1, "b": 2}', False, True),
         ('{"b": 2,\n "a": 1}', True, True),
         ('{"a": 2}', True, False),
-        ("{", True, False),
     ],
 )
 def test_an_existing_file_is_kept_if_it_holds_the_same(tmp_path, written, overwrite, kept):
     if written is not None:
         (tmp_path / "x").write_text(written)
-    assert keeps_existing(tmp_path / "x", {"a": 1, "b": 2}, overwrite) is kept
+    assert keeps_existing(tmp_path / "x", {"a": 1, "b": 2}, overwrite, is_ours=is_dict) is kept
 
 
-@pytest.mark.parametrize("written", ['{"a": 2}', "{", "by hand"])
-def test_an_existing_file_that_holds_something_else_is_not_overwritten_unasked(tmp_path, written):
-    (tmp_path / "x").write_text(written)
+def test_an_existing_file_that_holds_something_else_is_not_overwritten_unasked(tmp_path):
+    write_json(tmp_path / "x", {"a": 2})
     with pytest.raises(UserError, match="holds something else; .*--overwrite"):
-        keeps_existing(tmp_path / "x", {"a": 1}, False)
+        keeps_existing(tmp_path / "x", {"a": 1}, False, is_ours=is_dict)
+    assert not keeps_existing(tmp_path / "x", {"a": 1}, False, is_ours=is_dict, is_derived=is_dict)
 
 
-def test_an_output_is_checked_before_the_work(tmp_path):
-    check_writable(tmp_path / "new" / "deep" / "x")
-    assert names(tmp_path) == []  # the folders are made when there is something to write
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        check_writable(tmp_path / "file" / "x")
+@pytest.mark.parametrize("written", ["[1]", "{", "by hand", "[" * 100_000])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_another_kind_is_never_overwritten(tmp_path, written, overwrite):
+    (tmp_path / "x").write_text(written)
+    with pytest.raises(UserError, match="no such output of this suite"):
+        keeps_existing(tmp_path / "x", {"a": 1}, overwrite, is_ours=is_dict)
+    assert (tmp_path / "x").read_text() == written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"model_type": "t5"}',
+        '{"script": "evaluate-distilbert.py"}',
+        '{"script": "evaluate-t5.py", "key": "a record"}',
+        "[]",
+        "text",
+    ],
+)
+def test_a_report_replaces_reports_of_its_own_kind_alone(tmp_path, written):
+    path = tmp_path / "report.json"
+    check_report(path, "evaluate-t5.py")
+    check_report(None, "evaluate-t5.py")
+    write_json(path, {"script": "evaluate-t5.py", "figures": {}})
+    check_report(path, "evaluate-t5.py")
+    path.write_text(written)
+    with pytest.raises(UserError, match="no report of evaluate-t5.py"):
+        check_report(path, "evaluate-t5.py")
 
 
 # --- digests and records -------------------------------------------------------------------------------------------
@@ -219,28 +152,114 @@ def test_a_record_says_who_made_it_from_what_and_holds_no_clock():
     assert record == make_record("prune.py", {"rate": 0.5}, measured=0.5)
 
 
+def record_of(made_from, script="maker.py"):
+    return {"script": script, "key": digest(made_from)}
+
+
 @pytest.mark.parametrize(
     "there, record, overwrite, done",
     [
         (False, None, False, False),
-        (False, {"key": digest("k")}, False, False),
-        (True, {"key": digest("k")}, False, True),
-        (True, {"key": digest("k")}, True, True),
-        (True, {"key": "other"}, True, False),
-        (True, None, True, False),
+        (False, record_of("k"), False, False),
+        (True, record_of("k"), False, True),
+        (True, record_of("k"), True, True),
+        (True, record_of("other"), True, False),
     ],
 )
 def test_an_output_is_done_if_it_is_there_under_the_same_key(tmp_path, there, record, overwrite, done):
     if there:
         (tmp_path / "x").write_text("")
-    assert is_done(tmp_path / "x", record, "k", overwrite) is done
+    assert is_done(tmp_path / "x", record, "k", overwrite, "maker.py") is done
 
 
-@pytest.mark.parametrize("record", [None, {}, {"key": "other"}])
-def test_an_output_of_something_else_is_not_overwritten_unasked(tmp_path, record):
+@pytest.mark.parametrize(
+    "record, overwrite, words",
+    [
+        (record_of("other"), False, "made from other inputs or settings; .*--overwrite"),
+        (record_of("k", "other.py"), True, "was made by other.py, and maker.py never replaces it"),
+        ({}, True, "was made by None"),
+        (None, True, "no such output of this suite"),
+    ],
+)
+def test_an_output_of_something_else_is_not_overwritten(tmp_path, record, overwrite, words):
     (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="made from other inputs or settings; .*--overwrite"):
-        is_done(tmp_path / "x", record, "k", False)
+    with pytest.raises(UserError, match=words):
+        is_done(tmp_path / "x", record, "k", overwrite, "maker.py")
+
+
+def test_a_damaged_output_is_made_again_if_that_is_asked_for(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match="x: is cut short, or pass --overwrite"):
+        is_done(tmp_path / "x", record_of("k"), "k", False, "maker.py", lambda: "x: is cut short")
+    assert not is_done(tmp_path / "x", record_of("k"), "k", True, "maker.py", lambda: "x: is cut short")
+
+
+def test_a_record_knows_when_it_was_changed(tmp_path):
+    """Every single bit of it, unless what is read stays the same (1e5 and 1E5); oracle: json itself."""
+    path = tmp_path / "record.json"
+    record = sealed(make_record("prune.py", {"rate": 0.5}, measured=0.125))
+    write_json(path, record)
+    assert read_record(path) == record
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match="record.json"):
+            read_record(path)
+
+
+def test_records_of_before_and_by_hand_are_read_as_they_are(tmp_path):
+    for record in ({"version": 1, "script": "prune.py", "key": "k"}, {"tokenizer": {"folder": "t"}}):
+        write_json(tmp_path / "record.json", record)
+        assert read_record(tmp_path / "record.json") == record
+    write_json(tmp_path / "record.json", {"version": 99})
+    with pytest.raises(UserError, match="99"):
+        read_record(tmp_path / "record.json")
+
+
+def test_a_folders_record_knows_its_files(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    write_record(tmp_path, make_record("maker.py", {}))
+    record = read_record(tmp_path / "record.json")
+    assert record["files"] == {name: file_digest(tmp_path / name) for name in (os.path.join("inner", "a"), "b")}
+    check_files(tmp_path, record)
+    (tmp_path / "b").write_text("c")
+    with pytest.raises(UserError, match="b: is not the file that was written"):
+        check_files(tmp_path, record)
+    check_files(tmp_path, record, lambda name: name != "b")
+    (tmp_path / "b").unlink()
+    with pytest.raises(UserError, match="b: no such file"):
+        check_files(tmp_path, record)
+
+
+def test_a_contents_digest_tells_all_that_torch_saves_apart():
+    one = torch.arange(6.0)
+    values = [
+        {"a": one},
+        {"b": one},
+        {"a": one.reshape(2, 3)},
+        {"a": one.to(torch.bfloat16)},
+        {"a": one.flip(0)},
+        {"a": -one},  # its first entry is minus zero
+        {"a": [one]},
+        {"a": one, "b": None},
+        {"a": 1},
+        {"a": 1.0},
+        {"a": "1"},
+        {"a": True},
+        {},
+        [],
+        [[], []],
+        [[[]]],
+        {"a": torch.tensor(1.0)},
+        {"a": torch.tensor([1.0])},
+    ]
+    assert len({content_digest(value) for value in values}) == len(values)
+    assert content_digest({"a": one}) == content_digest({"a": torch.arange(6.0)})
+    assert content_digest((1, 2)) == content_digest([1, 2])  # a file does not tell them apart either
 
 
 @pytest.mark.parametrize(

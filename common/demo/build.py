@@ -18,7 +18,8 @@ from common.checkpoints import Checkpoint
 from common.data import load_examples
 from common.demo import captions, reviews
 from common.devices import Runtime
-from common.records import atomic_folder
+from common.files import atomic_folder
+from common.records import write_record
 from common.studies import study_of, usual_task
 from common.tasks import TASKS, TRANSLATION_STEMS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
@@ -32,19 +33,21 @@ RECIPES = {
 }
 
 
-def build(model_type: str, *, seed: int, data_path: Path, device: torch.device, talk, checkpoint_path: str):
+def build(
+    model_type: str, *, seed: int, data_path: Path, data_record: dict, device: torch.device, talk, checkpoint_path: str
+):
     """Generate the data of a demo, and train its model.
 
     Args:
         model_type: "t5-demo" or "distilbert-demo".
-        data_path: the data folder to write.
+        data_path: the data folder to write; `data_record`: the record for it.
         checkpoint_path: where an interrupted training goes on from.
     Returns:
         (model, tokenizer, {"val_loss", "epochs"}).
     """
     family = model_type.removesuffix("-demo")
     task, prefix = TASKS[usual_task(family)], study_of(family).prefix
-    tokenizer, model = {"t5": _translation, "distilbert": _classification}[family](seed, data_path, prefix)
+    tokenizer, model = {"t5": _translation, "distilbert": _classification}[family](seed, data_path, data_record, prefix)
     model.to(device)
     train, validation = (
         load_examples(data_path, split, tokenizer, task, prefix=prefix) for split in ("train", "validation")
@@ -76,7 +79,7 @@ def build(model_type: str, *, seed: int, data_path: Path, device: torch.device, 
 # --- English-German captions -----------------------------------------------------------------------------------
 
 
-def _translation(seed, data_path, prefix):
+def _translation(seed, data_path, data_record, prefix):
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
         for stem in TRANSLATION_STEMS.values():
@@ -84,6 +87,7 @@ def _translation(seed, data_path, prefix):
                 (folder / f"{stem}.{language}").write_text(
                     "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"
                 )
+        write_record(folder, data_record)
     sentences = [text for english, german in splits["train"] for text in (prefix + english, german)]
     tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
     torch.manual_seed(seed)
@@ -149,12 +153,13 @@ def unigram_vocabulary(sentences, least=20):
 # --- film reviews ----------------------------------------------------------------------------------------------
 
 
-def _classification(seed, data_path, prefix):
+def _classification(seed, data_path, data_record, prefix):
     splits = reviews.splits(seed)
     with atomic_folder(data_path) as folder:
         for split, pairs in splits.items():
             lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs)
             Path(folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_record(folder, data_record)
     tokenizer = transformers.DistilBertTokenizer(
         vocab=wordpiece_vocabulary(text for text, _ in splits["train"]), model_max_length=LONGEST
     )

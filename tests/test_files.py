@@ -1,0 +1,202 @@
+"""Files that are written whole or not at all, over nothing that is not ours, and that leave nothing behind."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from common import files
+from common.errors import UserError
+from common.files import atomic_file, atomic_folder, check_apart, check_writable, remove_leftovers, write_bytes
+
+
+class Interruption(Exception):
+    """Stands for anything that stops a writer half-way."""
+
+
+@pytest.fixture
+def umask():
+    """Set the umask for the length of a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+# --- atomic files --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_what_was_written(tmp_path):
+    with atomic_file(tmp_path / "a") as handle:
+        handle.write(b"whole")
+        assert not (tmp_path / "a").exists()  # not before the end
+    assert (tmp_path / "a").read_bytes() == b"whole" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("stop", [Interruption, KeyboardInterrupt])
+def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, stop):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(stop), atomic_file(tmp_path / "a") as handle:
+        handle.write(b"half")
+        raise stop
+    assert (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
+
+
+def test_a_file_in_a_folders_place_fails_and_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError), atomic_file(tmp_path / "a") as handle:
+        handle.write(b"new")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").is_dir()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_an_ordinary_file_or_folder(tmp_path, umask, mask):
+    """Oracle: what open() and mkdir() make under the same umask."""
+    umask(mask)
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain folder").mkdir()
+    write_bytes(tmp_path / "file", b"")
+    with atomic_folder(tmp_path / "folder") as folder:
+        os.close(os.open(folder / "inner", os.O_CREAT, 0o600))  # as safetensors makes them
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes["file"] == modes["inner"] == modes["plain"] and modes["folder"] == modes["plain folder"]
+
+
+# --- atomic folders ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "stale").write_text("old")
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "fresh").write_text("new")
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["fresh"]
+
+
+@pytest.mark.parametrize("stop", [Interruption, KeyboardInterrupt])
+def test_an_interrupted_folder_leaves_the_old_one_and_nothing_else(tmp_path, stop):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "kept").write_text("old")
+    with pytest.raises(stop), atomic_folder(tmp_path / "f") as folder:
+        (folder / "half").write_text("new")
+        raise stop
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["kept"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_folders_change_places_with_and_without_an_exchange(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    (tmp_path / "f").write_text("a file")
+    for round_ in ("first", "second"):
+        with atomic_folder(tmp_path / "f") as folder:
+            (folder / round_).write_text("new")
+        assert names(tmp_path) == ["f"] and names(tmp_path / "f") == [round_]
+
+
+# --- links, devices ------------------------------------------------------------------------------------------------
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name, target in (("file", "disk/file"), ("folder", "disk/folder")):
+        (tmp_path / name).symlink_to(target)  # leads nowhere, as yet
+    write_bytes(tmp_path / "file", b"new")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "disk" / "file").read_bytes() == b"new"
+    assert (tmp_path / "folder").is_symlink() and names(tmp_path / "disk" / "folder") == ["a"]
+
+
+def test_an_output_is_checked_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "deep" / "x")
+    assert names(tmp_path) == []  # the folders are made when there is something to write
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(UserError, match="a folder where a file belongs"):
+        check_writable(tmp_path, is_file=True)
+
+
+def test_devices_pipes_and_circles_are_no_outputs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "circle", tmp_path / "link", "/dev/null"):
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            check_writable(path)
+
+
+def test_outputs_and_inputs_are_kept_apart(tmp_path):
+    check_apart({"-o": tmp_path / "a", "--stats": None}, {"-m": tmp_path / "b", "-p": [tmp_path / "c"], "-t": None})
+    check_apart({"-o": tmp_path / "a"}, {"-m": tmp_path / "b", "-t": tmp_path / "b"})  # inputs may be one
+    (tmp_path / "link").symlink_to("b")
+    for outputs, inputs, words in (
+        ({"-o": tmp_path / "a", "--stats": tmp_path / "a"}, {}, "-o and --stats: both name"),
+        ({"-o": tmp_path / "link"}, {"-m": tmp_path / "b"}, "-m and -o: both name"),
+        ({"-o": tmp_path / "x" / ".." / "b"}, {"-p": [tmp_path / "c", tmp_path / "b"]}, "-p and -o: both name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_apart(outputs, inputs)
+
+
+# --- leftovers -----------------------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from common.files import atomic_file, atomic_folder
+with atomic_file("a"), atomic_folder("f") as folder:
+    (folder / "half").write_text("half")
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
+    command = [sys.executable, "-c", KILLED, ROOT]
+    subprocess.run([*command, "kill"], cwd=tmp_path, check=False)
+    left = names(tmp_path)
+    assert len(left) == 2 and all(files.is_temporary(name) for name in left)
+    with subprocess.Popen([*command, "live"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        living.stdout.readline()  # now it has removed what the first one left, and is writing
+        writing = names(tmp_path)
+        assert len(writing) == 2 and not set(left) & set(writing)
+        remove_leftovers(tmp_path / "a")
+        remove_leftovers(tmp_path / "f")
+        assert names(tmp_path) == writing
+        living.communicate(b"")
+    assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["half"]
+
+
+def test_an_old_folder_that_was_set_aside_comes_back(tmp_path):
+    for name, content in ((f".f.abcdefgh{files.ASIDE}", "old"), (f".f.abcdefgh{files.TEMPORARY}", "half")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).write_text("")
+    remove_leftovers(tmp_path / "f")
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["old"]
+
+
+def test_a_users_files_are_no_leftovers(tmp_path):
+    mine = [".f.old", ".f.abcdefgh.part", "f.checkpoint", ".f", f"f.abcdefgh{files.TEMPORARY}", f"..x{files.ASIDE}"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    with atomic_folder(tmp_path / "f"):
+        pass
+    write_bytes(tmp_path / "f.json", b"")
+    assert names(tmp_path) == sorted([*mine, "f", "f.json"])
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    write_bytes(tmp_path / ("n" * 255), b"x")
+    write_bytes(tmp_path / ("ü" * 127), b"x")
+    assert sorted(map(len, names(tmp_path))) == [127, 255]
