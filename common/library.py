@@ -20,7 +20,17 @@ import torch
 from common.blocks import Block, Variant
 from common.errors import UserError
 from common.files import atomic_file, check_writable, is_temporary, remove_leftovers_in
-from common.records import RECORD_NAME, differences, digest, file_digest, make_record, read_record, sealed, write_json
+from common.records import (
+    RECORD_NAME,
+    check_file,
+    differences,
+    digest,
+    file_digest,
+    make_record,
+    read_record,
+    sealed,
+    write_json,
+)
 from common.schemes import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
@@ -264,10 +274,7 @@ class Library:
         """The fields of a module file as torch tensors, checked against its entry in the record."""
         path = self.folder / entry["file"]
         remedy = "delete the file and run the script that made the library again"
-        if not path.exists():
-            raise UserError(f"{path}: no such file, though the record lists it; {remedy}")
-        if file_digest(path) != entry["sha256"]:
-            raise UserError(f"{path}: is not the file that was written (corrupt, truncated or replaced); {remedy}")
+        check_file(path, entry["sha256"], remedy)
         arrays = unpack(path)
         if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
             raise UserError(f"{path}: does not hold the tensors its record lists; {remedy}")

@@ -221,8 +221,9 @@ def write_record(folder: str | Path, record: dict) -> None:
 def _files_in(folder):
     for parent, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
-            if not is_temporary(name):
-                yield os.path.relpath(os.path.join(parent, name), folder)
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if path != RECORD_NAME and not is_temporary(name):
+                yield path
 
 
 def read_record(path: str | Path, made_by: str = "this suite") -> dict:
@@ -260,15 +261,20 @@ def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool
         UserError: one is missing, or was changed since.
     """
     for name, wanted in record.get("files", {}).items():
-        path = Path(folder) / name
-        if not is_meant(name):
-            continue
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, though the record lists it; make the output again")
-        if file_digest(path) != wanted:
-            raise UserError(
-                f"{path}: is not the file that was written (corrupt, truncated or replaced); make the output again"
-            )
+        if is_meant(name):
+            check_file(Path(folder) / name, wanted)
+
+
+def check_file(path: Path, wanted: str, remedy: str = "make the output again") -> None:
+    """Make sure that a file that a record lists is there, with the digest that the record says.
+
+    Raises:
+        UserError: it is missing, or was changed since.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though the record lists it; {remedy}")
+    if file_digest(path) != wanted:
+        raise UserError(f"{path}: is not the file that was written (corrupt, truncated or replaced); {remedy}")
 
 
 def is_done(

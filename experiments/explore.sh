@@ -48,10 +48,14 @@ END
 
 smallest="$model_flags -p library -c smallest.json -n 0 -o smallest --compact --overwrite"
 if grep -q '"good_enough": true' explored.json; then
-    stages <<<"compose_model.py $smallest ${tokenizer:+-t ${tokenizer@Q}}"
+    finish="compose_model.py $smallest ${tokenizer:+-t ${tokenizer@Q}}"
 else
-    stages <<<"model-level_finetuning.py $smallest --stats smallest.csv $data_flags $model_args"
+    finish="model-level_finetuning.py $smallest --stats smallest.csv $data_flags $model_args"
 fi
+if [[ -f smallest/record.json ]] && ! grep -q "\"script\": \"${finish%% *}\"" smallest/record.json; then
+    rm -r smallest  # of an earlier run whose other --drop ended in the other way; no script replaces another's output
+fi
+stages <<<"$finish"
 is_newer report-smallest.json "$model" smallest/record.json || stages <<END
 $evaluate -m ${model@Q} smallest --split validation --device $device $data_flags
 $evaluate -m ${model@Q} --device $device $data_flags

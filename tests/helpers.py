@@ -21,7 +21,7 @@ from common.cli import Talk  # noqa: E402
 from common.data import Examples  # noqa: E402
 from common.devices import Runtime  # noqa: E402
 from common.models import load_model  # noqa: E402
-from common.records import file_digest  # noqa: E402
+from common.records import content_digest, file_digest, sealed, write_record  # noqa: E402
 from common.studies import usual_task  # noqa: E402
 from common.tasks import TASKS  # noqa: E402
 from common.training import Recipe  # noqa: E402
@@ -268,11 +268,27 @@ def files_in(*folders):
 
 
 def edited_json(source, target, edit):
-    """A copy of a JSON file, changed by `edit`, which gets its content."""
+    """A copy of a JSON file, changed by `edit`, which gets its content. A record's own digest fits again."""
     content = json.loads(source.read_text())
     edit(content)
-    target.write_text(json.dumps(content))
+    target.write_text(json.dumps(sealed(content) if source.name == "record.json" else content))
     return target
+
+
+def save_forged(content, path):
+    """Write what a `.pth` holds, with a digest that fits."""
+    content = {name: value for name, value in content.items() if name != "digest"}
+    torch.save({**content, "digest": content_digest(content)}, path)
+
+
+def forge(folder):
+    """Let a model's record fit its files as they are now, and itself."""
+    write_record(folder, without_digests(read_json(folder / "record.json")))
+
+
+def without_digests(record):
+    """A record as it was given to be written."""
+    return {name: value for name, value in record.items() if name not in ("digest", "files")}
 
 
 def rate(value, module=f"{FEED_FORWARD}.wi"):

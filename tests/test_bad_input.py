@@ -22,6 +22,7 @@ from helpers import (
     good_flags,
     is_one_line,
     rate,
+    save_forged,
 )
 
 from common.records import file_digest
@@ -82,8 +83,8 @@ def refuses(call, workshop, chain, tmp_path):
         assert (code, result) == (2, None)
         assert is_one_line(err) and ": error: " in err, err
         after = files_in(workshop, chain, tmp_path)
-        begun = [path for path in after.keys() - before.keys() if path.name == "record.json"]  # an empty library
-        assert all(json.loads(path.read_text())["variants"] == {} for path in begun)
+        begun = [path for path in after.keys() - before.keys() if path.name in ("record.json", ".lock")]
+        assert all(json.loads(path.read_text())["variants"] == {} for path in begun if path.name == "record.json")
         assert {path: digest for path, digest in after.items() if path not in begun} == before
         return err
 
@@ -511,13 +512,14 @@ def test_bad_pth(refuses, arguments, chain, tmp_path, how, words):
     content = torch.load(good, weights_only=True)
     if how == "truncated":
         path.write_bytes(good.read_bytes()[:-1000])
+    elif how == "without weights":
+        save_forged(content | {"state_dict": {}}, path)
     else:
         torch.save(
             {
                 "holds code": content | {"masks": MakesMarker(marker)},
                 "foreign": {"a": 1},
                 "state dict alone": content["state_dict"],
-                "without weights": content | {"state_dict": {}},
                 "list": [1, 2],
             }[how],
             path,
@@ -678,7 +680,9 @@ def test_a_derived_output_follows_its_input_and_a_foreign_file_stays(refuses, re
     before = output.read_bytes()
     assert call(script, *again)[0] == 0 and output.read_bytes() != before
     output.write_text('{"of": "the user"}')
-    assert "--overwrite" in refuses(script, *again) and output.read_text() == '{"of": "the user"}'
+    for more in ([], ["--overwrite"]):
+        assert f"{output}: exists already and is no" in refuses(script, *again, *more)
+        assert output.read_text() == '{"of": "the user"}'
 
 
 def test_configurations_edited_by_hand_are_kept(refuses, arguments, call, tmp_path):

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import block_level
 import compact
 import composability
+import guarantees
 import joint_memory
 import joint_step
 import selection
@@ -537,3 +538,20 @@ def test_selection(workshop, teacher, tokenizer, capsys):
 def test_selection_needs_as_many_rates_of_heads_as_of_neurons(workshop, capsys):
     code, found, err = lines(selection, capsys, "-m", workshop / "model" / "t5", "--attention", 0.5)
     assert code == 2 and found == [] and "as many rates" in err
+
+
+# --- what the guarantees cost ------------------------------------------------------------------------------------
+
+
+def test_guarantees(capsys, tmp_path):
+    """By hand: the same code against itself; the file of weights has the asked-for size."""
+    arguments = ("--variants", 3, "--width", 8, "--megabytes", 1, "--rounds", 1, "--against", ROOT)
+    code, (_, result), err = lines(guarantees, capsys, *arguments)
+    assert (code, err) == (0, "") and (result["variants"], result["weights_megabytes"]) == (3, 1)
+    for part in ("write", "read"):
+        seconds = result[f"{part}_seconds"]
+        assert (
+            seconds.keys() == {"here", "against"} and min(seconds.values()) > 0 and result[f"{part}_ratio"]["min"] > 0
+        )
+    code, _, err = lines(guarantees, capsys, "--against", tmp_path)
+    assert code == 2 and str(tmp_path) in err

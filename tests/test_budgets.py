@@ -22,6 +22,7 @@ from helpers import (
     DISTILBERT_BLOCKS,
     PREFIX,
     T5_BLOCKS,
+    edited_json,
     files_in,
     is_attention,
     is_one_line,
@@ -352,6 +353,7 @@ def test_the_report_holds_what_a_picture_needs(found):
     report, result = read_json(found / "report.json"), read_json(found / "result.json")
     scheme, scores = read_json(found / "scheme.json"), scores_of(found / "tuned")
     assert set(report) == {
+        "script",
         "measure",
         "objective",
         "original",
@@ -452,11 +454,8 @@ def test_the_very_same_search_keeps_its_output(succeeds, workshop, copied):
 
 def test_one_lost_score_is_found_again(succeeds, workshop, copied):
     """Oracle: the record of before, of which one entry has lost its score."""
-    path = copied / "tuned" / "record.json"
-    record = read_json(path)
-    del record["variants"][f"{T5_BLOCKS[3]}.neurons-24"]["score"]
-    before = scores_of(copied / "tuned")
-    path.write_text(json.dumps(record))
+    path, before = copied / "tuned" / "record.json", scores_of(copied / "tuned")
+    edited_json(path, path, lambda record: record["variants"][f"{T5_BLOCKS[3]}.neurons-24"].pop("score"))
     result = succeeds(*searching(copied, workshop / "model" / "t5", "one.json", "--budget", 0.6, "--rounds", 0))
     assert result["scored"] == 1
     after = scores_of(copied / "tuned")

@@ -28,6 +28,7 @@ from helpers import (
     t5_blocks,
     t5_config,
     token_rows,
+    without_digests,
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -418,7 +419,8 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     }  # a vector's removes nothing, and is not kept
     save_model(tmp_path / output, compact, {"key": "k"}, masks=masks, sparse=output == "sparse")
     loaded = load_model(tmp_path / output)
-    assert same_state(loaded.model, compact) and type(loaded.model) is type(compact) and loaded.record == {"key": "k"}
+    assert same_state(loaded.model, compact) and type(loaded.model) is type(compact)
+    assert without_digests(loaded.record) == {"key": "k"}
     assert torch.equal(logits(loaded.model, kind), logits(compact, kind))
     if output == "file.pth":
         removing = {name: mask for name, mask in masks.items() if mask.dim() == 2}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, t5_config
+from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, save_forged, t5_config
 
 from common.errors import UserError
 from common.inputs import models_to_evaluate, the_model
@@ -193,7 +193,7 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path, change):
     save_model(tmp_path / "m.pth", untied_t5(), {})
     content = torch.load(tmp_path / "m.pth", weights_only=True)
     content["state_dict"] = {k: v for k, v in (content["state_dict"] | change).items() if v is not None}
-    torch.save(content, tmp_path / "m.pth")
+    save_forged(content, tmp_path / "m.pth")
     with pytest.raises(UserError, match="its weights are not those of a T5ForConditionalGeneration"):
         load_model(tmp_path / "m.pth")
 

@@ -290,7 +290,7 @@ def test_logits_stay(case):
         compact.set_attn_implementation(attention)
         expected = logits(masked, kind)
         assert expected.std() > 0.1
-        torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-4)  # a wrong head costs 1e-2
         copied = copy.deepcopy(compact)
         assert torch.equal(logits(copied, kind), logits(compact, kind))
 
@@ -345,7 +345,7 @@ def test_gradients_of_what_is_left_stay(kind):
         if gradient is None:  # Marian's positions; shared embeddings that are not shared
             assert gradients[1][name] is None or "embed_positions" in name  # loading made these trainable
         elif gradient.numel():  # of a block that is left out, there is nothing
-            atol = 1e-4 * gradient.abs().max().item() + 1e-7
+            atol = 1e-4 * gradient.abs().max().item() + 1e-6  # that of a key bias is zero but for rounding
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=atol)
 
 

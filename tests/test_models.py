@@ -7,23 +7,26 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from helpers import build_model, build_tokenizer, same_state
+from helpers import build_model, build_tokenizer, same_state, save_forged, without_digests
 
 from common.cli import Talk
 from common.devices import resolve_device
 from common.errors import UserError
 from common.models import (
+    damage,
     data_source,
     download,
     fingerprint,
+    is_made,
     load_model,
     load_tokenizer,
-    read_record,
+    read_measured,
     reference,
     resolve,
     save_model,
     save_tokenizer,
 )
+from common.records import digest
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 OUTPUTS = ["folder", "file.pth"]
@@ -86,7 +89,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, kind, output):
         model.generation_config.max_length = 77
     save_model(tmp_path / output, model, record)
     loaded = load_model(tmp_path / output)
-    assert same_state(loaded.model, model) and loaded.record == record == read_record(tmp_path / output)
+    assert same_state(loaded.model, model) and without_digests(loaded.record) == record
     assert not any(module.training for module in loaded.model.modules())
     assert type(loaded.model) is type(model)
     if kind != "distilbert":
@@ -109,7 +112,7 @@ def test_a_pth_is_plain_tensors_strings_and_numbers_and_keeps_the_masks(tmp_path
     masks = {"classifier.weight": torch.rand(2, 32) > 0.5}
     save_model(tmp_path / "m.pth", model, {"key": "k"}, masks=masks)
     content = torch.load(tmp_path / "m.pth", weights_only=True)
-    assert json.loads(content["record"]) == {"key": "k"} and json.loads(content["config"])["dim"] == 32
+    assert without_digests(json.loads(content["record"])) == {"key": "k"} and json.loads(content["config"])["dim"] == 32
     assert content["state_dict"].keys() == model.state_dict().keys()
     loaded = load_model(tmp_path / "m.pth")
     assert loaded.masks.keys() == masks.keys()
@@ -124,11 +127,11 @@ def test_a_folder_is_one_of_hugging_face_and_holds_the_tokenizer(tmp_path):
     text = "the dog sees a cat"
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")(text).input_ids == tokenizer(text).input_ids
     assert [path.name for path in (tmp_path / "m").glob("*.bin")] == []
-    assert json.loads((tmp_path / "m" / "record.json").read_text()) == {"key": "k"}
+    assert without_digests(json.loads((tmp_path / "m" / "record.json").read_text())) == {"key": "k"}
 
 
 def test_a_tokenizer_comes_back(tmp_path, workshop):
-    save_tokenizer(tmp_path / "t", build_tokenizer("distilbert"))
+    save_tokenizer(tmp_path / "t", build_tokenizer("distilbert"), {})
     loaded = load_model(workshop / "model" / "distilbert")
     assert (
         load_tokenizer(tmp_path / "t", loaded)("good film").input_ids
@@ -147,7 +150,7 @@ class Code:
 def model_with(tmp_path, **changes):
     """A saved tiny T5 whose `.pth` content is changed."""
     save_model(tmp_path / "m.pth", build_model("t5"), {})
-    torch.save(torch.load(tmp_path / "m.pth", weights_only=True) | changes, tmp_path / "m.pth")
+    save_forged(torch.load(tmp_path / "m.pth", weights_only=True) | changes, tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize(
@@ -206,10 +209,79 @@ def test_what_is_no_model_folder_is_refused_by_name(tmp_path, workshop, spoil, w
     assert str(folder) in str(error.value) and words in str(error.value)
 
 
-def test_a_record_is_none_where_no_model_of_ours_is(tmp_path):
-    (tmp_path / "m.pth").write_bytes(b"foreign")
-    (tmp_path / "folder").mkdir()
-    assert [read_record(tmp_path / name) for name in ("m.pth", "folder", "absent")] == [None] * 3
+# --- what is there already -----------------------------------------------------------------------------------------
+
+MADE_FROM = {"model": "fingerprint", "lr": 0.1}
+RECORD = {"script": "compose_model.py", "key": digest(MADE_FROM), "made_from": MADE_FROM, "measured": {"val_loss": 1.0}}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_model_that_is_there_is_known_by_its_record(tmp_path, output):
+    path = tmp_path / output
+    assert not is_made(path, MADE_FROM, False, "compose_model.py")
+    save_model(path, build_model("t5"), RECORD)
+    assert is_made(path, MADE_FROM, False, "compose_model.py") and read_measured(path) == {"val_loss": 1.0}
+    with pytest.raises(UserError, match="lr: 0.1 there, 0.2 asked for"):
+        is_made(path, MADE_FROM | {"lr": 0.2}, False, "compose_model.py")
+    assert not is_made(path, MADE_FROM | {"lr": 0.2}, True, "compose_model.py")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="was made by compose_model.py"):
+            is_made(path, MADE_FROM, overwrite, "model-level_finetuning.py")
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_of_this_suite_is_never_replaced(tmp_path, output, overwrite):
+    path = tmp_path / output
+    if output == "folder":
+        build_model("t5").save_pretrained(path)
+    else:
+        torch.save(build_model("t5").state_dict(), path)
+    with pytest.raises(UserError, match="never replaces"):
+        is_made(path, MADE_FROM, overwrite, "compose_model.py")
+
+
+def flip_last_bit(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    "output, spoil",
+    [
+        ("folder", lambda path: (path / "model.safetensors").unlink()),
+        ("folder", lambda path: flip_last_bit(path / "model.safetensors")),
+        ("folder", lambda path: flip_last_bit(path / "config.json")),
+        ("folder", lambda path: change_record(path, key="other", measured=None)),
+        ("file.pth", lambda path: path.write_bytes(path.read_bytes()[:-1000])),
+        ("file.pth", lambda path: flip_in_weights(path)),
+    ],
+    ids=["no weights", "weights", "config", "record", "truncated", "pth"],
+)
+def test_a_damaged_model_does_not_count_as_done_and_overwrite_mends_it(tmp_path, output, spoil):
+    path = tmp_path / output
+    save_model(path, build_model("t5"), RECORD)
+    assert damage(path) is None
+    spoil(path)
+    assert str(path) in damage(path)
+    with pytest.raises(UserError, match="--overwrite"):
+        is_made(path, MADE_FROM, False, "compose_model.py")
+    assert not is_made(path, MADE_FROM, True, "compose_model.py")
+    with pytest.raises(UserError, match=str(path)):
+        load_model(path)
+
+
+def change_record(folder, **changes):
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | changes))
+
+
+def flip_in_weights(path):
+    """Flip a bit of a weight within a `.pth`; torch itself checks no sums."""
+    weight = build_model("t5").state_dict()["shared.weight"].numpy().tobytes()
+    content = path.read_bytes()
+    place = content.index(weight)
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
 # --- references ----------------------------------------------------------------------------------------------------

@@ -88,15 +88,15 @@ def test_scripts_enter_folders_by_their_doors_and_never_import_each_other():
             assert folder_of(other) in ("", other.removeprefix("common.")), f"{script} enters {other} past its door"
 
 
-def test_no_file_of_common_but_two_knows_parsed_arguments():
-    """`args` belongs to the scripts, to cli, which defines the flags, and to inputs, which opens what they name."""
+def test_no_file_of_common_but_three_knows_parsed_arguments():
+    """`args` belongs to scripts, of which check is one, to cli, which has the flags, and inputs, which opens files."""
     knowing = {
         module_name(path)
         for path in COMMON
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    assert knowing == {"common.cli", "common.inputs"}
+    assert knowing == {"common.cli", "common.inputs", "common.check"}
 
 
 def test_a_script_starts_with_the_standard_library_alone():
@@ -111,7 +111,8 @@ def test_a_script_starts_with_the_standard_library_alone():
                     waiting.append(MODULES[name])
             else:
                 assert name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} starts with {name}"
-    assert seen == {"common.cli", "common.errors", "common.families", "common.records", "common.schemes"}
+    light = ("cli", "errors", "families", "files", "pictures", "records", "schemes")
+    assert seen == {f"common.{name}" for name in light}
 
 
 # --- habits ----------------------------------------------------------------------------------------------------
