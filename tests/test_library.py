@@ -1,6 +1,8 @@
 """Module files opened by plain numpy, their guards, and which variants a rerun makes again."""
 
+import concurrent.futures
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -347,3 +349,60 @@ def test_the_variant_with_the_smaller_held_out_error_counts(tmp_path, errors, ex
     libraries.annotate(BLOCK.name, {VARIANT: {"loss": 1.0}})
     noted = [Library.open(tmp_path / str(n), "f00d").record["variants"] for n in range(len(errors))]
     assert [n for n, each in enumerate(noted) for entry in each.values() if "score" in entry] == [expected]
+
+
+# --- several writers -----------------------------------------------------------------------------------------------
+
+
+def test_two_that_opened_the_same_library_both_add_to_it(tmp_path):
+    """Each was opened before the other wrote."""
+    first, second = open_library(tmp_path / "lib"), open_library(tmp_path / "lib")
+    first.write("a", Variant(BLOCK, *tensors_and_keeps()), K)
+    second.write("b", Variant(BLOCK, *tensors_and_keeps()), K)
+    first.annotate(BLOCK.name, {"b": {"loss": 1.0}})
+    again = Library.open(tmp_path / "lib", "f00d", PRUNED)
+    assert [pair.variant for pair in again.variants()] == ["a", "b"]
+    assert again.entry(Pair(BLOCK.name, "b"))["score"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_many_writers_at_once_lose_nothing(tmp_path, is_new):
+    if not is_new:
+        open_library(tmp_path / "lib").write("old", Variant(BLOCK, *tensors_and_keeps()), K)
+    writers, each = 8, 5
+    start = threading.Barrier(writers)
+
+    def write(writer):
+        start.wait()
+        library = open_library(tmp_path / "lib")
+        for i in range(each):
+            library.write(f"{writer}-{i}", Variant(BLOCK, *tensors_and_keeps()), {"writer": writer, "i": i})
+            library.write("shared", Variant(BLOCK, *tensors_and_keeps()), K)
+
+    with concurrent.futures.ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    library = Library.open(tmp_path / "lib", "f00d", PRUNED)
+    expected = {f"{writer}-{i}" for writer in range(writers) for i in range(each)} | {"shared"}
+    assert {pair.variant for pair in library.variants()} == expected | (set() if is_new else {"old"})
+    for pair in library.variants():
+        assert torch.equal(library.read(BLOCK, pair.variant).tensors["wi.weight"], tensors_and_keeps()[0]["wi.weight"])
+    assert sorted(path.suffix for path in library.folder.iterdir() if path.suffix != ".npy") == ["", ".json"]
+
+
+@pytest.mark.parametrize(
+    "left", [[".record.json.abcd1234.pruning-part"], [".lock"], [".lock", ".a.npy.x.pruning-part"]]
+)
+def test_a_library_whose_first_writing_was_killed_is_begun_again(tmp_path, left):
+    (tmp_path / "lib").mkdir()
+    for name in left:
+        (tmp_path / "lib" / name).write_bytes(b"{")
+    open_library(tmp_path / "lib").write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
+    assert {path.name for path in (tmp_path / "lib").iterdir()} == {".lock", "record.json", f"{PAIR}.npy"}
+
+
+def test_a_folder_of_somebody_else_is_no_library(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "thesis.part").write_text("mine")
+    with pytest.raises(UserError, match="neither empty nor a library"):
+        open_library(tmp_path / "lib")
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == ["thesis.part"]
