@@ -59,7 +59,7 @@ def fit_blocks(names, plan, path, **options):
     model, data = build_model("t5"), examples()
     learners = block_learners(model, plan, data, names)
     objective = BlockObjective(model, find_blocks(model), plan)
-    checkpoint = Checkpoint(path, dict.fromkeys(names, "k"))
+    checkpoint = Checkpoint(path, "k" * 12, dict.fromkeys(names, "k"))
     progress = fit(learners, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learners, progress
 
@@ -329,7 +329,7 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, {"model": key})
+    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, "k" * 12, {"model": key})
     progress = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learner, progress
 
@@ -369,7 +369,7 @@ def scripted_fit(tmp_path, script, plan, **options):
                     loss = torch.tensor(script[name][len(seen[name]) - 1])
                 yield Loss(name, loss, torch.tensor(1.0))
 
-    checkpoint = Checkpoint(tmp_path / "c", dict.fromkeys(script, "k"))
+    checkpoint = Checkpoint(tmp_path / "c", "k" * 12, dict.fromkeys(script, "k"))
     progress = fit(learners, Scripted(), data, data, plan, RUNTIME, checkpoint, **options)
     return learners, progress, seen
 
@@ -531,7 +531,7 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path, spoil):
 
 def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys):
     learner = Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)
-    checkpoint = Checkpoint(tmp_path / "c", {("block", "variant"): "k"})
+    checkpoint = Checkpoint(tmp_path / "c", "k" * 12, {("block", "variant"): "k"})
     assert checkpoint.resume({("block", "variant"): learner}, Talk()) == []
     checkpoint.save({("block", "variant"): learner}, [(0, 0.0, 1.0)])
     assert [tuple(row) for row in checkpoint.resume({("block", "variant"): learner}, Talk())] == [(0, 0.0, 1.0)]
