@@ -329,9 +329,9 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     before = {}  # histories of variants that this run fine-tuned before it was interrupted
 
     def histories():
-        there = {pair: [Epoch(*row) for row in checkpoint.past.get(text_of(pair), ())] for pair in made_from}
-        found = before | there | {pair: learner.history for pair, learner in learners.items()}
-        return {pair: found[pair] for pair in made_from if found.get(pair)}
+        past = {pair: [Epoch(*row) for row in checkpoint.past.get(text_of(pair), ())] for pair in made_from}
+        found = past | before | {pair: learner.history for pair, learner in learners.items()}
+        return {pair: found[pair] for pair in made_from if found[pair]}
 
     def write_losses(progress):
         write_stats(stats_file, histories(), progress, run)

@@ -82,6 +82,11 @@ def read_stats(path, run=None):
     return [row for row in rows if (row.get("run") or "") == (run or "")]
 
 
+def last_run(path):
+    """The run that wrote the last rows of a stats CSV; "" if it is from before runs were told apart, or empty."""
+    return next((row.get("run") or "" for row in read_stats(path)), "")
+
+
 def runs_in(path):
     """Which runs a stats CSV tells of; "" stands for one from before runs were told apart. Empty without a file."""
     if not Path(path).is_file():
