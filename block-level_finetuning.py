@@ -5,6 +5,7 @@ Jointly (the default): the variants are trained all at once, within models that 
 rest of the model with them. Or apart: each against the original's block; one pass of the original serves all of them.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -154,11 +155,11 @@ def variants_of(library, blocks, pairs):
 def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, stats_file):
     """Train all variants within composed models, and the rest of the model with them; returns the result."""
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
-    from common.checkpoints import Checkpoint
+    from common.checkpoints import RUN_DIGITS
     from common.inputs import recipe_from
     from common.library import TOGETHER, Library
     from common.stats import write_composition_stats, write_stats, write_variant_stats
-    from common.training import Progress, fit, steps_of, validate
+    from common.training import NEVER_A_NUMBER, Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
     configurations = choices_of(args, loaded)
@@ -177,7 +178,8 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
-        return {"fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
+        runs = {library.run(pair)[:RUN_DIGITS] for pair in made_from}
+        return nothing_to_do(args, skipped, stats_file, runs)
 
     there = [pair for pair in library.variants() if pair not in todo]
     run = run_of(library, todo, there)
@@ -190,23 +192,26 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     learner = supernet.make_learner(recipe, steps_of(train, recipe), rest_rate if trains_rest else 0.0)
     compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
-    learners, progress, found = {"library": learner}, Progress(), {}
-    checkpoint = Checkpoint(Path(args.output) / "unfinished.checkpoint", {"library": run})
+    learners, progress = {"library": learner}, Progress()
+    checkpoint = open_checkpoint(args, run, {"library": run}, runtime.talk)
+    of_run = run[:RUN_DIGITS]
 
     def write_losses(progress):
-        write_stats(stats_file, learners, progress)
-        write_composition_stats(beside(stats_file, "compositions"), learner.history)
+        write_stats(stats_file, {"library": learner.history}, progress, of_run)
+        write_composition_stats(beside(stats_file, "compositions"), learner.history, of_run)
 
-    if checkpoint.read() is None:
+    if not checkpoint.holds_training():
         before = validate(learners, objective, held_out, recipe, runtime)
+        if not math.isfinite(before.losses["library"]):
+            raise UserError(NEVER_A_NUMBER)
         learner.count_as_epoch(0, before.losses["library"], 0.0, before.parts["library"])
         on_device = {pair: variant.to(runtime.device) for pair, variant in new.items()}
-        solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
+        solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
         supernet.start_from(solved.better())
         after = validate(learners, objective, held_out, recipe, runtime)
         learner.count_as_epoch(1, after.losses["library"], solved.rows[-1].train, after.parts["library"])
-        progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
-        write_variant_stats(beside(stats_file, "blocks"), solved.histories())
+        progress.rows, checkpoint.notes["most_pruned"] = solved.rows, solved.most_pruned
+        write_variant_stats(beside(stats_file, "blocks"), solved.histories(), of_run)
         write_losses(progress)
         del solved, on_device
     progress = fit(
@@ -233,8 +238,8 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         "val_loss": after,
         "best_epoch": learner.best_epoch,
         "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
-        **found,
-        "seconds": round(progress.seconds, 3),
+        **checkpoint.notes,
+        "seconds": seconds_in(stats_file, {of_run}),
         "stats": stats_file,
     }
 
@@ -283,14 +288,14 @@ def choices_of(args, loaded):
 def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats_file):
     """Solve or train every variant against the original's block; returns the result."""
     from common.block_level import solve, solve_in_sequence
-    from common.checkpoints import Checkpoint
+    from common.checkpoints import RUN_DIGITS, text_of
     from common.composition import choose
     from common.inputs import recipe_from
     from common.library import FINE_TUNED, IN_SEQUENCE, Library
     from common.schemes import Pair
     from common.stats import write_stats, write_variant_stats
     from common.teacher import BlockObjective
-    from common.training import Progress, fit
+    from common.training import Epoch, Progress, fit
 
     loaded, runtime = opened.loaded, opened.runtime
     pairs = pruned.variants()
@@ -313,18 +318,24 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         todo = pairs
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
+    key = digest({str(pair): settings for pair, settings in made_from.items()})
+    run = key[:RUN_DIGITS]
     if not todo:
-        return {"fine_tuned": 0, "skipped": skipped, "seconds": 0.0}
+        return nothing_to_do(args, skipped, stats_file, {run})
 
     variants = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
     learners = {pair: make_learner(variant, recipe, train) for pair, variant in variants.items()}
-    checkpoint = Checkpoint(
-        Path(args.output) / "unfinished.checkpoint", {pair: digest(made_from[pair]) for pair in todo}
-    )
+    checkpoint = open_checkpoint(args, key, {pair: digest(made_from[pair]) for pair in todo}, runtime.talk)
+    before = {}  # histories of variants that this run fine-tuned before it was interrupted
+
+    def histories():
+        past = {pair: [Epoch(*row) for row in checkpoint.past.get(text_of(pair), ())] for pair in made_from}
+        found = past | before | {pair: learner.history for pair, learner in learners.items()}
+        return {pair: found[pair] for pair in made_from if found[pair]}
 
     def write_losses(progress):
-        write_stats(stats_file, learners, progress)
-        write_variant_stats(beside(stats_file, "blocks"), {pair: learner.history for pair, learner in learners.items()})
+        write_stats(stats_file, histories(), progress, run)
+        write_variant_stats(beside(stats_file, "blocks"), histories(), run)
 
     def write_variant(pair, learner):
         library.write(
@@ -334,19 +345,21 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
             nmse_before=learner.history[0].val_loss,
             nmse_after=learner.best_loss,
             best_epoch=learner.best_epoch,
-            **notes.get(pair, {}),
+            **compared,
+            **({"ridge": checkpoint.notes["ridges"][text_of(pair)]} if len(args.ridge) > 1 else {}),
         )
 
-    notes = {}  # for the record, {pair: {…}}: how a variant was solved, where there was a choice
-    found, seconds = {}, 0.0  # what was found out about composed models, and the seconds of solving in sequence
+    compared = {}  # what solving in sequence found out
     progress = Progress()
-    if args.method != "train" and checkpoint.read() is None:
-        solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime)
-        for pair, each in solved.solutions.items():
+    if args.method != "train" and not checkpoint.holds_training():
+        solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
+        for pair in todo:
+            each = solved.solutions[pair]
             learners[pair].restart_from(each.tensors, each.before, each.after, solved.own_seconds)
-            if len(args.ridge) > 1:
-                notes[pair] = {"ridge": each.ridge}
-        progress.rows, found["most_pruned"] = solved.rows, solved.most_pruned
+        before = {pair: rows for pair, rows in solved.histories().items() if pair not in learners}
+        checkpoint.notes["ridges"] = {text_of(pair): each.ridge for pair, each in solved.solutions.items()}
+        checkpoint.notes["most_pruned"] = solved.most_pruned
+        progress.rows = solved.rows
         write_losses(progress)
     if args.method != "reconstruct":
         progress = fit(
@@ -376,28 +389,55 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
                 held_out,
                 args.ridge[0],
                 runtime,
-                independent=found["most_pruned"]["solved"]["kl"],  # the configuration has one variant of each block
+                # The configuration has one variant of each block: this model is its own.
+                independent=checkpoint.notes["most_pruned"]["solved"]["kl"],
             )
             for pair, (tensors, error) in better.items():
                 learner = learners[pair]
                 learner.parameters, learner.best_epoch, learner.best_loss = tensors, 1, error
-            notes, found = dict.fromkeys(pairs, compared), found | compared
-            seconds = runtime.now() - started
+            last = progress.rows[-1]
+            progress.rows[-1] = last._replace(train=last.train + runtime.now() - started)
+            write_losses(progress)
         for pair, learner in learners.items():
             write_variant(pair, learner)
     checkpoint.remove()
-    before = sum(learner.history[0].val_loss for learner in learners.values()) / len(learners)
-    after = sum(learner.best_loss for learner in learners.values()) / len(learners)
-    runtime.talk.say(f"{args.output}: mean held-out error {before:.4f} -> {after:.4f}")
+    of_all = {pair: min(row.val_loss for row in rows) for pair, rows in histories().items()}
+    of_all |= {pair: learner.best_loss for pair, learner in learners.items()}
+    at_first = [rows[0].val_loss for rows in histories().values()]
+    nmse_before, nmse_after = sum(at_first) / len(at_first), sum(of_all.values()) / len(of_all)
+    runtime.talk.say(f"{args.output}: mean held-out error {nmse_before:.4f} -> {nmse_after:.4f}")
     return {
         "fine_tuned": len(todo),
         "skipped": skipped,
-        "nmse_before": before,
-        "nmse_after": after,
-        **found,
-        "seconds": round(progress.seconds + seconds, 3),
+        "nmse_before": nmse_before,
+        "nmse_after": nmse_after,
+        **({"most_pruned": checkpoint.notes["most_pruned"]} if args.method != "train" else {}),
+        **compared,
+        "seconds": seconds_in(stats_file, {run}),
         "stats": stats_file,
     }
+
+
+def open_checkpoint(args, key, keys, talk):
+    """The state of an unfinished run for the library; see `checkpoints.Checkpoint`."""
+    from common.checkpoints import Checkpoint
+
+    return Checkpoint(Path(args.output) / "unfinished", key, keys, 60 * args.save_every, talk)
+
+
+def nothing_to_do(args, skipped, stats_file, runs):
+    """The result where all variants are there; `runs`: those that made them, as the stats know them."""
+    from common.checkpoints import remove_checkpoints
+
+    remove_checkpoints(Path(args.output) / "unfinished")
+    return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_in(stats_file, {*runs, ""})}
+
+
+def seconds_in(stats_file, runs):
+    """What some runs took by their stats, interruptions left out; 0 where nothing is known."""
+    from common.stats import read_seconds
+
+    return round(sum(read_seconds(stats_file, runs).values()), 3) if Path(stats_file).is_file() else 0.0
 
 
 def make_learner(variant, recipe, train):

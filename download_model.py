@@ -12,7 +12,7 @@ from common import cli
 from common.errors import UserError
 from common.families import FAMILIES
 from common.files import check_writable
-from common.records import make_record
+from common.records import digest, make_record
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
@@ -43,6 +43,7 @@ def run(args):
     for path in outputs:
         check_writable(path)
     from common import demo
+    from common.checkpoints import Checkpoint
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
     from common.models import download, is_made, load_model, reference, save_model, save_tokenizer
@@ -56,9 +57,12 @@ def run(args):
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
     made_from = {"type": args.model_type}
     made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
+    key = digest(made_from)
+    unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
     if all(are_made):
         talk.say(f"{model_path}: is there already")
+        unfinished.remove()
         return {
             "model": str(model_path),
             "tokenizer": str(tokenizer_path),
@@ -73,7 +77,7 @@ def run(args):
             data_record=make_record(NAME, made_from),
             device=device,
             talk=talk,
-            checkpoint_path=f"{model_path}.checkpoint",
+            checkpoint=unfinished,
         )
         data = data_path
     else:
@@ -90,7 +94,7 @@ def run(args):
         tokenizer=reference(tokenizer_path, model_path),
     )
     save_model(model_path, model, record)
-    Path(f"{model_path}.checkpoint").unlink(missing_ok=True)
+    unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
     return {
         "model": str(model_path),

@@ -6,7 +6,6 @@ With the pruned library this is the baseline, with the fine-tuned library the co
 
 import copy
 import sys
-from pathlib import Path
 
 from common import cli
 from common.files import check_apart, check_writable
@@ -73,11 +72,11 @@ def run(args):
 def finetune(args, opened, choice, train, validation, recipe, rest_rate, output, stats_file):
     """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result."""
     from common.blocks import find_blocks, rest_of
-    from common.checkpoints import Checkpoint
+    from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.compact import make_compact
     from common.composition import compose
     from common.models import is_made, read_measured
-    from common.stats import write_stats
+    from common.stats import read_seconds, runs_in, write_stats
     from common.training import Learner, ModelObjective, fit, steps_of
 
     loaded, talk = opened.loaded, opened.runtime.talk
@@ -91,9 +90,14 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "sparse": args.sparse,
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
     }
-    if is_made(output, made_from, args.overwrite, NAME) and Path(stats_file).exists():
+    key = digest(made_from)
+    run = key[:RUN_DIGITS]
+    if is_made(output, made_from, args.overwrite, NAME) and runs_in(stats_file) & {run, ""}:
         talk.say(f"{output}: is there already, made from the same inputs and settings")
-        return {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
+        remove_checkpoints(output)
+        measured, seconds = read_measured(output), read_seconds(stats_file, {run, ""})
+        told = {"skipped": True, **measured, "seconds": total(seconds), "stats": stats_file}
+        return {"output": output, "configuration": choice.nth, **told}
 
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
@@ -102,7 +106,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)
-    checkpoint = Checkpoint(f"{output}.checkpoint", {"model": digest(made_from)})
+    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk)
     progress = fit(
         {"model": learner},
         objective,
@@ -111,7 +115,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         recipe,
         opened.runtime,
         checkpoint,
-        on_epoch=lambda progress: write_stats(stats_file, {"model": learner}, progress),
+        on_epoch=lambda progress: write_stats(stats_file, {"model": learner.history}, progress, run),
     )
     measured = save(args, opened, choice, model, masks, learner, progress, made_from, output)
     checkpoint.remove()
@@ -124,9 +128,14 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "configuration": choice.nth,
         "skipped": False,
         **measured,
-        "seconds": round(progress.seconds, 3),
+        "seconds": total(read_seconds(stats_file, {run})),
         "stats": stats_file,
     }
+
+
+def total(seconds):
+    """Of the parts that a fine-tuning's seconds have."""
+    return round(sum(seconds.values()), 3)
 
 
 def save(args, opened, choice, model, masks, learner, progress, made_from, output):

@@ -86,7 +86,9 @@ def default_labels(paths):
 
 
 def read_stats(path):
-    """The `Losses` in a stats CSV. Variants that have stopped early keep their last loss in the median.
+    """The `Losses` in a stats CSV, of the last run where it tells of several, and of a variant's last run.
+
+    Variants that have stopped early keep their last loss in the median.
 
     Raises:
         UserError: absent, or not such a CSV.
@@ -96,7 +98,12 @@ def read_stats(path):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {WRITERS} stats")
     try:
-        table = pandas.read_csv(path, dtype=dict.fromkeys(("block", "variant", "composition"), str))
+        table = pandas.read_csv(path, dtype=dict.fromkeys(("block", "variant", "composition", "run"), str))
+        if "run" in table and len(table):
+            run, last = table["run"].fillna(""), table["run"].fillna("").iloc[-1]
+            if "variant" in table:
+                last = run.groupby([table[name].fillna("") for name in ("block", "variant")]).transform("last")
+            table = table[run == last].copy()
         if "composition" in table:
             table["train_loss"] = float("nan")
         numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)

@@ -34,7 +34,9 @@ from common.teacher import BlockObjective, held_out_errors
 
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
 RIDGE = 1e-3  # the script's default; so are the numbers in `Bench.recipe`
-UNSAVED = SimpleNamespace(resume=lambda learners, talk: [], save=lambda learners, rows: None)
+UNSAVED = SimpleNamespace(
+    resume=lambda learners, talk: ([], None), save=lambda learners, rows, within=None: None, is_due=lambda: False
+)
 
 
 def parser():

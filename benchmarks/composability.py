@@ -27,7 +27,6 @@ The suite's own scripts do the work and keep what is there: after an interruptio
 all models.
 """
 
-import csv
 import itertools
 import random
 import re
@@ -44,7 +43,7 @@ from common.inputs import open_study
 from common.pictures import save_picture
 from common.records import read_json, write_json
 from common.schemes import SCHEME_BY, grid_rates, make_scheme, read_scheme, uniform_configurations
-from common.stats import read_seconds
+from common.stats import read_seconds, read_stats
 
 JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
 ASSUMPTION = (
@@ -279,10 +278,8 @@ def variants_in_grid(modules, attention, linear):
 
 
 def read_rows(path):
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    """The rows of the last run in a stats CSV; [] if it is not there."""
+    return read_stats(path) if path.is_file() else []
 
 
 class Sweep:

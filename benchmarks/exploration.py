@@ -37,7 +37,7 @@ from common.records import RECORD_NAME, read_json, write_json
 from common.report import multiply_adds
 from common.schemes import read_configurations
 from common.search import sizes
-from common.stats import read_seconds
+from common.stats import last_run, read_seconds
 
 
 def parser():
@@ -225,7 +225,7 @@ class Exploration:
         """Fine-tune a configuration's model, into the folder `name`; returns the seconds."""
         stats = self.folder / f"{name}.csv"
         self.of_model("model-level_finetuning.py", "-o", self.folder / name, "--stats", stats, *flags)
-        return sum(read_seconds(stats).values())
+        return sum(read_seconds(stats, {last_run(stats)}).values())
 
     def evaluate(self, name, split):
         """(quality, seconds) of a model on a split."""

@@ -1,55 +1,158 @@
-"""The state of an unfinished run on disk, so that a killed run goes on where it was."""
+"""The state of an unfinished run on disk, so that an interrupted run goes on where it was."""
 
+import os
+import re
+import time
 from pathlib import Path
 
 import torch
 
-from common.files import atomic_file
+from common.files import atomic_file, hold, remove_abandoned
+from common.records import content_digest
+
+FORMAT = "composable-pruning checkpoint 1"  # what a checkpoint says first
+RUN_DIGITS = 12  # of a run's key, in the names of its checkpoint and in the rows of its stats
+SAVE_SECONDS = 300.0  # between two savings within an epoch, by default
 
 
 class Checkpoint:
-    """The state of an unfinished run, in one file that is replaced after every epoch and removed at the end."""
+    """The state of an unfinished run, in one file that is replaced as the run goes on, and removed at the end.
 
-    def __init__(self, path, keys):
-        """`keys`: {learner name: digest of everything that determines it}; a file with other keys is not used."""
-        self.path = Path(path)
-        self.keys = {_text(name): key for name, key in keys.items()}
+    Its name has digits of the run's key in it, so that runs with other settings have other files.
+    """
+
+    def __init__(self, prefix, run, keys, save_seconds=SAVE_SECONDS, talk=None):
+        """
+        Args:
+            prefix: what the file's path begins with: the output's.
+            run: digest of everything that determines the run.
+            keys: {learner name: digest of everything that determines it}; a file with other keys is not used.
+            save_seconds: how often to save within an epoch; 0: never.
+            talk: is told of a file that is damaged.
+        """
+        self.prefix = Path(prefix)
+        self.path = self.prefix.with_name(f"{self.prefix.name}.{run[:RUN_DIGITS]}.checkpoint")
+        self.keys = {text_of(name): key for name, key in keys.items()}
+        self.save_seconds, self.talk = save_seconds, talk
+        self.notes = {}  # what else of the run must not be lost: plain values, saved with every state
+        self.past = {}  # {name's text: history}, of learners that were done before the interruption
+        self._saved_at, self._held, self._content = time.monotonic(), None, None
 
     def read(self):
         """The file's content, or None: it is not there, is damaged, or is about other learners."""
-        if not self.path.is_file():
-            return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            fits = all(content["keys"].get(name) == key for name, key in self.keys.items())
-        except Exception:  # damaged, or not ours: start again, nothing of the user's is in it
-            return None
-        return content if fits else None
+        if self._content is None and self.path.is_file():
+            try:
+                content = torch.load(self.path, map_location="cpu", weights_only=True)
+                if content["digest"] != content_digest(_without_digest(content)):
+                    raise ValueError("not what was written")
+            except Exception:  # a damaged zip, or no checkpoint at all: many classes
+                if self.talk:
+                    self.talk.say(f"{self.path}: is damaged and not used; starting over")
+                return None
+            if all(content["keys"].get(name) == key for name, key in self.keys.items()):
+                self._content = content
+                self.notes |= content["notes"]
+        return self._content
+
+    def holds_training(self):
+        """Whether the file has the state of a training, and not only the closed form's solutions."""
+        content = self.read()
+        return content is not None and content["learners"] is not None
 
     def resume(self, learners, talk):
-        """Load the learners' states, if the file is there and is about them; returns the rows so far."""
-        content = self.read()
-        if content is None:
-            return []
-        for name, learner in learners.items():
-            learner.load_state(content["learners"][_text(name)])
-        talk.say(f"resuming after epoch {content['rows'][-1][0]} from {self.path}")
-        return content["rows"]
+        """Load the learners' states, if the file is there and has them.
 
-    def save(self, learners, rows):
+        Returns:
+            (rows of the finished epochs, state of the epoch that it was in): ([], None) if there is no such file.
+        """
+        if not self.holds_training():
+            return [], None
+        content, self._content = self._content, None
+        for name, learner in learners.items():
+            learner.load_state(content["learners"][text_of(name)])
+        own = set(map(text_of, learners))
+        others = {name: state["history"] for name, state in content["learners"].items() if name not in own}
+        self.past = {**content["past"], **others}
+        rows, partial = content["rows"], content["partial"]
+        within = f" and {partial['done']} batches" if partial else ""
+        talk.say(f"resuming after epoch {rows[-1][0]}{within} from {self.path}")
+        return rows, partial
+
+    def solutions(self):
+        """What `save_solutions` saved, or None."""
+        content = self.read()
+        return content["solutions"] if content else None
+
+    def save(self, learners, rows, partial=None):
+        """Save the state of training.
+
+        Args:
+            rows: seconds of the epochs that are finished.
+            partial: plain values that tell where in the next epoch the run is; None at its beginning.
+        """
+        states = {text_of(name): learner.state() for name, learner in learners.items()}
+        self._write({"learners": states, "rows": [tuple(row) for row in rows], "partial": partial})
+
+    def save_solutions(self, solutions):
+        """Save the closed form's solutions so far, in plain values and tensors."""
+        self._write({"solutions": solutions})
+
+    def is_due(self):
+        """Whether it is time to save."""
+        return bool(self.save_seconds) and time.monotonic() - self._saved_at >= self.save_seconds
+
+    def _write(self, state):
+        content = {
+            "format": FORMAT,
+            "keys": self.keys,
+            "notes": self.notes,
+            "past": self.past,
+            **{"learners": None, "rows": [], "partial": None, "solutions": None},
+            **state,
+        }
+        self._content = None
         with atomic_file(self.path) as handle:
-            torch.save(
-                {
-                    "keys": self.keys,
-                    "rows": [tuple(row) for row in rows],
-                    "learners": {_text(name): learner.state() for name, learner in learners.items()},
-                },
-                handle,
-            )
+            torch.save({**content, "digest": content_digest(content)}, handle)
+        self._let_go()
+        self._held = hold(self.path)
+        self._saved_at = time.monotonic()
+
+    def _let_go(self):
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def remove(self):
-        self.path.unlink(missing_ok=True)
+        """Remove the file, once the output is there, and those that runs with other settings left for this output."""
+        if self._held is not None:
+            self._let_go()
+            self.path.unlink(missing_ok=True)
+        remove_checkpoints(self.prefix)
+
+    def __del__(self):
+        self._let_go()
 
 
-def _text(name):
+def remove_checkpoints(prefix):
+    """Remove all checkpoints of an output that no process works with. A file that only has such a name stays."""
+    prefix = Path(prefix)
+    pattern = re.compile(rf"{re.escape(prefix.name)}\.[0-9a-f]{{{RUN_DIGITS}}}\.checkpoint")
+    for path in prefix.parent.iterdir() if prefix.parent.is_dir() else ():
+        if pattern.fullmatch(path.name) and path.is_file() and _begins_like_ours(path):
+            remove_abandoned(path)
+
+
+def _begins_like_ours(path):
+    """Whether a file, even a damaged one, begins as checkpoints do: a zip, and the format first."""
+    with open(path, "rb") as handle:
+        start = handle.read(4096)
+    return start.startswith(b"PK") and FORMAT.encode() in start
+
+
+def _without_digest(content):
+    return {name: value for name, value in content.items() if name != "digest"}
+
+
+def text_of(name):
+    """A learner's name as a string."""
     return name if isinstance(name, str) else " ".join(name)

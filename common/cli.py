@@ -6,11 +6,14 @@ Torch is not imported here, so that `--help` and a mistyped flag answer at once.
 import argparse
 import errno
 import os
+import shlex
+import signal
 import sys
 import textwrap
 import time
 import traceback
 
+from common import interruption
 from common.errors import UserError
 from common.records import json_text
 
@@ -313,6 +316,13 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
     )
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
+    parser.add_argument(
+        "--save-every",
+        type=non_negative_number,
+        default=5.0,
+        metavar="MINUTES",
+        help="how often the state is saved within an epoch, from which an interrupted run goes on; 0: only at its end",
+    )
 
 
 def add_whole_model_flags(parser):
@@ -370,12 +380,20 @@ class Talk:
         self.stream = stream or sys.stderr
 
     def say(self, text):
-        """One log line."""
+        """One log line. Where nobody reads it any more, there is nothing more to say."""
         if not self.quiet:
-            print(text, file=self.stream, flush=True)
+            try:
+                print(text, file=self.stream, flush=True)
+            except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed stream
+                self.quiet = True
 
     def progress(self, items, label, total=None):
         """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval."""
+        for item in self._shown(items, label, total):
+            interruption.stop_if_asked()
+            yield item
+
+    def _shown(self, items, label, total):
         total = len(items) if total is None else total
         if self.quiet:
             yield from items
@@ -396,19 +414,23 @@ def launch(parser, run, argv=None):
     """Parse, run, report: the result as one JSON line on stdout, and the exit code.
 
     0: done. 1 with a traceback: a bug. 2 with one line on stderr: something the user can fix.
-    130: interrupted.
+    128 + n with one line on stderr: interrupted by signal n; the line has the command to go on with.
     """
+    open_streams()
     args = parser.parse_args(argv)
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # several processes would write the same outputs
-            raise UserError("the suite runs in one process; start it without torchrun or accelerate launch")
-        print(json_text(run(args)), flush=True)
+        with interruption.heeded():
+            if os.environ.get("WORLD_SIZE", "1") != "1":  # several processes would write the same outputs
+                raise UserError("the suite runs in one process; start it without torchrun or accelerate launch")
+            print(json_text(run(args)), flush=True)
         return 0
     except UserError as error:
         message = str(error)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        told = f"interrupted by {signal.Signals(number).name}; to go on: {command(argv)}"
+        Talk().say(f"{parser.prog}: {told}")
+        return 128 + number
     except BrokenPipeError:  # the reader of our stdout has gone: nothing left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -420,5 +442,26 @@ def launch(parser, run, argv=None):
     except Exception:
         traceback.print_exc()
         return 1
-    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    Talk().say(f"{parser.prog}: error: {' '.join(message.split())}")
     return 2
+
+
+def command(argv=None):
+    """This very command, for a shell. With --overwrite too: what was made from the same things is kept with it."""
+    arguments = sys.argv if argv is None else [sys.argv[0], *argv]
+    is_own = sys.orig_argv[-len(arguments) :] == arguments  # not where one process runs several stages
+    return shlex.join(sys.orig_argv if is_own else ["python", *arguments])
+
+
+def open_streams():
+    """Give stdin, stdout and stderr a place where they were closed, before a file of ours gets their number."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

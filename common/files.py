@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+from common.interruption import deferred
 
 try:
     import fcntl
@@ -35,8 +36,14 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 def atomic_file(path: str | Path) -> Iterator["_Handle"]:
     """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
 
-    A symbolic link stays, and the file that it leads to is written.
+    A symbolic link stays, and the file that it leads to is written. A signal waits until it is there.
     """
+    with deferred(), _atomic_file(path) as handle:
+        yield handle
+
+
+@contextlib.contextmanager
+def _atomic_file(path):
     shown, path = path, real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
@@ -81,8 +88,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, in place of what was there.
 
     Linux exchanges the two in one step. Elsewhere that takes two, and a crash between them leaves the old folder under
-    a name from which `remove_leftovers` puts it back.
+    a name from which `remove_leftovers` puts it back. A signal waits until it is there.
     """
+    with deferred(), _atomic_folder(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _atomic_folder(path):
     path = real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
@@ -187,6 +200,20 @@ def remove_leftovers_in(folder: str | Path) -> None:
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one that only unfinished work has."""
     return name.startswith(".") and name.endswith((TEMPORARY, ASIDE))
+
+
+def hold(path: str | Path) -> int:
+    """Lock a file of ours, so that no other process takes it for abandoned: a descriptor, to be closed in the end."""
+    descriptor = os.open(path, os.O_RDONLY)
+    _lock(descriptor)
+    return descriptor
+
+
+def remove_abandoned(path: str | Path) -> None:
+    """Remove a file of ours, unless a process holds it (see `hold`)."""
+    with contextlib.suppress(OSError), _locked(path) as is_abandoned:
+        if is_abandoned:
+            _remove(Path(path))
 
 
 def _clean(folder, stem, restore=None):

@@ -20,6 +20,7 @@ import torch
 from common.blocks import Block, Variant
 from common.errors import UserError
 from common.files import atomic_file, check_writable, is_temporary, remove_leftovers_in
+from common.interruption import deferred
 from common.records import (
     RECORD_NAME,
     check_file,
@@ -153,6 +154,7 @@ class Library:
         path = self.folder / entry["file"]
         return path.exists() and file_digest(path) == entry["sha256"]
 
+    @deferred()
     def write(self, name: str, variant: Variant, made_from: dict, **measured) -> None:
         """Write one variant's module file, then its entry in the record.
 
@@ -173,6 +175,7 @@ class Library:
         record = self._current_record()
         self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
+    @deferred()
     def write_together(
         self,
         variants: dict[Pair, Variant],
@@ -249,6 +252,7 @@ class Library:
         """
         return self._read_file(self.record[REST]) if self.has_rest() else None
 
+    @deferred()
     def annotate(self, block: str, scores: dict) -> None:
         """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}."""
         with self._lock():

@@ -1,4 +1,8 @@
-"""The CSVs that fine-tuning leaves: losses and seconds of every epoch."""
+"""The CSVs that fine-tuning leaves: losses and seconds of every epoch.
+
+Each row says in its last column which run wrote it: the first digits of the run's key. A run replaces its own rows.
+Those of other runs stay, so that the file of a library that grew tells of all that it took, and nothing is ever lost.
+"""
 
 import csv
 import io
@@ -7,9 +11,9 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import check_writable, write_bytes
 
-STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds")
-BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds")
-COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss")
+STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run")
+BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds", "run")
+COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss", "run")
 
 
 def check_stats(path, columns=STATS_COLUMNS):
@@ -20,64 +24,105 @@ def check_stats(path, columns=STATS_COLUMNS):
     """
     check_writable(path, is_file=True)
     if Path(path).is_file():
-        with open(path, "rb") as handle:
-            if handle.readline().strip() not in (b"", ",".join(columns).encode()):
-                raise UserError(f"{path}: is there, and is no stats CSV; choose another file")
+        _read(path, columns)
 
 
-def write_csv(path, columns, rows):
-    """A CSV file, atomically; NaN becomes an empty cell, floats keep all their digits."""
+def _read(path, columns):
+    """The rows of a stats CSV as lists of strings; those from before there was a column for the run have "" there.
+
+    Raises:
+        UserError: it is no CSV of these columns.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            header, *rows = list(csv.reader(handle, strict=True)) or [list(columns)]
+    except (ValueError, csv.Error):
+        header, rows = [], []
+    rows = [row + [""] * (len(header) == len(columns) - 1) for row in rows]
+    if tuple(header) not in (columns, columns[:-1]) or any(len(row) != len(columns) for row in rows):
+        raise UserError(f"{path}: is there, and is no stats CSV of these columns; choose another file")
+    return rows
+
+
+def write_csv(path, columns, rows, run):
+    """Write the rows of a run into a stats CSV, atomically; NaN becomes an empty cell, floats keep all their digits.
+
+    Args:
+        rows: without the column of the run.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])
+    if Path(path).is_file():
+        writer.writerows(row for row in _read(path, columns) if row[-1] != run)
+    writer.writerows([*("" if cell != cell else cell for cell in row), run] for row in rows)
     write_bytes(path, text.getvalue().encode())
 
 
-def write_stats(path, learners, progress):
-    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value."""
-    losses = [{row.epoch: (row.train_loss, row.val_loss) for row in learner.history} for learner in learners.values()]
+def write_stats(path, histories, progress, run):
+    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value.
+
+    Args:
+        histories: {learner: [`training.Epoch`]}.
+    """
+    losses = [{row.epoch: (row.train_loss, row.val_loss) for row in history} for history in histories.values()]
     rows, last = [], [None] * len(losses)
     for row in progress.rows:
         last = [history.get(row.epoch, previous) for history, previous in zip(losses, last)]
         means = [sum(column) / len(column) for column in zip(*last)]
         rows.append([row.epoch, *means, round(row.train, 3), round(row.validation, 3)])
-    write_csv(path, STATS_COLUMNS, rows)
+    write_csv(path, STATS_COLUMNS, rows, run)
 
 
-def read_seconds(path) -> dict[str, float]:
+def read_stats(path, run=None):
+    """The rows of a run in a stats CSV, [{column: text}]; without `run` those of the last one in the file."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    run = rows[-1].get("run") if run is None and rows else run
+    return [row for row in rows if (row.get("run") or "") == (run or "")]
+
+
+def last_run(path):
+    """The run that wrote the last rows of a stats CSV; "" if it is from before runs were told apart, or empty."""
+    return next((row.get("run") or "" for row in read_stats(path)), "")
+
+
+def runs_in(path):
+    """Which runs a stats CSV tells of; "" stands for one from before runs were told apart. Empty without a file."""
+    if not Path(path).is_file():
+        return set()
+    with open(path, encoding="utf-8", newline="") as handle:
+        return {row.get("run") or "" for row in csv.DictReader(handle)}
+
+
+def read_seconds(path, runs=None) -> dict[str, float]:
     """What a fine-tuning took, by its stats CSV: seconds of the "closed form", of "training" and of "validation".
 
     A closed form is an epoch that has seconds and no training loss.
+
+    Args:
+        runs: which runs count; without it all that the file tells of.
     """
     found = dict.fromkeys(("closed form", "training", "validation"), 0.0)
     with open(path, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
-            found["training" if row["train_loss"] else "closed form"] += float(row["train_seconds"])
-            found["validation"] += float(row["val_seconds"])
+            if runs is None or (row.get("run") or "") in runs:
+                found["training" if row["train_loss"] else "closed form"] += float(row["train_seconds"])
+                found["validation"] += float(row["val_seconds"])
     return {part: round(seconds, 3) for part, seconds in found.items()}
 
 
-def write_variant_stats(path, histories):
+def write_variant_stats(path, histories, run):
     """The second CSV of block-level fine-tuning: a row per variant and epoch.
-
-    The rows of variants that an earlier run fine-tuned stay, so that the file tells of the whole library.
 
     Args:
         histories: {pair: [`training.Epoch`]}
     """
-    rows = [[*pair, *row[: len(BLOCK_COLUMNS) - 2]] for pair, history in histories.items() for row in history]
-    if Path(path).is_file():
-        with open(path, encoding="utf-8", newline="") as handle:
-            rows = [
-                row
-                for row in csv.reader(handle)
-                if len(row) == len(BLOCK_COLUMNS) and tuple(row[:2]) not in histories and tuple(row) != BLOCK_COLUMNS
-            ] + rows
-    write_csv(path, BLOCK_COLUMNS, rows)
+    rows = [[*pair, *row[: len(BLOCK_COLUMNS) - 3]] for pair, history in histories.items() for row in history]
+    write_csv(path, BLOCK_COLUMNS, rows, run)
 
 
-def write_composition_stats(path, history):
+def write_composition_stats(path, history, run):
     """The second CSV of joint fine-tuning: a row per composed model that validation measures, and epoch."""
     rows = [[name, row.epoch, loss] for row in history for name, loss in row.parts.items()]
-    write_csv(path, COMPOSITION_COLUMNS, rows)
+    write_csv(path, COMPOSITION_COLUMNS, rows, run)

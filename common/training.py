@@ -6,19 +6,23 @@ pass, which serves all variants.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from common.checkpoints import Checkpoint
+from common import interruption
+from common.checkpoints import Checkpoint, text_of
 from common.data import Examples, evaluation_batches, training_batches
 from common.devices import Runtime
 from common.errors import UserError
 from common.masking import HeldMasks
 from common.tasks import IGNORED
 
+NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
 
 
@@ -189,17 +193,22 @@ class Learner:
         """Put the best weights back.
 
         Raises:
-            UserError: no epoch had a finite validation loss, not even the first, before any training.
+            UserError: no epoch had a finite validation loss, not even the first, before any training; or the best
+                weights are not all finite.
             RuntimeError: a removed weight is not zero, which would be a bug.
         """
         if self.best is None:
-            raise UserError(
-                "the validation loss was never a number, not even before training: the model or the data are damaged"
-            )
+            raise UserError(NEVER_A_NUMBER)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.best.values()):
+            raise UserError("the best weights are not all finite numbers: the model is damaged, or --lr is too high")
         for name, parameter in self.parameters.items():
             parameter.copy_(self.best[name])
         if not self.held.intact():
             raise RuntimeError("a removed weight is not zero")
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
 
     def state(self) -> dict:
         """Everything that a resumed run needs, as plain tensors, numbers and strings."""
@@ -262,6 +271,7 @@ class Progress:
         return sum(row.train + row.validation for row in self.rows)
 
 
+@interruption.deferred()
 def fit(
     learners: dict[Hashable, Learner],
     objective,
@@ -277,16 +287,21 @@ def fit(
 ) -> Progress:
     """Train all learners, validating after every epoch and before the first.
 
+    A signal ends the training after a batch, once its state is saved (see `interruption`).
+
     Args:
         learners: by name.
         objective: has `begin(batch, learners)`, which does what all learners share, and `losses(begun, learners,
             training)`, which yields a `Loss` for each of them. See `ModelObjective` and `teacher.BlockObjective`.
-        checkpoint: written after every epoch, and resumed from.
+        checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
         on_epoch: called after every epoch.
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
+    Raises:
+        UserError: a validation loss is no finite number before any training; see also `Learner.restore_best`.
     """
-    progress = Progress([EpochSeconds(*row) for row in checkpoint.resume(learners, runtime.talk) or rows])
+    done, within = checkpoint.resume(learners, runtime.talk)
+    progress = Progress([EpochSeconds(*row) for row in done or rows])
     going = dict(learners)
     while True:
         for name in [name for name, learner in going.items() if learner.finished]:
@@ -297,15 +312,31 @@ def fit(
         if not going:
             return progress
         epoch = progress.epoch + 1
-        trained = Pass(dict.fromkeys(going, float("nan")), dict.fromkeys(going, 0.0), 0.0, {})
+        tally = Tally(going)
         if epoch > 0:
             torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout depends on (seed, epoch) alone: resume is exact
+            if within:
+                tally.load_state(within, runtime.device)
+                within = None
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
-            trained = run_pass(going, objective, train, order, runtime, f"epoch {epoch}", training=True)
-        measured = validate(going, objective, validation, recipe, runtime)
+
+        save = partial(save_within, checkpoint, learners, progress, tally, runtime)
+        if epoch > 0:
+            run_pass(going, objective, train, order, runtime, f"epoch {epoch}", tally, save)
+        trained = tally.result()
+        measured = validate(going, objective, validation, recipe, runtime, partial(save, validating=True))
         for name, learner in going.items():
+            loss = measured.losses[name]
+            if epoch == 0 and not math.isfinite(loss):
+                raise UserError(NEVER_A_NUMBER if len(learners) == 1 else f"{name}: {NEVER_A_NUMBER}")
             own_seconds = trained.own_seconds[name] + measured.own_seconds[name]
-            learner.observe(epoch, trained.losses[name], measured.losses[name], own_seconds, measured.parts[name])
+            learner.observe(epoch, trained.losses[name], loss, own_seconds, measured.parts[name])
+            if not math.isfinite(loss) and not learner.is_finite():
+                learner.finished = True  # they will never be numbers again
+                runtime.talk.say(
+                    f"epoch {epoch}: the weights are no longer finite numbers; those of epoch {learner.best_epoch} are "
+                    "kept. A lower --lr may help"
+                )
         progress.rows.append(EpochSeconds(epoch, trained.seconds, measured.seconds))
         mean = sum(measured.losses.values()) / len(going)
         runtime.talk.say(
@@ -316,6 +347,20 @@ def fit(
         if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
         checkpoint.save(learners, progress.rows)
+        if interruption.came():
+            interruption.stop()
+
+
+def save_within(checkpoint, learners, progress, tally, runtime, validating=False):
+    """After a batch: save the state if that is due or a signal came, and stop if one came.
+
+    Validation keeps the state that it began with, and begins again.
+    """
+    if interruption.came() or (checkpoint.is_due() and not validating):
+        if progress.rows:  # else nothing has been done yet
+            checkpoint.save(learners, progress.rows, tally.state(runtime.device))
+        if interruption.came():
+            interruption.stop()
 
 
 class Pass(NamedTuple):
@@ -330,6 +375,55 @@ class Pass(NamedTuple):
     parts: dict[Hashable, dict[str, float]]
 
 
+class Tally:
+    """What a pass has found so far. It can be saved after any batch, with the state of dropout's random numbers."""
+
+    def __init__(self, names: Iterable[Hashable]):
+        self.found = {name: {} for name in names}  # {learner: {part: [(loss * weight, weight), as (batches, 2)]}}
+        self.own_seconds = dict.fromkeys(self.found, 0.0)
+        self.seconds, self.done = 0.0, 0  # `done`: batches
+
+    def add(self, loss: Loss) -> None:
+        """Count a loss."""
+        pair = torch.stack([loss.value.detach().float() * loss.weight, loss.weight])[None]
+        self.found[loss.learner].setdefault(loss.part, []).append(pair)
+
+    def result(self) -> Pass:
+        """The means; NaN of a pass without batches."""
+        losses, parts = dict.fromkeys(self.found, float("nan")), {name: {} for name in self.found}
+        for name, pairs in self.found.items():
+            sums = {part: torch.cat(each).cpu().double().sum(0) for part, each in pairs.items()}  # (2,) each
+            if sums:
+                total, weight = sum(sums.values())
+                losses[name] = (total / weight).item()
+            parts[name] = {part: (each[0] / each[1]).item() for part, each in sums.items() if part is not None}
+        return Pass(losses, self.own_seconds, self.seconds, parts)
+
+    def state(self, device: torch.device) -> dict:
+        """All of it as plain values and tensors."""
+        return {
+            "found": {
+                text_of(name): {part: torch.cat(each) for part, each in pairs.items()}
+                for name, pairs in self.found.items()
+            },
+            "own_seconds": {text_of(name): seconds for name, seconds in self.own_seconds.items()},
+            "seconds": self.seconds,
+            "done": self.done,
+            "random": torch.get_rng_state(),
+            "random_on_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def load_state(self, state: dict, device: torch.device) -> None:
+        """Go on from there."""
+        for name in self.found:
+            self.found[name] = {part: [each.to(device)] for part, each in state["found"][text_of(name)].items()}
+            self.own_seconds[name] = state["own_seconds"][text_of(name)]
+        self.seconds, self.done = state["seconds"], state["done"]
+        torch.set_rng_state(state["random"])
+        if state["random_on_device"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_on_device"], device)
+
+
 def run_pass(
     learners: dict[Hashable, Learner],
     objective,
@@ -337,43 +431,45 @@ def run_pass(
     order: list[list[int]],
     runtime: Runtime,
     label: str,
+    tally: Tally,
+    after_batch: Callable[[], None] = lambda: None,
     *,
-    training: bool,
-) -> Pass:
+    training: bool = True,
+) -> None:
     """Take the examples through all learners, batch by batch; in training, every loss is a step.
 
     Args:
         order: the positions of each batch's examples.
+        tally: what is found is added to it; so many batches as it has already are left out.
     """
-    found = {name: {} for name in learners}
-    own_seconds = dict.fromkeys(learners, 0.0)
-    started = runtime.now()
-    for positions in runtime.talk.progress(order, label):
+    for positions in runtime.talk.progress(order[tally.done :], label):
+        started = runtime.now()
         begun = objective.begin(examples.batch(positions, runtime.device), learners)
         begun_at = runtime.now()
-        for name, loss, weight, part in objective.losses(begun, learners, training):
+        for loss in objective.losses(begun, learners, training):
             if training:
-                learners[name].step(loss)
-            found[name].setdefault(part, []).append(torch.stack([loss.detach().float() * weight, weight]))
+                learners[loss.learner].step(loss.value)
+            tally.add(loss)
             ended_at = runtime.now()
-            own_seconds[name] += ended_at - begun_at
+            tally.own_seconds[loss.learner] += ended_at - begun_at
             begun_at = ended_at
-    seconds = runtime.now() - started
-    losses, parts = {}, {}
-    for name, sums in found.items():
-        sums = {part: torch.stack(each).cpu().double().sum(0) for part, each in sums.items()}  # (2,) each
-        total, weight = sum(sums.values())
-        losses[name] = (total / weight).item()
-        parts[name] = {part: (each[0] / each[1]).item() for part, each in sums.items() if part is not None}
-    return Pass(losses, own_seconds, seconds, parts)
+        tally.seconds += begun_at - started
+        tally.done += 1
+        after_batch()
 
 
 def validate(
-    learners: dict[Hashable, Learner], objective, examples: Examples, recipe: Recipe, runtime: Runtime
+    learners: dict[Hashable, Learner],
+    objective,
+    examples: Examples,
+    recipe: Recipe,
+    runtime: Runtime,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Pass:
     """Take validation examples through all learners."""
-    order = evaluation_batches(examples, recipe.batch_size)
-    return run_pass(learners, objective, examples, order, runtime, "validation", training=False)
+    order, tally = evaluation_batches(examples, recipe.batch_size), Tally(learners)
+    run_pass(learners, objective, examples, order, runtime, "validation", tally, after_batch, training=False)
+    return tally.result()
 
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 
 from summarize import COSTS, aligned, by_name, name_of, read, read_results
 
-from common.stats import read_seconds
+from common.stats import last_run, read_seconds
 
 
 def summarize(folder):
@@ -27,7 +27,9 @@ def summarize(folder):
         for name, each in by_name(result).items():
             scores.setdefault(name, {})[each["split"]] = each[metric]
     quality = {"original": scores[name_of(report["original"])], "smallest": scores["smallest"]}
-    finishing = {} if found["good_enough"] else read_seconds(folder / "smallest.csv")
+    finishing = {}
+    if not found["good_enough"]:
+        finishing = read_seconds(folder / "smallest.csv", {last_run(folder / "smallest.csv")})
     return {
         "metric": metric,
         "measure": explored["measure"],

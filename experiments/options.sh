@@ -7,6 +7,7 @@
 # is quoted: ${model@Q}.
 
 script=$(basename "$0")
+again=$(printf ' %q' bash "$0" "$@")
 given=" "
 
 usage() {
@@ -65,9 +66,27 @@ data_flags="${tokenizer:+-t ${tokenizer@Q}} ${data:+--data ${data@Q}} $data_args
 criterion_flags="--criterion $criterion"
 [[ $criterion == l1 ]] || criterion_flags+=" $data_flags"  # l1 reads no data
 
-stages() {
-    "$PYTHON" "$repository/experiments/stages.py" >>results.jsonl
+stages() {  # in the background, since bash heeds no signal while it waits for what runs in the foreground
+    PRUNING_PARENT=$$ "$PYTHON" "$repository/experiments/stages.py" <&0 >>results.jsonl &
+    running=$!
+    local code=0
+    wait "$running" || code=$?
+    running=
+    return "$code"
 }
+
+end() {  # end SIGNAL: the running stage saves where it is, and so does one whose script was killed, see PRUNING_PARENT
+    trap - INT TERM HUP  # a second signal ends the script at once
+    if [[ -n $running ]]; then
+        kill -TERM "$running" 2>/dev/null || true
+        wait "$running" || true
+    fi
+    echo "$script: interrupted by SIG$1; to go on:$again" >&2
+    exit $((128 + $(kill -l "$1")))
+}
+
+running=
+for signal in INT TERM HUP; do trap "end $signal" "$signal"; done
 
 is_newer() {  # is_newer FILE PATHS…: whether FILE is there, and newer than all the paths
     local path

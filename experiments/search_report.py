@@ -56,7 +56,7 @@ def summarize(folder):
         f"dense_{metric}": original[metric],
         "budgets": rows,
         "seconds": report["seconds"],
-        "library_seconds": block_level_seconds(results, "library"),
+        "library_seconds": block_level_seconds(folder / "blocks.csv"),
         "variants": len(report["variants"]),
         "blocks": len(report["blocks"]),
         "models": len(report["models"]),

@@ -3,10 +3,13 @@
 Reads the files that composability.sh leaves in a folder, writes table.json there and prints the table as text.
 """
 
-import csv
 import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
+
+from common.stats import read_seconds, read_stats
 
 METRICS = ("bleu", "accuracy")
 LEFT = {"nonzero_parameters": "non-zeros", "multiply_adds": "multiply-adds"}  # in the table of quality
@@ -59,7 +62,7 @@ def summarize(folder, criterion="l1"):
                 "cost": reports[names["composed"]]["figures"],
             }
         )
-    seconds = sweep_seconds(results, criterion, rows)
+    seconds = sweep_seconds(folder, results, criterion, rows)
     return {
         "metric": metric,
         "criterion": criterion,
@@ -70,7 +73,7 @@ def summarize(folder, criterion="l1"):
     }
 
 
-def sweep_seconds(results, criterion, rows):
+def sweep_seconds(folder, results, criterion, rows):
     """Seconds of pruning, and of training and validation: of all configurations one by one, and of one library.
 
     Baselines and composed models count until their best epoch, the library with all of its epochs.
@@ -80,7 +83,7 @@ def sweep_seconds(results, criterion, rows):
         "baselines": {"pruning": pruning_seconds(results, "pruned-l1"), "fine_tuning": fine_tuning["baseline"]},
         "library": {
             "pruning": pruning_seconds(results, f"pruned-{criterion}"),
-            "fine_tuning": block_level_seconds(results, f"library-{criterion}"),
+            "fine_tuning": block_level_seconds(folder / f"library-{criterion}.csv"),
         },
         "composed": {"fine_tuning": fine_tuning["composed"]},
     }
@@ -106,9 +109,9 @@ def read_results(folder):
         return [json.loads(line) for line in lines]
 
 
-def block_level_seconds(results, library):
-    """Of all runs of the block level for a library: later ones add what changed."""
-    return sum(result["seconds"] for result in results if "fine_tuned" in result and result["output"] == library)
+def block_level_seconds(stats):
+    """Of all runs of the block level for a library, by its stats: they know of interrupted runs, too."""
+    return round(sum(read_seconds(stats).values()), 3)
 
 
 def pruning_seconds(results, library):
@@ -132,17 +135,16 @@ def read(path):
 
 
 def read_curve(path):
-    """[{epoch, val_loss, seconds of training and validation so far}] of a stats CSV.
+    """[{epoch, val_loss, seconds of training and validation so far}] of the last run in a stats CSV.
 
     Epoch 0 only measures what there is before any training; its seconds do not count.
     """
     curve, seconds = [], 0.0
-    with open(path, encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            epoch = int(row["epoch"])
-            if epoch > 0:
-                seconds += float(row["train_seconds"]) + float(row["val_seconds"])
-            curve.append({"epoch": epoch, "val_loss": float(row["val_loss"]), "seconds": round(seconds, 3)})
+    for row in read_stats(path):
+        epoch = int(row["epoch"])
+        if epoch > 0:
+            seconds += float(row["train_seconds"]) + float(row["val_seconds"])
+        curve.append({"epoch": epoch, "val_loss": float(row["val_loss"]), "seconds": round(seconds, 3)})
     return curve
 
 

@@ -244,15 +244,18 @@ def experiment(tmp_path):
         (tmp_path / f"composed-reconstruction-{n}.csv").write_text(HEADER + f"0,,{(1.9, 2.0, 2.1)[n]},0,7\n")
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
+    library = "0,,9.0,0.0,1.0,one\n1,3.0,2.0,17.0,2.0,one\n0,,9.0,0.0,0.5,two\n1,3.0,2.0,1.5,0.0,two\n"
+    (tmp_path / "library-reconstruction.csv").write_text(f"{HEADER.strip()},run\n{library}")  # two runs: 20 s and 2 s
     results = [
         {"blocks_with_reuse": 4, "blocks_without_reuse": 6},
         {"pruned": 4, "seconds": 0.5, "output": "pruned-l1"},
         {"pruned": 3, "seconds": 3.0, "output": "pruned-reconstruction"},
-        {"fine_tuned": 3, "seconds": 20.0, "output": "library-reconstruction"},
+        {"fine_tuned": 2, "seconds": 12.0, "output": "library-reconstruction"},  # killed before, after 8 s
         {"skipped": 3},
         {"models": [{"model": f"pruned-{n}", "bleu": 10.0 * n} for n in range(3)]},
         {"pruned": 1, "seconds": 1.0, "output": "pruned-reconstruction"},
         {"fine_tuned": 1, "seconds": 2.0, "output": "library-reconstruction"},
+        {"fine_tuned": 0, "seconds": 2.0, "output": "library-reconstruction"},
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     return tmp_path
@@ -411,10 +414,8 @@ def search_folder(tmp_path, monkeypatch):
     }
     conf = {"modules": {"a": {}, "a.o": {}, "b": {}}, "configs": [{"a": 0.5, "a.o": 0.9, "b": 0}, {"a": 0.25}]}
     files = {"search.json": report, "conf.json": conf}
-    results = [
-        {"fine_tuned": 3, "seconds": 6.0, "output": "library"},
-        {"fine_tuned": 1, "seconds": 1.0, "output": "library"},
-    ]
+    results = []
+    (tmp_path / "blocks.csv").write_text(f"{HEADER}0,,3.0,0.0,1.0\n1,,2.0,4.0,2.0\n")
     for suffix, more in (("", 0), (".pth", 5)):
         models = [] if suffix else [{"model": "/somewhere/t5", "bleu": 40.0}]
         for way, bleu, numbers in (("uniform", 10.0, (9, 4)), ("searched", 20.0, (0, 1))):

@@ -136,7 +136,7 @@ def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model
     choice = dict.fromkeys(find_blocks(model), "a")
     joint = supernet.make_learner(plan, steps_of(data, plan), 1.0)
     objective = JointObjective(supernet, plan, {"only": choice}, model)
-    fit({"x": joint}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "a", {"x": ""}))
+    fit({"x": joint}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "a", "k", {"x": ""}))
 
     copied, masks = build_model(kind), {}
     for block, tensors, keeps in variants_of(copied).values():
@@ -144,7 +144,7 @@ def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model
         masks |= {f"{block.root}.{name}": mask for name, mask in parameter_masks(block, keeps).items()}
     whole = Learner(dict(copied.named_parameters()), masks, plan, steps_of(data, plan))
     objective = ModelObjective(copied, plan, build_model(kind))
-    fit({"x": whole}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "b", {"x": ""}))
+    fit({"x": whole}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "b", "k", {"x": ""}))
 
     assert [row[1:3] for row in joint.history[1:]] == [pytest.approx(row[1:3], rel=1e-5) for row in whole.history[1:]]
     assert all(row.parts == {"only": row.val_loss} for row in joint.history)

@@ -15,12 +15,15 @@ from common.cli import Talk
 from common.data import Examples
 from common.errors import UserError
 from common.masking import parameter_masks, prune_block
+from common.records import content_digest
 from common.schemes import Pair
-from common.stats import write_stats, write_variant_stats
+from common.stats import BLOCK_COLUMNS, check_stats, read_seconds, read_stats, runs_in, write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective
 from common.training import Epoch, EpochSeconds, Learner, Loss, ModelObjective, Progress, fit, schedule, steps_of
 
+BLOCK_HEAD = ",".join(BLOCK_COLUMNS).encode() + b"\n"
+RUN = "0123456789abcdef"  # a run's key
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
 
@@ -59,7 +62,7 @@ def fit_blocks(names, plan, path, **options):
     model, data = build_model("t5"), examples()
     learners = block_learners(model, plan, data, names)
     objective = BlockObjective(model, find_blocks(model), plan)
-    checkpoint = Checkpoint(path, dict.fromkeys(names, "k"))
+    checkpoint = Checkpoint(path, RUN, dict.fromkeys(names, "k"))
     progress = fit(learners, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learners, progress
 
@@ -225,7 +228,7 @@ def test_variants_trained_together_are_bit_for_bit_those_trained_alone(tmp_path)
         alone, _ = fit_blocks([name], recipe(), tmp_path / "one")
         assert same(weights(together[name]), weights(alone[name])), name
         assert [row[1:3] for row in together[name].history[1:]] == [row[1:3] for row in alone[name].history[1:]]
-        (tmp_path / "one").unlink()
+        saved(tmp_path / "one").unlink()
 
 
 def test_training_brings_the_blocks_nearer_and_keeps_removed_weights_at_zero(tmp_path):
@@ -329,7 +332,7 @@ def fit_model(path, plan, key="k", **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, {"model": key})
+    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, RUN, {"model": key}, talk=Talk())
     progress = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learner, progress
 
@@ -369,7 +372,7 @@ def scripted_fit(tmp_path, script, plan, **options):
                     loss = torch.tensor(script[name][len(seen[name]) - 1])
                 yield Loss(name, loss, torch.tensor(1.0))
 
-    checkpoint = Checkpoint(tmp_path / "c", dict.fromkeys(script, "k"))
+    checkpoint = Checkpoint(tmp_path / "c", RUN, dict.fromkeys(script, "k"))
     progress = fit(learners, Scripted(), data, data, plan, RUNTIME, checkpoint, **options)
     return learners, progress, seen
 
@@ -510,35 +513,77 @@ def test_a_run_can_be_resumed_for_the_variants_that_are_not_finished_yet(tmp_pat
     assert all(same(weights(resumed[name]), weights(whole[name])) for name in rest) and progress.epoch == 3
 
 
+def saved(prefix):
+    """Where a checkpoint lies: the first 12 digits of the run's key are in its name."""
+    return prefix.with_name(f"{prefix.name}.0123456789ab.checkpoint")
+
+
 def spoil_key(path):
-    content = torch.load(path, weights_only=True)
-    torch.save(content | {"keys": {"model": "of other settings"}}, path)
+    content = torch.load(path, weights_only=True) | {"keys": {"model": "of other settings"}}
+    content.pop("digest")
+    torch.save(content | {"digest": content_digest(content)}, path)
+
+
+def flip_a_bit(path):
+    """In the last quarter, where the tensors are; zip's own checksums are not looked at there by torch."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    "spoil",
-    [spoil_key, lambda path: path.write_bytes(b"damaged"), lambda path: torch.save([1, 2], path)],
-    ids=["other key", "damaged", "foreign"],
+    "spoil, is_damaged",
+    [
+        (spoil_key, False),
+        (lambda path: path.write_bytes(b"damaged"), True),
+        (lambda path: torch.save([1, 2], path), True),
+        (flip_a_bit, True),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), True),
+        (lambda path: path.write_bytes(b""), True),
+    ],
+    ids=["other key", "damaged", "foreign", "a bit", "truncated", "empty"],
 )
-def test_a_checkpoint_of_something_else_is_not_used(tmp_path, spoil):
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, is_damaged):
     with pytest.raises(Killed):
         fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
-    spoil(tmp_path / "c")
+    spoil(saved(tmp_path / "c"))
     epochs = []
     fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
     assert epochs == [0, 1, 2, 3]
+    told = f"{saved(tmp_path / 'c')}: is damaged and not used; starting over\n"
+    assert capsys.readouterr().err == (told if is_damaged else "")
 
 
 def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys):
     learner = Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)
-    checkpoint = Checkpoint(tmp_path / "c", {("block", "variant"): "k"})
-    assert checkpoint.resume({("block", "variant"): learner}, Talk()) == []
+    checkpoint = Checkpoint(tmp_path / "c", RUN, {("block", "variant"): "k"})
+    assert checkpoint.resume({("block", "variant"): learner}, Talk()) == ([], None)
     checkpoint.save({("block", "variant"): learner}, [(0, 0.0, 1.0)])
-    assert [tuple(row) for row in checkpoint.resume({("block", "variant"): learner}, Talk())] == [(0, 0.0, 1.0)]
-    assert f"resuming after epoch 0 from {tmp_path / 'c'}" in capsys.readouterr().err
+    rows, within = checkpoint.resume({("block", "variant"): learner}, Talk())
+    assert [tuple(row) for row in rows] == [(0, 0.0, 1.0)] and within is None
+    assert f"resuming after epoch 0 from {saved(tmp_path / 'c')}" in capsys.readouterr().err
     checkpoint.remove()
     checkpoint.remove()
-    assert not (tmp_path / "c").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_removes_stale_checkpoints_of_its_output_and_nothing_else(tmp_path):
+    """Stale: of other settings, and no process works with it. The user's files have such a name, or nearly so."""
+    learners = {"x": Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)}
+    others = {name: Checkpoint(tmp_path / "c", key * 16, {"x": "k"}) for name, key in (("stale", "1"), ("busy", "2"))}
+    for other in others.values():
+        other.save(learners, [])
+    others["stale"]._let_go()  # as when its process ends
+    of_another = Checkpoint(tmp_path / "cc", RUN, {"x": "k"})
+    of_another.save(learners, [])
+    of_another._let_go()
+    for name in ("c.checkpoint", "c.333333333333.checkpoint", "c.44.checkpoint"):
+        (tmp_path / name).write_bytes(b"of the user")
+    checkpoint = Checkpoint(tmp_path / "c", RUN, {"x": "k"})
+    checkpoint.save(learners, [])
+    checkpoint.remove()
+    left = {"c.checkpoint", "c.333333333333.checkpoint", "c.44.checkpoint", f"c.{'2' * 12}.checkpoint"}
+    assert {path.name for path in tmp_path.iterdir()} == left | {"cc.0123456789ab.checkpoint"}
 
 
 # --- stats ---------------------------------------------------------------------------------------------------------
@@ -561,42 +606,75 @@ def test_stats_by_hand(tmp_path):
     }
     write_stats(
         tmp_path / "s.csv",
-        learners,
+        {name: learner.history for name, learner in learners.items()},
         Progress([EpochSeconds(0, 0.0, 0.25), EpochSeconds(1, 1.23456, 0.5), EpochSeconds(2, 1.0, 0.5)]),
+        "abc",
     )
     assert read_csv(tmp_path / "s.csv") == [
-        ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds"],
-        ["0", "", "5.0", "0.0", "0.25"],
-        ["1", "4.0", "3.0", "1.235", "0.5"],
-        ["2", "2.0", "1.05", "1.0", "0.5"],
+        ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run"],
+        ["0", "", "5.0", "0.0", "0.25", "abc"],
+        ["1", "4.0", "3.0", "1.235", "0.5", "abc"],
+        ["2", "2.0", "1.05", "1.0", "0.5", "abc"],
     ]
 
 
-def test_variant_stats_by_hand_keep_the_rows_of_variants_trained_before(tmp_path):
+def test_variant_stats_by_hand_keep_the_rows_of_other_runs(tmp_path):
     path = tmp_path / "s.csv"
-    write_variant_stats(
-        path,
-        {
-            ("ff", "a"): [Epoch(0, math.nan, 0.5, 0.1), Epoch(1, 0.4, 1 / 3, 0.2)],
-            ("ff", "b"): [Epoch(0, math.nan, 9.0, 0.1)],
-        },
-    )
-    write_variant_stats(
-        path, {("ff", "b"): [Epoch(0, math.nan, 0.75, 0.5)], ("attn", "c"): [Epoch(0, math.nan, 0.125, 0.5)]}
-    )
+    first = {
+        ("ff", "a"): [Epoch(0, math.nan, 0.5, 0.1), Epoch(1, 0.4, 1 / 3, 0.2)],
+        ("ff", "b"): [Epoch(0, math.nan, 9.0, 0.1)],
+    }
+    write_variant_stats(path, {("ff", "a"): first["ff", "a"][:1]}, "one")  # replaced: the same run, further on
+    write_variant_stats(path, first, "one")
+    second = {("ff", "b"): [Epoch(0, math.nan, 0.75, 0.5)], ("attn", "c"): [Epoch(0, math.nan, 0.125, 0.5)]}
+    write_variant_stats(path, second, "two")
     assert read_csv(path) == [
-        ["block", "variant", "epoch", "train_loss", "val_loss", "seconds"],
-        ["ff", "a", "0", "", "0.5", "0.1"],
-        ["ff", "a", "1", "0.4", repr(1 / 3), "0.2"],
-        ["ff", "b", "0", "", "0.75", "0.5"],
-        ["attn", "c", "0", "", "0.125", "0.5"],
+        ["block", "variant", "epoch", "train_loss", "val_loss", "seconds", "run"],
+        ["ff", "a", "0", "", "0.5", "0.1", "one"],
+        ["ff", "a", "1", "0.4", repr(1 / 3), "0.2", "one"],
+        ["ff", "b", "0", "", "9.0", "0.1", "one"],
+        ["ff", "b", "0", "", "0.75", "0.5", "two"],
+        ["attn", "c", "0", "", "0.125", "0.5", "two"],
     ]
+
+
+def test_stats_from_before_runs_were_told_apart_are_kept(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("epoch,train_loss,val_loss,train_seconds,val_seconds\n0,,2.0,0.0,0.5\n")
+    check_stats(path)
+    assert runs_in(path) == {""}
+    write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, Progress([EpochSeconds(0, 0.0, 0.25)]), "abc")
+    assert [row[2:] for row in read_csv(path)[1:]] == [["2.0", "0.0", "0.5", ""], ["4.0", "0.0", "0.25", "abc"]]
+    assert runs_in(path) == {"", "abc"} and [row["val_loss"] for row in read_stats(path)] == ["4.0"]
+    assert read_seconds(path)["validation"] == 0.75 and read_seconds(path, {"abc"})["validation"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"of": "the user"}',
+        b"a,b\n1,2\n",
+        b"\x89PNG\r\n\xff",
+        b"epoch,train_loss,val_loss,train_seconds\n",
+        BLOCK_HEAD,
+    ],
+    ids=["JSON", "CSV", "picture", "column missing", "of blocks"],
+)
+def test_a_foreign_file_is_no_stats(tmp_path, content):
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is there, and is no stats CSV"):
+        check_stats(path)
+    with pytest.raises(UserError):  # nor if it appeared since
+        write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, Progress([EpochSeconds(0, 0.0, 0.25)]), "abc")
+    assert path.read_bytes() == content
 
 
 def test_stats_of_a_real_run_match_its_learners(tmp_path):
     learners, progress = fit_blocks(VARIANTS, recipe(epochs=2), tmp_path / "c")
-    write_stats(tmp_path / "s.csv", learners, progress)
-    write_variant_stats(tmp_path / "v.csv", {pair: learner.history for pair, learner in learners.items()})
+    histories = {pair: learner.history for pair, learner in learners.items()}
+    write_stats(tmp_path / "s.csv", histories, progress, "abc")
+    write_variant_stats(tmp_path / "v.csv", histories, "abc")
     rows, own = read_csv(tmp_path / "s.csv")[1:], read_csv(tmp_path / "v.csv")[1:]
     assert [int(row[0]) for row in rows] == [0, 1, 2] and len(own) == 3 * len(VARIANTS)
     for epoch, row in enumerate(rows):

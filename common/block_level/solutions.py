@@ -1,14 +1,18 @@
 """The closed form's solutions, each taken only where it is better on held-out data."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from common import interruption
 from common.blocks import Block, Variant
+from common.checkpoints import Checkpoint
 from common.closed_form import reconstruct_in_sequence, reconstruct_with_each, too_few
 from common.data import Examples
 from common.devices import Runtime
+from common.errors import UserError
 from common.schemes import Pair
 from common.search import score_composed
 from common.teacher import held_out_errors
@@ -36,6 +40,17 @@ class Solved(NamedTuple):
         """A variant's equal share of what all took."""
         return self.rows[-1].train / len(self.solutions)
 
+    def to_plain(self) -> dict:
+        """All of it as plain values and tensors."""
+        solutions = [[*pair, *each] for pair, each in self.solutions.items()]
+        return {"solutions": solutions, "rows": [tuple(row) for row in self.rows], "most_pruned": self.most_pruned}
+
+    @classmethod
+    def from_plain(cls, plain: dict) -> "Solved":
+        """What `to_plain` gave."""
+        solutions = {Pair(block, variant): Solution(*each) for block, variant, *each in plain["solutions"]}
+        return cls(solutions, [EpochSeconds(*row) for row in plain["rows"]], plain["most_pruned"])
+
     def better(self) -> dict[Pair, dict[str, torch.Tensor]]:
         """The solutions that are better than the pruned weights."""
         return {pair: each.tensors for pair, each in self.solutions.items() if each.after < each.before}
@@ -57,21 +72,32 @@ def solve(
     validation: Examples,
     ridges: Sequence[float],
     runtime: Runtime,
+    checkpoint: Checkpoint | None = None,
 ) -> Solved:
     """Solve all variants with each ridge, and measure the solutions on held-out examples.
 
     Args:
         variants: the pruned ones, on the device; left as they are.
         blocks: all of the teacher's.
+        checkpoint: keeps what is solved. What it kept is not solved again, and may be of more variants.
+    Raises:
+        UserError: an error is no finite number: the model or the data are damaged.
     """
+    kept = (checkpoint.solutions() if checkpoint else None) or {"solved": {}, "seconds": 0.0, "all": None}
+    if kept["all"]:
+        runtime.talk.say(f"the closed form is solved already, by {checkpoint.path}")
+        return Solved.from_plain(kept["all"])
     shortage = too_few(teacher, [variant.block for variant in variants.values()], calibration)
     if shortage:
         runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
-    started = runtime.now()
-    solved = reconstruct_with_each(teacher, variants, calibration, runtime, ridges=ridges)
+    started = runtime.now() - kept["seconds"]
+    solved = solve_each(variants, teacher, calibration, ridges, runtime, checkpoint, kept, started)
     finished = runtime.now()
     candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in variants.items()}
     errors = held_out_errors(teacher, blocks, candidates, validation, runtime)
+    for pair, each in errors.items():
+        if not math.isfinite(each[0]):
+            raise UserError(f"{pair}: its held-out error is not a finite number: the model or the data are damaged")
     best = {pair: min(range(len(each)), key=each.__getitem__) for pair, each in errors.items()}
     most_pruned = measure_most_pruned(variants, candidates, best, teacher, blocks, validation, runtime)
     solutions = {}
@@ -84,7 +110,43 @@ def solve(
     before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
     runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
     rows = [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
-    return Solved(solutions, rows, most_pruned)
+    found = Solved(solutions, rows, most_pruned)
+    if checkpoint:
+        checkpoint.save_solutions({"solved": {}, "seconds": 0.0, "all": found.to_plain()})
+    return found
+
+
+def solve_each(variants, teacher, calibration, ridges, runtime, checkpoint, kept, started):
+    """Solve what is not kept in a checkpoint yet: {pair: [tensors, for each ridge]}; see `solve`.
+
+    Args:
+        kept: what the checkpoint has: "solved" {block: {variant: …}}; added to.
+        started: when solving began, by `runtime.now`.
+    """
+    there = kept["solved"]
+
+    def save():
+        kept["seconds"] = runtime.now() - started
+        checkpoint.save_solutions(kept)
+
+    def after_block(solved):
+        for pair, each in solved.items():
+            there.setdefault(pair.block, {})[pair.variant] = each
+        if checkpoint and checkpoint.is_due():
+            save()
+
+    known = {pair: there[pair.block][pair.variant] for pair in variants if pair.variant in there.get(pair.block, {})}
+    missing = {pair: variant for pair, variant in variants.items() if pair not in known}
+    try:
+        new = reconstruct_with_each(teacher, missing, calibration, runtime, ridges=ridges, after_block=after_block)
+    except interruption.Interrupted:
+        if checkpoint and there:
+            save()
+        raise
+    device = runtime.device
+    known = {pair: [{n: t.to(device) for n, t in own.items()} for own in each] for pair, each in known.items()}
+    solved = known | new
+    return {pair: solved[pair] for pair in variants}
 
 
 def measure_most_pruned(variants, candidates, best, teacher, blocks, examples, runtime):

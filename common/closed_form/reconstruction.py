@@ -31,7 +31,7 @@ neurons. The solver is in `least_squares`.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -88,8 +88,13 @@ def reconstruct_with_each(
     ridges: Sequence[float],
     value_rounds: int = 1,
     oversampling: int = OVERSAMPLING,
+    after_block: Callable[[dict], None] = lambda solved: None,
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
-    """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}."""
+    """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}.
+
+    Args:
+        after_block: called with {pair: …} of a block as soon as it is solved.
+    """
     solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
     pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
     for pair, variant in variants.items():
@@ -108,6 +113,7 @@ def reconstruct_with_each(
                 new = solve_feed_forward(sums, pruned[block], ridge=ridge)
             for pair, tensors in new.items():
                 solved[pair][number] |= tensors
+        after_block({pair: solved[pair] for pair in pruned[block]})
     return solved
 
 

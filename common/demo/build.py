@@ -34,14 +34,21 @@ RECIPES = {
 
 
 def build(
-    model_type: str, *, seed: int, data_path: Path, data_record: dict, device: torch.device, talk, checkpoint_path: str
+    model_type: str,
+    *,
+    seed: int,
+    data_path: Path,
+    data_record: dict,
+    device: torch.device,
+    talk,
+    checkpoint: Checkpoint,
 ):
     """Generate the data of a demo, and train its model.
 
     Args:
         model_type: "t5-demo" or "distilbert-demo".
         data_path: the data folder to write; `data_record`: the record for it.
-        checkpoint_path: where an interrupted training goes on from.
+        checkpoint: what an interrupted training goes on from.
     Returns:
         (model, tokenizer, {"val_loss", "epochs"}).
     """
@@ -71,7 +78,7 @@ def build(
         validation,
         recipe,
         Runtime(device, recipe.batch_size, talk),
-        Checkpoint(checkpoint_path, {"model": f"{model_type} {seed} {VERSION}"}),
+        checkpoint,
     )
     return model.eval(), tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
 

@@ -1,0 +1,465 @@
+"""Signals and kills: an interrupted run says how to go on, and ends with the files of a run that nobody disturbed."""
+
+import functools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, is_one_line, load_script, read_json, recipe
+
+from common import interruption
+from common.checkpoints import Checkpoint
+from common.files import atomic_file, atomic_folder
+from common.interruption import Interrupted, deferred, heeded
+from common.stats import read_seconds
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+# --- the mechanism -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, code", SIGNALS.items())
+def test_a_signal_interrupts_what_runs_and_waits_for_what_must_not_be_torn_apart(name, code):
+    number, done = getattr(signal, name), []
+    with pytest.raises(Interrupted) as found, heeded():
+        with deferred():
+            with deferred():
+                os.kill(os.getpid(), number)
+                done.append("inner")
+            done.append("outer")
+        done.append("after")
+    assert done == ["inner", "outer"] and 128 + found.value.number == code and not interruption.came()
+    with pytest.raises(Interrupted), heeded():
+        os.kill(os.getpid(), number)
+        done.append("never")
+    assert "never" not in done
+
+
+def test_what_was_ignored_stays_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with heeded():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_ends_at_once_and_an_echo_of_the_first_does_not():
+    """The process ignores the first by deferring for ever. Oracle: its exit code, that of the signal itself."""
+    program = (
+        "import os, signal, time\n"
+        "from common import interruption\n"
+        "with interruption.heeded(), interruption.deferred():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print('still there', flush=True)\n"
+        "    interruption.ONE_SIGNAL_SECONDS = 0\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('never')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still there\n")
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_an_output_that_is_being_written_is_finished_first(tmp_path, write):
+    with pytest.raises(Interrupted), heeded(), write(tmp_path / "out") as place:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if write is atomic_file:
+            place.write(b"all of it")
+        else:
+            (place / "file").write_bytes(b"all of it")
+    ((path, content),) = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}.items()
+    assert content == b"all of it" and "out" in path.relative_to(tmp_path).parts
+
+
+# --- in the middle of an epoch, in this process --------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(workshop, chain, tmp_path, call):
+    """tuned(method, name, *more): what a fine-tuning leaves, in a folder of that name: (code, result, stderr)."""
+
+    def run(method, name, *more):
+        folder = tmp_path / name
+        model, common = (
+            workshop / "model" / "t5",
+            ["--epochs", 2, "--batch-size", 8, "--stats", folder / "s.csv", *more],
+        )
+        if method == "model":
+            flags = ["-p", chain / "tuned", "-c", chain / "conf.json", "-n", 0, "-o", folder / "m.pth", "--dropout"]
+            return call("model-level_finetuning.py", "-m", model, *flags, *common)
+        flags = ["-p", chain / "pruned", "-o", folder / "library", "--method", method]
+        return call("block-level_finetuning.py", "-m", model, *flags, *common)
+
+    return run
+
+
+def files_of(folder):
+    """{name: content} of all but stats, whose seconds differ."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".csv")
+    return {path.relative_to(folder): path.read_bytes() for path in files if path.name != ".lock"}
+
+
+def losses_of(folder):
+    """{name: rows without seconds} of the stats."""
+    found = {}
+    for path in folder.glob("*.csv"):
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        kept = [place for place, name in enumerate(rows[0]) if "seconds" not in name]
+        found[path.name] = [[row[place] for place in kept] for row in rows]
+    return found
+
+
+@pytest.mark.parametrize("method, per_batch", [("model", 1), ("joint", 1), ("train", 26), ("both", 26)])
+def test_training_goes_on_within_an_epoch_bit_for_bit(tuned, tmp_path, monkeypatch, method, per_batch):
+    """A signal in the second, the sixth and the eighth batch that each process sees. Oracle: the undisturbed run.
+
+    Model level trains with dropout. An epoch has 6 batches; each variant takes a step of its own in them.
+    """
+    from common.training import Learner
+
+    assert tuned(method, "whole")[0] == 0
+    original, told = Learner.step, []
+    for batches in (2, 6, 8):
+        steps = []
+
+        def step(self, loss, steps=steps, last=batches * per_batch):
+            original(self, loss)
+            steps.append(1)
+            if len(steps) == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Learner, "step", step)
+            torch.manual_seed(len(told))  # another process would have another state
+            code, result, err = tuned(method, "parts")
+        told.append(err)
+        if code == 0:
+            break
+        assert (code, result) == (143, None) and "interrupted by SIGTERM; to go on:" in err.splitlines()[-1]
+        assert len(list((tmp_path / "parts").rglob("*.checkpoint"))) == 1
+    assert "and 2 batches from" in told[1]
+    if code:
+        code, result, err = tuned(method, "parts")
+    assert code == 0, err
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+
+
+def test_the_state_is_saved_as_often_as_asked(tuned, tmp_path, monkeypatch):
+    """Every batch takes more than a millionth of a minute; 0 saves at the ends of epochs alone. By hand."""
+    saved, original = [], Checkpoint.save
+
+    def save(self, learners, rows, within=None):
+        saved.append((rows[-1][0], within and within["done"]))
+        original(self, learners, rows, within)
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    assert tuned("model", "often", "--save-every", 1e-6)[0] == 0
+    expected = [(0, None)]
+    for epoch in (0, 1):
+        expected += [*((epoch, done) for done in range(1, 7)), (epoch + 1, None)]
+    assert saved == expected
+    saved.clear()
+    assert tuned("model", "seldom", "--save-every", 0)[0] == 0
+    assert saved == [(0, None), (1, None), (2, None)]
+    assert files_of(tmp_path / "often") == files_of(tmp_path / "seldom")
+
+
+def kill_at(monkeypatch, target, name, when):
+    """Stop a run right after the `when`-th call, without any saving, as a SIGKILL would."""
+    original, calls = getattr(target, name), []
+
+    @functools.wraps(original)
+    def stop(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(target, name, stop)
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "both", "joint"])
+def test_what_the_closed_form_has_solved_is_not_solved_again(tuned, tmp_path, monkeypatch, method):
+    """Stopped after 4 of the blocks, and again once all are solved. Oracle: the undisturbed run, and its seconds."""
+    from common.block_level import solutions
+    from common.closed_form import reconstruction
+
+    more = ("--ridge", 1e-3, 1e-2)
+    assert tuned(method, "whole", *more)[0] == 0
+    solved, original = [], reconstruction.solve_attention
+
+    def solve_attention(*args, **kwargs):
+        solved.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(reconstruction, "solve_attention", solve_attention)
+    blocks = []
+    with monkeypatch.context() as patched:
+        kept = solutions.reconstruct_with_each
+
+        def reconstruct(*args, after_block, **kwargs):
+            def after(found):
+                after_block(found)
+                blocks.append(1)
+                if len(blocks) == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            return kept(*args, after_block=after, **kwargs)
+
+        patched.setattr(solutions, "reconstruct_with_each", reconstruct)
+        assert tuned(method, "parts", *more)[0] == 143
+    first = len(solved)
+    with monkeypatch.context() as patched:
+        kill_at(patched, Checkpoint, "save_solutions", 1)
+        assert tuned(method, "parts", *more)[0] == 130
+    both = len(solved)
+    assert 0 < first < both
+    code, result, err = tuned(method, "parts", *more)
+    assert code == 0 and "is solved already" in err and len(solved) == both
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    assert read_seconds(tmp_path / "parts" / "s.csv")["closed form"] > 0
+
+
+@pytest.mark.parametrize("method, written", [("reconstruct", 3), ("train", 3), ("both", 3)])
+def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, tmp_path, monkeypatch, method, written):
+    """Stopped while finished variants are written. Oracle: the undisturbed run."""
+    from common.library import Library
+
+    whole = tuned(method, "whole")[1]
+    with monkeypatch.context() as patched:
+        kill_at(patched, Library, "write", written)
+        assert tuned(method, "parts")[0] == 130
+    code, result, err = tuned(method, "parts")
+    assert code == 0, err
+    assert (result["fine_tuned"], result["skipped"]) == (26 - written, written)
+    for name in ("nmse_before", "nmse_after"):
+        assert result[name] == whole[name]
+    assert result.get("most_pruned") == whole.get("most_pruned")
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    seconds = sum(read_seconds(tmp_path / "parts" / "s.csv").values())
+    assert result["seconds"] == pytest.approx(seconds) and result["seconds"] > 0
+    again = tuned(method, "parts")[1]
+    assert (again["fine_tuned"], again["seconds"]) == (0, result["seconds"])
+
+
+@pytest.mark.parametrize("method", ["model", "joint"])
+def test_a_rerun_that_has_nothing_to_do_tells_the_seconds_and_cleans_up(tuned, tmp_path, monkeypatch, method):
+    """Stopped between the output and the removal of the checkpoint."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "remove", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        assert tuned(method, "out")[0] == 143
+    assert len(list((tmp_path / "out").rglob("*.checkpoint"))) == 1
+    code, result, _ = tuned(method, "out")
+    assert code == 0 and not list((tmp_path / "out").rglob("*.checkpoint"))
+    assert result["seconds"] == pytest.approx(sum(read_seconds(tmp_path / "out" / "s.csv").values()))
+    assert result["seconds"] > 0 and (result.get("skipped") is True or result["fine_tuned"] == 0)
+
+
+# --- who owns a stats file -----------------------------------------------------------------------------------------
+
+
+def test_stats_of_another_run_are_kept_and_the_last_run_is_drawn(tuned, tmp_path):
+    """One file for two runs. Oracle: each run's own file."""
+    assert tuned("model", "one")[0] == 0 and tuned("model", "two", "--lr", 1e-3)[0] == 0
+    shared = tmp_path / "both" / "s.csv"
+    assert tuned("model", "both")[0] == 0
+    assert tuned("model", "both", "--lr", 1e-3, "--overwrite")[0] == 0
+    one, two = (losses_of(tmp_path / name)["s.csv"] for name in ("one", "two"))
+    assert losses_of(tmp_path / "both")["s.csv"] == one + two[1:] and one[1][-1] != two[1][-1]
+    drawn = load_script("plot_loss.py").read_stats(shared)
+    assert drawn.val.tolist() == [float(row[2]) for row in two[1:]]
+    assert tuned("model", "both", "--lr", 1e-3)[1]["seconds"] == pytest.approx(
+        sum(read_seconds(shared, {two[1][-1]}).values())
+    )
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s-blocks.csv", "s-compositions.csv"])
+@pytest.mark.parametrize("content", ['{"of": "the user"}\n', "a,b\n1,2\n"])
+def test_a_foreign_file_in_the_stats_place_is_never_replaced(tuned, tmp_path, name, content):
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    path.write_text(content)
+    code, result, err = tuned("joint", "out", "--overwrite")
+    assert (code, result) == (2, None) and is_one_line(err) and f"{path}: is there, and is no stats CSV" in err
+    assert path.read_text() == content and not (tmp_path / "out" / "library").exists()
+
+
+# --- numbers that are none -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["model", "joint"])
+def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, monkeypatch, method):
+    from common.training import Learner, ModelObjective
+
+    original = ModelObjective.losses
+
+    def losses(self, *args):
+        for loss in original(self, *args):
+            yield loss._replace(value=loss.value * float("nan"))
+
+    monkeypatch.setattr(ModelObjective, "losses", losses)
+    monkeypatch.setattr(Learner, "step", None)  # never called
+    code, result, err = tuned(method, "out", "--quiet")
+    assert (code, result) == (2, None) and is_one_line(err) and "the validation loss was never a number" in err
+    assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob("*.pth"))
+
+
+def test_weights_that_become_nan_end_the_training_and_the_best_epoch_is_kept(tuned, tmp_path, monkeypatch):
+    from common.training import Learner
+
+    original = Learner.step
+
+    def step(self, loss):
+        original(self, loss)
+        if self.steps > 6:
+            with torch.no_grad():
+                next(iter(self.parameters.values())).fill_(float("nan"))
+
+    monkeypatch.setattr(Learner, "step", step)
+    code, result, err = tuned("model", "out", "--epochs", 5)
+    assert code == 0 and "epoch 2: the weights are no longer finite numbers; those of epoch 1 are kept" in err
+    assert (result["best_epoch"], result["epochs"]) == (1, 2)
+    content = torch.load(tmp_path / "out" / "m.pth", weights_only=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in content["state_dict"].values())
+
+
+def test_a_best_weight_that_is_no_number_is_never_kept():
+    """A weight that the validation does not use."""
+    from common.errors import UserError
+    from common.training import Learner
+
+    learner = Learner({"w": torch.tensor([1.0, float("nan")], requires_grad=True)}, {}, recipe(), 1)
+    learner.observe(0, float("nan"), 1.0, 0.0)
+    with pytest.raises(UserError, match="not all finite"):
+        learner.restore_best()
+
+
+# --- real signals to real processes --------------------------------------------------------------------------------
+
+
+def start(script, *arguments, cwd, **options):
+    return subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        **options,
+    )
+
+
+def wait_for(condition, seconds=90):
+    """Whether a condition comes true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("name, code", SIGNALS.items())
+@pytest.mark.parametrize("level", ["model", "block"])
+def test_a_signal_saves_and_says_how_to_go_on(workshop, chain, tmp_path, level, name, code):
+    """The command that is given is run as it is. Oracle: the run that nobody disturbed."""
+    script = f"{level}-level_finetuning.py"
+    library, output = (chain / "tuned", "m.pth") if level == "model" else (chain / "pruned", "li brary")
+    flags = ["-m", workshop / "model" / "t5", "-p", library, "-o", output, "--stats", "s.csv"]
+    flags += ["--epochs", 20, "--batch-size", 2, "--early-stop", 0]
+    flags += ["-c", chain / "conf.json", "-n", 0] if level == "model" else ["--method", "joint"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    process = start(script, *flags, cwd=parts)
+    assert wait_for(lambda: list(parts.rglob("*.checkpoint")))
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=90)
+    last = err.splitlines()[-1]
+    assert (process.returncode, out) == (code, ""), err
+    assert last.startswith(f"{script}: interrupted by {name}; to go on: ") and "Traceback" not in err
+    command = shlex.split(last.partition("to go on: ")[2])
+    assert command[1:] == [str(ROOT / script), *map(str, flags)]
+    done = subprocess.run(command, cwd=parts, text=True, capture_output=True, env=ENVIRONMENT, timeout=90)
+    assert done.returncode == 0 and "resuming after epoch" in done.stderr, done.stderr
+    undisturbed = start(script, *flags, cwd=whole)
+    undisturbed.communicate(timeout=90)
+    assert undisturbed.returncode == 0
+    assert files_of(parts) == files_of(whole) and losses_of(parts) == losses_of(whole)
+
+
+def alive(folder):
+    """The processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(process / "cwd")) == folder and (process / "cmdline").read_bytes().count(b"\0") > 1:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, and needs Linux to end with the parent")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_an_experiment_that_is_ended_leaves_no_orphans_and_goes_on(workshop, tmp_path, name):
+    """Ended during the block level. The rerun's table has the seconds of both parts. Oracle: /proc, and the files."""
+    out = tmp_path / "two words"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", ROOT / "experiments" / "composability.sh", "t5", "-m", workshop / "model" / "t5", "-o", out]
+    command += ["--attention", "0.25", "--linear", "0.3", "--data-args", "--batch-size 2"]
+    command += ["--block-args", "--epochs 30", "--model-args", "--epochs 1"]
+    options = {"cwd": "/", "text": True, "env": ENVIRONMENT | {"PATH": path}}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
+    )
+    assert wait_for(lambda: list(out.rglob("*.checkpoint")))
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=90)
+    assert wait_for(lambda: not alive(out), 30) and "Traceback" not in err
+    if name != "SIGKILL":
+        assert process.returncode == SIGNALS[name]
+        last = err.splitlines()[-1]
+        assert last.startswith(f"composability.sh: interrupted by {name}; to go on: bash ")
+        assert shlex.split(last.partition("to go on: ")[2]) == [str(word) for word in command]
+    assert "block-level_finetuning.py: interrupted by SIGTERM" in err
+    done = subprocess.run(command, capture_output=True, timeout=200, **options)
+    assert done.returncode == 0 and "resuming after epoch" in done.stderr, done.stderr
+    spent = read_json(out / "table.json")["seconds"]["library"]["fine_tuning"]
+    assert (
+        spent == pytest.approx(sum(read_seconds(out / "library-reconstruction.csv").values()), abs=0.01) and spent > 0
+    )
+    assert not list(out.rglob("*.checkpoint"))
+
+
+# --- closed streams ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&-", "2>/dev/full"])
+def test_a_closed_stream_is_no_reason_to_fail(workshop, tmp_path, closed):
+    """The file that is written has what it should have, and nothing of the conversation; nor has stdout."""
+    script, conf = ROOT / "config_generator.py", tmp_path / "conf.json"
+    flags = ["-m", workshop / "model" / "t5", "-o", conf, "--attention", "0.5", "--linear", "0.5", "-n", "1"]
+    line = shlex.join(map(str, [sys.executable, script, *flags]))
+    done = subprocess.run(["bash", "-c", f"{line} {closed}"], text=True, capture_output=True, env=ENVIRONMENT)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.count("\n") == (0 if closed.startswith(">") else 1)
+    assert len(read_json(conf)["configs"]) == 1
+    wrong = subprocess.run(["bash", "-c", f"{line} -n 0 {closed}"], text=True, capture_output=True, env=ENVIRONMENT)
+    assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr
