@@ -3,6 +3,7 @@
 import functools
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,6 +349,31 @@ def test_a_best_weight_that_is_no_number_is_never_kept():
     learner.observe(0, float("nan"), 1.0, 0.0)
     with pytest.raises(UserError, match="not all finite"):
         learner.restore_best()
+
+
+def test_what_is_not_finite_is_never_written(chain, tmp_path):
+    """Neither into a library nor as a model: refused, and what was there before stays."""
+    from common.blocks import find_blocks
+    from common.errors import UserError
+    from common.library import Library
+    from common.models import save_model
+
+    model = build_model("t5")
+    shutil.copytree(chain / "pruned", tmp_path / "library")
+    before = files_of(tmp_path)
+    fingerprint = read_json(tmp_path / "library" / "record.json")["model"]["fingerprint"]
+    library = Library.open(tmp_path / "library", fingerprint)
+    pair = library.variants()[0]
+    variant = library.read(find_blocks(model)[pair.block], pair.variant)
+    next(iter(variant.tensors.values()))[0, 0] = float("inf")
+    with pytest.raises(UserError, match="not finite"):
+        library.write(pair.variant, variant, {"made": "from"})
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    for name in ("m", "m.pth"):
+        with pytest.raises(UserError, match="not finite"):
+            save_model(tmp_path / name, model, {})
+    assert files_of(tmp_path) == before
 
 
 # --- real signals to real processes --------------------------------------------------------------------------------
