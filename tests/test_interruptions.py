@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, is_one_line, load_script, read_json, recipe
+from helpers import ROOT, build_model, is_one_line, load_script, read_json, recipe
 
 from common import interruption
 from common.checkpoints import Checkpoint
