@@ -211,7 +211,14 @@ class Library:
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
     def _write_file(self, file, arrays, made_from):
-        """Write a module file; returns its entry for the record."""
+        """Write a module file; returns its entry for the record.
+
+        Raises:
+            UserError: it would hold values that are not finite, which no later stage reads.
+        """
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"{self.folder / file}: its {name} would hold values that are not finite; not written")
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         return {

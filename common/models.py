@@ -312,8 +312,13 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
         sparse: let the size of a folder's weights file follow the non-zeros; `load_model` alone reads it then.
+    Raises:
+        UserError: a weight is not finite; nothing is written then.
     """
     path = Path(path)
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{path}: {name} would hold values that are not finite; not written")
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none
         content = {
