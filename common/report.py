@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.devices import Runtime
 from common.errors import UserError
 from common.evaluation import parameter_counts
-from common.models import DENSE_NAME, SPARSE_NAME, LoadedModel, load_model, resolve
+from common.model_files import weight_files
+from common.models import LoadedModel, load_model, resolve
 from common.records import write_json
 
 ROUNDS, WARM_UP = 9, 2
@@ -110,14 +111,6 @@ def sizes(loaded):
         "bytes_on_disk": sum(file.stat().st_size for file in files),
         "bytes_in_memory": sum(storages.values()),
     }
-
-
-def weight_files(folder):
-    """The files that `load_model` reads a folder's weights from."""
-    for name in (SPARSE_NAME, DENSE_NAME):
-        if (folder / name).is_file():
-            return [folder / name]
-    return sorted(folder.glob("model-*.safetensors"))  # a large model's shards
 
 
 def stated_input(loaded: LoadedModel) -> dict[str, int]:
