@@ -376,6 +376,18 @@ def check_pth(content: dict) -> tuple[dict, dict, dict | None]:
 # --- tokenizers --------------------------------------------------------------------------------------------------
 
 
+TOKENIZER = Object(
+    {},
+    {
+        "tokenizer_class": Maybe(Text(pattern=r"\w+", expected="a class's name")),
+        "model_max_length": Maybe(Number(1)),
+        "padding_side": Text(("left", "right")),
+        "truncation_side": Text(("left", "right")),
+    },
+    others=True,
+)
+
+
 def check_tokenizer_settings(folder: Path) -> None:
     """Make sure that a tokenizer's folder asks for no code of its own, and for a class that transformers has.
 
@@ -384,7 +396,7 @@ def check_tokenizer_settings(folder: Path) -> None:
     """
     path = folder / "tokenizer_config.json"
     settings = read_json(path, TOKENIZER_BY)
-    check(path, settings, Object({}, {"tokenizer_class": Maybe(Text(pattern=r"\w+", expected="a class's name"))}, True))
+    check(path, settings, TOKENIZER)
     if settings.get("auto_map"):
         raise UserError(f"{path}: 'auto_map' names code of the tokenizer's own, which is never run")
     name = settings.get("tokenizer_class")

@@ -106,6 +106,11 @@ class LoadedModel:
         """What suits it."""
         return study_of(self.model.config.model_type, self.task.name)
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it has positions for; None where they are relative, as T5's are."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
         return self.study.learning_rate(level, self.model.config.hidden_size)

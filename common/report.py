@@ -119,7 +119,7 @@ def stated_input(loaded: LoadedModel) -> dict[str, int]:
     It is the task's example, no longer than the model has positions for.
     """
     stated = loaded.task.example
-    most = getattr(loaded.model.config, "max_position_embeddings", max(stated.values()))
+    most = loaded.positions or max(stated.values())
     return {name: min(size, most) if name.endswith("tokens") else size for name, size in stated.items()}
 
 

@@ -212,8 +212,6 @@ def in_conf(*keys, value):
                 (1.2, "[0, 1)"),
                 (1, "[0, 1)"),
                 (-0.1, "[0, 1)"),
-                (float("nan"), "[0, 1)"),
-                (float("inf"), "[0, 1)"),
                 (10**400, "[0, 1)"),
                 ("0.3", "such as 0.3"),
                 (True, "such as 0.3"),
@@ -221,6 +219,7 @@ def in_conf(*keys, value):
                 ([0.3], "such as 0.3"),
             ]
         ),
+        *((rate(float(value)), ["no finite number"]) for value in ("nan", "inf")),
         (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75", "1, which leaves the block out"]),
         (rate(1.2, ATTENTION), ["configuration 1", ATTENTION, "[0, 1]"]),
         (in_conf("configs", value=[]), ["'configs'"]),
@@ -509,6 +508,7 @@ def test_bad_pth(refuses, arguments, chain, tmp_path, how, words):
     path, marker = tmp_path / "model.pth", tmp_path / "marker"
     good = chain / "tuned-0.pth"
     content = torch.load(good, weights_only=True)
+    del content["digest"]  # which would tell
     if how == "truncated":
         path.write_bytes(good.read_bytes()[:-1000])
     else:
