@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from common.records import FORMAT_VERSION, digest, read_json
+from common.schema import HEX, Object, Text
 
 DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
 # Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
 SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
+MODEL = Object({"name": Text(), "type": Text(), "fingerprint": HEX})  # which model a file was made for
 CONFIGURATIONS_BY = "config_generator.py"
 SCHEME_BY = "prune_scheme_generator.py"
 

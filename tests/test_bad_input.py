@@ -517,7 +517,7 @@ def test_bad_pth(refuses, arguments, chain, tmp_path, how, words):
                 "holds code": content | {"masks": MakesMarker(marker)},
                 "foreign": {"a": 1},
                 "state dict alone": content["state_dict"],
-                "without weights": content | {"state_dict": {}},
+                "without weights": content | {"state_dict": {}, "masks": {}},
                 "list": [1, 2],
             }[how],
             path,

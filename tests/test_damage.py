@@ -3,23 +3,39 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from helpers import as_arguments, build_model, build_tokenizer, call_apart, edited_json, good_flags, is_one_line
+from helpers import (
+    FEED_FORWARD,
+    as_arguments,
+    build_model,
+    build_tokenizer,
+    call_apart,
+    edited_json,
+    good_flags,
+    is_one_line,
+    read_json,
+)
 from safetensors.torch import load_file, save_file
 
+from common.blocks import Variant, find_blocks
 from common.errors import UserError
+from common.library import Library, pack, unpack
 from common.models import load_model, save_model
+from common.records import file_digest, sealed
 
 WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 
 
 @pytest.fixture
 def refuses(call, workshop, chain, tmp_path):
-    """refuses(script, {flag: value}): the one line on stderr of a script with these flags instead of good ones."""
+    """refuses(script, {flag: value}): all that a script with these flags instead of good ones says, one line."""
 
     def run(script, changes):
-        code, result, err = call(script, *as_arguments(good_flags(script, workshop, chain, tmp_path) | changes))
+        code, result, err = call(
+            script, *as_arguments(good_flags(script, workshop, chain, tmp_path) | changes), "--quiet"
+        )
         assert "Traceback" not in err, err
         assert (code, result) == (2, None), err
         assert is_one_line(err) and ": error: " in err, err
@@ -229,6 +245,108 @@ def test_what_a_pth_holds(tmp_path, change, words):
 def test_a_torchscript_file(refuses, tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pth")
     assert "TorchScript" in refuses("evaluate-t5.py", {"-m": tmp_path / "m.pth"})
+
+
+# --- libraries ---------------------------------------------------------------------------------------------------
+
+NAME = f"{FEED_FORWARD}.wi-461_wo-461"  # 0.3 of 48 * 32 weights each
+
+
+@pytest.fixture
+def library(chain, tmp_path):
+    return shutil.copytree(chain / "pruned", tmp_path / "library-1")
+
+
+def forge(library, change=lambda record: None, arrays=None):
+    """Change a library's record, and one of its module files, so that all digests are right again."""
+    record = read_json(library / "record.json")
+    entry = record["variants"][NAME]
+    if arrays is not None:
+        np.save(library / f"{NAME}.npy", pack(arrays, NAME), allow_pickle=False)
+        entry["sha256"] = file_digest(library / f"{NAME}.npy")
+        entry["shapes"] = {name: list(array.shape) for name, array in arrays.items()}
+    change(record)
+    (library / "record.json").write_text(json.dumps(sealed(record)))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda record: record.pop("stage"), "'stage'"),
+        (lambda record: record.update(stage="half-done"), "'stage'"),
+        (lambda record: record.update(variants=[]), "'variants'"),
+        (lambda record: record["model"].pop("fingerprint"), "'fingerprint'"),
+        *(
+            (lambda record, key=key, value=value: record["variants"][NAME].update({key: value}), f"'{key}'")
+            for key, value in [
+                ("file", "../../../etc/passwd"),
+                ("file", "other.npy"),
+                ("file", 3),
+                ("key", None),
+                ("sha256", "x"),
+                ("shapes", {"wi.weight": [-1]}),
+                ("shapes", {"wi.weight": [10**400]}),
+                ("nmse_after", "small"),
+                ("nmse_after", True),
+                ("weights_removed", 3),
+                ("heads_removed", 0.5),
+                ("score", {"key": "00"}),
+                ("made_from", []),
+            ]
+        ),
+        (lambda record: record["variants"].update(other=record["variants"].pop(NAME)), "'variants'"),
+    ],
+)
+@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
+def test_a_librarys_record(refuses, library, script, change, words):
+    forge(library, change)
+    err = refuses(script, {"-p": library})
+    assert str(library / "record.json") in err and words in err, err
+
+
+def fields(change):
+    def make(arrays):
+        arrays.update(change(arrays))
+        return arrays
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype("<f2")}), "its wi.weight is <f2 where <f4 belongs"),
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype(">f4")}), "its wi.weight is >f4 where <f4 belongs"),
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype("<i4")}), "its wi.weight is <i4 where <f4 belongs"),
+        (fields(lambda a: {"wi.keep": a["wi.keep"].astype("|u1")}), "its wi.keep is |u1 where |b1 belongs"),
+        (fields(lambda a: {"wi.weight": np.where(a["wi.keep"], np.nan, 0).astype("<f4")}), "not finite"),
+        (fields(lambda a: {"wi.weight": np.ones((48, 32), "<f4")}), "its wi.weight is not zero everywhere"),
+        (fields(lambda a: {"wi.keep": np.ones((48, 32), bool)}), "its masks remove"),
+        (fields(lambda a: {"wi.keep": np.ones((32, 48), bool)}), "its masks are not of the shapes"),
+        (fields(lambda a: {"other": np.ones(3, "<f4")}), "where the block has"),
+        (fields(lambda a: {"wi.weight": np.zeros((4, 4), "<f4"), "wi.keep": np.ones((4, 4), bool)}), "the block has"),
+        (lambda a: {name: array for name, array in a.items() if name != "wi.keep"}, "its masks are not"),
+        (lambda a: {name: array for name, array in a.items() if name != "wo.weight"}, "where the block has"),
+    ],
+)
+@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
+def test_a_module_file_that_is_not_what_it_promises(refuses, library, script, make, words):
+    """Its digests are right, all of them."""
+    forge(library, arrays=make(unpack(library / f"{NAME}.npy")))
+    err = refuses(script, {"-p": library})
+    assert str(library / f"{NAME}.npy") in err and words in err, err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_library_takes_no_variant_that_is_not_finite(tmp_path, value):
+    block = find_blocks(build_model("t5"))[FEED_FORWARD]
+    tensors = {"wi.weight": torch.full((48, 32), value), "wo.weight": torch.ones(32, 48)}
+    keeps = {name: torch.ones(48, 32).bool() if name == "wi" else torch.ones(32, 48).bool() for name in ("wi", "wo")}
+    model = {"name": "m", "type": "t5", "fingerprint": "00"}
+    made = Library.open_or_create(tmp_path / "l", "prune.py", model, "pruned")
+    with pytest.raises(UserError, match="its wi.weight holds values that are not finite"):
+        made.write("v", Variant(block, tensors, keeps), {})
+    assert not (tmp_path / "l" / f"{FEED_FORWARD}.v.npy").exists() and made.variants() == []
 
 
 # --- tokenizers --------------------------------------------------------------------------------------------------
