@@ -6,6 +6,7 @@ and which takes True for a number and 2.0 for a whole one. How deep a value may 
 (`records.parse_json`).
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def shown(value: object) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, int) and abs(value) > 10**LONGEST_SHOWN:  # which python may refuse to print at all
         return "a huge number"
-    text = "null" if value is None else repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 
 

@@ -23,7 +23,7 @@ from common.blocks import Variant, find_blocks
 from common.errors import UserError
 from common.library import Library, pack, unpack
 from common.models import load_model, save_model
-from common.records import file_digest, sealed
+from common.records import digest, file_digest, sealed
 
 WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 
@@ -150,6 +150,15 @@ def test_weights_that_are_not_finite(tmp_path, form, value):
     save_model(tmp_path / form, model, {}, sparse=form == "sparse")
     with pytest.raises(UserError, match=f"{WEIGHT} holds values that are not finite"):
         load_model(tmp_path / form)
+
+
+@pytest.mark.parametrize("kind, name", [("t5", WEIGHT), ("distilbert", "classifier.weight"), ("t5", "shared.weight")])
+def test_outputs_that_are_not_finite(refuses, model_copy, kind, name):
+    """Each weight is finite; their products with others are not."""
+    folder = model_copy(kind)
+    rewritten(lambda tensors: tensors[name].fill_(3e38))(folder / "model.safetensors")
+    err = refuses(f"evaluate-{kind}.py", {"-m": folder})
+    assert "outputs are not finite" in err
 
 
 def rewritten(change):
@@ -347,6 +356,75 @@ def test_a_library_takes_no_variant_that_is_not_finite(tmp_path, value):
     with pytest.raises(UserError, match="its wi.weight holds values that are not finite"):
         made.write("v", Variant(block, tensors, keeps), {})
     assert not (tmp_path / "l" / f"{FEED_FORWARD}.v.npy").exists() and made.variants() == []
+
+
+# --- configurations and schemes ----------------------------------------------------------------------------------
+
+ATTENTION = "encoder.block.0.layer.0.SelfAttention"
+
+
+def put(*keys, value):
+    def edit(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (put("comment", value="x"), ["'comment'", "nothing"]),
+        (put("model", "owner", value="x"), ["'owner'"]),
+        (put("model", "fingerprint", value="../x"), ["'fingerprint'"]),
+        (put("modules", ATTENTION, "size", value=3), [ATTENTION, "'size'"]),
+        (put("modules", ATTENTION, "heads", value=10**400), [ATTENTION, "'heads'", "huge"]),
+        (put("modules", ATTENTION, "heads", value=4.0), [ATTENTION, "'heads'", "4.0"]),
+        (put("modules", ATTENTION, "heads", value=8), [ATTENTION, "does not fit the model"]),
+        (put("modules", f"{ATTENTION}.o", "block", value="elsewhere"), [f"{ATTENTION}.o", "does not fit the model"]),
+        (put("modules", f"{ATTENTION}.o", "linear", value="q"), [f"{ATTENTION}.o", "does not fit the model"]),
+        (put("configs", value={"0": {}}), ["'configs'", "list"]),
+    ],
+)
+def test_configurations_that_do_not_fit(refuses, chain, tmp_path, edit, words):
+    path = edited_json(chain / "conf.json", tmp_path / "mine.json", edit)
+    err = refuses("compose_model.py", {"-c": path, "-n": 0})
+    assert all(word in err for word in [str(path), *words]), err
+
+
+BLOCK, VARIANT = FEED_FORWARD, "wi-461_wo-461"
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (put("comment", value="x"), ["'comment'"]),
+        (put("blocks", value=[]), ["'blocks'"]),
+        (put("blocks", BLOCK, VARIANT, value=3), ["'blocks'", VARIANT]),
+        (put("blocks", BLOCK, VARIANT, "heads", value=-1), [VARIANT, "'heads'", "-1"]),
+        (put("blocks", BLOCK, VARIANT, "weights", "wi", value="461"), ["'wi'", "461"]),
+        (put("blocks", BLOCK, VARIANT, "weights", "wi", value=462), [VARIANT, "wi-462_wo-461"]),
+        (put("blocks", BLOCK, VARIANT, "weights", value={"wi": 10**400}), ["'wi'", "huge"]),
+        (put("blocks", BLOCK, "../../x", value={"heads": 0, "weights": {}}), ["../../x"]),
+        (put("configs", 0, BLOCK, value="heads-9"), ["configuration 0", "heads-9"]),
+        (put("configs", 0, BLOCK, value=None), ["configuration 0", "null"]),
+        (put("configs", 0, value={}), ["configuration 0"]),
+        (put("configs", value=[]), ["'configs'"]),
+        (put("requested", value=[]), ["'requested'"]),
+        (put("requested", 0, value={"weights": "x"}), ["'requested'"]),
+        (put("model", value=None), ["'model'"]),
+    ],
+)
+def test_a_scheme_of_wrong_structure_with_a_right_digest(refuses, chain, tmp_path, edit, words):
+    def forged(content):
+        edit(content)
+        content.pop("digest")
+        content["digest"] = digest(content)
+
+    path = edited_json(chain / "conf_prune.json", tmp_path / "mine.json", forged)
+    err = refuses("prune.py", {"-c": path})
+    assert all(word in err for word in [str(path), *words]), err
 
 
 # --- tokenizers --------------------------------------------------------------------------------------------------
