@@ -30,6 +30,7 @@ class Block:
     side: str  # whose tokens flow through it: "encoder" or "decoder"
     has_bias: bool
     between: Callable | None = None  # of a feed-forward block, see `families.FeedForward`
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of its tensors, by name; empty where they are not known
 
 
 class Variant(NamedTuple):
@@ -70,6 +71,11 @@ def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
                 side="decoder" if family.decoder and f"{root}.".startswith(f"{family.decoder}.") else "encoder",
                 has_bias=module.get_submodule(layout.linears[0]).bias is not None,
                 between=None if is_attention else layout.between,
+                shapes=tuple(
+                    (f"{linear}.{name}", tuple(parameter.shape))
+                    for linear in layout.linears
+                    for name, parameter in module.get_submodule(linear).named_parameters()
+                ),
             )
         )
     found.sort(key=lambda block: position[f"{block.root}.{block.linears[-1]}"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.blocks import block_tensors, find_blocks, set_block, set_rest
+from common.blocks import block_tensors, find_blocks, prunable_modules, set_block, set_rest
 from common.errors import UserError
 from common.library import REST, Libraries
 from common.masking import parameter_masks
@@ -30,6 +30,20 @@ def check_model(made_for, loaded, path):
             f"{loaded.path}; make it again for this one, or give the model it was made for"
         )
     return identity
+
+
+def check_modules(configurations, model, path):
+    """Make sure that the modules that a `conf.json` lists are the model's, all that is said of them.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    own = prunable_modules(model, neurons=True)
+    for name, module in configurations.modules.items():
+        if own.get(name) != module:
+            raise UserError(
+                f"{path}: 'modules': {name}: does not fit the model; make conf.json again with config_generator.py"
+            )
 
 
 def check_variant(where, block, tensors, removed):
@@ -112,6 +126,7 @@ def choose(
     scheme = make_scheme(configurations)
     selected = [select(scheme, nth, configurations_path) for nth in numbers]
     check_model(configurations.model, loaded, configurations_path)
+    check_modules(configurations, loaded.model, configurations_path)
     blocks = find_blocks(loaded.model)
     for _, removed in selected:
         for name in removed:

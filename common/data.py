@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from common.records import digest
 from common.tasks import Classification, Translation, fixed_sample, padded, read_texts
 
@@ -76,6 +77,7 @@ def load_examples(
     *,
     prefix: str = "",
     classes: int | None = None,
+    positions: int | None = None,
     max_length: int | None = None,
     limit: int | None = None,
 ) -> Examples:
@@ -84,23 +86,29 @@ def load_examples(
     Args:
         prefix: in front of every input text.
         classes: how many labels the model knows.
-        max_length: longest input or target in tokens; None takes the smaller of the tokenizer's and the task's.
+        positions: how many tokens the model has positions for; None for any number.
+        max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
+            task's.
         limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
     Raises:
-        UserError: see `read_texts`; or a label that the model does not know.
+        UserError: see `read_texts`; or a label that the model does not know, or a text that the tokenizer cannot take.
     """
     pairs = read_texts(source, split, task)
     if limit and limit < len(pairs):
         pairs = fixed_sample(pairs, limit)
     if classes is not None:
         task.check(pairs, source, split, classes)
-    max_length = max_length or min(tokenizer.model_max_length, task.longest)
+    max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
     def tokenize(*texts, **other):
         return tokenizer(*texts, **other, truncation=True, max_length=max_length, return_attention_mask=False)
 
-    inputs = tokenize([prefix + text for text, _ in pairs])["input_ids"]
-    targets = task.targets([target for _, target in pairs], tokenize)
+    try:
+        inputs = tokenize([prefix + text for text, _ in pairs])["input_ids"]
+        targets = task.targets([target for _, target in pairs], tokenize)
+    except Exception as error:  # the tokenizers library raises it bare, for instance where no unknown token is named
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
     return Examples(task, inputs, targets, pairs, tokenizer.pad_token_id)
 
 

@@ -6,6 +6,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime
+from common.errors import UserError
 
 # How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
 # the encoder holds all of them, and costs much the same for few rows as for many. Memory: the cache of so many batches.
@@ -49,8 +50,19 @@ def _encode(model, examples, positions, runtime):
         batch = examples.batch(positions[start : start + runtime.batch_size], runtime.device)
         mask = batch["attention_mask"]
         states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        check_outputs(states[-1])
         masks += mask
     return pad_sequence(states, batch_first=True), pad_sequence(masks, batch_first=True)
+
+
+def check_outputs(outputs: torch.Tensor) -> None:
+    """Make sure that what a model gives is finite: of what is not, any translation or class could be made.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("the model's outputs are not finite: its weights are damaged, or too large for float32")
 
 
 def greedy(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
@@ -81,7 +93,8 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
             use_cache=True,
         ).logits[:, -1]  # (rows, vocabulary)
         scores = logits_processor(input_ids, logits)
-        best = scores.max(dim=-1).indices  # twice as fast as argmax on a CPU
+        largest, best = scores.max(dim=-1)  # twice as fast as argmax on a CPU
+        check_outputs(largest)
         input_ids = torch.cat([input_ids, best[:, None]], dim=-1)
         ended = going & stopping_criteria(input_ids, scores)
         if not ended.any():
@@ -130,6 +143,7 @@ def classify(model, examples: Examples, runtime: Runtime) -> tuple[list[int], fl
     for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
         batch = examples.batch(positions, runtime.device)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        check_outputs(logits)
         for position, prediction in zip(positions, logits.argmax(-1).tolist()):
             predictions[position] = prediction
     return predictions, runtime.now() - started

@@ -312,3 +312,35 @@ def check_apart(outputs: dict[str, str | Path | None], inputs: dict[str, object]
             other = taken.setdefault(real(path), flag)
             if other != flag and flag in outputs:
                 raise UserError(f"{other} and {flag}: both name {path}, which would be lost; give another {flag}")
+
+
+# --- may it be read? -----------------------------------------------------------------------------------------------
+
+
+def check_regular(path: str | Path) -> None:
+    """Make sure that an input is a file or a folder, and so is all that lies in the folder; or that nothing is there.
+
+    Reading from a device or a pipe may never end.
+
+    Raises:
+        UserError: it is something else, or a symbolic link in a circle.
+    """
+    kind = _kind_of(path)
+    if kind == stat.S_IFDIR:
+        for name in sorted(os.listdir(path)):
+            if _kind_of(os.path.join(path, name)) not in (stat.S_IFREG, stat.S_IFDIR, None):
+                raise UserError(f"{os.path.join(path, name)}: is neither a file nor a folder; take it away")
+    elif kind not in (stat.S_IFREG, None):
+        raise UserError(f"{path}: is neither a file nor a folder; give one")
+
+
+def _kind_of(path):
+    """What a path leads to, as in `stat.S_IFMT`; None if there is nothing, S_IFLNK if it leads round in a circle."""
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return stat.S_IFLNK
+        return None  # no right to look, or a file where a folder belongs: whoever opens it says so

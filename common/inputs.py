@@ -37,6 +37,7 @@ class Opened:
             self.loaded.task,
             prefix=self.loaded.study.prefix,
             classes=self.loaded.model.config.num_labels,
+            positions=self.loaded.positions,
             max_length=args.max_length,
             limit=args.limit,
         )
@@ -59,10 +60,15 @@ def open_study(args, path: str | Path | None = None, task: str | None = None) ->
     Args:
         task: what the model must be for.
     Raises:
-        UserError: something of it is not there, or the model is for another task.
+        UserError: something of it is not there, or the model is for another task, or has too few positions for the
+            flags.
     """
     opened = open_model(args, path)
     own = opened.loaded.task
+    for flag in ("max_length", "max_new_tokens"):
+        most, given = opened.loaded.positions, getattr(args, flag, None)
+        if given and most and given > most:
+            raise UserError(f"--{flag.replace('_', '-')} {given}: {opened.loaded.path} has positions for {most} tokens")
     if task not in (None, own.name):
         raise UserError(f"{opened.loaded.path}: is a {own.name} model; evaluate it with {own.evaluated_by}")
     tokenizer, source = open_tokenizer(args, opened.loaded), data_source(args.data, opened.loaded)

@@ -19,8 +19,9 @@ import torch
 
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.files import atomic_file, check_writable, is_temporary, remove_leftovers_in
+from common.files import atomic_file, check_regular, check_writable, is_temporary, remove_leftovers_in
 from common.interruption import deferred
+from common.masking import parameter_masks
 from common.records import (
     RECORD_NAME,
     check_file,
@@ -32,15 +33,82 @@ from common.records import (
     sealed,
     write_json,
 )
-from common.schemes import Pair
+from common.schema import (
+    FILE_NAME,
+    HEX,
+    SHA256,
+    Anything,
+    Fault,
+    ListOf,
+    MapOf,
+    Maybe,
+    Number,
+    Object,
+    Text,
+    Where,
+    check,
+    shown,
+)
+from common.schemes import MODEL, Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 IN_SEQUENCE = "solved-in-sequence"  # fine-tuned for one configuration alone
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
 REST = "rest"  # in the record, and the name of its file
 LOCK_NAME = ".lock"
+KEEP = ".keep"  # how the names of masks end
+TENSOR_TYPE, MASK_TYPE = np.dtype("<f4"), np.dtype(bool)
+REMEDY = "delete the file and run the script that made the library again"
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
+# What numpy.load raises over a file that is none of its own; the last three over a header that Python cannot read.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+)
+
+FILE = {"file": Text(), "key": HEX, "sha256": SHA256, "shapes": MapOf(ListOf(Number(0, 2**31, whole=True)))}
+COUNT, ERROR, BY_LINEAR = Number(0, 2**40, whole=True), Maybe(Number(0)), MapOf(Number(0, 2**40, whole=True))
+MADE_FROM = {"made_from": MapOf(Anything())}
+ENTRY = Object(
+    {"block": Text(), "variant": Text(), **FILE},
+    {
+        **MADE_FROM,
+        **dict.fromkeys(("heads_removed", "neurons_removed", "best_epoch"), COUNT),
+        **dict.fromkeys(("weights_removed", "weights_removed_by_rate"), BY_LINEAR),
+        **dict.fromkeys(("nmse_before", "nmse_after"), ERROR),
+        "score": Maybe(Object({"key": HEX, "loss": Number(), "kl": Number()}, others=True)),
+    },
+    others=True,
+)
+
+
+def _names_fault(record):
+    """Whether a library's files are in its folder, under their own names."""
+    files = {f"{pair}.npy": entry for pair, entry in record["variants"].items()}
+    for file, entry in {**files, **({f"{REST}.npy": record[REST]} if REST in record else {})}.items():
+        if entry["file"] != file:
+            return Fault(("'variants'", "'file'"), shown(entry["file"]), repr(file))
+    for name, entry in record["variants"].items():
+        if name != f"{entry['block']}.{entry['variant']}" or FILE_NAME.find(name):
+            return Fault(("'variants'",), shown(name), "'BLOCK.VARIANT', as the entry names them,")
+    return None
+
+
+RECORD = Where(
+    Object(
+        {"stage": Text((PRUNED, FINE_TUNED, IN_SEQUENCE, TOGETHER)), "model": MODEL, "variants": MapOf(ENTRY)},
+        {REST: Object(FILE, MADE_FROM, others=True), "script": Text()},
+        others=True,
+    ),
+    _names_fault,
+)
 
 
 class Library:
@@ -61,19 +129,17 @@ class Library:
             UserError: there is none, or it was made for another model, or it is of another stage.
         """
         folder = Path(folder)
+        check_regular(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
-        record = read_record(folder / RECORD_NAME, "prune.py or block-level_finetuning.py")
-        parts = record.get("variants"), {REST: record[REST]} if REST in record else {}
-        if not isinstance(record.get("model"), dict) or not _are_entries(*parts):
-            raise UserError(f"{folder / RECORD_NAME}: is not a library's record; make the library again")
-        if record["model"].get("fingerprint") != model_fingerprint:
+        record = _read_library_record(folder / RECORD_NAME)
+        if record["model"]["fingerprint"] != model_fingerprint:
             raise UserError(
-                f"{folder}: was made for another model ({record['model'].get('name')}); "
+                f"{folder}: was made for another model ({record['model']['name']}); "
                 "give the model it was made for, or another library"
             )
-        if stage not in (None, record.get("stage")):
-            raise UserError(f"{folder}: is a {record.get('stage')} library where a {stage} one belongs")
+        if stage not in (None, record["stage"]):
+            raise UserError(f"{folder}: is a {record['stage']} library where a {stage} one belongs")
         return cls(folder, record)
 
     @classmethod
@@ -107,7 +173,7 @@ class Library:
     def _current_record(self):
         """The record as it is now, which another process may have added to; to be called under the lock."""
         path = self.folder / RECORD_NAME
-        return self.record if self._stamp == _stamp_of(path) else read_record(path)
+        return self.record if self._stamp == _stamp_of(path) else _read_library_record(path)
 
     def _write_record(self, record):
         path = self.folder / RECORD_NAME
@@ -206,7 +272,8 @@ class Library:
         block, tensors, keeps = variant
         pair = Pair(block.name, name)
         arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
-        arrays |= {f"{name}.keep": keep.cpu().numpy() for name, keep in keeps.items()}
+        arrays |= {f"{name}{KEEP}": keep.cpu().numpy() for name, keep in keeps.items()}
+        check_variant(self.folder / f"{pair}.npy", variant, measured, "this must not happen: please report it")
         written = self._write_file(f"{pair}.npy", arrays, made_from)
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
@@ -214,11 +281,9 @@ class Library:
         """Write a module file; returns its entry for the record.
 
         Raises:
-            UserError: it would hold values that are not finite, which no later stage reads.
+            UserError: it would hold values that no later stage reads.
         """
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise UserError(f"{self.folder / file}: its {name} would hold values that are not finite; not written")
+        _check_arrays(self.folder / file, arrays, "fine-tune with a smaller learning rate, or mend the model")
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         return {
@@ -274,24 +339,24 @@ class Library:
             UserError: the variant is missing, or its file is truncated, foreign or not what the record says, or holds
                 values that are not finite.
         """
-        tensors = self._read_file(self.entry(Pair(block.name, name)))
-        return Variant(
+        entry = self.entry(Pair(block.name, name))
+        tensors = self._read_file(entry)
+        variant = Variant(
             block,
-            {field: tensor for field, tensor in tensors.items() if not field.endswith(".keep")},
-            {field.removesuffix(".keep"): tensor for field, tensor in tensors.items() if field.endswith(".keep")},
+            {field: tensor for field, tensor in tensors.items() if not field.endswith(KEEP)},
+            {field.removesuffix(KEEP): tensor for field, tensor in tensors.items() if field.endswith(KEEP)},
         )
+        check_variant(self.folder / entry["file"], variant, entry, REMEDY)
+        return variant
 
     def _read_file(self, entry):
         """The fields of a module file as torch tensors, checked against its entry in the record."""
         path = self.folder / entry["file"]
-        remedy = "delete the file and run the script that made the library again"
-        check_file(path, entry["sha256"], remedy)
+        check_file(path, entry["sha256"], REMEDY)
         arrays = unpack(path)
         if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
-            raise UserError(f"{path}: does not hold the tensors its record lists; {remedy}")
-        for field, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise UserError(f"{path}: its {field} holds values that are not finite; {remedy}")
+            raise UserError(f"{path}: does not hold the tensors its record lists; {REMEDY}")
+        _check_arrays(path, arrays, REMEDY)
         return {field: torch.from_numpy(array) for field, array in arrays.items()}
 
 
@@ -333,12 +398,12 @@ class Libraries:
             UserError: they would be used for another one, or with other libraries; or they are of several runs.
         """
         for library in self.libraries:
-            if library.record.get("stage") == TOGETHER and len(self.libraries) > 1:
+            if library.record["stage"] == TOGETHER and len(self.libraries) > 1:
                 raise UserError(
                     f"{library.folder}: its variants were tuned together, with a rest of the model of their own, and "
                     "do not go with those of another library; give it alone"
                 )
-            if library.record.get("stage") != IN_SEQUENCE:
+            if library.record["stage"] != IN_SEQUENCE:
                 continue
             if len(self.libraries) > 1 or not set(library.variants()) <= set(pairs):
                 raise UserError(
@@ -396,22 +461,43 @@ def _missing(where, pair):
     )
 
 
-def _are_entries(variants, rest):
-    """Whether a record's "variants" and rest are what `Library.write` and its callers put there."""
+def _read_library_record(path):
+    """A library's record, checked.
 
-    def is_entry(entry, *names):
-        return (
-            isinstance(entry, dict)
-            and all(isinstance(entry.get(name), str) for name in (*names, "file", "key", "sha256"))
-            and isinstance(entry.get("shapes"), dict)
-            and isinstance(entry.get("nmse_after", 0.0), int | float)
+    Raises:
+        UserError: see `records.read_record` and `RECORD`.
+    """
+    record = read_record(path, "prune.py or block-level_finetuning.py")
+    check(path, record, RECORD, "this is not a library's record, or a damaged one: make the library again")
+    return record
+
+
+def check_variant(where: str | Path, variant: Variant, entry: dict, remedy: str) -> None:
+    """Make sure that a variant is what a module file promises: the block's tensors and masks, float32 and bool, finite,
+    and zero wherever the masks say that something is removed.
+
+    Args:
+        where: the file, for the message.
+        entry: its entry in the record, whose counts are those of the masks.
+        remedy: what to do.
+    Raises:
+        UserError: naming the field.
+    """
+    block, tensors, keeps = variant
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    weights = {linear: shapes.get(f"{linear}.weight") for linear in block.linears}
+    if shapes != dict(block.shapes or shapes) or None in weights.values():
+        raise UserError(f"{where}: holds {shapes} where the block has {dict(block.shapes)}; {remedy}")
+    if {linear: tuple(keep.shape) for linear, keep in keeps.items()} != weights:
+        raise UserError(f"{where}: its masks are not of the shapes of its weights; {remedy}")
+    for name, keep in parameter_masks(block, keeps).items():
+        if name in tensors and bool(tensors[name][~keep].any()):
+            raise UserError(f"{where}: its {name} is not zero everywhere that its mask removes; {remedy}")
+    counted = {linear: int((~keep).sum()) for linear, keep in keeps.items()}
+    if entry.get("weights_removed", counted) != counted:
+        raise UserError(
+            f"{where}: its masks remove {counted} where the record has {entry['weights_removed']}; {remedy}"
         )
-
-    return (
-        isinstance(variants, dict)
-        and all(is_entry(entry, "block", "variant") for entry in variants.values())
-        and all(map(is_entry, rest.values()))
-    )
 
 
 def _may_lie_beside(path):
@@ -423,6 +509,20 @@ def _stamp_of(path):
     """What tells one writing of a file from another."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check_arrays(where, arrays, remedy):
+    """Make sure that fields are of the types of a module file, and finite.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for field, array in arrays.items():
+        wanted = MASK_TYPE if field.endswith(KEEP) else TENSOR_TYPE
+        if array.dtype != wanted:
+            raise UserError(f"{where}: its {field} is {array.dtype.str} where {wanted.str} belongs; {remedy}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}: its {field} holds values that are not finite; {remedy}")
 
 
 def _to_numpy(tensor):
@@ -467,7 +567,9 @@ def unpack(path):
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(packed, np.ndarray):
             raise ValueError("an archive of arrays")
-    except (OSError, ValueError, EOFError, tokenize.TokenError) as error:  # the last from a header's loose bracket
+        if packed.dtype.hasobject:
+            raise ValueError("holds objects")
+    except UNREADABLE as error:
         raise UserError(f"{path}: is not a readable module file ({error})") from None
     if packed.dtype.names is None or packed.shape != ():
         raise UserError(f"{path}: is a plain array, not a module file with named fields")

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,24 @@ from common import modeling_compact
 from common.blocks import find_blocks
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
-from common.files import atomic_file, atomic_folder
+from common.files import atomic_file, atomic_folder, check_regular
+from common.model_files import (
+    DENSE_NAME,
+    SPARSE_NAME,
+    check_archive,
+    check_config,
+    check_finite,
+    check_generation,
+    check_pth,
+    check_shapes,
+    check_token_ids,
+    check_tokenizer,
+    check_tokenizer_settings,
+    dense_shapes,
+    read_config,
+    told_in_one_line,
+    weight_files,
+)
 from common.records import (
     FORMAT_VERSION,
     RECORD_NAME,
@@ -36,12 +54,29 @@ from common.records import (
     sealed,
     write_record,
 )
-from common.sparse import load_sparse, save_sparse
+from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
 
 PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
-DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
+GENERATION_NAME = "generation_config.json"
+REFERENCE = Maybe(Object({}, {"folder": PATH, "hub": PATH}))
+MODEL_RECORD = Object(
+    {},
+    {
+        "script": Text(),
+        "key": Maybe(Text()),
+        "task": Text(tuple(TASKS)),
+        "tokenizer": REFERENCE,
+        "data": REFERENCE,
+        "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
+        "variants": MapOf(Text()),
+        "measured": MapOf(Anything()),
+        "files": MapOf(SHA256, PATH),
+    },
+    others=True,
+)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -70,6 +105,11 @@ class LoadedModel:
     def study(self) -> Study:
         """What suits it."""
         return study_of(self.model.config.model_type, self.task.name)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it has positions for; None where they are relative, as T5's are."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -101,7 +141,10 @@ def model_class(model_type: str, task: str | None = None) -> type:
     Raises:
         UserError: the suite does not know the model type.
     """
-    name = FAMILIES[family_name(model_type)].model_classes[task or usual_task(model_type)]
+    classes, task = FAMILIES[family_name(model_type)].model_classes, task or usual_task(model_type)
+    if task not in classes:
+        raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
+    name = classes[task]
     is_compact = model_type.startswith(COMPACT)
     return getattr(modeling_compact, f"Compact{name}") if is_compact else getattr(transformers, name)
 
@@ -117,6 +160,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
             that are not those of the model's class, or some that are not finite.
     """
     path = Path(path)
+    check_regular(path)
     if path.is_dir():
         loaded = _load_folder(path)
     elif path.is_file():
@@ -124,9 +168,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
     unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
+    check_finite(path, loaded.model.state_dict().items())
     for name, parameter in loaded.model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
         parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
@@ -135,39 +178,67 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 def _load_folder(path):
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: is not a model folder (it has no config.json)")
-    record = read_record(path / RECORD_NAME) if (path / RECORD_NAME).exists() else {}
+    check_regular(path)
+    settings = read_config(path)
+    record = _read_model_record(path / RECORD_NAME) if (path / RECORD_NAME).exists() else {}
     check_files(path, record)
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        of_class = model_class(config.model_type, record.get("task"))
-        if (path / SPARSE_NAME).is_file():
-            model = _from_state(of_class, config, load_sparse(path / SPARSE_NAME))
-            if model.can_generate():
-                model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
-        else:
-            model, report = of_class.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-            _check_loading(report, of_class)
-    except UserError as error:  # a model type that is not supported, or foreign weights
-        raise UserError(f"{path}: {error}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: its safetensors file is damaged: {error}") from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be loaded as a model: {error}") from None
+    generation = None
+    if (path / GENERATION_NAME).is_file():
+        generation = read_json(path / GENERATION_NAME, "download_model.py")
+    with _named(path), told_in_one_line(path, "model"):
+        of_class, config = _class_and_config(settings, record)
+        files = weight_files(path)
+        is_sparse = files[0].name == SPARSE_NAME
+        check_shapes(of_class, config, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
+        state = load_sparse(files[0]) if is_sparse else {}
+        for file in [] if is_sparse else files:
+            state |= load_file(file)
+        model = _from_state(of_class, config, state, generation)
     return LoadedModel(model, path, record)
 
 
-def _from_state(of_class, config, state):
+def _read_model_record(path):
+    record = read_record(path)
+    check(path, record, MODEL_RECORD, "make the model again")
+    return record
+
+
+@contextmanager
+def _named(path):
+    """Name the model in a `UserError` that does not."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+
+
+def _class_and_config(settings, record):
+    """The class and the config of a model, out of our own tables, whatever classes its files name."""
+    of_class = model_class(settings["model_type"], record.get("task"))
+    return of_class, of_class.config_class.from_dict(settings)
+
+
+def _from_state(of_class, config, state, generation=None):
     """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
 
+    Args:
+        generation: what its generation config holds; None for what follows from the config.
     Raises:
-        UserError: the names or shapes are not the model's.
+        UserError: the names or shapes are not the model's; or a generation config that is not supported.
     """
     model, report = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
     _check_loading(report, of_class)
+    if model.can_generate():
+        if generation is not None:
+            check_generation("its generation config", generation, config.vocab_size)
+            model.generation_config = transformers.GenerationConfig.from_dict(generation)
+        check_generation("its generation config", model.generation_config.to_dict(), config.vocab_size)
+        for name in ("pad_token_id", "decoder_start_token_id"):
+            if getattr(config, name, None) is None:
+                raise UserError(f"config.json: {name!r}: nothing where a token of the model belongs")
+    check_token_ids("config.json", config.to_dict(), config.vocab_size)
     return model
 
 
@@ -192,6 +263,7 @@ def _without_digest(content):
 
 
 def _load_pth(path):
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip, a pickle that holds code, not a torch file: many classes
@@ -201,21 +273,17 @@ def _load_pth(path):
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != PTH_FORMAT:
         raise UserError(f"{path}: is not a model file that model-level_finetuning.py wrote")
-    try:
+    with _named(path), told_in_one_line(path, "model"):
+        record, settings, generation = check_pth(content)  # first: it bounds the tensors
         if "digest" in content and content["digest"] != content_digest(_without_digest(content)):
             raise UserError("is not what was written (corrupt or changed); make it again")
-        record, settings = json.loads(content["record"]), json.loads(content["config"])
         check_seal("its record", record)
-        of_class = model_class(settings["model_type"], record.get("task"))
-        model = _from_state(of_class, transformers.AutoConfig.for_model(**settings), content["state_dict"])
-        generation = json.loads(content["generation_config"])
-        if generation:
-            model.generation_config = transformers.GenerationConfig(**generation)
-        return LoadedModel(model, path, record, content["masks"])
-    except UserError as error:  # a model type that is not supported, or foreign weights
-        raise UserError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged: {error}") from None
+        check("its record", record, MODEL_RECORD, "make the model again")
+        check_config("its config", settings)
+        of_class, config = _class_and_config(settings, record)
+        check_shapes(of_class, config, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
+        model = _from_state(of_class, config, content["state_dict"], generation)
+    return LoadedModel(model, path, record, content["masks"])
 
 
 def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
@@ -234,15 +302,11 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
         raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
-    try:
+    check_regular(path)
+    check_tokenizer_settings(path)
+    with told_in_one_line(path, "tokenizer", Exception):  # the tokenizers library raises it bare
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be loaded as a tokenizer: {error}") from None
-    if len(tokenizer) > loaded.model.config.vocab_size:
-        raise UserError(
-            f"{path}: knows {len(tokenizer)} tokens where the model has {loaded.model.config.vocab_size}; "
-            "give the tokenizer that belongs to the model"
-        )
+    check_tokenizer(path, tokenizer, loaded.model.config.vocab_size)
     return tokenizer
 
 
@@ -325,7 +389,7 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
             "format": PTH_FORMAT,
             "config": json.dumps(model.config.to_dict(), sort_keys=True),
             "generation_config": json.dumps(generation.to_dict() if generation else None),
-            "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+            "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
             "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
             "record": json.dumps(sealed(record)),
         }

@@ -8,18 +8,22 @@ stage with the same seed write identical files. It carries a digest of itself, a
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import check_writable, is_temporary, write_bytes
+from common.files import check_regular, check_writable, is_temporary, write_bytes
 
 FORMAT_VERSION = 1  # of configurations, schemes and .pth files
 RECORD_VERSION = 2  # of records; those of version 1 had no digests
 RECORD_NAME = "record.json"
 VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
+LARGEST_JSON, DEEPEST = 2**28, 50  # bytes of a file, and levels of a value; a library of 10,000 variants has 20 MB
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # what may be one in JSON
 FOREIGN = "no such output of this suite, which never replaces it; choose another output"
 
 
@@ -119,7 +123,10 @@ def read_json(path, made_by):
         UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
     """
     path = Path(path)
+    check_regular(path)
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: has more than {LARGEST_JSON >> 20} MiB, which no file of this kind has")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {made_by} makes it") from None
@@ -127,13 +134,47 @@ def read_json(path, made_by):
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a JSON text file; {made_by} makes one") from None
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _no_twins(path, pairs))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: malformed JSON: {error}") from None
+    value = parse_json(path, text)
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; {made_by} makes one")
     return value
+
+
+def parse_json(where, text):
+    """The JSON value in a text.
+
+    Args:
+        where: what names it in a message.
+    Raises:
+        UserError: malformed; a key given twice; a number that is not finite, or half a character; too deep.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=lambda pairs: _no_twins(where, pairs), parse_constant=_finite, parse_float=_finite
+        )
+        if HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: malformed JSON: one half of a surrogate pair stands alone in a string") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: malformed JSON: {error}") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items_of(each)]
+        if not level:
+            return value
+    raise UserError(f"{where}: is nested more than {DEEPEST} deep")
+
+
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _items_of(value):
+    return value.values() if isinstance(value, dict) else value
 
 
 def _no_twins(path, pairs):

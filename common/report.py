@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.devices import Runtime
 from common.errors import UserError
 from common.evaluation import parameter_counts
-from common.models import DENSE_NAME, SPARSE_NAME, LoadedModel, load_model, resolve
+from common.model_files import weight_files
+from common.models import LoadedModel, load_model, resolve
 from common.records import write_json
 
 ROUNDS, WARM_UP = 9, 2
@@ -112,21 +113,13 @@ def sizes(loaded):
     }
 
 
-def weight_files(folder):
-    """The files that `load_model` reads a folder's weights from."""
-    for name in (SPARSE_NAME, DENSE_NAME):
-        if (folder / name).is_file():
-            return [folder / name]
-    return sorted(folder.glob("model-*.safetensors"))  # a large model's shards
-
-
 def stated_input(loaded: LoadedModel) -> dict[str, int]:
     """The input that multiply-adds are counted for (one example) and seconds measured with (a batch).
 
     It is the task's example, no longer than the model has positions for.
     """
     stated = loaded.task.example
-    most = getattr(loaded.model.config, "max_position_embeddings", max(stated.values()))
+    most = loaded.positions or max(stated.values())
     return {name: min(size, most) if name.endswith("tokens") else size for name, size in stated.items()}
 
 

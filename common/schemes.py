@@ -16,10 +16,65 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from common.records import FORMAT_VERSION, digest, read_json
+from common.schema import HEX, Anything, Either, Fault, ListOf, MapOf, Number, Object, Text, Where, check, shown
 
 DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
 # Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
 SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
+MODEL = Object({"name": Text(), "type": Text(), "fingerprint": HEX})  # which model a file was made for
+COUNT = Number(0, 2**40, whole=True)
+SIZE = Number(1, 2**40, whole=True)
+NAME = Text(pattern=r"[^/\\\x00-\x1f]{1,200}", expected="a name without slashes")
+MODULE = Either(
+    "kind",
+    {
+        "attention": Object({"kind": Text(), "heads": SIZE}),
+        "linear": Object({"kind": Text(), "weights": SIZE, "block": NAME, "linear": NAME}),
+        "feed_forward": Object({"kind": Text(), "neurons": SIZE}),
+    },
+)
+CONFIGURATIONS = Object(
+    {
+        "version": COUNT,
+        "model": MODEL,
+        "modules": MapOf(MODULE, NAME, smallest=1),
+        "configs": ListOf(MapOf(Anything()), "configuration", shortest=1),  # the rates depend on the modules
+    }
+)
+REMOVED = Object({"heads": COUNT, "weights": MapOf(COUNT)}, {"neurons": COUNT})
+
+
+def _variants_fault(scheme):
+    """Whether the parts of a scheme know the same blocks and variants."""
+    blocks, configs = scheme["blocks"], scheme["configs"]
+    for block, variants in blocks.items():
+        for variant, removed in variants.items():
+            if variant != _variant_name(removed):
+                return Fault(("'blocks'", repr(block)), repr(variant), repr(_variant_name(removed)))
+    for i, config in enumerate(configs):
+        if config.keys() != configs[0].keys() or not blocks.keys() <= config.keys():
+            return Fault(("'configs'", f"configuration {i}"), shown(config), "one with all blocks")
+        for block, variant in config.items():
+            if variant != DENSE and variant not in blocks.get(block, {}):
+                return Fault(("'configs'", f"configuration {i}", repr(block)), repr(variant), "one of its variants")
+    if len(scheme["requested"]) != len(configs):
+        return Fault(("'requested'",), shown(scheme["requested"]), f"one of {len(configs)}")
+    return None
+
+
+SCHEME = Where(
+    Object(
+        {
+            "version": COUNT,
+            "model": MODEL,
+            "blocks": MapOf(MapOf(REMOVED, NAME, smallest=1), NAME),
+            "configs": ListOf(MapOf(Text(), NAME, smallest=1), "configuration", shortest=1),
+            "requested": ListOf(MapOf(Number(0, 1), Text(tuple(SIZES)))),
+            "digest": Text(),
+        }
+    ),
+    _variants_fault,
+)
 CONFIGURATIONS_BY = "config_generator.py"
 SCHEME_BY = "prune_scheme_generator.py"
 
@@ -152,20 +207,11 @@ def read_configurations(path) -> Configurations:
     value = read_json(path, CONFIGURATIONS_BY)
     if "blocks" in value:
         raise UserError(f"{path}: is a scheme ({SCHEME_BY}'s output); give the conf.json it was made from")
-    _check_header(path, value, CONFIGURATIONS_BY)
-    modules, configs = value.get("modules"), value.get("configs")
-    if not isinstance(modules, dict) or not modules:
-        raise UserError(
-            f"{path}: 'modules' must be an object that lists the model's modules; {CONFIGURATIONS_BY} writes it"
-        )
-    for name, module in modules.items():
-        _check_module(f"{path}: modules: {name}", module)
-    if not isinstance(configs, list) or not configs:
-        raise UserError(f"{path}: 'configs' must be a list of one configuration or more")
+    _check_version(path, value, CONFIGURATIONS_BY)
+    check(path, value, CONFIGURATIONS, f"{CONFIGURATIONS_BY} writes such a file")
+    modules, configs = value["modules"], value["configs"]
     for i, config in enumerate(configs):
         where = f"{path}: configuration {i}"
-        if not isinstance(config, dict):
-            raise UserError(f"{where}: must be an object of module names and rates, not a {type(config).__name__}")
         for name, rate in config.items():
             if name not in modules:
                 raise UserError(f"{where}: unknown module {name!r}; the model's modules are listed under 'modules'")
@@ -173,41 +219,24 @@ def read_configurations(path) -> Configurations:
     return Configurations(value["model"], modules, configs)
 
 
-def _check_header(path, value, made_by):
+def _check_version(path, value, made_by):
     if value.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format version {value.get('version')!r} where {FORMAT_VERSION} belongs; "
+            f"{path}: format version {shown(value.get('version'))} where {FORMAT_VERSION} belongs; "
             f"make it again with {made_by}"
-        )
-    model = value.get("model")
-    if not isinstance(model, dict) or not all(isinstance(model.get(k), str) for k in ("name", "type", "fingerprint")):
-        raise UserError(f"{path}: 'model' must hold the name, type and fingerprint of the model; {made_by} writes it")
-
-
-def _check_module(where, module):
-    kind = module.get("kind") if isinstance(module, dict) else None
-    if kind not in SIZES:
-        raise UserError(f"{where}: 'kind' must be one of {', '.join(SIZES)}, not {kind!r}")
-    size = module.get(SIZES[kind])
-    if type(size) is not int or size < 1:
-        raise UserError(f"{where}: {SIZES[kind]!r} must be a whole number from 1 up, not {size!r}")
-    if kind == "linear" and not all(isinstance(module.get(key), str) for key in ("block", "linear")):
-        raise UserError(
-            f"{where}: 'block' and 'linear' must say which block this Linear lies in, and its name there; "
-            f"make the file again with {CONFIGURATIONS_BY}"
         )
 
 
 def _check_rate(rate, module, where):
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise UserError(f"{where}: the rate must be a number such as 0.3, not {rate!r}")
+        raise UserError(f"{where}: the rate must be a number such as 0.3, not {shown(rate)}")
     parts = SIZES[module["kind"]]
     size = module[parts]
     if parts != "weights" and rate == 1:
         return  # the block is left out
     if not 0 <= rate < 1:  # NaN is outside too
         allowed = "[0, 1)" if parts == "weights" else "[0, 1]"
-        raise UserError(f"{where}: rate {rate} is outside {allowed}: it is the fraction that is removed")
+        raise UserError(f"{where}: rate {shown(rate)} is outside {allowed}: it is the fraction that is removed")
     if parts != "weights" and removed_count(rate, size) == size:
         raise UserError(
             f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is {(size - 1) / size:g} "
@@ -325,5 +354,6 @@ def read_scheme(path) -> Scheme:
         raise UserError(
             f"{path}: was changed after it was made, or is no scheme; regenerate it from conf.json with {SCHEME_BY}"
         )
-    _check_header(path, value, SCHEME_BY)
+    _check_version(path, value, SCHEME_BY)
+    check(path, value, SCHEME, f"make it again from conf.json with {SCHEME_BY}")
     return Scheme(value["model"], value["blocks"], value["configs"], value["requested"])

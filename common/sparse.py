@@ -13,9 +13,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from common.schema import ListOf, MapOf, Number, Object, Text
+
 FORMAT = "composable-pruning sparse 1"
-SHAPES = "shapes"  # in the file's metadata: of the tensors that are stored by their non-zeros
+METADATA = "composable-pruning"  # the one key: safetensors writes several in an order that changes from run to run
+SHAPES = "shapes"  # in the metadata: of the tensors that are stored by their non-zeros
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors names them
 BITS, VALUES = ".nonzero_bits", ".nonzero_values"
+SCHEMA = Object({"format": Text((FORMAT,)), SHAPES: MapOf(ListOf(Number(0, 2**40, whole=True)))})
 
 
 def save_sparse(path, tensors):
@@ -31,7 +36,32 @@ def save_sparse(path, tensors):
             stored[name + VALUES] = tensor.flatten()[nonzero]
         else:
             stored[name] = tensor
-    save_file(stored, path, metadata={"format": FORMAT, SHAPES: json.dumps(shapes)})
+    metadata = json.dumps({"format": FORMAT, SHAPES: shapes}, sort_keys=True)
+    save_file(stored, path, metadata={METADATA: metadata})
+
+
+def sparse_shapes(path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a file, {name: shape}, by its header alone, which is checked.
+
+    Raises:
+        ValueError: not such a file, or its parts do not fit together.
+        OSError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        check_dtypes(file)
+        return {name: tuple(shape) for name, shape in _checked_shapes(file).items()}
+
+
+def check_dtypes(file) -> None:
+    """Make sure that an open safetensors file holds weights.
+
+    Raises:
+        ValueError: naming the first tensor of whole numbers or something else.
+    """
+    for name in file.keys():  # noqa: SIM118 (it is no dict)
+        kind = file.get_slice(name).get_dtype()
+        if kind not in FLOATS and not name.endswith((BITS, ".position_ids")):  # the latter once saved, and unused
+            raise ValueError(f"{name} is of {kind}, not one of {', '.join(FLOATS)}")
 
 
 def load_sparse(path):
@@ -42,21 +72,52 @@ def load_sparse(path):
         OSError: it cannot be read.
     """
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError("not a file of sparse weights")
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    tensors = {name: tensor for name, tensor in stored.items() if not name.endswith((BITS, VALUES))}
-    for name, shape in json.loads(metadata[SHAPES]).items():
-        bits, values = stored[name + BITS], stored[name + VALUES]
-        count = math.prod(shape)
-        nonzero = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
-        if len(bits) != math.ceil(count / 8) or int(nonzero.sum()) != len(values):
+        tensors = {}
+        for name, shape in _checked_shapes(file).items():
+            if name in file.keys():  # noqa: SIM118 (it is no dict)
+                tensors[name] = file.get_tensor(name)
+                continue
+            bits, values = file.get_tensor(name + BITS).numpy(), file.get_tensor(name + VALUES)
+            count = math.prod(shape)
+            nonzero = torch.from_numpy(np.unpackbits(bits, count=count)).bool()
+            if int(nonzero.sum()) != len(values) or np.unpackbits(bits)[count:].any():
+                raise ValueError(f"the parts of {name} do not fit together")
+            tensor = values.new_zeros(count)
+            tensor[nonzero] = values
+            tensors[name] = tensor.view(shape)
+        return tensors
+
+
+def _checked_shapes(file):
+    """{name: shape} of all tensors, once it is sure that the file has the parts for them, and no others."""
+    metadata = file.metadata() or {}
+    try:
+        # In older files each part of the metadata has a key.
+        found = metadata.get(METADATA)
+        found = json.loads(found) if found else {"format": metadata["format"], SHAPES: json.loads(metadata[SHAPES])}
+    except (ValueError, KeyError, RecursionError):
+        raise ValueError("not a file of sparse weights") from None
+    fault = SCHEMA.find(found)
+    if fault:
+        raise ValueError(f"not a file of sparse weights: {fault}")
+    stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    parts = {name + end for name in found[SHAPES] for end in (BITS, VALUES)}
+    shapes = {name: part.get_shape() for name, part in stored.items() if name not in parts}
+    for name, shape in found[SHAPES].items():
+        bits, values = stored.get(name + BITS), stored.get(name + VALUES)
+        fits = (
+            name not in stored
+            and bits is not None
+            and values is not None
+            and bits.get_dtype() == "U8"
+            and bits.get_shape() == [math.ceil(math.prod(shape) / 8)]
+            and len(values.get_shape()) == 1
+            and values.get_shape()[0] <= math.prod(shape)
+        )
+        if not fits:
             raise ValueError(f"the parts of {name} do not fit together")
-        tensor = values.new_zeros(count)
-        tensor[nonzero] = values
-        tensors[name] = tensor.view(shape)
-    return tensors
+        shapes[name] = shape
+    return shapes
 
 
 def _integer(tensor):

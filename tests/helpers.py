@@ -162,11 +162,12 @@ def load_script(name):
     return module
 
 
-def call_apart(script, *arguments, cwd, **environment):
-    """Run a script in a process of its own, from a foreign folder."""
+def call_apart(script, *arguments, cwd, input=None, **environment):
+    """Run a script in a process of its own, from a foreign folder; `input` is what it may read from stdin."""
     return subprocess.run(
         [sys.executable, ROOT / script, *map(str, arguments)],
         cwd=cwd,
+        input=input,
         text=True,
         capture_output=True,
         env=os.environ | environment,

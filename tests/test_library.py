@@ -27,7 +27,10 @@ PAIR = Pair(BLOCK.name, VARIANT)
 def tensors_and_keeps():
     torch.manual_seed(0)
     tensors = {"wi.weight": torch.randn(5, 3), "wi.bias": torch.randn(5), "wo.weight": torch.randn(3, 5)}
-    return tensors, {"wi": torch.rand(5, 3) > 0.5, "wo": torch.rand(3, 5) > 0.5}
+    keeps = {"wi": torch.rand(5, 3) > 0.5, "wo": torch.rand(3, 5) > 0.5}
+    for name, keep in keeps.items():
+        tensors[f"{name}.weight"][~keep] = 0
+    return tensors, keeps
 
 
 def open_library(folder, **changes):
@@ -241,7 +244,9 @@ def test_a_variant_made_with_other_settings_is_not_overwritten_unasked(library):
 def test_a_library_grows_and_keeps_what_it_had(library):
     reopened = open_library(library.folder)
     tensors, keeps = tensors_and_keeps()
-    reopened.write("wi-4", Variant(BLOCK, {name: tensor + 1 for name, tensor in tensors.items()}, keeps), OTHER)
+    reopened.write(
+        "wi-4", Variant(BLOCK, {name: tensor + (tensor != 0) for name, tensor in tensors.items()}, keeps), OTHER
+    )
     both = Library.open(library.folder, "f00d")
     assert both.variants() == [(BLOCK.name, VARIANT), (BLOCK.name, "wi-4")]
     assert torch.equal(both.read(BLOCK, VARIANT).tensors["wi.bias"], tensors["wi.bias"])
@@ -341,12 +346,12 @@ def test_the_variant_with_the_smaller_held_out_error_counts(tmp_path, errors, ex
     for n, error in enumerate(errors):
         made = Library.open_or_create(tmp_path / str(n), "script", MODEL, FINE_TUNED)
         name = "wi-4" if error is ABSENT else VARIANT
-        variant = Variant(BLOCK, {field: tensor + n for field, tensor in tensors.items()}, keeps)
+        variant = Variant(BLOCK, {field: tensor + n * (tensor != 0) for field, tensor in tensors.items()}, keeps)
         made.write(name, variant, {"number": n}, **({} if error in (ABSENT, None) else {"nmse_after": error}))
     libraries = Libraries.open([tmp_path / str(n) for n in range(len(errors))], "f00d")
     assert libraries.entry(PAIR)["made_from"] == {"number": expected}
     assert torch.equal(libraries.read(BLOCK, VARIANT).tensors["wi.bias"], tensors["wi.bias"] + expected)
-    libraries.annotate(BLOCK.name, {VARIANT: {"loss": 1.0}})
+    libraries.annotate(BLOCK.name, {VARIANT: {"key": "f00d", "loss": 1.0, "kl": 1.0}})
     noted = [Library.open(tmp_path / str(n), "f00d").record["variants"] for n in range(len(errors))]
     assert [n for n, each in enumerate(noted) for entry in each.values() if "score" in entry] == [expected]
 

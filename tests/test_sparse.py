@@ -4,10 +4,12 @@ import json
 import math
 import shutil
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import build_model, forge, same_state, without_digests
+from helpers import ROOT, build_model, forge, same_state, without_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.models import load_model, save_model
-from common.sparse import load_sparse, save_sparse
+from common.sparse import METADATA, load_sparse, save_sparse
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 WHOLE = [torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -129,6 +131,27 @@ def test_saving_leaves_the_tensors_alone_and_takes_parameters(tmp_path):
     assert torch.equal(parameter, torch.eye(4)) and parameter.requires_grad
 
 
+def test_a_file_is_the_same_whatever_order_the_process_hashes_in(tmp_path):
+    """safetensors writes several keys of metadata in an order that changes from process to process."""
+    code = (
+        "import sys, torch; from common.sparse import save_sparse; "
+        "save_sparse(sys.argv[1], {name: torch.zeros(40) for name in 'abc'})"
+    )
+    for name in "123":
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], cwd=ROOT, check=True, timeout=120)
+    assert len({(tmp_path / name).read_bytes() for name in "123"}) == 1
+
+
+def test_a_file_of_the_older_layout_is_read(tmp_path):
+    """By hand: 2 of 40 entries, the first and the last."""
+    tensor, bits = torch.zeros(5, 8), torch.tensor([128, 0, 0, 0, 1], dtype=torch.uint8)
+    tensor[0, 0], tensor[4, 7] = 2.0, -1.0
+    metadata = {"format": "composable-pruning sparse 1", "shapes": '{"w": [5, 8]}'}
+    stored = {"w.nonzero_bits": bits, "w.nonzero_values": torch.tensor([2.0, -1.0])}
+    save_file(stored, tmp_path / "m", metadata=metadata)
+    assert torch.equal(load_sparse(tmp_path / "m")["w"], tensor)
+
+
 # --- models --------------------------------------------------------------------------------------------------------
 
 
@@ -189,19 +212,17 @@ def rewritten(change):
 
     def spoil(path):
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = json.loads(file.metadata()[METADATA])
         tensors = load_file(path)
         change(tensors, metadata)
-        save_file(tensors, path, metadata=metadata)
+        save_file(tensors, path, metadata={METADATA: json.dumps(metadata)})
 
     return spoil
 
 
 def with_shape(shape):
     """A function that gives WEIGHT another shape in the metadata."""
-    return rewritten(
-        lambda tensors, metadata: metadata.update(shapes=json.dumps(json.loads(metadata["shapes"]) | {WEIGHT: shape}))
-    )
+    return rewritten(lambda tensors, metadata: metadata["shapes"].update({WEIGHT: shape}))
 
 
 DAMAGE = {
@@ -213,7 +234,7 @@ DAMAGE = {
     "other format": rewritten(lambda tensors, metadata: metadata.update(format="composable-pruning sparse 0")),
     "no shapes": rewritten(lambda tensors, metadata: metadata.pop("shapes")),
     "shapes no JSON": rewritten(lambda tensors, metadata: metadata.update(shapes="{")),
-    "shapes a list": rewritten(lambda tensors, metadata: metadata.update(shapes="[]")),
+    "shapes a list": rewritten(lambda tensors, metadata: metadata.update(shapes=[])),
     "shape no list": with_shape(1536),
     "negative shape": with_shape([-48, 32]),
     "smaller shape": with_shape([48, 8]),
@@ -234,7 +255,11 @@ DAMAGE = {
     "bits of floats": rewritten(
         lambda tensors, metadata: tensors.update({f"{WEIGHT}.nonzero_bits": tensors[f"{WEIGHT}.nonzero_bits"].float()})
     ),
-    "no tensor": rewritten(lambda tensors, metadata: (tensors.clear(), metadata.update(shapes="{}"))),
+    "no tensor": rewritten(lambda tensors, metadata: (tensors.clear(), metadata.update(shapes={}))),
+    "nine GiB": with_shape([48, 32 * 1500 * 1000]),
+    "ten to the thirtieth": with_shape([48, 10**30]),
+    "a foreign tensor": rewritten(lambda tensors, metadata: tensors.update(foreign=torch.zeros(3))),
+    "whole numbers": rewritten(lambda tensors, metadata: tensors.update({"shared.weight": torch.ones(64, 32).int()})),
 }
 
 

@@ -1,0 +1,485 @@
+"""Files that are damaged or made by an attacker: one line with exit code 2, no code run, no memory taken for them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    FEED_FORWARD,
+    as_arguments,
+    build_model,
+    build_tokenizer,
+    call_apart,
+    edited_json,
+    good_flags,
+    is_one_line,
+    read_json,
+)
+from safetensors.torch import load_file, save_file
+
+from common.blocks import Variant, find_blocks
+from common.errors import UserError
+from common.library import Library, pack, unpack
+from common.models import load_model, save_model
+from common.records import digest, file_digest, sealed
+
+WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+
+
+@pytest.fixture
+def refuses(call, workshop, chain, tmp_path):
+    """refuses(script, {flag: value}): all that a script with these flags instead of good ones says, one line."""
+
+    def run(script, changes):
+        code, result, err = call(
+            script, *as_arguments(good_flags(script, workshop, chain, tmp_path) | changes), "--quiet"
+        )
+        assert "Traceback" not in err, err
+        assert (code, result) == (2, None), err
+        assert is_one_line(err) and ": error: " in err, err
+        return err
+
+    return run
+
+
+@pytest.fixture
+def model_copy(workshop, tmp_path):
+    """model_copy(kind): a copy of a tiny model's folder, which knows its tokenizer and its data."""
+
+    def make(kind="t5"):
+        folder = shutil.copytree(workshop / "model" / kind, tmp_path / "model" / kind)
+        for part in ("tokenizer", "data"):
+            shutil.copytree(workshop / part / kind, tmp_path / part / kind)
+        return folder
+
+    return make
+
+
+def changed(folder, file, **changes):
+    edited_json(folder / file, folder / file, lambda content: content.update(changes))
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+CODE = "open({!r}, 'w').close()\nclass C: pass\n"
+
+
+@pytest.mark.parametrize("model_type", ["mine", "t5"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_no_code_of_a_folder_is_run_and_nobody_is_asked(model_copy, tmp_path, file, model_type):
+    """In a process of its own, with a `y` for whoever asks on stdin."""
+    folder = model_copy()
+    given = folder if file == "config.json" else tmp_path / "tokenizer" / "t5"
+    for module in ("mine", "custom_generate/generate"):
+        path = given / f"{module}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(CODE.format(str(tmp_path / "marker")))
+    classes = ("AutoConfig", "AutoModelForSeq2SeqLM", "AutoTokenizer")
+    changed(given, file, auto_map=dict.fromkeys(classes, "mine.C"), model_type=model_type)
+    if file == "tokenizer_config.json":
+        changed(given, file, tokenizer_class="C" if model_type == "mine" else "T5Tokenizer")
+    process = call_apart("evaluate-t5.py", "-m", folder, "--quiet", cwd=tmp_path, input="y\n" * 9)
+    assert (process.returncode, process.stdout) == (2, ""), process.stderr
+    assert is_one_line(process.stderr) and file in process.stderr
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_layers": 0}, ["'num_layers'", "0"]),
+        ({"num_layers": 10**9}, ["'num_layers'"]),
+        ({"d_model": 10**12}, ["'d_model'"]),
+        ({"d_model": 10**400}, ["'d_model'", "huge"]),
+        ({"d_model": "32"}, ["d_model"]),
+        ({"d_model": 32.0}, ["'d_model'", "32.0"]),
+        ({"d_ff": 10**6}, ["another shape", "wi.weight", "48x32", "1000000x32"]),
+        ({"vocab_size": 10**7}, ["another shape", "shared.weight"]),
+        ({"vocab_size": None}, ["vocab_size"]),
+        ({"num_layers": 3}, ["lacks encoder.block.2"]),
+        ({"num_labels": 10**9}, ["'num_labels'"]),
+        ({"dropout_rate": "a"}, ["dropout_rate"]),
+        ({"dense_act_fn": "zork"}, ["zork"]),
+        ({"model_type": 3}, ["'model_type'", "3"]),
+        ({"model_type": "gpt2"}, ["gpt2", "known are t5"]),
+        ({"pad_token_id": 99}, ["pad_token_id", "99"]),
+        ({"decoder_start_token_id": None}, ["decoder_start_token_id"]),
+        ({"decoder_start_token_id": 64}, ["decoder_start_token_id", "64", "0 to 63"]),
+        ({"attn_implementation": "somebody/kernel"}, ["'attn_implementation'"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["'quantization_config'"]),
+        ({"id2label": {"a": 1}}, ["id2label"]),
+        ({"kept_heads": {"encoder": "x"}}, ["'kept_heads'"]),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit(refuses, model_copy, settings, words):
+    folder = model_copy()
+    changed(folder, "config.json", **settings)
+    err = refuses("evaluate-t5.py", {"-m": folder})
+    assert all(word in err for word in [str(folder), *words]), err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"penalty_alpha": 0.6},  # a mode whose code lies on the hub
+        {"num_beams": "four"},
+        {"length_penalty": [1]},
+        {"eos_token_id": 640},
+        {"eos_token_id": "x"},
+        {"bad_words_ids": [[]]},
+        {"max_length": 10**30},
+    ],
+    ids=str,
+)
+def test_a_generation_config_that_does_not_fit(refuses, model_copy, settings):
+    folder = model_copy()
+    changed(folder, "generation_config.json", **settings)
+    err = refuses("evaluate-t5.py", {"-m": folder})
+    assert str(folder) in err and next(iter(settings)) in err, err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["folder", "sparse", "m.pth"])
+def test_weights_that_are_not_finite(tmp_path, form, value):
+    model = build_model("t5")
+    with torch.no_grad():
+        model.get_parameter(WEIGHT)[3, 5] = value
+    save_model(tmp_path / form, model, {}, sparse=form == "sparse")
+    with pytest.raises(UserError, match=f"{WEIGHT} holds values that are not finite"):
+        load_model(tmp_path / form)
+
+
+@pytest.mark.parametrize("kind, name", [("t5", WEIGHT), ("distilbert", "classifier.weight"), ("t5", "shared.weight")])
+def test_outputs_that_are_not_finite(refuses, model_copy, kind, name):
+    """Each weight is finite; their products with others are not."""
+    folder = model_copy(kind)
+    rewritten(lambda tensors: tensors[name].fill_(3e38))(folder / "model.safetensors")
+    err = refuses(f"evaluate-{kind}.py", {"-m": folder})
+    assert "outputs are not finite" in err
+
+
+def rewritten(change):
+    def spoil(path):
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (rewritten(lambda tensors: tensors.pop(WEIGHT)), f"lacks {WEIGHT} (1 such in all)"),
+        (rewritten(lambda tensors: tensors.update(foreign=torch.zeros(3))), "has a foreign foreign"),
+        (
+            rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(32, 48)})),
+            f"another shape for {WEIGHT} (32x48 where 48x32 belongs; 1 such in all)",
+        ),
+        (rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(48, 32).long()})), f"{WEIGHT} is of I64"),
+        (lambda path: path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:]), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "damaged"),
+    ],
+    ids=["missing", "foreign", "shape", "whole numbers", "header", "longer"],
+)
+def test_weights_that_are_not_the_models(model_copy, spoil, words):
+    folder = model_copy()
+    spoil(folder / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        load_model(folder)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_shards_that_lie_elsewhere(model_copy, tmp_path):
+    folder = model_copy()
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"shared.weight": "../../elsewhere.safetensors"}}))
+    with pytest.raises(UserError, match="'../../elsewhere.safetensors' where the plain name"):
+        load_model(folder)
+
+
+def test_shards_are_read(tmp_path):
+    """Oracle: the same model in one file."""
+    model = build_model("t5")
+    model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
+    assert torch.equal(load_model(tmp_path / "m").model.get_parameter(WEIGHT), model.get_parameter(WEIGHT))
+
+
+def in_pth(**changes):
+    def change(content):
+        for key, value in changes.items():
+            content[key] = value(content[key]) if callable(value) else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (in_pth(config=3), "'config': 3 where text"),
+        (in_pth(config="[1]"), "'config'"),
+        (in_pth(config=lambda text: json.dumps(json.loads(text) | {"d_ff": 10**12})), "'d_ff'"),
+        (in_pth(config=lambda text: json.dumps(json.loads(text) | {"model_type": "mine"})), "'mine'"),
+        (in_pth(generation_config="[]"), "'generation_config'"),
+        (in_pth(record="null"), "'record'"),
+        (in_pth(record='{"task": "cooking"}'), "'task'"),
+        (in_pth(record='{"tokenizer": 3}'), "'tokenizer'"),
+        (in_pth(record='{"original": {}}'), "'original'"),
+        (in_pth(state_dict=[1]), "'state_dict'"),
+        (in_pth(state_dict=lambda state: state | {WEIGHT: 3}), WEIGHT),
+        (in_pth(state_dict=lambda state: state | {WEIGHT: torch.zeros(1).expand(10**6, 10**6)}), WEIGHT),
+        (in_pth(state_dict=lambda state: state | {WEIGHT: state[WEIGHT].to_sparse()}), WEIGHT),
+        (in_pth(masks=3), "'masks'"),
+        (in_pth(masks={WEIGHT: torch.ones(48, 32)}), WEIGHT),
+        (in_pth(masks={WEIGHT: torch.ones(3, dtype=torch.bool)}), WEIGHT),
+        (in_pth(masks={WEIGHT: torch.zeros(48, 32, dtype=torch.bool)}), "removes weights that are not zero"),
+    ],
+)
+def test_what_a_pth_holds(tmp_path, change, words):
+    save_model(tmp_path / "m.pth", build_model("t5"), {})
+    content = torch.load(tmp_path / "m.pth", weights_only=True)
+    change(content)
+    del content["digest"]
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path / "m.pth")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_torchscript_file(refuses, tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pth")
+    assert "TorchScript" in refuses("evaluate-t5.py", {"-m": tmp_path / "m.pth"})
+
+
+# --- libraries ---------------------------------------------------------------------------------------------------
+
+NAME = f"{FEED_FORWARD}.wi-461_wo-461"  # 0.3 of 48 * 32 weights each
+
+
+@pytest.fixture
+def library(chain, tmp_path):
+    return shutil.copytree(chain / "pruned", tmp_path / "library-1")
+
+
+def forge(library, change=lambda record: None, arrays=None):
+    """Change a library's record, and one of its module files, so that all digests are right again."""
+    record = read_json(library / "record.json")
+    entry = record["variants"][NAME]
+    if arrays is not None:
+        np.save(library / f"{NAME}.npy", pack(arrays, NAME), allow_pickle=False)
+        entry["sha256"] = file_digest(library / f"{NAME}.npy")
+        entry["shapes"] = {name: list(array.shape) for name, array in arrays.items()}
+    change(record)
+    (library / "record.json").write_text(json.dumps(sealed(record)))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda record: record.pop("stage"), "'stage'"),
+        (lambda record: record.update(stage="half-done"), "'stage'"),
+        (lambda record: record.update(variants=[]), "'variants'"),
+        (lambda record: record["model"].pop("fingerprint"), "'fingerprint'"),
+        *(
+            (lambda record, key=key, value=value: record["variants"][NAME].update({key: value}), f"'{key}'")
+            for key, value in [
+                ("file", "../../../etc/passwd"),
+                ("file", "other.npy"),
+                ("file", 3),
+                ("key", None),
+                ("sha256", "x"),
+                ("shapes", {"wi.weight": [-1]}),
+                ("shapes", {"wi.weight": [10**400]}),
+                ("nmse_after", "small"),
+                ("nmse_after", True),
+                ("weights_removed", 3),
+                ("heads_removed", 0.5),
+                ("score", {"key": "00"}),
+                ("made_from", []),
+            ]
+        ),
+        (lambda record: record["variants"].update(other=record["variants"].pop(NAME)), "'variants'"),
+    ],
+)
+@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
+def test_a_librarys_record(refuses, library, script, change, words):
+    forge(library, change)
+    err = refuses(script, {"-p": library})
+    assert str(library / "record.json") in err and words in err, err
+
+
+def fields(change):
+    def make(arrays):
+        arrays.update(change(arrays))
+        return arrays
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype("<f2")}), "its wi.weight is <f2 where <f4 belongs"),
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype(">f4")}), "its wi.weight is >f4 where <f4 belongs"),
+        (fields(lambda a: {"wi.weight": a["wi.weight"].astype("<i4")}), "its wi.weight is <i4 where <f4 belongs"),
+        (fields(lambda a: {"wi.keep": a["wi.keep"].astype("|u1")}), "its wi.keep is |u1 where |b1 belongs"),
+        (fields(lambda a: {"wi.weight": np.where(a["wi.keep"], np.nan, 0).astype("<f4")}), "not finite"),
+        (fields(lambda a: {"wi.weight": np.ones((48, 32), "<f4")}), "its wi.weight is not zero everywhere"),
+        (fields(lambda a: {"wi.keep": np.ones((48, 32), bool)}), "its masks remove"),
+        (fields(lambda a: {"wi.keep": np.ones((32, 48), bool)}), "its masks are not of the shapes"),
+        (fields(lambda a: {"other": np.ones(3, "<f4")}), "where the block has"),
+        (fields(lambda a: {"wi.weight": np.zeros((4, 4), "<f4"), "wi.keep": np.ones((4, 4), bool)}), "the block has"),
+        (lambda a: {name: array for name, array in a.items() if name != "wi.keep"}, "its masks are not"),
+        (lambda a: {name: array for name, array in a.items() if name != "wo.weight"}, "where the block has"),
+    ],
+)
+@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
+def test_a_module_file_that_is_not_what_it_promises(refuses, library, script, make, words):
+    """Its digests are right, all of them."""
+    forge(library, arrays=make(unpack(library / f"{NAME}.npy")))
+    err = refuses(script, {"-p": library})
+    assert str(library / f"{NAME}.npy") in err and words in err, err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_library_takes_no_variant_that_is_not_finite(tmp_path, value):
+    block = find_blocks(build_model("t5"))[FEED_FORWARD]
+    tensors = {"wi.weight": torch.full((48, 32), value), "wo.weight": torch.ones(32, 48)}
+    keeps = {name: torch.ones(48, 32).bool() if name == "wi" else torch.ones(32, 48).bool() for name in ("wi", "wo")}
+    model = {"name": "m", "type": "t5", "fingerprint": "00"}
+    made = Library.open_or_create(tmp_path / "l", "prune.py", model, "pruned")
+    with pytest.raises(UserError, match="its wi.weight holds values that are not finite"):
+        made.write("v", Variant(block, tensors, keeps), {})
+    assert not (tmp_path / "l" / f"{FEED_FORWARD}.v.npy").exists() and made.variants() == []
+
+
+# --- configurations and schemes ----------------------------------------------------------------------------------
+
+ATTENTION = "encoder.block.0.layer.0.SelfAttention"
+
+
+def put(*keys, value):
+    def edit(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (put("comment", value="x"), ["'comment'", "nothing"]),
+        (put("model", "owner", value="x"), ["'owner'"]),
+        (put("model", "fingerprint", value="../x"), ["'fingerprint'"]),
+        (put("modules", ATTENTION, "size", value=3), [ATTENTION, "'size'"]),
+        (put("modules", ATTENTION, "heads", value=10**400), [ATTENTION, "'heads'", "huge"]),
+        (put("modules", ATTENTION, "heads", value=4.0), [ATTENTION, "'heads'", "4.0"]),
+        (put("modules", ATTENTION, "heads", value=8), [ATTENTION, "does not fit the model"]),
+        (put("modules", f"{ATTENTION}.o", "block", value="elsewhere"), [f"{ATTENTION}.o", "does not fit the model"]),
+        (put("modules", f"{ATTENTION}.o", "linear", value="q"), [f"{ATTENTION}.o", "does not fit the model"]),
+        (put("configs", value={"0": {}}), ["'configs'", "list"]),
+    ],
+)
+def test_configurations_that_do_not_fit(refuses, chain, tmp_path, edit, words):
+    path = edited_json(chain / "conf.json", tmp_path / "mine.json", edit)
+    err = refuses("compose_model.py", {"-c": path, "-n": 0})
+    assert all(word in err for word in [str(path), *words]), err
+
+
+BLOCK, VARIANT = FEED_FORWARD, "wi-461_wo-461"
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (put("comment", value="x"), ["'comment'"]),
+        (put("blocks", value=[]), ["'blocks'"]),
+        (put("blocks", BLOCK, VARIANT, value=3), ["'blocks'", VARIANT]),
+        (put("blocks", BLOCK, VARIANT, "heads", value=-1), [VARIANT, "'heads'", "-1"]),
+        (put("blocks", BLOCK, VARIANT, "weights", "wi", value="461"), ["'wi'", "461"]),
+        (put("blocks", BLOCK, VARIANT, "weights", "wi", value=462), [VARIANT, "wi-462_wo-461"]),
+        (put("blocks", BLOCK, VARIANT, "weights", value={"wi": 10**400}), ["'wi'", "huge"]),
+        (put("blocks", BLOCK, "../../x", value={"heads": 0, "weights": {}}), ["../../x"]),
+        (put("configs", 0, BLOCK, value="heads-9"), ["configuration 0", "heads-9"]),
+        (put("configs", 0, BLOCK, value=None), ["configuration 0", "null"]),
+        (put("configs", 0, value={}), ["configuration 0"]),
+        (put("configs", value=[]), ["'configs'"]),
+        (put("requested", value=[]), ["'requested'"]),
+        (put("requested", 0, value={"weights": "x"}), ["'requested'"]),
+        (put("model", value=None), ["'model'"]),
+    ],
+)
+def test_a_scheme_of_wrong_structure_with_a_right_digest(refuses, chain, tmp_path, edit, words):
+    def forged(content):
+        edit(content)
+        content.pop("digest")
+        content["digest"] = digest(content)
+
+    path = edited_json(chain / "conf_prune.json", tmp_path / "mine.json", forged)
+    err = refuses("prune.py", {"-c": path})
+    assert all(word in err for word in [str(path), *words]), err
+
+
+# --- tokenizers --------------------------------------------------------------------------------------------------
+
+
+def without_padding(folder):
+    changed(folder, "tokenizer_config.json", pad_token=None)
+
+
+def larger_id(folder):
+    edited_json(
+        folder / "tokenizer.json", folder / "tokenizer.json", lambda content: content["added_tokens"][0].update(id=5000)
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ""),
+        (lambda folder: changed(folder, "tokenizer.json", model={"type": "zork"}), "cannot be loaded"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class="os.system"), "'tokenizer_class'"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class="T5Config"), "'tokenizer_class'"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class=3), "'tokenizer_class'"),
+        (lambda folder: changed(folder, "tokenizer_config.json", model_max_length="x"), "'model_max_length'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_a_damaged_tokenizer(refuses, model_copy, tmp_path, kind, spoil, words):
+    model, folder = model_copy(kind), tmp_path / "tokenizer" / kind
+    spoil(folder)
+    err = refuses(f"evaluate-{kind}.py", {"-m": model, "-t": folder})
+    assert str(folder) in err and words in err, err
+
+
+def test_a_tokenizer_without_padding_token(refuses, model_copy, tmp_path):
+    model = model_copy("distilbert")
+    tokenizer = build_tokenizer("distilbert")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "t")
+    changed(tmp_path / "t", "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert "has no padding token" in refuses("evaluate-distilbert.py", {"-m": model, "-t": tmp_path / "t"})
+
+
+def test_more_tokens_than_the_model_has_positions(refuses, model_copy):
+    """The tiny DistilBERT has 64 positions, T5 any number of them."""
+    model = model_copy("distilbert")
+    err = refuses("evaluate-distilbert.py", {"-m": model, "--max-length": 65})
+    assert "--max-length 65" in err and "64" in err
+
+
+def test_as_many_tokens_as_there_are_positions_are_fine(call, workshop, chain, tmp_path):
+    for kind, length in (("distilbert", 64), ("t5", 4096)):
+        script = f"evaluate-{kind}.py"
+        flags = good_flags(script, workshop, chain, tmp_path) | {"--max-length": length}
+        assert call(script, *as_arguments(flags))[0] == 0
