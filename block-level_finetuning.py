@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
+from common.files import real
 from common.records import digest
 
 NAME = "block-level_finetuning.py"  # in records
@@ -121,7 +122,7 @@ def run(args):
 
 def check_flags(args):
     """Make sure that the flags go together."""
-    if Path(args.library).resolve() == Path(args.output).resolve():
+    if real(args.library) == real(args.output):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     if args.in_sequence:
         if "method" in args.given and args.method != "reconstruct":

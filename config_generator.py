@@ -39,7 +39,7 @@ def build_parser():
             f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
         )
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
-    parser.add_argument("-n", "--number", type=cli.positive, help="how many configurations")
+    parser.add_argument("-n", "--number", type=cli.many, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
     )

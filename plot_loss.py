@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.files import check_apart
+from common.files import check_apart, check_regular
 from common.pictures import FORMATS, check_picture, save_picture
 
 WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
@@ -18,6 +18,7 @@ BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning l
 # 11 markers come round at different times, the first 77 curves of a panel all look different.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = "os^DvPX*<p>"
+LARGEST_EPOCH, LARGEST_LOSS = 10**7, 1e30
 MARKED_EPOCHS = 25  # a longer curve has markers at some epochs only, else they would run together
 
 # By epoch: validation and training loss, and the validation losses of a library's variants (epochs x variants), or of
@@ -95,6 +96,7 @@ def read_stats(path):
     """
     import pandas
 
+    check_regular(path)
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {WRITERS} stats")
     try:
@@ -107,13 +109,16 @@ def read_stats(path):
         if "composition" in table:
             table["train_loss"] = float("nan")
         numbers = table[["epoch", "train_loss", "val_loss"]].astype(float)
-        if not numbers["epoch"].abs().lt(float("inf")).all():
+        if not numbers["epoch"].between(0, LARGEST_EPOCH).all():
             raise ValueError("an epoch is no number")
-    except (ValueError, KeyError):
-        needs = "it needs the columns epoch, train_loss and val_loss, in numbers"
+    except (ValueError, KeyError, TypeError, OverflowError):
+        needs = "it needs the columns epoch, train_loss and val_loss, in numbers, and epochs from 0 up"
         raise UserError(f"{path}: is no stats CSV ({needs})") from None
     if numbers.empty:
         raise UserError(f"{path}: has no epoch in it")
+    numbers = numbers.replace([float("inf"), float("-inf")], float("nan"))  # of a training that has diverged
+    if numbers[["train_loss", "val_loss"]].abs().gt(LARGEST_LOSS).any(axis=None):
+        raise UserError(f"{path}: holds a loss above {LARGEST_LOSS:g}, which is none")
     if numbers["val_loss"].isna().all():
         raise UserError(f"{path}: its val_loss is empty")
     parts = next((each for each in (["composition"], ["block", "variant"]) if {*each} <= {*table}), None)

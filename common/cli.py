@@ -16,6 +16,7 @@ import traceback
 from common import interruption
 from common.errors import UserError
 from common.records import json_text
+from common.schema import shown
 
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
 # Folders where the stages leave models and libraries, unless told otherwise.
@@ -34,6 +35,8 @@ FIXABLE = {
     errno.EISDIR,
     errno.EFBIG,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
 }
 
 
@@ -252,7 +255,7 @@ def add_evaluation_flags(parser):
         help=f"the models: folders or .pth; without it those in {FINE_TUNED}, else the only one in {MODELS}",
     )
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
-    parser.add_argument("--beams", type=positive, default=1, help="beams of a translation's search; 1 is greedy")
+    parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
     parser.add_argument(
         "--report",
         metavar="FILE",
@@ -269,7 +272,7 @@ def add_evaluation_flags(parser):
 
 def add_translation_flags(parser):
     """The flags of what evaluates translation models."""
-    parser.add_argument("--max-new-tokens", type=positive, default=60, help="longest translation, in tokens")
+    parser.add_argument("--max-new-tokens", type=many, default=60, help="longest translation, in tokens")
 
 
 def add_data_flags(parser, *, batch_size):
@@ -288,7 +291,7 @@ def add_data_flags(parser, *, batch_size):
 
 def add_training_flags(parser, *, epochs, early_stop, stats):
     """The flags of the two fine-tuning scripts."""
-    parser.add_argument("--epochs", type=natural, default=epochs, help="epochs, at most")
+    parser.add_argument("--epochs", type=some, default=epochs, help="epochs, at most")
     parser.add_argument(
         "--epoch-size",
         type=positive,
@@ -355,16 +358,20 @@ def _number(kind, accept, wanted):
         except ValueError:
             value = None
         if value is None or not accept(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
 
     return convert
 
 
-natural = _number(int, lambda n: n >= 0, "a whole number from 0 up")
-positive = _number(int, lambda n: n >= 1, "a whole number from 1 up")
-positive_number = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
-non_negative_number = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 up")
+LARGEST = 2**53  # nothing here is counted so far, and nothing overflows before it
+natural = _number(int, lambda n: 0 <= n <= LARGEST, "a whole number from 0 up")
+positive = _number(int, lambda n: 1 <= n <= LARGEST, "a whole number from 1 up")
+some = _number(int, lambda n: 0 <= n <= 10**6, "a whole number from 0 to 1000000")
+few = _number(int, lambda n: 1 <= n <= 1000, "a whole number from 1 to 1000")
+many = _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000")
+positive_number = _number(float, lambda x: 0 < x <= LARGEST, "a number above 0")
+non_negative_number = _number(float, lambda x: 0 <= x <= LARGEST, "a number from 0 up")
 fraction = _number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 rate = _number(float, lambda x: 0 <= x <= 1, "a pruning rate: the fraction removed, from 0 to 1")
 rate_below_1 = _number(
@@ -439,6 +446,8 @@ def launch(parser, run, argv=None):
             traceback.print_exc()
             return 1
         message = f"{error.filename or 'writing'}: {error.strerror}"
+    except UnicodeEncodeError as error:  # half of a surrogate pair stands for a byte of a file's name
+        message = f"{shown(error.object)}: is not UTF-8 text, which some libraries need; choose another name"
     except Exception:
         traceback.print_exc()
         return 1

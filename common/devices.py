@@ -34,8 +34,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--device {name}: cannot be used here ({reason})") from None
     return device
 

@@ -12,6 +12,7 @@ from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import parameter_counts
+from common.files import real
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.records import check_report
 from common.report import Reported, original_of, write_reports
@@ -157,7 +158,7 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
         opened = open_study(args, path, task)
         loaded = opened.loaded
         if args.report:  # it is measured after all models have been evaluated, beside the others
-            known.setdefault(path.resolve(), loaded)
+            known.setdefault(real(path), loaded)
             original = original_of(loaded, args.original, opened.runtime.device, known)
         examples = opened.split(args, args.split)
         scores, seconds = measure(opened, examples)

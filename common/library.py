@@ -19,7 +19,7 @@ import torch
 
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.files import atomic_file, check_regular, check_writable, is_temporary, remove_leftovers_in
+from common.files import atomic_file, check_regular, check_writable, is_temporary, real, remove_leftovers_in
 from common.interruption import deferred
 from common.masking import parameter_masks
 from common.records import (
@@ -377,7 +377,7 @@ class Libraries:
         Raises:
             UserError: a folder is named twice, or see `Library.open`.
         """
-        resolved = [Path(folder).resolve() for folder in folders]
+        resolved = [real(folder) for folder in folders]
         for n, folder in enumerate(resolved):
             if folder in resolved[:n]:
                 raise UserError(f"{folders[n]}: is the same library as {folders[resolved.index(folder)]}; name it once")

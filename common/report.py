@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.devices import Runtime
 from common.errors import UserError
 from common.evaluation import parameter_counts
+from common.files import real
 from common.model_files import weight_files
 from common.models import LoadedModel, load_model, resolve
 from common.records import write_json
@@ -34,7 +35,7 @@ def original_of(
     path = given or resolve(made_from.get("model"), loaded.path)
     if path is None or (given is None and not Path(path).exists()):
         return None
-    key = Path(path).resolve()
+    key = real(path)
     if key not in known:
         known[key] = load_model(path, device)
     original = known[key]

@@ -6,7 +6,6 @@ data set without a validation split gets one held out of train, stratified by la
 alone.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,15 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
-from common.records import RECORD_NAME, check_files, read_record
+from common.files import check_regular
+from common.records import RECORD_NAME, check_files, parse_json, read_record
+from common.schema import Number, Object, Text
 
 SPLITS = ("train", "validation", "test")
 TRANSLATION_STEMS = {"train": "train", "validation": "val", "test": "test2016"}
 HOLDOUT = 0.1  # of train, where there is no validation split
 FIXED_SEED = 2024  # of held-out and limited examples: every stage must choose the same ones, whatever its --seed
+EXAMPLE = Object({"text": Text(), "label": Number(0, 10**6, whole=True)}, others=True)  # a line of a .jsonl
 IGNORED = -100  # the label of padding, as torch's cross_entropy has it
 
 
@@ -43,8 +45,12 @@ class Translation:
             if not path.is_file():
                 raise UserError(f"{path}: no such file; a translation folder holds {stem}.en and {stem}.de")
             try:
+                lengths[language] = 0
                 with path.open(encoding="utf-8") as lines:
-                    lengths[language] = sum(1 for _ in lines)
+                    for number, line in enumerate(lines, start=1):
+                        if not line.strip():  # torchtext would leave out the pair without a word
+                            raise UserError(f"{path}: line {number}: is empty; take it out of both languages' files")
+                        lengths[language] = number
             except UnicodeDecodeError:
                 raise UserError(f"{path}: is not UTF-8 text") from None
         if lengths["en"] != lengths["de"]:
@@ -149,6 +155,8 @@ def read_texts(source: str | Path, split: str, task: Translation | Classificatio
         raise UserError(f"{source}: is neither a data folder nor a hub id (such as bentrevett/multi30k)")
     if is_folder(source) and (Path(source) / RECORD_NAME).is_file():
         check_files(source, read_record(Path(source) / RECORD_NAME))
+    if is_folder(source):
+        check_regular(source)
     pairs = task.texts(source, split)
     if not pairs:
         raise UserError(f"{source}: its {split} split is empty")
@@ -211,19 +219,12 @@ def read_jsonl(path):
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
-                row = json.loads(line)
-                if not (
-                    isinstance(row, dict)
-                    and isinstance(row.get("text"), str)
-                    and type(row.get("label")) is int
-                    and row["label"] >= 0
-                ):
+                row = parse_json(f"{path}: line {number}", line)
+                if EXAMPLE.find(row):
                     raise UserError(f"{path}: line {number}: needs a string 'text' and a whole number 'label'")
                 pairs.append((row["text"], row["label"]))
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {len(pairs) + 1}: malformed JSON: {error}") from None
     return pairs
 
 

@@ -8,7 +8,6 @@ none is good enough, the best of those measured, which may become so by fine-tun
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -16,9 +15,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 
 from common import cli
 from common.files import check_apart, check_writable
-from common.records import check_report, keeps_existing, write_json
+from common.records import check_report, keeps_existing, read_json, write_json
+from common.schema import HEX, Fault, ListOf, Number, Object, Where, check
 from common.schemes import looks_like_configurations, read_configurations
 
+SECONDS, FINITE = Number(0), Number()
+
+
+def _seconds_fault(row):
+    """Whether what was measured has its seconds, and the other way round."""
+    odd = next((name for name in ("loss", "quality") if (name in row) != (f"{name}_seconds" in row)), None)
+    return Fault((), "an object", f"one with both {odd} and {odd}_seconds, or neither,") if odd else None
+
+
+MEASURED = {"loss": FINITE, "loss_seconds": SECONDS, "quality": FINITE, "quality_seconds": SECONDS}
+ROW = Where(Object({}, {"key": HEX, **MEASURED}, others=True), _seconds_fault)
+REPORT = Object({"configurations": ListOf(ROW, "row")}, others=True)  # what is read of it here
 NAME = "experiments/explore.py"  # in reports
 
 
@@ -126,11 +138,11 @@ def run(args):
 
 def read_rows(path):
     """What an earlier report says of models that were measured; [] where there is none."""
-    try:
-        rows = json.loads(Path(path or "").read_text(encoding="utf-8"))["configurations"]
-        return [row for row in rows if "key" in row]
-    except (OSError, ValueError, KeyError, TypeError):
+    if path is None or not Path(path).exists():
         return []
+    report = read_json(path, "this program")
+    check(path, report, REPORT, "delete it, or give --report another file")
+    return [row for row in report["configurations"] if "key" in row]
 
 
 def write_report(path, report, models):

@@ -12,9 +12,18 @@ from common import cli
 from common.errors import UserError
 from common.pictures import check_picture, save_picture
 from common.records import read_json
+from common.schema import MapOf, Maybe, Number, Object, check
 
 MARKERS, LINES = "os^Dv", ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 METRICS = ("bleu", "accuracy")
+FIGURE = Maybe(Number(0, 1e18))
+REPORT = Object(  # what is read of it here
+    {
+        "evaluation": Object({}, dict.fromkeys(METRICS, Number(0, 100)), others=True),
+        "figures": MapOf(Object({"model": FIGURE, "ratio": FIGURE}, others=True)),
+    },
+    others=True,
+)
 AXES = {
     "nonzero_parameters": ("million parameters that are not zero", 1e6),
     "bytes_on_disk": ("MB on disk", 1e6),
@@ -56,14 +65,14 @@ def read_point(path, relative=False):
         UserError: not a report, or it has no such ratios.
     """
     report = read_json(path, "evaluate-t5.py --report or evaluate-distilbert.py --report")
-    try:
-        metric = next(name for name in METRICS if name in report["evaluation"])
-        figures = {name: each["ratio" if relative else "model"] for name, each in report["figures"].items()}
-        if None in figures.values():
-            raise UserError(f"{path}: has no ratios to the original; evaluate the model again, with --original")
-        return metric, report["evaluation"][metric], figures
-    except (AttributeError, KeyError, TypeError, StopIteration):
-        raise UserError(f"{path}: is not a report of an evaluation script") from None
+    check(path, report, REPORT, "this is not a report of an evaluation script")
+    metric = next((name for name in METRICS if name in report["evaluation"]), None)
+    if metric is None:
+        raise UserError(f"{path}: 'evaluation': has no score; is not a report of an evaluation script")
+    figures = {name: each["ratio" if relative else "model"] for name, each in report["figures"].items()}
+    if None in figures.values():
+        raise UserError(f"{path}: has no ratios to the original; evaluate the model again, with --original")
+    return metric, report["evaluation"][metric], figures
 
 
 def frontier(points):

@@ -11,8 +11,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 from common import cli
 from common.pictures import check_picture, save_picture
 from common.records import read_json
+from common.schema import ListOf, MapOf, Number, Object, Text, check
 
 METRICS = {"bleu": "BLEU on the test split", "accuracy": "accuracy on the test split"}
+SECONDS = Number(0, 1e9)
+ROW = Object(
+    {
+        **{way: Object({"seconds": SECONDS}, others=True) for way in ("baseline", "composed")},
+        "quality": Object({way: Number(0, 100) for way in ("baseline", "composed", "dense")}, others=True),
+    },
+    others=True,
+)
+TABLE = Object(  # what is read of it here
+    {
+        "metric": Text(tuple(METRICS)),
+        "seconds": Object(
+            {"baselines": Object({"pruning": SECONDS}, others=True), "library": MapOf(SECONDS)}, others=True
+        ),
+        "configurations": ListOf(ROW, "configuration", shortest=1),
+    },
+    others=True,
+)
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette; markers and lines differ too, for black and white
 APART = 0.035  # of the axis' height: the least distance between two labels
 
@@ -92,7 +111,9 @@ def draw(summary):
 
 def run(args):
     check_picture(args.output)
-    figure = draw(read_json(args.table, "summarize.py"))
+    table = read_json(args.table, "summarize.py")
+    check(args.table, table, TABLE, "summarize.py writes such a file")
+    figure = draw(table)
     save_picture(args.output, figure)
     return {"output": args.output}
 

@@ -1,6 +1,7 @@
 """Files that are damaged or made by an attacker: one line with exit code 2, no code run, no memory taken for them."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers import (
     FEED_FORWARD,
+    SCRIPTS,
     as_arguments,
     build_model,
     build_tokenizer,
@@ -15,10 +17,12 @@ from helpers import (
     edited_json,
     good_flags,
     is_one_line,
+    load_script,
     read_json,
 )
 from safetensors.torch import load_file, save_file
 
+from common import cli
 from common.blocks import Variant, find_blocks
 from common.errors import UserError
 from common.library import Library, pack, unpack
@@ -152,11 +156,13 @@ def test_weights_that_are_not_finite(tmp_path, form, value):
         load_model(tmp_path / form)
 
 
-@pytest.mark.parametrize("kind, name", [("t5", WEIGHT), ("distilbert", "classifier.weight"), ("t5", "shared.weight")])
-def test_outputs_that_are_not_finite(refuses, model_copy, kind, name):
+@pytest.mark.parametrize(
+    "kind, names", [("t5", [WEIGHT]), ("distilbert", ["classifier.weight", "pre_classifier.bias"])]
+)
+def test_outputs_that_are_not_finite(refuses, model_copy, kind, names):
     """Each weight is finite; their products with others are not."""
     folder = model_copy(kind)
-    rewritten(lambda tensors: tensors[name].fill_(3e38))(folder / "model.safetensors")
+    rewritten(lambda tensors: [tensors[name].fill_(3e38) for name in names])(folder / "model.safetensors")
     err = refuses(f"evaluate-{kind}.py", {"-m": folder})
     assert "outputs are not finite" in err
 
@@ -483,3 +489,169 @@ def test_as_many_tokens_as_there_are_positions_are_fine(call, workshop, chain, t
         script = f"evaluate-{kind}.py"
         flags = good_flags(script, workshop, chain, tmp_path) | {"--max-length": length}
         assert call(script, *as_arguments(flags))[0] == 0
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, file, content, words",
+    [
+        ("distilbert", "test.jsonl", '{"text": "\\ud800 a", "label": 1}\n', ["line 1", "surrogate"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": 1}\n' + "[" * 9000 + "\n", ["line 2", "malformed JSON"]),
+        ("distilbert", "test.jsonl", "[" * 60 + "]" * 60 + "\n", ["line 1", "deep"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": 1' + "0" * 400 + "}\n", ["line 1", "'label'"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": 1' + "0" * 5000 + "}\n", ["line 1", "malformed JSON"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": NaN}\n', ["line 1", "finite"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": 1, "label": 0}\n', ["line 1", "twice"]),
+        ("distilbert", "test.jsonl", '{"text": "a", "label": 1}\n\n', ["line 2", "malformed JSON"]),
+        ("t5", "test2016.de", "ein Hund\n" * 3 + " \n" + "ein Hund\n" * 12, ["line 4", "empty"]),
+        ("t5", "test2016.en", "\n" + "a dog\n" * 15, ["line 1", "empty"]),
+    ],
+)
+def test_data_line_by_line(refuses, workshop, tmp_path, kind, file, content, words):
+    folder = shutil.copytree(workshop / "data" / kind, tmp_path / "data")
+    (folder / file).write_text(content)
+    err = refuses(f"evaluate-{kind}.py", {"--data": folder})
+    assert all(word in err for word in [str(folder / file), *words]), err
+
+
+# --- what is no file ---------------------------------------------------------------------------------------------
+
+GIVEN = [
+    ("config_generator.py", "-m"),
+    ("prune_scheme_generator.py", "-i"),
+    ("prune.py", "-c"),
+    ("block-level_finetuning.py", "-p"),
+    ("block-level_finetuning.py", "--data"),
+    ("compose_model.py", "-c"),
+    ("compose_model.py", "-t"),
+    ("evaluate-t5.py", "-m"),
+    ("plot_loss.py", "CSV"),
+]
+
+
+def put_no_file(path, kind):
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"zeros": "/dev/zero", "circle": path.name, "nowhere": "no-such-file"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "circle", "nowhere"])
+@pytest.mark.parametrize("script, flag", GIVEN)
+def test_what_is_no_file(refuses, tmp_path, script, flag, kind):
+    """Nobody writes into the pipe, and /dev/zero has no end."""
+    path = tmp_path / "given"
+    put_no_file(path, kind)
+    assert str(path) in refuses(script, {flag: path})
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "circle"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "record.json", "generation_config.json"])
+def test_what_is_no_file_within_a_model(refuses, model_copy, file, kind):
+    folder = model_copy()
+    (folder / file).unlink()
+    put_no_file(folder / file, kind)
+    assert str(folder) in refuses("evaluate-t5.py", {"-m": folder})
+
+
+# --- names and flags ---------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf_8(tmp_path, workshop):
+    """A configuration of that name is read and written; what is wrong is told in ASCII."""
+    odd = os.fsdecode(b"od\xffd.json")
+    for arguments, code in (
+        (["config_generator.py", "-m", workshop / "model" / "t5", "--attention", 0.25, "--linear", 0.3, "-n", 1], 0),
+        (["prune_scheme_generator.py", "-i", "absent-" + odd], 2),
+    ):
+        process = call_apart(*arguments, "-o", odd, "--quiet", cwd=tmp_path, PYTHONUTF8="1")
+        assert process.returncode == code and "Traceback" not in process.stderr, process.stderr
+        assert (process.stdout + process.stderr).isascii()
+    assert os.path.exists(os.fsencode(tmp_path / odd))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_huge_numbers_on_the_command_line(call, workshop, chain, tmp_path, script):
+    """Every flag that takes a number, by the parser's own list of them."""
+    parser = load_script(script).build_parser()
+    flags = [action for action in parser._actions if action.type in NUMBERS and action.option_strings]
+    assert flags
+    for action in flags:
+        for number in ("1" + "0" * 30, "1e400", "1" * 5000, "-1e400"):
+            good = good_flags(script, workshop, chain, tmp_path)
+            good = {flag: value for flag, value in good.items() if flag not in action.option_strings}
+            code, result, err = call(script, *as_arguments(good), f"{action.option_strings[0]}={number}")
+            assert (code, result) == (2, None) and is_one_line(err) and len(err) < 300, (action.dest, number, err)
+            assert action.option_strings[0] in err
+
+
+NUMBERS = [
+    getattr(cli, name)
+    for name in [
+        "natural",
+        "positive",
+        "some",
+        "few",
+        "many",
+        "positive_number",
+        "non_negative_number",
+        "fraction",
+        "rate",
+        "rate_below_1",
+    ]
+]
+
+
+@pytest.mark.parametrize("device", ["cuda:" + "9" * 30, "cpu:-1", "privateuseone", "hpu", "mps:0:0", "vulkan", "\x00"])
+def test_devices_that_are_none(refuses, device):
+    assert "--device" in refuses("evaluate-t5.py", {"--device": device})
+
+
+# --- plots and reports -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ("0,,1e400\n", "val_loss is empty"),
+        ("0,,1e300\n", "a loss above"),
+        ("0,-1e31,1\n", "a loss above"),
+        ("1000000000,,1\n", "epochs"),
+        ("-1,,1\n", "epochs"),
+        ("1e400,,1\n", "epochs"),
+        ("nan,,1\n", "epochs"),
+        ("0,,nan\n", "val_loss is empty"),
+        ("0,," + "1" * 5000 + "\n", "val_loss is empty"),
+    ],
+)
+def test_absurd_stats(refuses, tmp_path, rows, words):
+    (tmp_path / "mine.csv").write_text("epoch,train_loss,val_loss\n" + rows)
+    err = refuses("plot_loss.py", {"CSV": [tmp_path / "mine.csv"]})
+    assert str(tmp_path / "mine.csv") in err and words in err, err
+
+
+def test_a_dollar_is_shown_as_it_is(call, workshop, chain, tmp_path):
+    """Two of them would be a formula, and this one is malformed."""
+    flags = good_flags("plot_loss.py", workshop, chain, tmp_path) | {"--title": r"$\frac{$ 5", "--labels": ["$", "$^$"]}
+    assert call("plot_loss.py", *as_arguments(flags), "--quiet")[0] == 0
+
+
+EVALUATION = {"evaluation": {"bleu": 3.0}, "figures": {"seconds_per_batch": {"model": 1.0, "ratio": None}}}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"evaluation": {"bleu": "high"}}, "'bleu'"),
+        ({"evaluation": {}}, "'evaluation'"),
+        ({"figures": {"seconds_per_batch": 3}}, "'seconds_per_batch'"),
+        ({"figures": {"seconds_per_batch": {"model": 10**400, "ratio": 1}}}, "huge"),
+        ({"figures": []}, "'figures'"),
+    ],
+)
+def test_a_damaged_evaluation_report(tmp_path, changes, words):
+    (tmp_path / "r.json").write_text(json.dumps(EVALUATION | changes))
+    process = call_apart("experiments/pareto.py", tmp_path / "r.json", "-o", tmp_path / "p.png", cwd=tmp_path)
+    assert process.returncode == 2 and is_one_line(process.stderr) and words in process.stderr, process.stderr
