@@ -155,15 +155,16 @@ class Library:
         folder = Path(folder)
         check_writable(folder / RECORD_NAME, is_file=True)
         remove_leftovers_in(folder)
-        if folder.is_dir() and not (folder / RECORD_NAME).exists() and not all(map(_may_lie_beside, folder.iterdir())):
-            raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        made_from = {"model": model["fingerprint"], "stage": stage}
-        library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
-        with library._lock():
-            if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
-                library._write_record(library.record)
-                return library
+        if not (folder / RECORD_NAME).exists():
+            if folder.is_dir() and not all(map(_may_lie_beside, folder.iterdir())):
+                raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            made_from = {"model": model["fingerprint"], "stage": stage}
+            library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
+            with library._lock():
+                if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
+                    library._write_record(library.record)
+                    return library
         return cls.open(folder, model["fingerprint"], stage)
 
     def _lock(self):
@@ -254,9 +255,14 @@ class Library:
         Args:
             rest: {parameter: tensor}; empty to leave what the library has, if anything.
         Raises:
-            UserError: see `write`.
+            UserError: another process wrote a rest since this library was opened; or see `write`.
         """
         with self._lock():
+            if self._current_record().get(REST) != self.record.get(REST):
+                raise UserError(
+                    f"{self.folder}: another process tuned variants there meanwhile, together with a rest of the model "
+                    "of their own; run this again, and the new ones are trained among them"
+                )
             entries = {
                 str(pair): self._write_variant(pair.variant, variant, made_from[pair], {})
                 for pair, variant in variants.items()

@@ -1,6 +1,7 @@
 """Module files opened by plain numpy, their guards, and which variants a rerun makes again."""
 
 import concurrent.futures
+import functools
 import json
 import threading
 
@@ -11,7 +12,7 @@ import torch
 from common import library as library_module
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.library import FINE_TUNED, PRUNED, Libraries, Library, pack, unpack
+from common.library import FINE_TUNED, PRUNED, TOGETHER, Libraries, Library, pack, unpack
 from common.records import digest
 from common.schemes import Pair
 
@@ -22,6 +23,7 @@ BLOCK = Block(
 )
 VARIANT = "wi-3"
 PAIR = Pair(BLOCK.name, VARIANT)
+SCORE = {"key": "5c0e", "loss": 1.0, "kl": 0.5}
 
 
 def tensors_and_keeps():
@@ -364,10 +366,10 @@ def test_two_that_opened_the_same_library_both_add_to_it(tmp_path):
     first, second = open_library(tmp_path / "lib"), open_library(tmp_path / "lib")
     first.write("a", Variant(BLOCK, *tensors_and_keeps()), K)
     second.write("b", Variant(BLOCK, *tensors_and_keeps()), K)
-    first.annotate(BLOCK.name, {"b": {"loss": 1.0}})
+    first.annotate(BLOCK.name, {"b": SCORE})
     again = Library.open(tmp_path / "lib", "f00d", PRUNED)
     assert [pair.variant for pair in again.variants()] == ["a", "b"]
-    assert again.entry(Pair(BLOCK.name, "b"))["score"] == {"loss": 1.0}
+    assert again.entry(Pair(BLOCK.name, "b"))["score"] == SCORE
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -411,3 +413,22 @@ def test_a_folder_of_somebody_else_is_no_library(tmp_path):
     with pytest.raises(UserError, match="neither empty nor a library"):
         open_library(tmp_path / "lib")
     assert [path.name for path in (tmp_path / "lib").iterdir()] == ["thesis.part"]
+
+
+def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
+    """Else the other's variants would be left with a rest that they were not tuned with."""
+    first, second = (Library.open_or_create(tmp_path / "lib", "b.py", MODEL, TOGETHER) for _ in range(2))
+    for library, name in ((first, "a"), (second, "b")):
+        write = functools.partial(
+            library.write_together,
+            {Pair(BLOCK.name, name): Variant(BLOCK, *tensors_and_keeps())},
+            {Pair(BLOCK.name, name): K},
+            {"norm.weight": torch.ones(3)},
+            {"of": name},
+        )
+        if library is first:
+            write()
+    with pytest.raises(UserError, match="another process tuned variants there meanwhile"):
+        write()
+    again = Library.open(tmp_path / "lib", "f00d", TOGETHER)
+    assert [pair.variant for pair in again.variants()] == ["a"] and again.record["rest"]["made_from"] == {"of": "a"}

@@ -1,0 +1,169 @@
+"""What people have, or another stage made, is never lost: not to any output, and not to --overwrite either."""
+
+import json
+import os
+import shutil
+import stat
+
+import pytest
+from helpers import as_arguments, files_in, good_flags, is_one_line
+
+
+@pytest.fixture
+def place(chain, workshop, tmp_path):
+    """A folder with copies of the workshop's models and of what the chain made, and `mine`, a user's own file."""
+    shutil.copytree(workshop, tmp_path / "workshop")
+    shutil.copytree(chain, tmp_path / "chain")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text('{"of": "the user"}')
+    return tmp_path
+
+
+@pytest.fixture
+def flags_of(place):
+    """flags_of(script, changes): arguments for good work in the folder, with some changed."""
+
+    def make(script, changes):
+        return as_arguments(good_flags(script, place / "workshop", place / "chain", place / "out") | changes)
+
+    return make
+
+
+@pytest.fixture
+def loses_nothing(call, place):
+    """loses_nothing(script, arguments): the script refuses in one line, and all files are as they were; the line."""
+
+    def run(script, arguments):
+        before = files_in(place)
+        code, result, err = call(script, *arguments)
+        assert (code, result) == (2, None) and is_one_line(err), err
+        assert files_in(place) == before
+        return err
+
+    return run
+
+
+# --- outputs that are inputs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["asked", "unasked"])
+@pytest.mark.parametrize(
+    "script, flag, place_of",
+    [
+        ("compose_model.py", "-m", "workshop/model/t5"),
+        ("compose_model.py", "-p", "chain/tuned"),
+        ("compose_model.py", "-c", "chain/conf.json"),
+        ("model-level_finetuning.py", "-m", "workshop/model/t5"),
+        ("model-level_finetuning.py", "-p", "chain/tuned"),
+        ("model-level_finetuning.py", "--data", "workshop/data/t5"),
+        ("prune_scheme_generator.py", "-i", "chain/conf.json"),
+        ("plot_loss.py", "CSV", "chain/tuned-0.csv"),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(loses_nothing, flags_of, place, script, flag, place_of, more):
+    value = [place / place_of] if flag == "CSV" else place / place_of
+    err = loses_nothing(script, [*flags_of(script, {flag: value, "-o": place / place_of}), *more])
+    assert place_of in err and flag in err
+
+
+@pytest.mark.parametrize(
+    "script, changes",
+    [
+        ("prune.py", {"-c": "chain/conf_prune.json", "-o": "workshop/model/t5"}),
+        ("block-level_finetuning.py", {"-o": "workshop/model/t5"}),
+        ("config_generator.py", {"-o": "workshop/model/t5/config.json"}),
+        ("config_generator.py", {"-o": "chain/conf_prune.json"}),
+        ("prune_scheme_generator.py", {"-o": "chain/conf.json"}),
+        ("compose_model.py", {"-o": "chain/pruned"}),
+        ("compose_model.py", {"-o": "workshop/data/t5"}),
+        ("compose_model.py", {"-o": "chain/tuned-0.pth"}),  # which model-level_finetuning.py made
+        ("model-level_finetuning.py", {"-o": "chain/composed-0"}),  # which compose_model.py made
+        ("model-level_finetuning.py", {"-o": "mine"}),
+    ],
+)
+def test_what_another_script_made_is_not_even_replaced_when_asked(loses_nothing, flags_of, place, script, changes):
+    changes = {flag: place / path for flag, path in changes.items()}
+    err = loses_nothing(script, [*flags_of(script, changes), "--overwrite"])
+    assert str(changes["-o"]) in err
+
+
+# --- reports, stats and pictures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "chain/conf.json", "chain/tuned/record.json", "workshop/model/t5/config.json"]
+)
+@pytest.mark.parametrize("script", ["evaluate-t5.py", "evaluate-distilbert.py"])
+def test_a_report_replaces_no_other_file(loses_nothing, flags_of, place, script, name):
+    assert str(place / name) in loses_nothing(script, flags_of(script, {"--report": place / name}))
+
+
+@pytest.mark.parametrize("name", ["mine", "chain/conf.json", "workshop/data/t5/train.en", "chain/pruned"])
+@pytest.mark.parametrize("script", ["block-level_finetuning.py", "model-level_finetuning.py"])
+def test_stats_replace_no_other_file(loses_nothing, flags_of, place, script, name):
+    err = loses_nothing(script, [*flags_of(script, {"--stats": place / name}), "--overwrite"])
+    assert str(place / name) in err
+
+
+@pytest.mark.parametrize(
+    "script, flag",
+    [
+        ("model-level_finetuning.py", "--stats"),
+        ("block-level_finetuning.py", "--stats"),
+        ("evaluate-t5.py", "--report"),
+        ("config_generator.py", "-o"),
+        ("compose_model.py", "-o"),
+        ("plot_loss.py", "-o"),
+    ],
+)
+def test_a_device_is_no_place_for_an_output(loses_nothing, flags_of, place, script, flag):
+    """A pipe stands for /dev/null here, which a failing test would take away from root."""
+    device = place / ("pipe.png" if script == "plot_loss.py" else "pipe")
+    os.mkfifo(device)
+    more = [] if script.startswith("evaluate") else ["--overwrite"]
+    assert "neither a file nor a folder" in loses_nothing(script, [*flags_of(script, {flag: device}), *more])
+    assert stat.S_ISFIFO(device.stat().st_mode)
+
+
+def test_a_link_in_a_reports_place_is_followed(succeeds, flags_of, place):
+    (place / "kept").mkdir()
+    (place / "out" / "report.json").symlink_to(place / "kept" / "real.json")
+    for _ in range(2):  # the second time it is there
+        succeeds("evaluate-t5.py", *flags_of("evaluate-t5.py", {"--report": place / "out" / "report.json"}))
+        assert (place / "out" / "report.json").is_symlink()
+        assert json.loads((place / "kept" / "real.json").read_text())["script"] == "evaluate-t5.py"
+
+
+# --- names that look like the suite's own -----------------------------------------------------------------------------
+
+
+def test_files_that_only_have_such_names_stay(succeeds, flags_of, place):
+    out = place / "out"
+    names = [
+        "model.pth.checkpoint",
+        ".model.pth.old",
+        "model.pth.part",
+        ".model.pth.part",
+        "model.pth.0123456789ab.checkpoint",
+    ]
+    for name in names:
+        (out / name).write_text("mine")
+    succeeds("model-level_finetuning.py", *flags_of("model-level_finetuning.py", {}))
+    assert {name: (out / name).read_text() for name in names} == dict.fromkeys(names, "mine")
+    assert {path.name for path in out.iterdir()} == {*names, "model.pth", "stats.csv"}
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["data", "tokenizer", "model"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["asked", "unasked"])
+def test_a_demo_replaces_no_folder_of_the_users(call, tmp_path, monkeypatch, part, more):
+    """Before any of its work: the test would take minutes otherwise."""
+    (tmp_path / part / "mine").mkdir(parents=True)
+    (tmp_path / part / "mine" / "train.en").write_text("a sentence\n")
+    monkeypatch.chdir(tmp_path)
+    before = files_in(tmp_path)
+    code, result, err = call("download_model.py", "t5-demo", "--name", "mine", *more)
+    assert (code, result) == (2, None) and is_one_line(err) and f"{part}/mine" in err
+    assert files_in(tmp_path) == before
