@@ -127,8 +127,10 @@ def _table():
             table.append(Situation(stage, f"{flag} {read}{suffix} --overwrite", 2))
     for stage in REPORTING:
         for read in (*STAGES[stage].reads, "/dev/null"):
-            for inner in ("", "/config.json", "/record.json", "/model.safetensors"):
-                table.append(Situation(stage, f"--report {read}{inner}", 2))
+            table.append(Situation(stage, f"--report {read}", 2))
+        for inner in ("config.json", "record.json", "model.safetensors"):
+            kind = "bert" if stage == "evaluate-distilbert" else "t5"
+            table.append(Situation(stage, f"--report model/{kind}/{inner}", 2))
         table.append(Situation(stage, "--report r.json", 2, write("r.json"), ("r.json",)))
         table.append(Situation(stage, "--report r.json", 2, write("r.json", "{}"), ("r.json",)))
         table.append(Situation(stage, "--report r.json", 2, pipe("r.json"), ("r.json",)))
