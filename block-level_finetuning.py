@@ -159,7 +159,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     from common.checkpoints import RUN_DIGITS
     from common.inputs import recipe_from
     from common.library import TOGETHER, Library
-    from common.stats import write_composition_stats, write_stats, write_variant_stats
+    from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
     from common.training import NEVER_A_NUMBER, Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
@@ -240,7 +240,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         "best_epoch": learner.best_epoch,
         "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
         **checkpoint.notes,
-        "seconds": seconds_in(stats_file, {of_run}),
+        "seconds": seconds_of(stats_file, {of_run}),
         "stats": stats_file,
     }
 
@@ -294,7 +294,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.inputs import recipe_from
     from common.library import FINE_TUNED, IN_SEQUENCE, Library
     from common.schemes import Pair
-    from common.stats import write_stats, write_variant_stats
+    from common.stats import seconds_of, write_stats, write_variant_stats
     from common.teacher import BlockObjective
     from common.training import Epoch, Progress, fit
 
@@ -414,7 +414,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         "nmse_after": nmse_after,
         **({"most_pruned": checkpoint.notes["most_pruned"]} if args.method != "train" else {}),
         **compared,
-        "seconds": seconds_in(stats_file, {run}),
+        "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }
 
@@ -429,16 +429,10 @@ def open_checkpoint(args, key, keys, talk):
 def nothing_to_do(args, skipped, stats_file, runs):
     """The result where all variants are there; `runs`: those that made them, as the stats know them."""
     from common.checkpoints import remove_checkpoints
+    from common.stats import seconds_of
 
     remove_checkpoints(Path(args.output) / "unfinished")
-    return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_in(stats_file, {*runs, ""})}
-
-
-def seconds_in(stats_file, runs):
-    """What some runs took by their stats, interruptions left out; 0 where nothing is known."""
-    from common.stats import read_seconds
-
-    return round(sum(read_seconds(stats_file, runs).values()), 3) if Path(stats_file).is_file() else 0.0
+    return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(stats_file, {*runs, ""})}
 
 
 def make_learner(variant, recipe, train):

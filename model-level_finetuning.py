@@ -76,7 +76,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.compact import make_compact
     from common.composition import compose
     from common.models import is_made, read_measured
-    from common.stats import read_seconds, runs_in, write_stats
+    from common.stats import runs_in, seconds_of, write_stats
     from common.training import Learner, ModelObjective, fit, steps_of
 
     loaded, talk = opened.loaded, opened.runtime.talk
@@ -95,9 +95,8 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     if is_made(output, made_from, args.overwrite, NAME) and runs_in(stats_file) & {run, ""}:
         talk.say(f"{output}: is there already, made from the same inputs and settings")
         remove_checkpoints(output)
-        measured, seconds = read_measured(output), read_seconds(stats_file, {run, ""})
-        told = {"skipped": True, **measured, "seconds": total(seconds), "stats": stats_file}
-        return {"output": output, "configuration": choice.nth, **told}
+        there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
+        return {**there, "seconds": seconds_of(stats_file, {run, ""}), "stats": stats_file}
 
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
@@ -128,14 +127,9 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "configuration": choice.nth,
         "skipped": False,
         **measured,
-        "seconds": total(read_seconds(stats_file, {run})),
+        "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }
-
-
-def total(seconds):
-    """Of the parts that a fine-tuning's seconds have."""
-    return round(sum(seconds.values()), 3)
 
 
 def save(args, opened, choice, model, masks, learner, progress, made_from, output):

@@ -112,6 +112,11 @@ def read_seconds(path, runs=None) -> dict[str, float]:
     return {part: round(seconds, 3) for part, seconds in found.items()}
 
 
+def seconds_of(path, runs):
+    """What some runs took by their stats CSV, interruptions left out; 0 where nothing is known of them."""
+    return round(sum(read_seconds(path, runs).values()), 3) if Path(path).is_file() else 0.0
+
+
 def write_variant_stats(path, histories, run):
     """The second CSV of block-level fine-tuning: a row per variant and epoch.
 
