@@ -383,6 +383,8 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UserError(f"{path}: {name} would hold values that are not finite; not written")
+    if not model.can_generate() and model.config.problem_type is None:
+        model.config.problem_type = "single_label_classification"  # a forward pass with labels would, if there was one
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none
         content = {
