@@ -31,7 +31,7 @@ def shop():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_stage_leaves_what_an_undisturbed_one_leaves(shop, tmp_path, name):
-    """Killed before its first, its last but one and two other operations on files; oracle: the same stage, undisturbed."""
+    """Killed before its first, its last but one and two other operations; oracle: the same stage, undisturbed."""
     stage = attack.STAGES[name]
     wanted, operations, _ = faults.undisturbed(shop, tmp_path, stage)
     last = len(operations) - 1
