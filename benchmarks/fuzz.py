@@ -330,7 +330,7 @@ def make_digests_fit(path, folder):
             if "digest" in value:
                 value["digest"] = digest({key: item for key, item in value.items() if key != "digest"})
             record.write_text(json.dumps(value, indent=1))
-        except (ValueError, OSError, AttributeError, TypeError, RuntimeError):
+        except Exception:  # the file or the record is too damaged for it
             return
         if parent == folder:
             return
