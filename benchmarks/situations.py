@@ -160,7 +160,7 @@ def _table():
     for stage in ("prune", "train", "compose", "finetune", "evaluate-t5", "search", "explore"):
         for more in (
             "--seed 99999999999999999999999", "--batch-size 99999999999999999999", "--limit 999999999999999999999",
-            "--max-length 999999999999999999", "--max-length 1", "--device cuda:99", "--device nonsense",
+            "--max-length 999999999999999999", "--max-length 1", "--device nonsense",
             "--device meta",
         ):  # fmt: skip
             table.append(Situation(stage, more, (0, 2)))
