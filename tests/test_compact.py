@@ -442,6 +442,7 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
         "transformers_version",
         "dtype",
         "_name_or_path",
+        "problem_type",  # which saving fills in
     }
     plain, own = masked.config, loaded.model.config
     assert (own.kept_heads, own.kept_neurons) == (compact.config.kept_heads, compact.config.kept_neurons)

@@ -360,7 +360,7 @@ def test_variants_of_two_runs_do_not_go_together(solve_in_sequence, call, worksh
     """As an interrupted run with --overwrite leaves them."""
     assert solve_in_sequence("--quiet")[0] == 0
     record = tmp_path / "sequence" / "record.json"
-    edited_json(record, record, lambda content: next(iter(content["variants"].values())).update(key="other"))
+    edited_json(record, record, lambda content: next(iter(content["variants"].values())).update(key="07e1"))
     composing = ("-m", workshop / "model" / "t5", "-p", tmp_path / "sequence", "-c", chain / "conf.json", "-n", 0)
     refused(call("compose_model.py", *composing, "-o", tmp_path / "composed"), "holds variants of several runs")
 
@@ -379,7 +379,7 @@ def test_a_configuration_that_is_not_there_is_refused(solve_in_sequence, tmp_pat
 
 def test_a_configuration_of_another_model_is_refused(solve_in_sequence, chain, tmp_path):
     conf = edited_json(
-        chain / "conf.json", tmp_path / "other.json", lambda content: content["model"].update(fingerprint="other")
+        chain / "conf.json", tmp_path / "other.json", lambda content: content["model"].update(fingerprint="07e1")
     )
     refused(solve_in_sequence(conf=conf), conf, "was made for another model")
     refused(solve_in_sequence(conf=tmp_path / "absent.json"), "absent.json")
