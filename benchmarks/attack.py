@@ -206,7 +206,7 @@ def _stages():
             "config_generator.py -m model/t5 --search grid-solved -c grid.json --budget-of 1 2 -o found.json "
             "--report found-report.json --score-examples 4 --batch-size 8 --overwrite",
             (*t5, "grid.json", "grid-solved"),
-            ("found.json", "found-report.json"),
+            ("found.json", "found-report.json", "grid-solved/record.json"),  # into which it writes scores
         ),
         Stage(
             "compose", f"{compose} -p solved -n 0 1 -o 'composed/{{n}}'", (*t5, "conf.json", "solved"), ("composed",)
