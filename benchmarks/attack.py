@@ -780,6 +780,7 @@ _task = None
 def _remember(work):
     global _task
     _task = work
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its workers
 
 
 def _work(case):

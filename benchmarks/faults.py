@@ -272,21 +272,24 @@ def _share(names, n, writers, scheme, draw):
 
 
 def _start(shop, folder, commands):
-    """Start all commands at once and wait for them."""
-    import threading
+    """Start all commands at once and wait for them; how they ended."""
+    gate, opener = os.pipe()
+    ends = []
 
-    ends = [None] * len(commands)
+    def wait_at_the_gate():  # in a child: until nobody holds its other end any more
+        os.close(opener)
+        os.read(gate, 1)
 
-    def one(n):
-        ends[n] = shop.run(commands[n], folder, patience=120)
+    def start(rest):
+        if not rest:
+            os.close(opener)
+            return
+        ends.append(
+            shop.run(rest[0], folder, before=wait_at_the_gate, patience=120, meddle=lambda child: start(rest[1:]))
+        )
 
-    for command in commands:
-        shop.script(command.script)
-    threads = [threading.Thread(target=one, args=(n,)) for n in range(len(commands))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    start(commands)
+    os.close(gate)
     return ends
 
 

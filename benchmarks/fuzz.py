@@ -407,11 +407,11 @@ OUTSIDE = {}
 
 # --- single bits -----------------------------------------------------------------------------------------------------
 
-READERS = {  # output: a stage that reads it
-    "conf.json": "scheme", "conf_prune.json": "prune", "pruned": "reconstruct", "solved": "compose",
+# Output: a stage that reads it. What people edit, and what is only looked at (conf.json, stats), has no digest.
+READERS = {
+    "conf_prune.json": "prune", "pruned": "reconstruct", "solved": "compose",
     "joint": "compose-pth", "composed": "evaluate-t5", "baseline-0.pth": "evaluate-pth", "compact": "evaluate-compact",
-    "sparse": "evaluate-sparse", "bert-composed": "evaluate-distilbert", "report.json": "pareto",
-    "baseline-0.csv": "plot", "joint-compositions.csv": "plot", "grid-solved": "search", "finetuned": "download-local",
+    "sparse": "evaluate-sparse", "bert-composed": "evaluate-distilbert", "grid-solved": "search", "finetuned": "download-local",
 }  # fmt: skip
 
 

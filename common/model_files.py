@@ -383,6 +383,7 @@ TOKENIZER = Object(
         "model_max_length": Maybe(Number(1)),
         "padding_side": Text(("left", "right")),
         "truncation_side": Text(("left", "right")),
+        "extra_ids": Maybe(Number(0, 10**5, whole=True)),  # each becomes a token
     },
     others=True,
 )

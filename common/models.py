@@ -316,34 +316,50 @@ def data_source(given: str | None, loaded: LoadedModel) -> str | None:
 
 
 def download(checkpoint: str, model_type: str, talk):
-    """A model (float32) and its tokenizer from the hub: from the local cache if they are there, else the network.
+    """A model (float32) and its tokenizer: from a local folder, or from the hub's local cache, else the network.
 
     Raises:
-        UserError: no such checkpoint, one of another family, one without the weights of the task's head, or no network
-            and nothing cached.
+        UserError: no such checkpoint, one of another family, one without the weights of the task's head, a damaged
+            one, or no network and nothing cached.
     """
+    folder = Path(checkpoint)
+    check_regular(folder)
+    if folder.is_dir():
+        record = _read_model_record(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else {}
+        check_files(folder, record)
+        read_config(folder)
+        if (folder / "tokenizer_config.json").is_file():
+            check_tokenizer_settings(folder)
+        with _named(checkpoint), told_in_one_line(checkpoint, "model with a tokenizer", Exception):
+            return _pretrained(checkpoint, model_type, local_only=True)
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            options = {"local_files_only": local_only, "trust_remote_code": False}
-            config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
-            if config.model_type.removeprefix(COMPACT) != model_type:
-                raise UserError(f"is a {config.model_type} model, not a {model_type} one")
-            of_class = model_class(config.model_type)
-            model, report = of_class.from_pretrained(
-                checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
-            )
-            _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
-            return model, transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
-        except UserError as error:  # another family, or foreign weights
-            raise UserError(f"{checkpoint}: {error}") from None
+            with _named(checkpoint):
+                return _pretrained(checkpoint, model_type, local_only)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
         f"{checkpoint}: is not in the local cache and not available from the hub ({reason}); "
         "the types t5-demo and distilbert-demo need no network"
     )
+
+
+def _pretrained(checkpoint, model_type, local_only):
+    """A model and its tokenizer, as transformers finds them."""
+    options = {"local_files_only": local_only, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
+    if config.model_type.removeprefix(COMPACT) != model_type:
+        raise UserError(f"is a {config.model_type} model, not a {model_type} one")
+    of_class = model_class(config.model_type)
+    model, report = of_class.from_pretrained(
+        checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
+    )
+    _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
+    check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
+    return model, tokenizer
 
 
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------

@@ -282,7 +282,7 @@ def save_forged(content, path):
     torch.save({**content, "digest": content_digest(content)}, path)
 
 
-def forge(folder):
+def make_digests_fit(folder):
     """Let a model's record fit its files as they are now, and itself."""
     write_record(folder, without_digests(read_json(folder / "record.json")))
 

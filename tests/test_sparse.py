@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, build_model, forge, same_state, without_digests
+from helpers import ROOT, build_model, make_digests_fit, same_state, without_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -267,7 +267,7 @@ DAMAGE = {
 def test_a_damaged_file_is_refused_in_one_line(sparse_model, tmp_path, damage):
     folder = shutil.copytree(sparse_model / "sparse", tmp_path / "m")
     DAMAGE[damage](folder / "sparse.safetensors")
-    forge(folder)
+    make_digests_fit(folder)
     with pytest.raises(UserError) as error:
         load_model(folder)
     assert str(error.value).startswith(f"{folder}: ") and "\n" not in str(error.value)
