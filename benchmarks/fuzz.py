@@ -411,7 +411,8 @@ OUTSIDE = {}
 READERS = {
     "conf_prune.json": "prune", "pruned": "reconstruct", "solved": "compose",
     "joint": "compose-pth", "composed": "evaluate-t5", "baseline-0.pth": "evaluate-pth", "compact": "evaluate-compact",
-    "sparse": "evaluate-sparse", "bert-composed": "evaluate-distilbert", "grid-solved": "search", "finetuned": "download-local",
+    "sparse": "evaluate-sparse", "bert-composed": "evaluate-distilbert", "grid-solved": "search",
+    "finetuned": "download-local",
 }  # fmt: skip
 
 
