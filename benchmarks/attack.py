@@ -450,6 +450,7 @@ class Workshop:
 
         def work():
             sys.argv = [stage.script, *stage.arguments, *more, *quiet]
+            _shorten_demos()
             if before:
                 before()
             code = script.main(sys.argv[1:])
@@ -497,12 +498,18 @@ def _import_everything():
     import torch
 
     torch.set_num_threads(1)
+    for module in (
+        *("block_level", "closed_form", "search", "report", "pictures", "composition", "compact", "studies"),
+        *("demo", "demo.captions", "demo.reviews"),
+    ):
+        importlib.import_module(f"common.{module}")
+
+
+def _shorten_demos():
+    """Let a demo take a fraction of a second instead of a minute; what is written, and in which order, stays."""
     from common import demo
     from common.demo import captions, reviews
 
-    for module in ("block_level", "closed_form", "search", "report", "pictures", "composition", "compact", "studies"):
-        importlib.import_module(f"common.{module}")
-    # A demo's minute becomes a fraction of a second; what is written, and in which order, stays.
     pairs, texts = captions.splits, reviews.splits
     captions.splits = lambda seed, train: pairs(seed, train=48, val=8, test=8)
     reviews.splits = lambda seed: {split: rows[:48] for split, rows in texts(seed).items()}

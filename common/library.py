@@ -58,6 +58,7 @@ REST = "rest"  # in the record, and the name of its file
 LOCK_NAME = ".lock"
 KEEP = ".keep"  # how the names of masks end
 TENSOR_TYPE, MASK_TYPE = np.dtype("<f4"), np.dtype(bool)
+UNUSABLE = "fine-tune with a smaller learning rate, or mend the model"
 REMEDY = "delete the file and run the script that made the library again"
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
@@ -74,7 +75,7 @@ UNREADABLE = (
 )
 
 FILE = {"file": Text(), "key": HEX, "sha256": SHA256, "shapes": MapOf(ListOf(Number(0, 2**31, whole=True)))}
-COUNT, ERROR, BY_LINEAR = Number(0, 2**40, whole=True), Maybe(Number(0)), MapOf(Number(0, 2**40, whole=True))
+COUNT, ERROR, BY_LINEAR = Number(0, 2**40, whole=True), Number(0), MapOf(Number(0, 2**40, whole=True))
 MADE_FROM = {"made_from": MapOf(Anything())}
 ENTRY = Object(
     {"block": Text(), "variant": Text(), **FILE},
@@ -270,6 +271,7 @@ class Library:
             others = {}
             if rest:
                 arrays = {name: _to_numpy(tensor) for name, tensor in rest.items()}
+                _check_arrays(self.folder / f"{REST}.npy", arrays, UNUSABLE)
                 others[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
             self._add(entries, **others)
 
@@ -279,17 +281,14 @@ class Library:
         pair = Pair(block.name, name)
         arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
         arrays |= {f"{name}{KEEP}": keep.cpu().numpy() for name, keep in keeps.items()}
-        check_variant(self.folder / f"{pair}.npy", variant, measured, "this must not happen: please report it")
-        written = self._write_file(f"{pair}.npy", arrays, made_from)
+        path = self.folder / f"{pair}.npy"
+        _check_arrays(path, arrays, UNUSABLE)
+        check_variant(path, variant, measured, "this must not happen: please report it")
+        written = self._write_file(path.name, arrays, made_from)
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
     def _write_file(self, file, arrays, made_from):
-        """Write a module file; returns its entry for the record.
-
-        Raises:
-            UserError: it would hold values that no later stage reads.
-        """
-        _check_arrays(self.folder / file, arrays, "fine-tune with a smaller learning rate, or mend the model")
+        """Write a module file; returns its entry for the record."""
         with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         return {

@@ -244,4 +244,4 @@ def test_an_error_that_is_no_number_is_refused(refuses, workshop, folder, error)
     path = folder / "solved" / "record.json"
     edited_json(path, path, lambda record: next(iter(record["variants"].values())).update(nmse_after=error))
     err = refuses("compose_model.py", workshop / "model" / "t5", folder / "tuned", folder / "solved")
-    assert f"{path}: is not a library's record" in err
+    assert f"{path}: 'variants': " in err and "'nmse_after': " in err and "where a number from 0 up belongs" in err
