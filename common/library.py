@@ -156,8 +156,9 @@ class Library:
         folder = Path(folder)
         check_writable(folder / RECORD_NAME, is_file=True)
         remove_leftovers_in(folder)
+        found = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
         if not (folder / RECORD_NAME).exists():
-            if folder.is_dir() and not all(map(_may_lie_beside, folder.iterdir())):
+            if not all(map(_may_lie_beside, found)):
                 raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
             folder.mkdir(parents=True, exist_ok=True)
             made_from = {"model": model["fingerprint"], "stage": stage}
