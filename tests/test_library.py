@@ -377,14 +377,14 @@ def test_many_writers_at_once_lose_nothing(tmp_path, is_new):
     if not is_new:
         open_library(tmp_path / "lib").write("old", Variant(BLOCK, *tensors_and_keeps()), K)
     writers, each = 8, 5
-    start = threading.Barrier(writers)
+    start, variant = threading.Barrier(writers), Variant(BLOCK, *tensors_and_keeps())
 
     def write(writer):
         start.wait()
         library = open_library(tmp_path / "lib")
         for i in range(each):
-            library.write(f"{writer}-{i}", Variant(BLOCK, *tensors_and_keeps()), {"writer": writer, "i": i})
-            library.write("shared", Variant(BLOCK, *tensors_and_keeps()), K)
+            library.write(f"{writer}-{i}", variant, {"writer": writer, "i": i})
+            library.write("shared", variant, K)
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
@@ -392,7 +392,7 @@ def test_many_writers_at_once_lose_nothing(tmp_path, is_new):
     expected = {f"{writer}-{i}" for writer in range(writers) for i in range(each)} | {"shared"}
     assert {pair.variant for pair in library.variants()} == expected | (set() if is_new else {"old"})
     for pair in library.variants():
-        assert torch.equal(library.read(BLOCK, pair.variant).tensors["wi.weight"], tensors_and_keeps()[0]["wi.weight"])
+        assert torch.equal(library.read(BLOCK, pair.variant).tensors["wi.weight"], variant.tensors["wi.weight"])
     assert sorted(path.suffix for path in library.folder.iterdir() if path.suffix != ".npy") == ["", ".json"]
 
 
