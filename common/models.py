@@ -73,7 +73,6 @@ MODEL_RECORD = Object(
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
-        "files": MapOf(SHA256, PATH),
     },
     others=True,
 )

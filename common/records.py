@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import check_regular, check_writable, is_temporary, write_bytes
+from common.schema import SHA256, MapOf, Text, check
 
 FORMAT_VERSION = 1  # of configurations, schemes and .pth files
 RECORD_VERSION = 2  # of records; those of version 1 had no digests
@@ -24,6 +25,7 @@ RECORD_NAME = "record.json"
 VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
 LARGEST_JSON, DEEPEST = 2**28, 50  # bytes of a file, and levels of a value; a library of 10,000 variants has 20 MB
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # what may be one in JSON
+FILES = MapOf(SHA256, Text(pattern=r"(?!/)(?!(.*/)?\.\.(/|$))[^\x00]+", expected="a path within the folder"))
 FOREIGN = "no such output of this suite, which never replaces it; choose another output"
 
 
@@ -299,9 +301,11 @@ def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool
     Args:
         is_meant: of which files, by their names.
     Raises:
-        UserError: one is missing, or was changed since.
+        UserError: one is missing, or was changed since; or the list is none.
     """
-    for name, wanted in record.get("files", {}).items():
+    files = record.get("files", {})
+    check(Path(folder) / RECORD_NAME, files, FILES, "make the output again")
+    for name, wanted in files.items():
         if is_meant(name):
             check_file(Path(folder) / name, wanted)
 

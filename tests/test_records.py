@@ -283,3 +283,11 @@ def test_no_file_of_ours_holds_what_json_does_not_know(tmp_path):
         with pytest.raises(UserError, match="not a finite number"):
             write_json(tmp_path / "x.json", value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "files", [None, 3, [], {"a": 3}, {"a": "x"}, {"../a": "0" * 64}, {"/a": "0" * 64}, {"b/..": "0" * 64}]
+)
+def test_a_list_of_files_that_is_none_is_refused_by_name(tmp_path, files):
+    with pytest.raises(UserError, match=f"{tmp_path / 'record.json'}: "):
+        check_files(tmp_path, {"files": files})
