@@ -22,7 +22,7 @@ from common import cli
 TEMPORARY = (".pruning-part", ".pruning-old", ".part", ".tmp")
 KINDS = ("kills", "moments", "races", "disk", "situations")
 ROOM = ("ENOSPC", "EIO")  # what an operation ends with from some moment on
-LIMITS = (0, 100, 1000, 5000, 20000, 100000)  # bytes that a file may have
+LIMITS = (1000, 5000, 20000, 100000)  # bytes that a file may have, stderr among them
 
 
 def parser():
@@ -81,7 +81,7 @@ def stopped(shop, base, stage, wanted, seconds, number, at):
     folder = shop.lay_out(stage, fresh(base))
 
     def meddle(child):
-        time.sleep(at * seconds)
+        time.sleep(max(at * seconds, 0.1))  # before that, no script has begun
         os.kill(child, number)
 
     done = shop.run(stage, folder, meddle=meddle)

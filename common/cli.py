@@ -37,6 +37,8 @@ FIXABLE = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.ENXIO,
+    errno.EIO,
+    errno.ESTALE,  # a network file system's
 }
 
 

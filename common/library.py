@@ -160,7 +160,7 @@ class Library:
         if not (folder / RECORD_NAME).exists():
             if not all(map(_may_lie_beside, found)):
                 raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
-            folder.mkdir(parents=True, exist_ok=True)
+            real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
             made_from = {"model": model["fingerprint"], "stage": stage}
             library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
             with library._lock():
