@@ -686,7 +686,12 @@ class Watch:
                 return
 
             def wrapped(*arguments, **named):
-                self._step(event, name, lambda: torn and torn(original, *arguments, **named))
+                try:
+                    self._step(event, name, lambda: torn and torn(original, *arguments, **named))
+                except OSError as error:
+                    if owner is files._Handle:  # which remembers what the file under it raises
+                        arguments[0].failure = error
+                    raise
                 return original(*arguments, **named)
 
             setattr(owner, name, wrapped)
