@@ -154,6 +154,7 @@ class Library:
             UserError: the folder cannot be written, or holds something else.
         """
         folder = Path(folder)
+        check_writable(folder)
         check_writable(folder / RECORD_NAME, is_file=True)
         remove_leftovers_in(folder)
         found = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
