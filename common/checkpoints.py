@@ -111,7 +111,7 @@ class Checkpoint:
             **state,
         }
         self._content = None
-        with atomic_file(self.path) as handle:
+        with atomic_file(self.path, follow=False) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
         self._let_go()
         self._held = hold(self.path)

@@ -33,20 +33,24 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator["_Handle"]:
+def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator["_Handle"]:
     """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
 
-    A symbolic link stays, and the file that it leads to is written. A signal waits until it is there.
+    A signal waits until it is there.
+
+    Args:
+        follow: a symbolic link stays, and the file that it leads to is written: what the user named. Without it the
+            link is replaced: within a folder of the suite's own, where no link belongs.
     """
-    with deferred(), _atomic_file(path) as handle:
+    with deferred(), _atomic_file(path, follow) as handle:
         yield handle
 
 
 @contextlib.contextmanager
-def _atomic_file(path):
-    shown, path = path, real(path)
+def _atomic_file(path, follow):
+    shown, path = path, real(path) if follow else real(Path(path).parent) / Path(path).name
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
+    _remove_leftovers_of(path)
     temporary, descriptor = _make_temporary(path, is_folder=False)
     handle = _Handle()
     try:
@@ -116,9 +120,9 @@ def _atomic_folder(path):
         os.close(descriptor)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a whole file, atomically."""
-    with atomic_file(path) as handle:
+def write_bytes(path: str | Path, content: bytes, *, follow: bool = True) -> None:
+    """Write a whole file, atomically; see `atomic_file`."""
+    with atomic_file(path, follow=follow) as handle:
         handle.write(content)
 
 
@@ -188,7 +192,10 @@ def _umask():
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove what killed processes left beside `path` when they wrote it, and put back an old folder set aside."""
-    path = real(path)
+    _remove_leftovers_of(real(path))
+
+
+def _remove_leftovers_of(path):
     _clean(path.parent, re.escape(path.name[:LONGEST_STEM]), restore=path)
 
 

@@ -181,7 +181,7 @@ class Library:
 
     def _write_record(self, record):
         path = self.folder / RECORD_NAME
-        write_json(path, sealed(record))
+        write_json(path, sealed(record), follow=False)
         self.record, self._stamp = record, _stamp_of(path)
 
     def variants(self) -> list[Pair]:
@@ -291,7 +291,7 @@ class Library:
 
     def _write_file(self, file, arrays, made_from):
         """Write a module file; returns its entry for the record."""
-        with atomic_file(self.folder / file) as handle:
+        with atomic_file(self.folder / file, follow=False) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         return {
             "file": file,

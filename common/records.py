@@ -32,13 +32,13 @@ FOREIGN = "no such output of this suite, which never replaces it; choose another
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 
-def write_json(path, value):
-    """Write `value` as indented JSON, atomically.
+def write_json(path, value, *, follow=True):
+    """Write `value` as indented JSON, atomically; for `follow` see `files.atomic_file`.
 
     Raises:
         UserError: it holds NaN or an infinity, which JSON does not know.
     """
-    write_bytes(path, (json_text(value, indent=1) + "\n").encode())
+    write_bytes(path, (json_text(value, indent=1) + "\n").encode(), follow=follow)
 
 
 def json_text(value, **layout):

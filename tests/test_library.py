@@ -267,7 +267,7 @@ def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tm
     made = open_library(tmp_path / "lib")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
-        def kill(*_):
+        def kill(*_, **__):
             raise KeyboardInterrupt
 
         patch.setattr(library_module, "write_json", kill)
@@ -441,3 +441,18 @@ def test_a_library_may_lie_behind_a_link_but_not_behind_one_in_a_circle(tmp_path
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         open_library(tmp_path / "circle")
+
+
+def test_a_link_within_a_library_is_replaced_and_not_followed(library, tmp_path):
+    """It is no output that anybody named; where it leads to is not the suite's to write."""
+    (tmp_path / "other").write_text("not yours")
+    for name in (f"{PAIR}.npy", "record.json"):
+        place = library.folder / name
+        content = place.read_bytes()
+        place.unlink()
+        place.symlink_to(tmp_path / "other")
+        if name == "record.json":
+            (tmp_path / "other").write_bytes(content)
+        open_library(library.folder).write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K, sparsity=0.5)
+        assert not place.is_symlink()
+        assert (tmp_path / "other").read_bytes() == (content if name == "record.json" else b"not yours")
