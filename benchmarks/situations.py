@@ -203,7 +203,7 @@ def attempt(shop, base, situation):
     shop.lay_out(stage, folder)
     for old in stage.makes if situation.prepare else ():
         path = folder / old
-        if path.exists() and not stage.over:
+        if path.exists() and not stage.over and old.partition("/")[0] not in stage.reads:
             raise RuntimeError(f"{old} is there already")
     if situation.prepare:
         situation.prepare(folder)
@@ -219,7 +219,9 @@ def attempt(shop, base, situation):
     changed = [
         path
         for path in before
-        if after.get(path) != before[path] and any(path == name or path.startswith(f"{name}/") for name in kept)
+        if after.get(path) != before[path]
+        and path not in stage.makes
+        and any(path == name or path.startswith(f"{name}/") for name in kept)
     ]
     if changed:
         problems.append(("changed", changed))
