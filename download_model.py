@@ -38,6 +38,8 @@ def run(args):
     if args.checkpoint and is_demo:
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
     name = args.name or args.model_type
+    if Path(name).name != name or name == "..":
+        raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
     outputs = [model_path, tokenizer_path, *[data_path] * is_demo]
     for path in outputs:

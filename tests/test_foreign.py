@@ -167,3 +167,11 @@ def test_a_demo_replaces_no_folder_of_the_users(call, tmp_path, monkeypatch, par
     code, result, err = call("download_model.py", "t5-demo", "--name", "mine", *more)
     assert (code, result) == (2, None) and is_one_line(err) and f"{part}/mine" in err
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/tmp"])
+def test_a_demos_name_is_a_plain_one(call, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    code, result, err = call("download_model.py", "t5-demo", "--name", name)
+    assert (code, result) == (2, None) and is_one_line(err) and f"--name {name}: must be" in err
+    assert files_in(tmp_path) == {}
