@@ -113,8 +113,9 @@ class Checkpoint:
         self._content = None
         with atomic_file(self.path, follow=False) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
+            held = hold(handle)
         self._let_go()
-        self._held = hold(self.path)
+        self._held = held
         self._saved_at = time.monotonic()
 
     def _let_go(self):
@@ -144,8 +145,11 @@ def remove_checkpoints(prefix):
 
 def _begins_like_ours(path):
     """Whether a file, even a damaged one, begins as checkpoints do: a zip, and the format first."""
-    with open(path, "rb") as handle:
-        start = handle.read(4096)
+    try:
+        with open(path, "rb") as handle:
+            start = handle.read(4096)
+    except OSError:  # another process has just removed it, or it is not for us to read
+        return False
     return start.startswith(b"PK") and FORMAT.encode() in start
 
 

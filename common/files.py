@@ -209,11 +209,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith((TEMPORARY, ASIDE))
 
 
-def hold(path: str | Path) -> int:
-    """Lock a file of ours, so that no other process takes it for abandoned: a descriptor, to be closed in the end."""
-    descriptor = os.open(path, os.O_RDONLY)
-    _lock(descriptor)
-    return descriptor
+def hold(handle) -> int:
+    """Keep the lock that `atomic_file` has on what is written, so that no process ever takes it for abandoned.
+
+    Returns:
+        a descriptor, to be closed in the end.
+    """
+    return os.dup(handle.fileno())
 
 
 def remove_abandoned(path: str | Path) -> None:

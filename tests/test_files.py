@@ -10,7 +10,16 @@ from helpers import ROOT
 
 from common import files
 from common.errors import UserError
-from common.files import atomic_file, atomic_folder, check_apart, check_writable, remove_leftovers, write_bytes
+from common.files import (
+    atomic_file,
+    atomic_folder,
+    check_apart,
+    check_writable,
+    hold,
+    remove_abandoned,
+    remove_leftovers,
+    write_bytes,
+)
 
 
 class Interruption(Exception):
@@ -200,3 +209,15 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
     write_bytes(tmp_path / ("n" * 255), b"x")
     write_bytes(tmp_path / ("ü" * 127), b"x")
     assert sorted(map(len, names(tmp_path))) == [127, 255]
+
+
+def test_a_held_file_is_locked_from_its_first_moment(tmp_path):
+    """No instant in which another process could take it for abandoned; once it is let go, it may go."""
+    with atomic_file(tmp_path / "state") as handle:
+        handle.write(b"1")
+        held = hold(handle)
+    remove_abandoned(tmp_path / "state")
+    assert (tmp_path / "state").read_bytes() == b"1"
+    os.close(held)
+    remove_abandoned(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
