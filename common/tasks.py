@@ -14,6 +14,7 @@ import torch
 
 from common.errors import UserError
 from common.files import check_regular
+from common.metrics import Classes, Summaries, Translations
 from common.records import RECORD_NAME, check_files, parse_json, read_record
 from common.schema import Number, Object, Text
 
@@ -29,9 +30,11 @@ class Translation:
     """English to German. A target is a sequence of tokens."""
 
     name = "translation"
-    metric = "bleu"
+    metric = "bleu"  # the main one; `scored` knows them all
     evaluated_by = "evaluate-t5.py"
+    generates = True  # its answers are texts
     longest = 128  # tokens of an input or target, unless --max-length says otherwise
+    longest_answer = 60  # tokens that are generated, unless --max-new-tokens says otherwise
     example = {"batch_size": 8, "input_tokens": 32, "output_tokens": 32}  # what a report's figures are for
 
     def texts(self, source: str | Path, split: str) -> list[tuple[str, str]]:
@@ -72,6 +75,10 @@ class Translation:
         """Token ids."""
         return tokenize(text_target=texts)["input_ids"]
 
+    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Translations:
+        """Translations, beside the references in the pairs of texts."""
+        return Translations(answers, [reference for _, reference in texts])
+
     def labels(self, targets: list[list[int]]) -> torch.Tensor:
         """A batch's labels, int64 (batch, length), IGNORED for padding."""
         return padded(targets, IGNORED)
@@ -81,12 +88,33 @@ class Translation:
         return batch | {"decoder_input_ids": batch["input_ids"][:, :1].repeat(1, stated["output_tokens"])}
 
 
+class Summarization(Translation):
+    """A text and a shorter one that says the same: for a model that is a translation, with longer inputs."""
+
+    name = "summarization"
+    metric = "rouge_l"
+    longest = 512
+    longest_target = 128
+    longest_answer = 128
+    example = {"batch_size": 8, "input_tokens": 256, "output_tokens": 32}
+
+    def targets(self, texts: list[str], tokenize) -> list[list[int]]:
+        """Token ids."""
+        return tokenize(text_target=texts, longest=self.longest_target)["input_ids"]
+
+    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Summaries:
+        """Summaries, beside the references in the pairs of texts."""
+        return Summaries(answers, [reference for _, reference in texts])
+
+
 class Classification:
     """One label for a text."""
 
     name = "classification"
     metric = "accuracy"
     evaluated_by = "evaluate-distilbert.py"
+    generates = False
+    longest_answer = 60  # nothing is generated: the keys of explorations have always held this
     longest = 256
     example = {"batch_size": 8, "input_tokens": 128}
 
@@ -128,6 +156,10 @@ class Classification:
         """The labels as they are."""
         return texts
 
+    def scored(self, answers: list[int], texts: list, targets: list[int]) -> Classes:
+        """Classes, beside the labels."""
+        return Classes(answers, targets)
+
     def labels(self, targets: list[int]) -> torch.Tensor:
         """A batch's labels, int64 (batch,)."""
         return torch.tensor(targets)
@@ -137,7 +169,7 @@ class Classification:
         return batch
 
 
-TASKS = {task.name: task for task in (Translation(), Classification())}
+TASKS = {task.name: task for task in (Translation(), Summarization(), Classification())}
 
 
 def read_texts(source: str | Path, split: str, task: Translation | Classification) -> list[tuple]:
