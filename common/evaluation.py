@@ -135,7 +135,7 @@ def quality(
 ) -> float:
     """A metric of the task, the main one without `metric`; of greedy answers, no longer than `max_new_tokens`."""
     task = examples.task
-    if task.generates:
+    if not task.has_labels:
         answers, _ = translate(model, tokenizer, examples, runtime, beams=1, max_new_tokens=max_new_tokens)
     else:
         answers = class_logits(model, examples, runtime)[0].argmax(-1).tolist()

@@ -179,15 +179,18 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     for path in paths:
         check_report(reports.get(path), script)
         check_report(predictions.get(path), script, lines=True)
-    results, reported, known = [], [], {}
+    results, reported, known, talk = [], [], {}, Talk(args.quiet)
     for path in paths:
-        opened = open_study(args, path, script)
+        with talk.waiting(f"loading {path}"):
+            opened = open_study(args, path, script)
         loaded = opened.loaded
         if args.report:  # it is measured after all models have been evaluated, beside the others
             known.setdefault(real(path), loaded)
             original = original_of(loaded, args.original, opened.runtime.device, known)
-        examples = opened.split(args, args.split)
-        answered = answer(opened, examples)
+        with talk.waiting(f"reading {opened.source} ({args.split} split), and tokenizing it"):
+            examples = opened.split(args, args.split)
+        with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
+            answered = answer(opened, examples)
         scored = loaded.task.scored(answered.answers, examples.texts, examples.targets)
         scores, sure = scored.scores(), intervals(scored, args.bootstrap) if args.bootstrap else {}
         results.append(
@@ -209,7 +212,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
             }
         )
         told = ", ".join(_told(name, value, sure.get(name)) for name, value in scores.items())
-        opened.runtime.talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
+        talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
         if args.save_predictions:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
             results[-1]["predictions"] = predictions[path]
