@@ -14,7 +14,8 @@ class Translation:
     """English to German. A target is a sequence of tokens."""
 
     name = "translation"
-    metric = "bleu"  # the main one; `scored` knows them all
+    metrics = Translations.metrics
+    metric = "bleu"  # the main one
     evaluated_by = "evaluate-t5.py"
     has_labels = False  # whether a target is one label
     longest = 128  # tokens of an input or target, unless --max-length says otherwise
@@ -45,6 +46,7 @@ class Summarization(Translation):
     """A text and a shorter one that says the same: for a model that is a translation, with longer inputs."""
 
     name = "summarization"
+    metrics = Summaries.metrics
     metric = "rouge_l"
     longest = 512
     longest_target = 128
@@ -64,6 +66,7 @@ class Classification:
     """One label for a text."""
 
     name = "classification"
+    metrics = Classes.metrics
     metric = "accuracy"
     evaluated_by = "evaluate-distilbert.py"
     has_labels = True
