@@ -142,7 +142,7 @@ def classify(model, examples: Examples, runtime: Runtime) -> tuple[list[int], fl
     started = runtime.now()
     for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
         batch = examples.batch(positions, runtime.device)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
         for position, prediction in zip(positions, logits.argmax(-1).tolist()):
             predictions[position] = prediction

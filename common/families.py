@@ -83,7 +83,7 @@ def _run_encoder_decoder(model, batch):
 
 
 def _run_encoder(model, batch):
-    model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    model.base_model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
 
 
 def _bart_like(prefix: str) -> dict:
