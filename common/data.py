@@ -30,6 +30,7 @@ class Examples:
     targets: list
     texts: list
     pad: int
+    longest: int | None = None  # tokens of an input that were kept; None where nobody said
     types: list | None = None
 
     def __len__(self):
@@ -51,6 +52,7 @@ class Examples:
                 self.task,
                 *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
                 self.pad,
+                self.longest,
                 self.types and [self.types[i] for i in positions],
             )
             for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
@@ -105,8 +107,9 @@ def load_examples(
     pairs = read_texts(source, split, task, limit=limit, label2id=label2id)
     max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
-    def tokenize(*texts, **other):
-        return tokenizer(*texts, **other, truncation=True, max_length=max_length, return_attention_mask=False)
+    def tokenize(*texts, longest=max_length, **other):
+        kept = min(longest, max_length)
+        return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
 
     try:
         texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
@@ -116,7 +119,7 @@ def load_examples(
         reason = " ".join(str(error).split())
         raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
     types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
-    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, types)
+    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)
 
 
 # --- batching --------------------------------------------------------------------------------------------------
