@@ -37,7 +37,7 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
                 tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
 
     for block in find_blocks(model).values():
-        *inner, out = block.linears
+        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.linears[-1]
         if block.kind == "attention":
             heads = working_heads(block, block_tensors(model, block))
             numbers = kept_heads.get(block.root, range(block.heads))
