@@ -284,6 +284,18 @@ def add_evaluation_flags(parser):
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
     parser.add_argument(
+        "--bootstrap",
+        type=some,
+        default=1000,
+        metavar="N",
+        help="how many resamples of the examples the 95 %% confidence intervals are from; 0: no intervals",
+    )
+    parser.add_argument(
+        "--save-predictions",
+        metavar="FILE",
+        help="JSON lines of every example's input, reference and prediction; {name} as in --report",
+    )
+    parser.add_argument(
         "--report",
         metavar="FILE",
         help="JSON file for size, multiply-adds and seconds, measured beside the original's; {name} stands for the "
@@ -299,7 +311,12 @@ def add_evaluation_flags(parser):
 
 def add_translation_flags(parser):
     """The flags of what evaluates translation models."""
-    parser.add_argument("--max-new-tokens", type=many, default=60, help="longest translation, in tokens")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=many,
+        help="longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model "
+        "has positions for",
+    )
 
 
 def add_data_flags(parser, *, batch_size):

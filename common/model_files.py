@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
-from common.families import COMPACT, family_name
+from common.families import COMPACT, FAMILIES, family_name
 from common.records import parse_json, read_json
 from common.schema import (
     FILE_NAME,
@@ -191,6 +191,23 @@ def read_config(folder: Path) -> dict:
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     return settings
+
+
+def check_single_label(config) -> None:
+    """Make sure that a classifier gives each text one label of several, and no number and no set of labels.
+
+    Raises:
+        UserError: it does not.
+    """
+    if FAMILIES[family_name(config.model_type)].decoder:  # what generates has these settings too, and never reads them
+        return
+    remedy = "give a model for single_label_classification"
+    kind = config.problem_type
+    if kind == "multi_label_classification":
+        raise UserError(f"config.json: 'problem_type': {kind}: several labels for one text are not supported; {remedy}")
+    if kind == "regression" or config.num_labels == 1:
+        what = f"'problem_type': {kind}" if kind == "regression" else "'num_labels': 1"
+        raise UserError(f"config.json: {what}: regression, a number for a text, is not supported; {remedy}")
 
 
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:

@@ -36,6 +36,7 @@ from common.model_files import (
     check_generation,
     check_pth,
     check_shapes,
+    check_single_label,
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
@@ -222,7 +223,9 @@ def _named(path):
 def _class_and_config(settings, record):
     """The class and the config of a model, out of our own tables, whatever classes its files name."""
     of_class = model_class(settings["model_type"], record.get("task"))
-    return of_class, of_class.config_class.from_dict(settings)
+    config = of_class.config_class.from_dict(settings)
+    check_single_label(config)
+    return of_class, config
 
 
 def _from_state(of_class, config, state, computed, generation=None):
@@ -367,6 +370,7 @@ def _pretrained(checkpoint, model_type, local_only):
     if config.model_type.removeprefix(COMPACT) != model_type:
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
     of_class = model_class(config.model_type)
+    check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
