@@ -4,12 +4,15 @@ Torch is not imported here, so that `--help` and a mistyped flag answer at once.
 """
 
 import argparse
+import contextlib
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
 import textwrap
+import threading
 import time
 import traceback
 
@@ -23,7 +26,11 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tell
 # Folders where the stages leave models and libraries, unless told otherwise.
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
+SPLITS = ("train", "validation", "test")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
+WAIT_SECONDS = 1.0  # a wait that is longer than this is told of
+BAR_INTERVAL_SECONDS = 2.0  # between two readings of what a bar says of the work: a loss waits for the device
 # What a full, read-only, forbidden or mistaken path raises; any other OSError is a bug.
 FIXABLE = {
     errno.ENOSPC,
@@ -158,16 +165,35 @@ def add_configuration_flags(parser, *, library_help, output):
         action="store_true",
         help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
     )
+    add_dtype_flag(parser)
+    parser.add_argument(
+        "--max-shard-size",
+        type=size_of_file,
+        metavar="SIZE",
+        help="largest weights file, such as 200MB; a model that is larger gets several; without it transformers' own",
+    )
+
+
+def add_dtype_flag(parser):
+    """--dtype of the scripts that write models."""
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="type of the weights in the file; without it the original's own. Computed is in float32",
+    )
 
 
 def check_form(args):
     """Make sure that what was asked for of the output's form can be.
 
     Raises:
-        UserError: a sparse .pth.
+        UserError: a sparse .pth, or several files for a .pth or sparse weights.
     """
-    if args.sparse and args.output.endswith(".pth"):
+    is_pth = args.output.endswith(".pth")
+    if args.sparse and is_pth:
         raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
+    if args.max_shard_size and (is_pth or args.sparse):
+        raise UserError(f"--max-shard-size: {'a .pth' if is_pth else '--sparse'} is one file; leave the flag out")
 
 
 def numbered(template, flag, numbers):
@@ -260,6 +286,18 @@ def add_evaluation_flags(parser):
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
     parser.add_argument(
+        "--bootstrap",
+        type=some,
+        default=1000,
+        metavar="N",
+        help="how many resamples of the examples the 95 %% confidence intervals are from; 0: no intervals",
+    )
+    parser.add_argument(
+        "--save-predictions",
+        metavar="FILE",
+        help="JSON lines of every example's input, reference and prediction; {name} as in --report",
+    )
+    parser.add_argument(
         "--report",
         metavar="FILE",
         help="JSON file for size, multiply-adds and seconds, measured beside the original's; {name} stands for the "
@@ -275,13 +313,18 @@ def add_evaluation_flags(parser):
 
 def add_translation_flags(parser):
     """The flags of what evaluates translation models."""
-    parser.add_argument("--max-new-tokens", type=many, default=60, help="longest translation, in tokens")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=many,
+        help="longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model "
+        "has positions for",
+    )
 
 
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
-    parser.add_argument("--data", help="hub id or local folder; without it the one in the model's record")
+    add_source_flags(parser)
     parser.add_argument(
         "--max-length",
         type=positive,
@@ -290,6 +333,35 @@ def add_data_flags(parser, *, batch_size):
     )
     parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
+
+
+def add_source_flags(parser):
+    """The flags of `sources.DataSource`, by the names of its fields."""
+    parser.add_argument(
+        "--data",
+        help="a hub id (NAME, OWNER/NAME, and perhaps /CONFIG), a folder, or a file to train on; without it the one in "
+        "the model's record",
+    )
+    parser.add_argument("--data-config", metavar="CONFIG", help="configuration of a hub data set, such as de-en")
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}-file", metavar="FILE", help=f"{split} examples: csv, tsv, json, jsonl, parquet or text"
+        )
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"--{side}-lang", metavar="LANG", help=f"key of {side}s in 'translation' rows, column, or end of text files"
+        )
+    for side in ("source", "target"):
+        parser.add_argument(f"--{side}-column", metavar="NAME", help=f"column of {side} texts")
+    parser.add_argument("--text-column", metavar="NAME", help="column of the texts to classify")
+    parser.add_argument("--text-pair-column", metavar="NAME", help="column of second texts, as for entailment")
+    parser.add_argument("--label-column", metavar="NAME", help="column of labels: the model's names, or numbers")
+    parser.add_argument("--prefix", metavar="TEXT", help="in front of every input, '' for nothing; kept in the record")
+
+
+def data_inputs(args):
+    """What the data flags name, for `files.check_apart`: {flag: path}."""
+    return {"--data": args.data, **{f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS}}
 
 
 def add_training_flags(parser, *, epochs, early_stop, stats):
@@ -322,6 +394,17 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
     )
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
+    parser.add_argument(
+        "--track",
+        nargs="+",
+        choices=TRACKERS,
+        metavar="NAME",
+        default=[],
+        help=f"services that are told of every epoch's figures, through accelerate: {', '.join(TRACKERS)}",
+    )
+    parser.add_argument(
+        "--track-dir", metavar="FOLDER", help="where they keep their files; without it runs/ beside the output"
+    )
     parser.add_argument(
         "--save-every",
         type=non_negative_number,
@@ -394,6 +477,23 @@ def linear_rate(text):
     return pattern(text) if ":" in text else rate_below_1(text)
 
 
+def size_of_file(text):
+    """A size such as 200MB, as transformers reads it."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size such as 200MB (KB, MB, GB or TB)")
+    return text
+
+
+def duration(seconds):
+    """Seconds in words, to two units: "8 s", "3 min 20 s", "2 h 5 min", "4 d 7 h"."""
+    seconds = round(seconds)
+    for large, small, size, of_small in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if seconds >= size:
+            rest = seconds % size // of_small
+            return f"{seconds // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{seconds} s"
+
+
 class Talk:
     """The conversation on stderr: log lines and progress. `quiet` switches all of it off."""
 
@@ -409,27 +509,58 @@ class Talk:
             except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed stream
                 self.quiet = True
 
-    def progress(self, items, label, total=None):
-        """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval."""
-        for item in self._shown(items, label, total):
+    @contextlib.contextmanager
+    def waiting(self, text):
+        """Say what is waited for, unless that is there at once."""
+        timer = threading.Timer(WAIT_SECONDS, self.say, [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def progress(self, items, label, total=None, status=None):
+        """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval.
+
+        Args:
+            status: gives what else is to be said, such as a loss and the time left; asked once per interval. Without
+                it that is the time left for these items.
+        """
+        for item in self._shown(items, label, total, status):
             interruption.stop_if_asked()
             yield item
 
-    def _shown(self, items, label, total):
+    def _shown(self, items, label, total, status):
         total = len(items) if total is None else total
         if self.quiet:
             yield from items
         elif self.stream.isatty():
-            from tqdm import tqdm
-
-            yield from tqdm(items, desc=label, total=total, file=self.stream, leave=False)
+            yield from self._bar(items, label, total, status)
         else:
-            spoken = time.monotonic()
+            started = spoken = time.monotonic()
             for index, item in enumerate(items):
-                if time.monotonic() - spoken > PLAIN_INTERVAL_SECONDS:
-                    spoken = time.monotonic()
-                    self.say(f"{label}: {index}/{total}")
+                now = time.monotonic()
+                if now - spoken > PLAIN_INTERVAL_SECONDS:
+                    spoken = now
+                    left = f"{duration((now - started) / index * (total - index))} left" if index else ""
+                    more = status() if status else left
+                    self.say(f"{label}: {index}/{total}" + (f", {more}" if more else ""))
                 yield item
+
+    def _bar(self, items, label, total, status):
+        from tqdm import tqdm
+
+        look = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]" if status else None
+        read = time.monotonic()
+        with tqdm(total=total, desc=label, file=self.stream, leave=False, bar_format=look, dynamic_ncols=True) as bar:
+            for item in items:
+                now = time.monotonic()
+                if status and now - read > BAR_INTERVAL_SECONDS:
+                    read = now
+                    bar.set_postfix_str(status())
+                yield item
+                bar.update()
 
 
 def launch(parser, run, argv=None):
