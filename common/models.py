@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +62,7 @@ from common.records import (
     write_record,
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sources import DATA, DataSource
 from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
@@ -77,7 +78,7 @@ MODEL_RECORD = Object(
         "key": Maybe(Text()),
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
-        "data": REFERENCE,
+        "data": DATA,
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
@@ -118,6 +119,27 @@ class LoadedModel:
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
         return self.family.positions(self.model.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -334,9 +356,13 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     return tokenizer
 
 
-def data_source(given: str | None, loaded: LoadedModel) -> str | None:
-    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
 
 
 def download(checkpoint: str, model_type: str, talk):
