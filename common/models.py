@@ -7,13 +7,14 @@ same everywhere. Half precision is a matter of files alone.
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,8 +41,10 @@ from common.model_files import (
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    computed_weights,
     dense_shapes,
     read_config,
+    skeleton_of,
     stored_dtype,
     told_in_one_line,
     weight_files,
@@ -59,6 +62,7 @@ from common.records import (
     write_record,
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sources import DATA, DataSource
 from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
@@ -74,7 +78,7 @@ MODEL_RECORD = Object(
         "key": Maybe(Text()),
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
-        "data": REFERENCE,
+        "data": DATA,
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
@@ -114,7 +118,28 @@ class LoadedModel:
     @property
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return self.family.positions(self.model.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -132,9 +157,15 @@ class LoadedModel:
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
+
+    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
+    no parameter.
+    """
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
-    for name, parameter in model.named_parameters():
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved and bool(buffer.any()))
+    for name, parameter in itertools.chain(model.named_parameters(), buffers):
         sha.update(f"{name} {tuple(parameter.shape)} ".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return sha.hexdigest()
@@ -172,10 +203,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
-    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
     check_finite(path, loaded.model.state_dict().items())
-    for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
 
@@ -194,11 +222,14 @@ def _load_folder(path):
         of_class, config = _class_and_config(settings, record)
         files = weight_files(path)
         is_sparse = files[0].name == SPARSE_NAME
-        check_shapes(of_class, config, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
         state = load_sparse(files[0]) if is_sparse else {}
         for file in [] if is_sparse else files:
             state |= load_file(file)
-        model = _from_state(of_class, config, state, generation)
+        if generation is None and of_class.can_generate():  # older checkpoints say in config.json how to generate
+            generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
+        model = _from_state(of_class, config, state, computed_weights(skeleton), generation)
         dtype = stored_dtype(settings, files)
     return LoadedModel(model, path, record, dtype=dtype)
 
@@ -226,10 +257,11 @@ def _class_and_config(settings, record):
     return of_class, config
 
 
-def _from_state(of_class, config, state, generation=None):
+def _from_state(of_class, config, state, computed, generation=None):
     """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
 
     Args:
+        computed: see `computed_weights`.
         generation: what its generation config holds; None for what follows from the config.
     Raises:
         UserError: the names or shapes are not the model's; or a generation config that is not supported.
@@ -237,7 +269,10 @@ def _from_state(of_class, config, state, generation=None):
     model, report = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    _check_loading(report, of_class)
+    _check_loading(report, of_class, computed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
+    family_of(config).positions(config)
     if model.can_generate():
         if generation is not None:
             check_generation("its generation config", generation, config.vocab_size)
@@ -250,15 +285,17 @@ def _from_state(of_class, config, state, generation=None):
     return model
 
 
-def _check_loading(report, of_class, may_hold_more=False):
+def _check_loading(report, of_class, computed, may_hold_more=False):
     """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+
+    Those that are `computed` from the config, as Pegasus' positions, need not be there.
 
     Raises:
         UserError: naming the first that is not.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     for what, names in (
-        ("lacks", report["missing_keys"]),
+        ("lacks", set(report["missing_keys"]) - computed),
         ("has a foreign", [] if may_hold_more else foreign),
         ("has another shape for", report["mismatched_keys"]),
     ):
@@ -289,8 +326,9 @@ def _load_pth(path):
         check("its record", record, MODEL_RECORD, "make the model again")
         check_config("its config", settings)
         of_class, config = _class_and_config(settings, record)
-        check_shapes(of_class, config, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
-        model = _from_state(of_class, config, content["state_dict"], generation)
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
+        model = _from_state(of_class, config, content["state_dict"], computed_weights(skeleton), generation)
     return LoadedModel(model, path, record, content["masks"], stored_dtype(settings, []))
 
 
@@ -318,9 +356,13 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     return tokenizer
 
 
-def data_source(given: str | None, loaded: LoadedModel) -> str | None:
-    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
 
 
 def download(checkpoint: str, model_type: str, talk):
@@ -365,7 +407,8 @@ def _pretrained(checkpoint, model_type, local_only):
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
-    _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
+    computed = computed_weights(skeleton_of(of_class, config))
+    _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
     check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
     return model, tokenizer
