@@ -65,13 +65,8 @@ def draw(summary):
     found, rows = moments(summary), summary["configurations"]
     ready = sum(summary["seconds"]["library"].values())
     end = max(now for points in found.values() for now, _ in points)
-    keys = [
-        Line2D([], [], linestyle="", marker=f"${row['configuration']}$", color="black", label=rates_of(row))
-        for row in rows
-    ]
-    keys = [key for key in keys if key.get_label()]
-    lines = 3 + len(keys) / 2
-    figure = Figure(figsize=(7.5, 4 + 0.2 * lines), layout="constrained")
+    keys = [f"{row['configuration']}: {rates_of(row)}" for row in rows if rates_of(row)]  # what the numbers mean
+    figure = Figure(figsize=(7.5, 4.6 + 0.1 * len(keys)), layout="constrained")
     axis = figure.subplots()
     axis.margins(y=0.1)
     dense = rows[0]["quality"]["dense"]
@@ -102,9 +97,9 @@ def draw(summary):
     set_ticks(axis.yaxis)
     axis.grid(alpha=0.3)
     handles, _ = axis.get_legend_handles_labels()
-    handles.append(Line2D([], [], linestyle="", label=""))
-    handles += [Line2D([], [], linestyle="", label=key) for key in keys]  # an empty one last if their number is odd
-    handles += [Line2D([], [], linestyle="", label="")] * (len(handles) % 2)
+    blank = Line2D([], [], linestyle="", label="")
+    handles += [blank, *(Line2D([], [], linestyle="", label=key) for key in keys)]  # five kinds, and a row each two
+    handles += [blank] * (len(handles) % 2)
     figure.legend(handles=handles[::2] + handles[1::2], fontsize=8, loc="outside lower center", ncols=2)  # by rows
     figure.draw_without_rendering()  # the axes are where they will be
     numbers = [str(row["configuration"]) for row in rows]
