@@ -59,6 +59,8 @@ LAYOUTS = {  # by the class of a block's root module
     "MarianAttention": BART_ATTENTION,
     "MarianEncoderLayer": BART_FEED_FORWARD,
     "MarianDecoderLayer": BART_FEED_FORWARD,
+    "Seq2SeqAttention": Layout(("q", "k", "v"), "o", heads="heads"),  # its compact classes: `modeling_seq2seq`
+    "Seq2SeqFeedForward": Layout(("wi",), "wo"),
     "BertAttention": Layout(("self.query", "self.key", "self.value"), "output.dense", heads="self.num_attention_heads"),
     "BertLayer": Layout(("intermediate.dense",), "output.dense"),
     "DistilBertSelfAttention": Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads"),
