@@ -20,6 +20,7 @@ from common import evaluation  # noqa: E402
 from common.cli import Talk  # noqa: E402
 from common.data import Examples  # noqa: E402
 from common.devices import Runtime  # noqa: E402
+from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration  # noqa: E402
 from common.models import load_model  # noqa: E402
 from common.records import content_digest, file_digest, sealed, write_record  # noqa: E402
 from common.studies import usual_task  # noqa: E402
@@ -104,6 +105,24 @@ def bart_settings(**changes):
     )
 
 
+def seq2seq_config(**changes):
+    settings = dict(
+        source_vocab_size=64,
+        vocab_size=64,
+        d_model=32,
+        heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        feed_forward_size=48,
+        unk_token_id=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    return Seq2SeqConfig(**settings | changes)
+
+
 MODELS = {
     "t5": lambda: transformers.T5ForConditionalGeneration(t5_config()),
     "t5-gated": lambda: transformers.T5ForConditionalGeneration(t5_config(feed_forward_proj="gated-gelu")),
@@ -111,6 +130,7 @@ MODELS = {
     "bert": lambda: transformers.BertForSequenceClassification(bert_config()),
     "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**bart_settings())),
     "marian": lambda: transformers.MarianMTModel(transformers.MarianConfig(**bart_settings())),
+    "seq2seq": lambda: Seq2SeqForConditionalGeneration(seq2seq_config()),
 }
 CLASSIFIERS = ("distilbert", "bert", "toy")
 

@@ -30,7 +30,7 @@ from common.blocks import find_blocks
 from common.compact import make_compact
 from common.models import load_model
 
-KINDS = ("bert", "bart", "marian")
+KINDS = ("bert", "bart", "marian", "seq2seq")
 EVALUATE = {kind: "evaluate-distilbert.py" if kind in CLASSIFIERS else "evaluate-t5.py" for kind in KINDS}
 METRIC = {"evaluate-distilbert.py": "accuracy", "evaluate-t5.py": "bleu"}
 
