@@ -5,9 +5,10 @@ This is the one file of `common/` that knows parsed arguments, but for `cli`, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common.cli import FINE_TUNED, MODELS, Talk
+from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -17,7 +18,8 @@ from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.records import check_report
 from common.report import Reported, original_of, write_reports
 from common.tasks import TASKS
-from common.training import Recipe
+from common.tracking import Tracking, check_trackers
+from common.training import Recipe, last_rate, steps_of
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,27 @@ def recipe_from(args, default_lr: float, **others) -> Recipe:
         args.epoch_size,
         **others,
     )
+
+
+def tracking_folder(args, output: str | Path) -> Path:
+    """Where the trackers of --track keep their files on the training of `output`.
+
+    Raises:
+        UserError: a tracker is not installed, or the folder cannot be written to.
+    """
+    folder = Path(args.track_dir) if args.track_dir else Path(output).parent / "runs"
+    if args.track:
+        check_trackers(args.track, folder)
+    else:
+        refuse_unused(args, ["track_dir"], "goes with --track")
+    return folder
+
+
+def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, talk: Talk) -> Tracking:
+    """The trackers of --track for one run of training."""
+    settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
+    rate = partial(last_rate, recipe, steps_of(train, recipe))
+    return Tracking(args.track, tracking_folder(args, output), output, run, stats_file, rate, settings, talk)
 
 
 def the_model(given: str | None) -> Path:
