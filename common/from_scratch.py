@@ -13,7 +13,8 @@ from common.devices import Runtime
 from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
-from common.tasks import TASKS, read_texts
+from common.sources import read_texts
+from common.tasks import TASKS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # their ids are those of Seq2SeqConfig
@@ -85,7 +86,7 @@ def texts_digest(source: str | Path) -> str:
     """SHA-256 (hex) of the texts that a model is trained on and chosen by.
 
     Raises:
-        UserError: see `tasks.read_texts`.
+        UserError: see `sources.read_texts`.
     """
     return digest([read_texts(source, split, TASKS["translation"]) for split in ("train", "validation")])
 
