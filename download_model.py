@@ -30,6 +30,7 @@ def build_parser():
         help="hub id of another checkpoint of this type; without it the study's, which t5 and distilbert have",
     )
     parser.add_argument("--data", help="what seq2seq is trained on: hub id or local folder")
+    cli.add_dtype_flag(parser)
     parser.add_argument("--name", help="name of the folders; without it the model type")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
     cli.add_from_scratch_flags(parser)
@@ -44,6 +45,8 @@ def run(args):
     if not from_scratch:
         cli.refuse_unused(args, ["data", *args.from_scratch_flags], "is for a seq2seq model that is trained here")
     makes_data = is_demo or (from_scratch and args.data is None)
+    if args.dtype and (is_demo or from_scratch):
+        raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
     name = args.name or args.model_type
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
@@ -56,7 +59,16 @@ def run(args):
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
     from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
-    from common.models import download, is_made, load_model, reference, save_model, save_tokenizer
+    from common.models import (
+        download,
+        is_made,
+        load_model,
+        original_dtype,
+        reference,
+        round_to,
+        save_model,
+        save_tokenizer,
+    )
     from common.studies import study_of, usual_task
 
     talk = cli.Talk(args.quiet)
@@ -76,6 +88,7 @@ def run(args):
         made_from |= {"data": texts_digest(args.data)}
     else:
         made_from |= {"checkpoint": checkpoint}
+    made_from |= {"dtype": args.dtype} if args.dtype else {}
     key = digest(made_from)
     unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
@@ -98,7 +111,7 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        data = data_path
+        data, dtype = data_path, "float32"
     elif from_scratch:
         if makes_data:
             demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
@@ -106,9 +119,12 @@ def run(args):
         model, tokenizer, measured = train(
             data, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
         )
+        dtype = "float32"
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data, measured = study_of(family).data, {}
+        dtype = args.dtype or original_dtype(checkpoint)
+        round_to(model_path, model, dtype)
     save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
@@ -119,7 +135,7 @@ def run(args):
         data=reference(data, model_path),
         tokenizer=reference(tokenizer_path, model_path),
     )
-    save_model(model_path, model, record)
+    save_model(model_path, model, record, dtype=dtype)
     unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
     return {

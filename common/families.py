@@ -61,6 +61,11 @@ class Family:
     decoder: str = ""
     pre_norm: bool = False
 
+    def __post_init__(self):
+        """What can translate can summarize: to the model it is one task."""
+        if "translation" in self.model_classes:
+            self.model_classes.setdefault("summarization", self.model_classes["translation"])
+
 
 def _run_t5(model, batch):
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

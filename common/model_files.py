@@ -35,10 +35,11 @@ from common.schema import (
     check,
     shown,
 )
-from common.sparse import check_dtypes
+from common.sparse import FLOATS, check_dtypes
 
 DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
 INDEX_NAME = f"{DENSE_NAME}.index.json"  # of a large model's shards
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in, as safetensors has them
 MODEL_BY, TOKENIZER_BY = "download_model.py", "download_model.py"
 # What transformers raises over a config, a tokenizer or weights that it cannot make anything of.
 CANNOT_BE_BUILT = (
@@ -198,6 +199,23 @@ def read_config(folder: Path) -> dict:
     return settings
 
 
+def check_single_label(config) -> None:
+    """Make sure that a classifier gives each text one label of several, and no number and no set of labels.
+
+    Raises:
+        UserError: it does not.
+    """
+    if FAMILIES[family_name(config.model_type)].decoder:  # what generates has these settings too, and never reads them
+        return
+    remedy = "give a model for single_label_classification"
+    kind = config.problem_type
+    if kind == "multi_label_classification":
+        raise UserError(f"config.json: 'problem_type': {kind}: several labels for one text are not supported; {remedy}")
+    if kind == "regression" or config.num_labels == 1:
+        what = f"'problem_type': {kind}" if kind == "regression" else "'num_labels': 1"
+        raise UserError(f"config.json: {what}: regression, a number for a text, is not supported; {remedy}")
+
+
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
     """Make sure that the ids of special tokens in a config are tokens of the model.
 
@@ -262,6 +280,23 @@ def dense_shapes(files: list[Path]) -> dict[str, tuple]:
             check_dtypes(file)
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
+
+
+def stored_dtype(settings: dict, files: list[Path]) -> str:
+    """The type of a folder's weights: what its config says, else that of all its tensors; else float32.
+
+    Args:
+        settings: what its `config.json` holds.
+        files: those of its weights, safetensors files.
+    """
+    named = settings.get("dtype") or settings.get("torch_dtype")  # the latter before transformers 4.56
+    if named is None:
+        kinds = set()
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                kinds |= {file.get_slice(name).get_dtype() for name in file.keys()} & set(FLOATS)  # noqa: SIM118
+        named = next((name for name, kind in DTYPES.items() if kinds == {kind}), None)
+    return named if isinstance(named, str) and named in DTYPES else "float32"
 
 
 def check_shapes(of_class: type, config, shapes: dict[str, tuple]) -> None:

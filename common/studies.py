@@ -59,6 +59,7 @@ STUDIES = {
 }
 USUAL = {
     "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=2000),
+    "summarization": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=500),
     "classification": Study(
         model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800, method="reconstruct"
     ),
