@@ -40,8 +40,10 @@ from common.model_files import (
     check_tokenizer,
     check_tokenizer_settings,
     class_named,
+    computed_weights,
     dense_shapes,
     read_config,
+    skeleton_of,
     stored_dtype,
     told_in_one_line,
     weight_files,
@@ -115,7 +117,7 @@ class LoadedModel:
     @property
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return self.family.positions(self.model.config)
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -172,10 +174,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
-    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
     check_finite(path, loaded.model.state_dict().items())
-    for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
 
@@ -194,11 +193,14 @@ def _load_folder(path):
         of_class, config = _class_and_config(settings, record)
         files = weight_files(path)
         is_sparse = files[0].name == SPARSE_NAME
-        check_shapes(of_class, config, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
         state = load_sparse(files[0]) if is_sparse else {}
         for file in [] if is_sparse else files:
             state |= load_file(file)
-        model = _from_state(of_class, config, state, generation)
+        if generation is None and of_class.can_generate():  # older checkpoints say in config.json how to generate
+            generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
+        model = _from_state(of_class, config, state, computed_weights(skeleton), generation)
         dtype = stored_dtype(settings, files)
     return LoadedModel(model, path, record, dtype=dtype)
 
@@ -226,10 +228,11 @@ def _class_and_config(settings, record):
     return of_class, config
 
 
-def _from_state(of_class, config, state, generation=None):
+def _from_state(of_class, config, state, computed, generation=None):
     """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
 
     Args:
+        computed: see `computed_weights`.
         generation: what its generation config holds; None for what follows from the config.
     Raises:
         UserError: the names or shapes are not the model's; or a generation config that is not supported.
@@ -237,7 +240,10 @@ def _from_state(of_class, config, state, generation=None):
     model, report = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    _check_loading(report, of_class)
+    _check_loading(report, of_class, computed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
+    family_of(config).positions(config)
     if model.can_generate():
         if generation is not None:
             check_generation("its generation config", generation, config.vocab_size)
@@ -250,15 +256,17 @@ def _from_state(of_class, config, state, generation=None):
     return model
 
 
-def _check_loading(report, of_class, may_hold_more=False):
+def _check_loading(report, of_class, computed, may_hold_more=False):
     """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+
+    Those that are `computed` from the config, as Pegasus' positions, need not be there.
 
     Raises:
         UserError: naming the first that is not.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     for what, names in (
-        ("lacks", report["missing_keys"]),
+        ("lacks", set(report["missing_keys"]) - computed),
         ("has a foreign", [] if may_hold_more else foreign),
         ("has another shape for", report["mismatched_keys"]),
     ):
@@ -289,8 +297,9 @@ def _load_pth(path):
         check("its record", record, MODEL_RECORD, "make the model again")
         check_config("its config", settings)
         of_class, config = _class_and_config(settings, record)
-        check_shapes(of_class, config, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
-        model = _from_state(of_class, config, content["state_dict"], generation)
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
+        model = _from_state(of_class, config, content["state_dict"], computed_weights(skeleton), generation)
     return LoadedModel(model, path, record, content["masks"], stored_dtype(settings, []))
 
 
@@ -382,7 +391,8 @@ def _pretrained(checkpoint, model_type, local_only):
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
-    _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
+    computed = computed_weights(skeleton_of(of_class, config))
+    _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     if Path(checkpoint).is_dir():
         return model, _tokenizer_in(Path(checkpoint), config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
