@@ -123,7 +123,7 @@ def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Ten
     started = runtime.now()
     for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
         batch = examples.batch(positions, runtime.device)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
         for position, row in zip(positions, logits.float().cpu()):
             found[position] = row

@@ -7,13 +7,14 @@ same everywhere. Half precision is a matter of files alone.
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +63,7 @@ from common.records import (
     write_record,
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sources import DATA, DataSource
 from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
@@ -77,7 +79,7 @@ MODEL_RECORD = Object(
         "key": Maybe(Text()),
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
-        "data": REFERENCE,
+        "data": DATA,
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
@@ -119,6 +121,27 @@ class LoadedModel:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
         return self.family.positions(self.model.config)
 
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
+
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
         return self.study.learning_rate(level, self.model.config.hidden_size)
@@ -135,9 +158,15 @@ class LoadedModel:
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
+
+    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
+    no parameter.
+    """
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
-    for name, parameter in model.named_parameters():
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved and bool(buffer.any()))
+    for name, parameter in itertools.chain(model.named_parameters(), buffers):
         sha.update(f"{name} {tuple(parameter.shape)} ".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return sha.hexdigest()
@@ -344,9 +373,13 @@ def _tokenizer_in(path, config):
     return PairedTokenizer(*found) if len(found) > 1 else found[0]
 
 
-def data_source(given: str | None, loaded: LoadedModel) -> str | None:
-    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
 
 
 def download(checkpoint: str, model_type: str, talk):
