@@ -414,6 +414,25 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
     )
 
 
+def add_from_scratch_flags(parser):
+    """The flags of a model that is trained from scratch; what is not given is as usual for its data."""
+    group = parser.add_argument_group("training", "of a seq2seq model; what is left out is as suits the data")
+    group.add_argument("--d-model", type=many, help="width of the model")
+    group.add_argument("--layers", type=few, help="layers of the encoder, and as many of the decoder")
+    group.add_argument("--feed-forward-size", type=many, metavar="NEURONS", help="of each feed-forward block")
+    group.add_argument("--vocabulary", type=many, metavar="TOKENS", help="of either language, at most")
+    group.add_argument("--epochs", type=some, help="epochs")
+    group.add_argument("--batch-size", type=positive, help="examples a batch")
+    group.add_argument("--lr", type=positive_number, help="peak learning rate")
+    group.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
+    )
+    parser.set_defaults(from_scratch_flags=[action.dest for action in group._group_actions])
+
+
 def add_whole_model_flags(parser):
     """The flags of training whole models, one or all compositions at once."""
     parser.add_argument(
