@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
+from common.cli import FINE_TUNED, MODELS, Talk, data_inputs, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -259,7 +259,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     predictions = _files_of(args.save_predictions, "--save-predictions", paths)
     check_apart(
         {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
-        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+        {"-m": paths, "-t": args.tokenizer, **data_inputs(args)},
     )
     for path in paths:
         check_report(reports.get(path), script)

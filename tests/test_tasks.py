@@ -23,6 +23,8 @@ METRICS = {
     "classification": ["accuracy", "f1", "matthews"],
 }
 
+LANGUAGES = {"source_lang": "en", "target_lang": "de"}  # the tiny translations as texts and their summaries
+
 
 @pytest.fixture
 def model_for(model_of):
@@ -31,6 +33,8 @@ def model_for(model_of):
     def make(task):
         folder = model_of("distilbert" if task == "classification" else "bart")
         record = read_json(folder / "record.json") | {"task": task}
+        if task == "summarization":
+            record["data"] |= LANGUAGES
         (folder / "record.json").write_text(json.dumps(record))
         return folder
 
@@ -169,7 +173,8 @@ def test_other_kinds_of_classifiers_are_refused(call, model_for, changes, words)
 def test_a_summarization_model_has_longest_lengths_of_its_own(succeeds, workshop, tmp_path):
     """T5 has no positions of its own, and the tiny tokenizer no limit."""
     shutil.copytree(workshop / "model" / "t5", tmp_path / "model")
-    record = {"task": "summarization", "tokenizer": None, "data": {"folder": str(workshop / "data" / "t5")}}
+    data = {"folder": str(workshop / "data" / "t5"), **LANGUAGES}
+    record = {"task": "summarization", "tokenizer": None, "data": data}
     (tmp_path / "model" / "record.json").write_text(json.dumps(record))
     flags = ("-t", workshop / "tokenizer" / "t5", "--limit", 2)
     result = succeeds("evaluate-t5.py", "-m", tmp_path / "model", *flags)
