@@ -20,6 +20,7 @@ def build_parser():
         overwrite=True,
         example="model-level_finetuning.py -p modules-pruned -n 0 1 -o 'baseline-{n}' --epochs 2",
         next_stage="evaluate-t5.py or evaluate-distilbert.py",
+        shared=True,
     )
     cli.add_configuration_flags(
         parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{cli.FINE_TUNED}/{{n}}"
@@ -79,7 +80,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.stats import runs_in, seconds_of, write_stats
     from common.training import Learner, ModelObjective, fit, steps_of
 
-    loaded, talk = opened.loaded, opened.runtime.talk
+    loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
     made_from = {
         "model": loaded.identity["fingerprint"],
         "variants": choice.keys(),
@@ -92,9 +93,10 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     }
     key = digest(made_from)
     run = key[:RUN_DIGITS]
-    if is_made(output, made_from, args.overwrite, NAME) and runs_in(stats_file) & {run, ""}:
+    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and bool(runs_in(stats_file) & {run, ""})):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
-        remove_checkpoints(output)
+        if processes.is_first:
+            remove_checkpoints(output)
         there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
         return {**there, "seconds": seconds_of(stats_file, {run, ""}), "stats": stats_file}
 
@@ -105,16 +107,14 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)
-    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk)
+    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
+
+    def write_losses(progress):
+        if processes.is_first:
+            write_stats(stats_file, {"model": learner.history}, progress, run)
+
     progress = fit(
-        {"model": learner},
-        objective,
-        train,
-        validation,
-        recipe,
-        opened.runtime,
-        checkpoint,
-        on_epoch=lambda progress: write_stats(stats_file, {"model": learner.history}, progress, run),
+        {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=write_losses
     )
     measured = save(args, opened, choice, model, masks, learner, progress, made_from, output)
     checkpoint.remove()
@@ -148,7 +148,8 @@ def save(args, opened, choice, model, masks, learner, progress, made_from, outpu
     record = composed_record(
         NAME, made_from, choice, opened.loaded, output, opened.tokenizer, opened.source, measured=measured
     )
-    save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, sparse=args.sparse)
+    if opened.runtime.processes.is_first:
+        save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, sparse=args.sparse)
     return measured
 
 

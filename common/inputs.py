@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.evaluation import parameter_counts
 from common.files import real
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
+from common.processes import join
 from common.records import check_report
 from common.report import Reported, original_of, write_reports
 from common.tasks import TASKS
@@ -52,7 +53,9 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     """
     device = resolve_device(args.device)
     loaded = load_model(path or the_model(args.model), device)
-    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), Talk(args.quiet)))
+    processes = join(device)
+    talk = Talk(args.quiet or not processes.is_first)
+    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes))
 
 
 def open_study(args, path: str | Path | None = None, task: str | None = None) -> Opened:
