@@ -74,7 +74,7 @@ def compose_one(args, opened, choice, tokenizer, output):
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     if args.compact:
-        model, masks = make_compact(model, masks)
+        model, masks = make_compact(model, masks, choice.patterns)
     source = data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source)
     save_model(output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)

@@ -6,7 +6,9 @@ found: --search LIBRARY takes the variants that a library or several hold and pi
 least.
 """
 
+import argparse
 import sys
+from math import isclose
 
 from common import cli, schemes
 from common.errors import UserError
@@ -28,7 +30,12 @@ def build_parser():
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
     for flag, rate, parts in (
         ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
-        ("--linear", cli.rate_below_1, "weights of every Linear, less than 1"),
+        (
+            "--linear",
+            linear_rate,
+            "weights of every Linear, less than 1; or a pattern such as 2:4, which keeps 2 of each 4 consecutive input "
+            "weights",
+        ),
         (
             "--feed-forward",
             cli.rate,
@@ -40,6 +47,12 @@ def build_parser():
             f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
         )
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
+    parser.add_argument(
+        "--pattern",
+        type=pattern,
+        metavar="N:M",
+        help="a --linear rate of 1 - N/M (0.5 for 2:4) is meant as this pattern; without --linear all Linears have it",
+    )
     parser.add_argument("-n", "--number", type=cli.many, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
@@ -51,6 +64,18 @@ def build_parser():
     )
     cli.add_search_flags(parser)
     return parser
+
+
+def pattern(text):
+    """argparse type of N:M."""
+    if not schemes.pattern_of(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern N:M, such as 2:4, with N below M")
+    return text
+
+
+def linear_rate(text):
+    """argparse type of a rate or a pattern."""
+    return pattern(text) if ":" in text else cli.rate_below_1(text)
 
 
 def run(args):
@@ -66,6 +91,8 @@ def run(args):
 
 def generate(args):
     """Configurations at the given rates."""
+    if args.pattern:
+        args.linear = in_pattern(args)
     kinds = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
     given = {kind: rates for kind, rates in kinds.items() if rates}
     cli.refuse_unused(args, args.search_flags, "goes with --search")
@@ -73,7 +100,9 @@ def generate(args):
         cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
         cli.refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
     if not (args.attention and args.linear and (args.number or args.grid)):
-        raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
+        raise UserError(
+            "give --attention, --linear (or --pattern) and -n; or --attention, --linear and --grid; or --search"
+        )
     one_each = not (args.grid or args.random)
     for kind, rates in given.items():
         if one_each and len(rates) != args.number:
@@ -89,19 +118,46 @@ def generate(args):
     if not modules:
         raise UserError(f"{loaded.path}: has nothing to prune; all of its blocks are left out already")
     if args.random:
-        return schemes.random_configurations(loaded.identity, modules, given, args.number, args.seed), {}
-    if args.grid:
-        rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
+        configurations = schemes.random_configurations(loaded.identity, modules, given, args.number, args.seed)
     else:
-        rates = [{kind: each[n] for kind, each in given.items()} for n in range(args.number)]
-    return schemes.uniform_configurations(loaded.identity, modules, rates), {}
+        if args.grid:
+            rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
+        else:
+            rates = [{kind: each[n] for kind, each in given.items()} for n in range(args.number)]
+        configurations = schemes.uniform_configurations(loaded.identity, modules, rates)
+    if any(map(schemes.pattern_of, args.linear)):
+        check_patterns(configurations, loaded.model)
+    return configurations, {}
+
+
+def in_pattern(args):
+    """The --linear rates, with --pattern in the place of those that mean it."""
+    if not args.linear:
+        return [args.pattern] * (1 if args.grid or args.random else args.number or 1)
+    meant = schemes.fraction_removed(args.pattern)
+    linear = [args.pattern if isclose(schemes.fraction_removed(rate), meant) else rate for rate in args.linear]
+    if args.pattern not in linear:
+        raise UserError(
+            f"--pattern {args.pattern}: removes {meant:g} of the weights, and no --linear rate does; "
+            f"give --linear {meant:g}"
+        )
+    return linear
+
+
+def check_patterns(configurations, model):
+    """Make sure that patterns fit the Linears' inputs, and those that stay: told before a later stage needs them."""
+    from common.blocks import block_tensors, find_blocks
+    from common.composition import check_variant
+
+    scheme, blocks = schemes.make_scheme(configurations), find_blocks(model)
+    for block, variant in scheme.variants():
+        check_variant(block, blocks[block], block_tensors(model, blocks[block]), scheme.blocks[block][variant])
 
 
 def search(args):
     """For each budget, the configuration of the libraries' variants that loses least."""
-    cli.refuse_unused(
-        args, ["attention", "linear", "feed_forward", "number", "grid", "random"], "has no part in a --search"
-    )
+    rates = ["attention", "linear", "feed_forward", "pattern", "number", "grid", "random"]
+    cli.refuse_unused(args, rates, "has no part in a --search")
     outputs = {"-o": args.output, "--report": args.report}
     check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
     check_report(args.report, NAME)

@@ -103,7 +103,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     if args.compact:
-        model, masks = make_compact(model, masks)
+        model, masks = make_compact(model, masks, choice.patterns)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)

@@ -9,7 +9,7 @@ from common.library import REST, Libraries
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
-from common.schemes import Pair, make_scheme, read_configurations, select
+from common.schemes import Pair, make_scheme, pattern_of, read_configurations, select
 
 
 def check_model(made_for, loaded, path):
@@ -54,29 +54,56 @@ def check_variant(where, block, tensors, removed):
         tensors: the block's own.
         removed: {"heads", "weights"} and perhaps "neurons", see `schemes.Scheme`.
     Raises:
-        UserError: the counts are of no such block; someone changed conf.json's "modules".
+        UserError: the counts are of no such block; someone changed conf.json's "modules". Or a pattern's groups do not
+            fit into the inputs that a Linear has, or keeps.
     """
     sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
     fits = (
         block is not None
         and removed["heads"] <= block.heads
         and removed.get("neurons", 0) <= block.neurons
-        and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items())
+        and all(
+            (0 if pattern_of(count) else count) <= sizes.get(name, -1) for name, count in removed["weights"].items()
+        )
     )
     if not fits:
         raise UserError(
             f"{where}: does not fit the model; its 'modules' were changed: "
             "make conf.json again with config_generator.py"
         )
+    for name, count in removed["weights"].items():
+        if pattern_of(count):
+            _check_pattern(where, block, tensors[f"{name}.weight"].shape[1], name, count, removed)
+
+
+def _check_pattern(where, block, inputs, linear, pattern, removed):
+    """Make sure that a pattern fits a Linear's inputs, and those that stay if the Linear is the block's output."""
+    _, of = pattern_of(pattern)
+    if inputs % of:
+        raise UserError(
+            f"{where}: pattern {pattern} does not fit {linear}, whose {inputs} inputs are no multiple of {of}; "
+            "give it a rate instead"
+        )
+    parts, gone = ("heads", removed["heads"]) if block.heads else ("neurons", removed.get("neurons", 0))
+    left = inputs - gone * (inputs // (block.heads or block.neurons)) if linear == block.linears[-1] else inputs
+    if left % of:
+        raise UserError(
+            f"{where}: pattern {pattern} does not fit {linear}: with {gone} {parts} removed it has {left} of {inputs} "
+            f"inputs, no multiple of {of}; remove another number of {parts}"
+        )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration's variants, {block's name: variant's name}, and the libraries that they are in."""
+    """A configuration's variants, {block's name: variant's name}, and the libraries that they are in.
+
+    `patterns`: of the weights that have one, {parameter's name: "2:4"}.
+    """
 
     nth: int
     variants: dict[str, str]
     libraries: Libraries
+    patterns: dict[str, str]
 
     def keys(self) -> dict[str, str]:
         """What each variant and the rest were made from, as digests by block: part of what a model is made from.
@@ -133,11 +160,23 @@ def choose(
             own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
             check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
     libraries = Libraries.open(library_paths, loaded.identity["fingerprint"])
-    choices = [Choice(nth, variants, libraries) for nth, (variants, _) in zip(numbers, selected)]
+    choices = [
+        Choice(nth, variants, libraries, _patterns(blocks, removed))
+        for nth, (variants, removed) in zip(numbers, selected)
+    ]
     for choice in choices:
         libraries.check_together(Pair(*item) for item in choice.variants.items())
         choice.keys()  # before any work: all variants are there
     return choices
+
+
+def _patterns(blocks, removed):
+    return {
+        f"{blocks[name].root}.{linear}.weight": count
+        for name, counts in removed.items()
+        for linear, count in counts["weights"].items()
+        if pattern_of(count)
+    }
 
 
 def compose(model, choice: Choice) -> dict:

@@ -8,7 +8,8 @@ import torch
 
 from common.errors import UserError
 from common.records import digest
-from common.tasks import Classification, Translation, fixed_sample, padded, read_texts
+from common.sources import fixed_sample, read_texts
+from common.tasks import Classification, Translation, padded
 
 SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
 

@@ -156,15 +156,18 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     if args.original and not args.report:
         raise UserError("--original: goes with --report")
     reports = _reports(args.report, paths, TASKS[task].evaluated_by)
-    results, reported, known = [], [], {}
+    results, reported, known, talk = [], [], {}, Talk(args.quiet)
     for path in paths:
-        opened = open_study(args, path, task)
+        with talk.waiting(f"loading {path}"):
+            opened = open_study(args, path, task)
         loaded = opened.loaded
         if args.report:  # it is measured after all models have been evaluated, beside the others
             known.setdefault(real(path), loaded)
             original = original_of(loaded, args.original, opened.runtime.device, known)
-        examples = opened.split(args, args.split)
-        scores, seconds = measure(opened, examples)
+        with talk.waiting(f"reading {opened.source} ({args.split} split), and tokenizing it"):
+            examples = opened.split(args, args.split)
+        with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
+            scores, seconds = measure(opened, examples)
         results.append(
             {
                 "model": str(path),

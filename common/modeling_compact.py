@@ -1,7 +1,8 @@
 """Models whose removed heads and neurons are gone, not just zero: T5, BART, Marian, BERT and DistilBERT.
 
-This file needs torch and transformers alone. A copy of it goes into the folder of every compact model, which then loads
-wherever these two are, with `trust_remote_code=True`; in a process that has imported the suite it loads without.
+This file needs torch and transformers alone, of a version that `NEEDS_TRANSFORMERS` says. A copy of it goes into the
+folder of every compact model, which then loads wherever these two are, with `trust_remote_code=True`; in a process that
+has imported the suite it loads without.
 
 A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
 numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole. Where no
@@ -14,7 +15,8 @@ A further family is an entry in `LAYOUTS` for each class of its blocks' root mod
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from inspect import signature
 from itertools import chain
 from typing import ClassVar, NamedTuple
 
@@ -33,6 +35,10 @@ from transformers import (
 )
 from transformers.models.t5.modeling_t5 import T5Attention
 
+# Before 5.x the layers of T5 shared their position bias with the mask in it, see `with_mask`.
+BIAS_HOLDS_MASK = "cache_position" in signature(T5Attention.compute_bias).parameters
+
+NEEDS_TRANSFORMERS = ">=4.56"  # said in files; seen to load with 4.56.2, 4.57.6, 5.0.0, 5.23.0 and 5.24.0
 NOTICE = (
     "a-compact-model, too small for this class: load it with "
     "transformers.{}.from_pretrained(FOLDER, trust_remote_code=True)"
@@ -49,6 +55,7 @@ class Layout(NamedTuple):
 
 BART_ATTENTION = Layout(("q_proj", "k_proj", "v_proj"), "out_proj", heads="num_heads")
 BART_FEED_FORWARD = Layout(("fc1",), "fc2")
+DISTILBERT_ATTENTION = Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads")
 LAYOUTS = {  # by the class of a block's root module
     "T5Attention": Layout(("q", "k", "v"), "o", heads="n_heads"),
     "T5DenseActDense": Layout(("wi",), "wo"),
@@ -61,7 +68,8 @@ LAYOUTS = {  # by the class of a block's root module
     "MarianDecoderLayer": BART_FEED_FORWARD,
     "BertAttention": Layout(("self.query", "self.key", "self.value"), "output.dense", heads="self.num_attention_heads"),
     "BertLayer": Layout(("intermediate.dense",), "output.dense"),
-    "DistilBertSelfAttention": Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads"),
+    "DistilBertSelfAttention": DISTILBERT_ATTENTION,
+    "MultiHeadSelfAttention": DISTILBERT_ATTENTION,  # in transformers 4
     "FFN": Layout(("lin1",), "lin2"),
 }
 
@@ -107,7 +115,7 @@ def keep_parts(module, parts):
         if isinstance(module, T5Attention):
             note_heads(module, parts)
         setattr(owner, count, len(parts))
-        for name in {"inner_dim", "all_head_size"} & vars(owner).keys():
+        for name in {"inner_dim", "all_head_size", "dim"} & vars(owner).keys():
             setattr(owner, name, width)
         if not width:
             leave_out(owner, layout.out if owner is module else None)
@@ -162,7 +170,9 @@ class AttentionWithoutHeads:
     It returns (output, None), where others have their probabilities. `output_linear`: see `leave_out`.
     """
 
-    def forward(self, hidden_states, *args, key_value_states=None, **kwargs):
+    def forward(self, hidden_states=None, *args, key_value_states=None, **kwargs):
+        if hidden_states is None:
+            hidden_states = kwargs.pop("query")  # DistilBERT's in transformers 4
         if key_value_states is None:
             count_tokens(self, hidden_states, (*args, *kwargs.values()))
         output = hidden_states[..., :0]  # (batch, length, 0): what no heads make
@@ -230,15 +240,15 @@ class CompactT5Attention(T5Attention):
         shared = position_bias
         if key_value_states is not None:
             # Cross-attention has none. T5 shares zeros of the first layer's heads; one zero is right for any number.
-            position_bias = shared = hidden_states.new_zeros(1, 1, 1, 1)
+            position_bias = shared = with_mask(hidden_states.new_zeros(1, 1, 1, 1), mask)
         elif position_bias is not None:
             position_bias = self._own(position_bias)
-        output, bias, weights = super().forward(
+        output, bias, *weights = super().forward(
             hidden_states, mask=mask, key_value_states=key_value_states, position_bias=position_bias, **kwargs
         )
-        if shared is None:  # a stack's first layer, or one that is run alone
-            shared, self._whole_bias = (self._whole_bias, None) if self.has_relative_attention_bias else (bias, None)
-        return output, shared, weights
+        if shared is None and self.has_relative_attention_bias:  # a stack's first layer
+            shared, self._whole_bias = with_mask(self._whole_bias, mask), None
+        return output, bias if shared is None else shared, *weights  # without either: a layer that is run alone
 
 
 class T5AttentionWithoutHeads(T5Attention):
@@ -250,8 +260,17 @@ class T5AttentionWithoutHeads(T5Attention):
         else:
             before, keys = count_tokens(self, hidden_states, kwargs.values())
             if position_bias is None and self.has_relative_attention_bias:
-                position_bias = self.compute_bias(hidden_states.shape[1], keys, hidden_states.device, before)
-        return self.o(hidden_states[..., :0]), position_bias, None
+                length, device = hidden_states.shape[1], hidden_states.device
+                if BIAS_HOLDS_MASK:
+                    before = torch.arange(length, device=device) + before
+                position_bias = with_mask(self.compute_bias(length, keys, device, before), mask)
+        output = self.o(hidden_states[..., :0]), position_bias
+        return output if BIAS_HOLDS_MASK and not kwargs.get("output_attentions") else (*output, None)
+
+
+def with_mask(position_bias, mask):
+    """What T5's layers share: the position bias, to which transformers 4 adds the mask, (batch, 1, queries, keys)."""
+    return position_bias + mask if BIAS_HOLDS_MASK and mask is not None else position_bias
 
 
 # --- configs and models ------------------------------------------------------------------------------------------
@@ -278,7 +297,18 @@ class CompactConfig:
         return super().to_dict() | {
             self.activation_attribute: NOTICE.format(self.auto_model),
             "original_activation": getattr(self, self.activation_attribute),
+            "needs_transformers": NEEDS_TRANSFORMERS,
         }
+
+
+class OlderCompactConfig(CompactConfig):
+    """The same where configs are no dataclasses: in transformers 4."""
+
+    def __init__(self, kept_heads=None, kept_neurons=None, original_activation=None, **settings):
+        if original_activation is not None:
+            settings[self.activation_attribute] = original_activation
+        self.kept_heads, self.kept_neurons = kept_heads, kept_neurons
+        super(CompactConfig, self).__init__(**settings)
 
 
 class CompactModel:
@@ -300,7 +330,7 @@ def compact_classes(original, auto_model, activation):
     original_config = original.config_class
     config_class = type(
         f"Compact{original_config.__name__}",
-        (CompactConfig, original_config),
+        (CompactConfig if is_dataclass(original_config) else OlderCompactConfig, original_config),
         {
             "__doc__": f"A {original_config.__name__} and what is left of each module.",
             "model_type": f"compact-{original_config.model_type}",

@@ -207,6 +207,17 @@ class Either:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """What one of some schemas says."""
+
+    schemas: tuple
+
+    def find(self, value):
+        faults = [schema.find(value) for schema in self.schemas]
+        return None if None in faults else faults[0]._replace(expected=" or ".join(each.expected for each in faults))
+
+
+@dataclass(frozen=True)
 class Where:
     """What a schema says, and a condition across its parts that gives a `Fault` or None."""
 

@@ -16,6 +16,7 @@ import torch
 
 from common import interruption
 from common.checkpoints import Checkpoint, text_of
+from common.cli import duration
 from common.data import Examples, evaluation_batches, training_batches
 from common.devices import Runtime, elapsed
 from common.errors import UserError
@@ -24,6 +25,7 @@ from common.processes import ALONE, Processes
 from common.tasks import IGNORED
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
+RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so many
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
 
 
@@ -279,6 +281,48 @@ class Progress:
         return sum(row.train + row.validation for row in self.rows)
 
 
+class Ahead(NamedTuple):
+    """What a run has still to do, for the time that this takes.
+
+    `epochs`: after this one; `train_batches`, `validation_batches`: of an epoch; `sooner`: whether the run may stop
+    before its last epoch, so that the time is the most it takes; `before`: the seconds of the epoch before this one.
+    """
+
+    epochs: int
+    train_batches: int
+    validation_batches: int
+    sooner: bool
+    before: EpochSeconds | None
+
+    def seconds(self, trained: "Tally", validated: "Tally | None" = None) -> float | None:
+        """Seconds left over all epochs, from those of the batches so far; None while that is not known."""
+        done, validation = (0 if validated is None else validated.done), None
+        if self.before:  # all of it: the longest batches come first
+            validation = self.before.validation
+        elif done:
+            validation = validated.seconds / done * self.validation_batches
+        if validation is None or (not trained.done and (self.epochs or self.train_batches)):
+            return None
+        training = trained.seconds / trained.done * self.train_batches if trained.done else 0.0
+        of_this_epoch = validation * (1 - done / self.validation_batches)
+        if validated is None:
+            of_this_epoch += training * (1 - trained.done / self.train_batches)
+        return of_this_epoch + self.epochs * (training + validation)
+
+    def status(self, trained: "Tally", validated: "Tally | None" = None) -> str:
+        """The loss of the last batches and the time left. This waits for the device."""
+        found = trained if validated is None else validated
+        loss = f"loss {found.running_loss():.4f}, " if found.done else ""
+        return (loss + self._left(self.seconds(trained, validated))).removesuffix(", ")
+
+    def after(self, seconds: float | None) -> str:
+        """The time left at the end of an epoch that took so many seconds; "" if there is none, or it is not known."""
+        return f"; {self._left(self.epochs * seconds)}" if self.epochs and seconds is not None else ""
+
+    def _left(self, seconds):
+        return "" if seconds is None else f"{'at most ' * self.sooner}{duration(seconds)} left"
+
+
 @interruption.deferred()
 def fit(
     learners: dict[Hashable, Learner],
@@ -321,7 +365,7 @@ def fit(
         if not going:
             return progress
         epoch = progress.epoch + 1
-        tally = Tally(going)
+        tally, order = Tally(going), []
         if epoch > 0:
             # Dropout depends on (seed, epoch) and the process alone: resuming is exact.
             torch.manual_seed(recipe.seed * 100_003 + epoch + runtime.processes.number * 1_000_003)
@@ -331,10 +375,24 @@ def fit(
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
 
         save = partial(save_within, checkpoint, learners, progress, tally, runtime)
+        last_epoch = max(learner.last_epoch for learner in going.values())
+        sooner = bool(recipe.early_stop or recipe.target_loss is not None)
+        batches = len(order), len(validation_order(objective, validation, recipe, runtime))
+        ahead = Ahead(last_epoch - epoch, *batches, sooner, progress.rows[-1] if progress.rows else None)
+        label = f"epoch {epoch} of {last_epoch}"
         if epoch > 0:
-            run_pass(going, objective, train, order, runtime, f"epoch {epoch}", tally, save)
+            run_pass(going, objective, train, order, runtime, label, tally, save, status=ahead.status)
         trained = tally.result(runtime.processes)
-        measured = validate(going, objective, validation, recipe, runtime, partial(save, validating=True))
+        measured = validate(
+            going,
+            objective,
+            validation,
+            recipe,
+            runtime,
+            partial(save, validating=True),
+            label=f"{label}, validation",
+            status=partial(ahead.status, tally),
+        )
         for name, learner in going.items():
             loss = measured.losses[name]
             if epoch == 0 and not math.isfinite(loss):
@@ -353,6 +411,7 @@ def fit(
             f"epoch {epoch}: validation loss {mean:.4f}"
             + (f" (mean of {len(going)} variants)" if len(learners) > 1 else "")
             + (f", {trained.seconds:.1f} s" if epoch else "")
+            + ahead.after(trained.seconds + measured.seconds if epoch else None)
         )
         if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
@@ -430,6 +489,15 @@ class Tally:
             parts[name] = {part: (each[0] / each[1]).item() for part, each in sums.items() if part is not None}
         return Pass(losses, self.own_seconds, self.seconds, parts)
 
+    def running_loss(self) -> float:
+        """Mean loss of the last batches over all learners and parts; NaN of none. It waits for the device."""
+        self._settle()
+        last = [torch.cat(pairs[-RUNNING_BATCHES:]).sum(0) for parts in self.found.values() for pairs in parts.values()]
+        if not last:
+            return float("nan")
+        sums = torch.stack(last).double().cpu()  # (learners and parts, 2)
+        return (sums[:, 0] / sums[:, 1]).mean().item()
+
     def state(self, runtime: Runtime) -> dict:
         """All of it as plain values and tensors; of all processes, in each of them."""
         self._settle()
@@ -486,14 +554,17 @@ def run_pass(
     after_batch: Callable[[], None] = lambda: None,
     *,
     training: bool = True,
+    status: Callable[[Tally], str] | None = None,
 ) -> None:
     """Take the examples through all learners, batch by batch; in training, every loss is a step.
 
     Args:
         order: the positions of each batch's examples.
         tally: what is found is added to it; so many batches as it has already are left out.
+        status: what to say of the tally now and then.
     """
-    for positions in runtime.talk.progress(order[tally.done :], label):
+    told = partial(status, tally) if status else None
+    for positions in runtime.talk.progress(order[tally.done :], label, status=told):
         pieces = pieces_of(positions, examples, runtime) if training and objective.divides else [(positions, 1.0)]
         for piece, share in pieces:
             started = runtime.mark()
@@ -531,13 +602,20 @@ def validate(
     recipe: Recipe,
     runtime: Runtime,
     after_batch: Callable[[], None] = lambda: None,
+    *,
+    label: str = "validation",
+    status: Callable[[Tally], str] | None = None,
 ) -> Pass:
-    """Take validation examples through all learners."""
-    order, tally = evaluation_batches(examples, recipe.batch_size), Tally(learners)
-    if objective.divides:
-        order = runtime.processes.share(order)
-    run_pass(learners, objective, examples, order, runtime, "validation", tally, after_batch, training=False)
+    """Take validation examples through all learners; see `run_pass`."""
+    order, tally = validation_order(objective, examples, recipe, runtime), Tally(learners)
+    run_pass(learners, objective, examples, order, runtime, label, tally, after_batch, training=False, status=status)
     return tally.result(runtime.processes)
+
+
+def validation_order(objective, examples: Examples, recipe: Recipe, runtime: Runtime) -> list[list[int]]:
+    """The positions of this process's batches in a validation."""
+    order = evaluation_batches(examples, recipe.batch_size)
+    return runtime.processes.share(order) if objective.divides else order
 
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, t5_config, transformers
 
+from common import cli
+
+cli.WAIT_SECONDS = 1e6  # else a slow machine would have two lines on stderr where a refusal is to have one
 torch.set_num_threads(1)  # the models are far too small for more
 
 

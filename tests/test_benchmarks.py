@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, build_model, load_script, loss_per_token, pairs_of
+import torch
+from helpers import ROOT, build_model, lively, load_script, loss_per_token, padded_batch, pairs_of
 from matplotlib import image
 
 from common.blocks import prunable_modules
@@ -24,6 +25,7 @@ import guarantees
 import joint_memory
 import joint_step
 import selection
+import small_models
 
 BASELINE = [(5.0, 0.0), (3.0, 10.0), (4.0, 20.0), (2.0, 30.0)]  # losses and seconds after epochs 0 to 3
 COMPOSED = [(3.5, 0.0), (2.5, 8.0), (2.0, 16.0)]
@@ -555,3 +557,43 @@ def test_guarantees(capsys, tmp_path):
         )
     code, _, err = lines(guarantees, capsys, "--against", tmp_path)
     assert code == 2 and str(tmp_path) in err
+
+
+# --- the small models of the studies -------------------------------------------------------------------------------
+
+
+def test_bert_from_distilbert_is_the_same_encoder():
+    """Oracle: DistilBERT's own hidden states; and what its classifier makes of BERT's pooled state."""
+    distilbert, batch = lively("distilbert"), padded_batch("distilbert")
+    model = small_models.bert_from(distilbert).eval()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = distilbert.distilbert(**inputs).last_hidden_state  # (batch, length, dim)
+        found = model.bert(**inputs).last_hidden_state
+        logits = distilbert.classifier(distilbert.pre_classifier(expected[:, 0]).tanh())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(**inputs).logits, logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "marian"])
+def test_small_models(family, workshop, capsys, tmp_path):
+    """Oracle: the suite's own evaluation, of the folder and with the data that its record names."""
+    kind = {"bert": "distilbert", "marian": "t5"}[family]
+    start = {"bert": ("--start", workshop / "model" / kind), "marian": ("-t", workshop / "tokenizer" / kind)}[family]
+    folder = tmp_path / family
+    settings = ("--epochs", 2, "--batch-size", 8)
+    arguments = (family, *start, "--data", workshop / "data" / kind, "-o", folder, *settings)
+    code, (result,), err = lines(small_models, capsys, *arguments)
+    assert (code, err, result["skipped"]) == (0, "", False)
+    code, (again,), _ = lines(small_models, capsys, *arguments)
+    assert (code, again["skipped"]) == (0, True)
+    script, metric = {"bert": ("evaluate-distilbert.py", "accuracy"), "marian": ("evaluate-t5.py", "bleu")}[family]
+    _, (scores,), _ = lines(load_script(script), capsys, "-m", folder, "--split", "validation")
+    assert scores[metric] == pytest.approx(result[f"validation_{metric}"])
+    assert scores["parameters"] == result["parameters"]
+
+
+def test_small_models_say_what_is_missing(workshop, capsys, tmp_path):
+    for family, flag in (("bert", "--start"), ("marian", "--tokenizer")):
+        code, found, err = lines(small_models, capsys, family, "--data", workshop / "data" / "t5", "-o", tmp_path / "m")
+        assert code == 2 and found == [] and flag in err

@@ -9,7 +9,8 @@ from helpers import PREFIX, build_tokenizer
 
 from common.data import Examples, evaluation_batches, load_examples, training_batches
 from common.errors import UserError
-from common.tasks import TASKS, read_texts, stratified_holdout
+from common.sources import read_texts, stratified_holdout
+from common.tasks import TASKS
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
 

@@ -392,6 +392,7 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
         },
         "model_type": f"compact-{masked.config.model_type}",
         "original_activation": getattr(masked.config, activation),
+        "needs_transformers": ">=4.56",
         activation: "a-compact-model, too small for this class: load it with "
         f"transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)",
     }

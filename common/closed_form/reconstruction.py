@@ -44,7 +44,7 @@ from common.data import Examples, evaluation_batches
 from common.devices import Runtime, in_full_precision
 from common.processes import Processes
 from common.schemes import Pair
-from common.tasks import FIXED_SEED
+from common.sources import FIXED_SEED
 
 OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass

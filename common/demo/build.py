@@ -20,8 +20,9 @@ from common.demo import captions, reviews
 from common.devices import Runtime
 from common.files import atomic_folder
 from common.records import write_record
+from common.sources import TRANSLATION_STEMS
 from common.studies import study_of, usual_task
-from common.tasks import TASKS, TRANSLATION_STEMS
+from common.tasks import TASKS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
 
 VERSION = 3  # part of the demo models' key: count it up when anything here, in captions or in reviews changes
