@@ -97,10 +97,11 @@ def run(args):
     check_flags(args)
     stats_file = args.stats or f"{Path(args.output)}.csv"
     from common.blocks import find_blocks
-    from common.inputs import open_study
+    from common.inputs import open_study, tracking_folder
     from common.library import PRUNED, Library
     from common.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats
 
+    tracking_folder(args, args.output)
     check_stats(stats_file)
     check_stats(beside(stats_file, "blocks"), BLOCK_COLUMNS)
     opened = open_study(args)
@@ -158,7 +159,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     """Train all variants within composed models, and the rest of the model with them; returns the result."""
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
     from common.checkpoints import RUN_DIGITS
-    from common.inputs import recipe_from
+    from common.inputs import open_tracking, recipe_from
     from common.library import TOGETHER
     from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
     from common.training import NEVER_A_NUMBER, Progress, fit, steps_of, validate
@@ -197,12 +198,14 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     learners, progress = {"library": learner}, Progress()
     checkpoint = open_checkpoint(args, run, {"library": run}, runtime.talk, runtime.processes)
     of_run = run[:RUN_DIGITS]
+    tracking = open_tracking(args, args.output, stats_file, of_run, recipe, train, runtime)
 
     def write_losses(progress):
         if not runtime.processes.is_first:
             return
         write_stats(stats_file, {"library": learner.history}, progress, of_run)
         write_composition_stats(beside(stats_file, "compositions"), learner.history, of_run)
+        tracking.tell()
 
     if not checkpoint.holds_training():
         before = validate(learners, objective, held_out, recipe, runtime)
@@ -222,6 +225,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     progress = fit(
         learners, objective, train, held_out, recipe, runtime, checkpoint, rows=progress.rows, on_epoch=write_losses
     )
+    tracking.close()
     if runtime.processes.is_first:
         library.write_together(
             {pair: new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
@@ -295,7 +299,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.block_level import solve, solve_in_sequence
     from common.checkpoints import RUN_DIGITS, text_of
     from common.composition import choose
-    from common.inputs import recipe_from
+    from common.inputs import open_tracking, recipe_from
     from common.library import FINE_TUNED, IN_SEQUENCE
     from common.schemes import Pair
     from common.stats import seconds_of, write_stats, write_variant_stats
@@ -360,6 +364,12 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         )
 
     compared = {}  # what solving in sequence found out
+    tracking = open_tracking(args, args.output, stats_file, run, recipe, train, runtime)
+
+    def on_epoch(progress):
+        write_losses(progress)
+        tracking.tell()
+
     progress = Progress()
     if args.method != "train" and (processes.count > 1 or not checkpoint.holds_training()):
         solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
@@ -386,7 +396,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
             runtime,
             checkpoint,
             rows=progress.rows,
-            on_epoch=write_losses,
+            on_epoch=on_epoch,
             on_finished=write_variant,
         )
     else:
@@ -415,6 +425,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
             write_losses(progress)
         for pair, learner in learners.items():
             write_variant(pair, learner)
+    tracking.close()  # of a closed form alone, the trackers are told now: its seconds are known
     checkpoint.remove()
     of_all = {pair: min(row.val_loss for row in rows) for pair, rows in histories().items()}
     of_all |= {pair: learner.best_loss for pair, learner in learners.items()}

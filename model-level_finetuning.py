@@ -39,14 +39,15 @@ def run(args):
     outputs = cli.numbered(args.output, "-o", args.nth)
     stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
     check_apart(
-        {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
+        {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
     from common.composition import choose
-    from common.inputs import open_study, recipe_from
+    from common.inputs import open_study, recipe_from, tracking_folder
     from common.stats import check_stats
 
     for nth in args.nth:
+        tracking_folder(args, outputs[nth])
         check_writable(outputs[nth], is_file=outputs[nth].endswith(".pth"))
         check_stats(stats_files[nth])
     opened = open_study(args)
@@ -76,6 +77,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.compact import make_compact
     from common.composition import compose
+    from common.inputs import open_tracking
     from common.models import is_made, read_measured
     from common.stats import runs_in, seconds_of, write_stats
     from common.training import Learner, ModelObjective, fit, steps_of
@@ -108,14 +110,17 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)
     checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
+    tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 
-    def write_losses(progress):
+    def on_epoch(progress):
         if processes.is_first:
             write_stats(stats_file, {"model": learner.history}, progress, run)
+            tracking.tell()
 
     progress = fit(
-        {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=write_losses
+        {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=on_epoch
     )
+    tracking.close()
     measured = save(args, opened, choice, model, masks, learner, progress, made_from, output)
     checkpoint.remove()
     talk.say(

@@ -26,6 +26,7 @@ MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 # In the environment of each of several copies that mpirun or srun started; torchrun sets WORLD_SIZE.
 COPIES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 WAIT_SECONDS = 1.0  # a wait that is longer than this is told of
 BAR_INTERVAL_SECONDS = 2.0  # between two readings of what a bar says of the work: a loss waits for the device
@@ -329,6 +330,17 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
     )
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
+    parser.add_argument(
+        "--track",
+        nargs="+",
+        choices=TRACKERS,
+        metavar="NAME",
+        default=[],
+        help=f"services that are told of every epoch's figures, through accelerate: {', '.join(TRACKERS)}",
+    )
+    parser.add_argument(
+        "--track-dir", metavar="FOLDER", help="where they keep their files; without it runs/ beside the output"
+    )
     parser.add_argument(
         "--save-every",
         type=non_negative_number,

@@ -5,9 +5,10 @@ This is the one file of `common/` that knows parsed arguments, but for `cli`, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common.cli import FINE_TUNED, MODELS, Talk
+from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -18,7 +19,8 @@ from common.processes import join
 from common.records import check_report
 from common.report import Reported, original_of, write_reports
 from common.tasks import TASKS
-from common.training import Recipe
+from common.tracking import Tracking, check_trackers
+from common.training import Recipe, last_rate, steps_of
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,29 @@ def recipe_from(args, default_lr: float, **others) -> Recipe:
         args.epoch_size,
         **others,
     )
+
+
+def tracking_folder(args, output: str | Path) -> Path:
+    """Where the trackers of --track keep their files on the training of `output`.
+
+    Raises:
+        UserError: a tracker is not installed, or the folder cannot be written to.
+    """
+    folder = Path(args.track_dir) if args.track_dir else Path(output).parent / "runs"
+    if args.track:
+        check_trackers(args.track, folder)
+    else:
+        refuse_unused(args, ["track_dir"], "goes with --track")
+    return folder
+
+
+def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
+    """The trackers of --track for one run of training; of several processes the first alone has them."""
+    settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
+    rate = partial(last_rate, recipe, steps_of(train, recipe))
+    names = args.track if runtime.processes.is_first else []
+    folder = tracking_folder(args, output)
+    return Tracking(names, folder, output, run, stats_file, rate, settings, runtime.talk)
 
 
 def the_model(given: str | None) -> Path:

@@ -250,6 +250,11 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
 
 
+def last_rate(recipe: Recipe, total_steps: int, epoch: int) -> float:
+    """The learning rate of the last step of an epoch, counted from 1 over those that train."""
+    return recipe.lr * schedule(total_steps // recipe.epochs * epoch - 1, total_steps, recipe.warmup)
+
+
 # --- the loop --------------------------------------------------------------------------------------------------
 
 
