@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 
@@ -21,10 +20,14 @@ from common.training import Learner, ModelObjective, Recipe, Tally, pieces_of, r
 
 def start(lines, folder, count=2):
     """Run stages, one a line, in `count` processes that know each other; returns [(exit code, stdout, stderr)]."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as torchrun does: the store is here
+        "OMP_NUM_THREADS": "1",
+    }
     running = [
         subprocess.Popen(
             [sys.executable, ROOT / "experiments" / "stages.py"],
@@ -48,12 +51,12 @@ def start(lines, folder, count=2):
 
 
 STAGES = {
-    "reconstruct": "block-level_finetuning.py --method reconstruct -o {}/reconstruct --batch-size 8 --ridge 0.001 0.01",
-    "both": "block-level_finetuning.py --method both -o {}/both --batch-size 8 --epochs 1",
-    "joint": "block-level_finetuning.py --method joint -o {}/joint --batch-size 8 --lr 0.001",
-    "model": "model-level_finetuning.py -p pruned -n 0 -o {}/model.pth --batch-size 7 --epochs 2 --lr 0.001",
+    "reconstruct": "block-level_finetuning.py --method reconstruct -o {}/reconstruct --batch-size 8 --ridge 0.1 0.3",
+    "train": "block-level_finetuning.py --method train -o {}/train --batch-size 8 --epochs 2",
+    "joint": "block-level_finetuning.py --method joint -o {}/joint --batch-size 8 --lr 0.0003 --ridge 0.1",
+    "model": "model-level_finetuning.py -p modules-pruned -n 0 -o {}/model.pth --batch-size 7 --epochs 2 --lr 0.001",
     "evaluated": "evaluate-t5.py -m {}/model.pth -t tokenizer/t5 --data data/t5 --batch-size 1",
-    "searched": "config_generator.py --search {}/both --budget 0.8 -o {}/searched.json --batch-size 5",
+    "searched": "config_generator.py --search {}/train -c conf.json --budget 0.8 -o {}/searched.json --batch-size 5",
 }
 
 
@@ -65,7 +68,7 @@ def runs(workshop, chain, tmp_path_factory):
         "model": workshop / "model",
         "tokenizer": workshop / "tokenizer",
         "data": workshop / "data",
-        "pruned": chain / "pruned",
+        "modules-pruned": chain / "pruned",
         "conf.json": chain / "conf.json",
     }.items():
         (folder / name).symlink_to(place)
@@ -86,7 +89,7 @@ def tensors_of(library):
     return {path.name: np.load(path, allow_pickle=False) for path in sorted(library.glob("*.npy"))}
 
 
-@pytest.mark.parametrize("method, tolerance", [("reconstruct", 1e-3), ("both", 1e-2), ("joint", 1e-2)])
+@pytest.mark.parametrize("method, tolerance", [("reconstruct", 2e-2), ("train", 0), ("joint", 1e-2)])
 def test_the_libraries_are_the_same_to_rounding(runs, method, tolerance):
     found, folder = runs
     one, two = tensors_of(folder / "one" / method), tensors_of(folder / "two" / method)
@@ -103,7 +106,7 @@ def test_the_libraries_are_the_same_to_rounding(runs, method, tolerance):
 def test_the_figures_are_the_same_to_rounding(runs):
     found, folder = runs
     one, two = found["one"], found["two"]
-    for method in ("reconstruct", "both"):
+    for method in ("reconstruct", "train"):
         assert two[method]["nmse_after"] == pytest.approx(one[method]["nmse_after"], rel=1e-3)
         assert two[method]["fine_tuned"] == one[method]["fine_tuned"] == 26
     assert two["joint"]["compositions"] == pytest.approx(one["joint"]["compositions"], rel=1e-3)
@@ -111,14 +114,14 @@ def test_the_figures_are_the_same_to_rounding(runs):
     assert two["evaluated"]["bleu"] == pytest.approx(one["evaluated"]["bleu"], abs=0.5)
     assert two["evaluated"]["examples"] == one["evaluated"]["examples"]
     assert two["searched"]["found"][0]["kl"] == pytest.approx(one["searched"]["found"][0]["kl"], rel=1e-2)
-    scores = [json.loads((folder / name / "both" / "record.json").read_text())["variants"] for name in ("one", "two")]
+    scores = [json.loads((folder / name / "train" / "record.json").read_text())["variants"] for name in ("one", "two")]
     for pair, entry in scores[0].items():
         assert scores[1][pair]["score"]["kl"] == pytest.approx(entry["score"]["kl"], rel=2e-2, abs=1e-4), pair
 
 
 def test_the_loss_curves_are_the_same_to_rounding(runs):
     _, folder = runs
-    for stats in ("both.csv", "joint.csv", "model.csv", "joint-compositions.csv"):
+    for stats in ("train.csv", "joint.csv", "model.csv", "joint-compositions.csv"):
         rows = []
         for name in ("one", "two"):
             with open(folder / name / stats, newline="") as handle:
