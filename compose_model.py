@@ -60,24 +60,31 @@ def compose_one(args, opened, choice, tokenizer, output):
     from common.compact import make_compact
     from common.composition import compose, composed_record
     from common.evaluation import parameter_counts
-    from common.models import data_source, is_made, load_model, save_model
+    from common.inputs import form_from
+    from common.models import data_source, is_made, load_model, round_to, save_model
 
     loaded = opened.loaded
-    made_from = {
-        "model": loaded.identity["fingerprint"],
-        "variants": choice.keys(),
-        "compact": args.compact,
-        "sparse": args.sparse,
-    }
+    form = form_from(args, loaded)
+    made_from = {"model": loaded.identity["fingerprint"], "variants": choice.keys(), **form.to_json()}
     if is_made(output, made_from, args.overwrite, NAME):
         return parameter_counts(load_model(output).model)
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
-    if args.compact:
+    if form.compact:
         model, masks = make_compact(model, masks, choice.patterns)
+    round_to(output, model, form.dtype)
     source = data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source)
-    save_model(output, model, record, masks=masks, tokenizer=tokenizer, sparse=args.sparse)
+    save_model(
+        output,
+        model,
+        record,
+        masks=masks,
+        tokenizer=tokenizer,
+        sparse=form.sparse,
+        dtype=form.dtype,
+        shard_size=form.shard_size,
+    )
     return parameter_counts(model)
 
 

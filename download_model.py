@@ -28,6 +28,7 @@ def build_parser():
         "--checkpoint",
         help="hub id of another checkpoint of this type; without it the study's, which t5 and distilbert have",
     )
+    cli.add_dtype_flag(parser)
     parser.add_argument("--name", help="name of the folders; without it the model type")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
     return parser
@@ -37,6 +38,8 @@ def run(args):
     is_demo = args.model_type in DEMO_TYPES
     if args.checkpoint and is_demo:
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
+    if args.dtype and is_demo:
+        raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
     name = args.name or args.model_type
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
@@ -48,7 +51,16 @@ def run(args):
     from common.checkpoints import Checkpoint
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
-    from common.models import download, is_made, load_model, reference, save_model, save_tokenizer
+    from common.models import (
+        download,
+        is_made,
+        load_model,
+        original_dtype,
+        reference,
+        round_to,
+        save_model,
+        save_tokenizer,
+    )
     from common.studies import study_of, usual_task
 
     talk = cli.Talk(args.quiet)
@@ -59,6 +71,7 @@ def run(args):
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
     made_from = {"type": args.model_type}
     made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
+    made_from |= {"dtype": args.dtype} if args.dtype else {}
     key = digest(made_from)
     unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
@@ -81,10 +94,12 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        data = data_path
+        data, dtype = data_path, "float32"
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data, measured = study_of(family).data, {}
+        dtype = args.dtype or original_dtype(checkpoint)
+        round_to(model_path, model, dtype)
     save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
@@ -95,7 +110,7 @@ def run(args):
         data=reference(data, model_path),
         tokenizer=reference(tokenizer_path, model_path),
     )
-    save_model(model_path, model, record)
+    save_model(model_path, model, record, dtype=dtype)
     unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
     return {

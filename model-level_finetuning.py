@@ -77,23 +77,25 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.compact import make_compact
     from common.composition import compose
-    from common.inputs import open_tracking
-    from common.models import is_made, read_measured
+    from common.inputs import form_from, open_tracking
+    from common.models import check_range, is_made, read_measured, round_to
     from common.stats import runs_in, seconds_of, write_stats
-    from common.training import Learner, ModelObjective, fit, steps_of
+    from common.training import Learner, ModelObjective, fit, steps_of, validate
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
-    made_from = {
+    form = form_from(args, loaded)
+    trained_from = {
         "model": loaded.identity["fingerprint"],
         "variants": choice.keys(),
         **recipe.to_json(),
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
-        "compact": args.compact,
-        "sparse": args.sparse,
+        "compact": form.compact,
+        "sparse": form.sparse,
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
     }
-    key = digest(made_from)
+    made_from = trained_from | form.to_json()
+    key = digest(trained_from)  # of the run: for another type of the weights it need not be done again
     run = key[:RUN_DIGITS]
     if processes.agree(is_made(output, made_from, args.overwrite, NAME) and bool(runs_in(stats_file) & {run, ""})):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
@@ -104,7 +106,8 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
 
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
-    if args.compact:
+    check_range(output, model, form.dtype)  # else the work might be for nothing
+    if form.compact:
         model, masks = make_compact(model, masks, choice.patterns)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
@@ -121,7 +124,17 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=on_epoch
     )
     tracking.close()
-    measured = save(args, opened, choice, model, masks, learner, progress, made_from, output)
+    measured = {
+        "val_loss_before": learner.history[0].val_loss,
+        "val_loss": learner.best_loss,
+        "best_epoch": learner.best_epoch,
+        "epochs": progress.epoch,
+    }
+    if form.dtype != "float32":  # what is measured is what is written
+        round_to(output, model, form.dtype)
+        after = validate({"model": learner}, objective, validation, recipe, opened.runtime)
+        measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
+    measured |= save(form, opened, choice, model, masks, measured, made_from, output)
     checkpoint.remove()
     talk.say(
         f"{output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
@@ -137,25 +150,28 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     }
 
 
-def save(args, opened, choice, model, masks, learner, progress, made_from, output):
-    """Save a fine-tuned model with its record; returns what was measured."""
+def save(form, opened, choice, model, masks, measured, made_from, output):
+    """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters."""
     from common.composition import composed_record
     from common.evaluation import parameter_counts
     from common.models import save_model
 
-    measured = {
-        "val_loss_before": learner.history[0].val_loss,
-        "val_loss": learner.best_loss,
-        "best_epoch": learner.best_epoch,
-        "epochs": progress.epoch,
-        **parameter_counts(model),
-    }
+    counts = parameter_counts(model)
     record = composed_record(
-        NAME, made_from, choice, opened.loaded, output, opened.tokenizer, opened.source, measured=measured
+        NAME, made_from, choice, opened.loaded, output, opened.tokenizer, opened.source, measured=measured | counts
     )
     if opened.runtime.processes.is_first:
-        save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, sparse=args.sparse)
-    return measured
+        save_model(
+            output,
+            model.eval(),
+            record,
+            masks=masks,
+            tokenizer=opened.tokenizer,
+            sparse=form.sparse,
+            dtype=form.dtype,
+            shard_size=form.shard_size,
+        )
+    return counts
 
 
 def main(argv=None):

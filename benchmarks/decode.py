@@ -15,7 +15,8 @@ from measure import build_parser, cli, emit, in_turn, machine, random_examples, 
 from common.data import load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
-from common.evaluation import bleu, translate
+from common.evaluation import translate
+from common.metrics import Translations
 from common.models import data_source, load_model, load_tokenizer
 
 RANDOM_EXAMPLES, RANDOM_LENGTH = 256, 20  # how many, and their mean length in tokens
@@ -114,8 +115,8 @@ def run(args):
         if args.model:
             references = [german for _, german in examples.texts]
             figures |= {
-                "translate_bleu": round(bleu(translations["translate"], references)[0], 4),
-                "plain_bleu": round(bleu(translations[size], references)[0], 4),
+                "translate_bleu": round(Translations(translations["translate"], references).scores()["bleu"], 4),
+                "plain_bleu": round(Translations(translations[size], references).scores()["bleu"], 4),
             }
         if size != args.batch_size:
             emit(**figures)

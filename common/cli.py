@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
@@ -166,16 +167,35 @@ def add_configuration_flags(parser, *, library_help, output):
         action="store_true",
         help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
     )
+    add_dtype_flag(parser)
+    parser.add_argument(
+        "--max-shard-size",
+        type=size_of_file,
+        metavar="SIZE",
+        help="largest weights file, such as 200MB; a model that is larger gets several; without it transformers' own",
+    )
+
+
+def add_dtype_flag(parser):
+    """--dtype of the scripts that write models."""
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="type of the weights in the file; without it the original's own. Computed is in float32",
+    )
 
 
 def check_form(args):
     """Make sure that what was asked for of the output's form can be.
 
     Raises:
-        UserError: a sparse .pth.
+        UserError: a sparse .pth, or several files for a .pth or sparse weights.
     """
-    if args.sparse and args.output.endswith(".pth"):
+    is_pth = args.output.endswith(".pth")
+    if args.sparse and is_pth:
         raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
+    if args.max_shard_size and (is_pth or args.sparse):
+        raise UserError(f"--max-shard-size: {'a .pth' if is_pth else '--sparse'} is one file; leave the flag out")
 
 
 def numbered(template, flag, numbers):
@@ -268,6 +288,18 @@ def add_evaluation_flags(parser):
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
     parser.add_argument(
+        "--bootstrap",
+        type=some,
+        default=1000,
+        metavar="N",
+        help="how many resamples of the examples the 95 %% confidence intervals are from; 0: no intervals",
+    )
+    parser.add_argument(
+        "--save-predictions",
+        metavar="FILE",
+        help="JSON lines of every example's input, reference and prediction; {name} as in --report",
+    )
+    parser.add_argument(
         "--report",
         metavar="FILE",
         help="JSON file for size, multiply-adds and seconds, measured beside the original's; {name} stands for the "
@@ -283,7 +315,12 @@ def add_evaluation_flags(parser):
 
 def add_translation_flags(parser):
     """The flags of what evaluates translation models."""
-    parser.add_argument("--max-new-tokens", type=many, default=60, help="longest translation, in tokens")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=many,
+        help="longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model "
+        "has positions for",
+    )
 
 
 def add_data_flags(parser, *, batch_size):
@@ -399,6 +436,13 @@ rate = _number(float, lambda x: 0 <= x <= 1, "a pruning rate: the fraction remov
 rate_below_1 = _number(
     float, lambda x: 0 <= x < 1, "a pruning rate of weights: the fraction removed, from 0 to below 1"
 )
+
+
+def size_of_file(text):
+    """A size such as 200MB, as transformers reads it."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size such as 200MB (KB, MB, GB or TB)")
+    return text
 
 
 def duration(seconds):

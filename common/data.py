@@ -26,6 +26,7 @@ class Examples:
     targets: list
     texts: list  # the pairs they came from
     pad: int
+    longest: int | None = None  # tokens of an input that were kept; None where nobody said
 
     def __len__(self):
         return len(self.inputs)
@@ -46,6 +47,7 @@ class Examples:
                 self.task,
                 *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
                 self.pad,
+                self.longest,
             )
             for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
         )
@@ -105,8 +107,9 @@ def load_examples(
         task.check(pairs, source, split, classes)
     max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
-    def tokenize(*texts, **other):
-        return tokenizer(*texts, **other, truncation=True, max_length=max_length, return_attention_mask=False)
+    def tokenize(*texts, longest=max_length, **other):
+        kept = min(longest, max_length)
+        return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
 
     try:
         inputs = tokenize([prefix + text for text, _ in pairs])["input_ids"]
@@ -114,7 +117,7 @@ def load_examples(
     except Exception as error:  # the tokenizers library raises it bare, for instance where no unknown token is named
         reason = " ".join(str(error).split())
         raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
-    return Examples(task, inputs, targets, pairs, tokenizer.pad_token_id)
+    return Examples(task, inputs, targets, pairs, tokenizer.pad_token_id, max_length)
 
 
 # --- batching --------------------------------------------------------------------------------------------------

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import parameter_counts
-from common.files import real
+from common.files import check_apart, real
+from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
-from common.processes import join
-from common.records import check_report
+from common.processes import join, own_number
+from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.tasks import TASKS
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
 
@@ -60,11 +61,11 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes))
 
 
-def open_study(args, path: str | Path | None = None, task: str | None = None) -> Opened:
+def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
     """The same with its tokenizer and where its data are.
 
     Args:
-        task: what the model must be for.
+        script: the evaluation script that the model's task must be one of.
     Raises:
         UserError: something of it is not there, or the model is for another task, or has too few positions for the
             flags.
@@ -75,12 +76,17 @@ def open_study(args, path: str | Path | None = None, task: str | None = None) ->
         most, given = opened.loaded.positions, getattr(args, flag, None)
         if given and most and given > most:
             raise UserError(f"--{flag.replace('_', '-')} {given}: {opened.loaded.path} has positions for {most} tokens")
-    if task not in (None, own.name):
+    if script not in (None, own.evaluated_by):
         raise UserError(f"{opened.loaded.path}: is a {own.name} model; evaluate it with {own.evaluated_by}")
     tokenizer, source = open_tokenizer(args, opened.loaded), data_source(args.data, opened.loaded)
     if source is None:
         raise UserError(f"{opened.loaded.path}: its record names no data; give a folder or a hub id with --data")
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
+
+
+def longest_answer(args, loaded: LoadedModel) -> int:
+    """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
+    return args.max_new_tokens or min(loaded.task.longest_answer, loaded.positions or loaded.task.longest_answer)
 
 
 def open_tokenizer(args, loaded: LoadedModel):
@@ -91,6 +97,30 @@ def open_tokenizer(args, loaded: LoadedModel):
     """
     path = None if args.tokenizer is None else _the_one(args.tokenizer, "tokenizer_config.json", "tokenizer", "-t")
     return load_tokenizer(path, loaded)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is written."""
+
+    compact: bool
+    sparse: bool
+    dtype: str
+    shard_size: str | None
+
+    def to_json(self) -> dict:
+        """Its part of what a model is made from; what is usual stays unsaid, as it was before there was a choice."""
+        chosen = {"dtype": self.dtype if self.dtype != "float32" else None, "max_shard_size": self.shard_size}
+        return {
+            "compact": self.compact,
+            "sparse": self.sparse,
+            **{name: value for name, value in chosen.items() if value},
+        }
+
+
+def form_from(args, loaded: LoadedModel) -> Form:
+    """The form of a script's flags (`cli.add_configuration_flags`); the type is the original's if they say none."""
+    return Form(args.compact, args.sparse, args.dtype or loaded.dtype, args.max_shard_size)
 
 
 def recipe_from(args, default_lr: float, **others) -> Recipe:
@@ -166,12 +196,24 @@ def _the_one(path, mark, what, flag):
 # --- the two evaluation scripts ----------------------------------------------------------------------------------
 
 
-def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, float]]) -> dict:
+class Answered(NamedTuple):
+    """What a model answered to all examples.
+
+    `answers`: as the task's `scored` takes them; `shown`: of each {name: JSON value}, for --save-predictions;
+    `settings`: {name: JSON value}, how they were found, for the result.
+    """
+
+    answers: list
+    shown: list[dict]
+    seconds: float
+    settings: dict = {}
+
+
+def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) -> dict:
     """Evaluate the models of the flags one after another, and report what they cost where that is asked for.
 
     Args:
-        task: what the models must be for.
-        measure: gives the scores of a model, {name: value}, and the seconds that took.
+        script: the one that does it, which the models' tasks must be evaluated by.
     Returns:
         the result of the only model, or {"models": [result, …]}.
     Raises:
@@ -180,11 +222,19 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     paths = models_to_evaluate(args.model)
     if args.original and not args.report:
         raise UserError("--original: goes with --report")
-    reports = _reports(args.report, paths, TASKS[task].evaluated_by)
-    results, reported, known, talk = [], [], {}, Talk(args.quiet)
+    reports = _files_of(args.report, "--report", paths)
+    predictions = _files_of(args.save_predictions, "--save-predictions", paths)
+    check_apart(
+        {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+    )
+    for path in paths:
+        check_report(reports.get(path), script)
+        check_report(predictions.get(path), script, lines=True)
+    results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
     for path in paths:
         with talk.waiting(f"loading {path}"):
-            opened = open_study(args, path, task)
+            opened = open_study(args, path, script)
         loaded = opened.loaded
         if args.report:  # it is measured after all models have been evaluated, beside the others
             known.setdefault(real(path), loaded)
@@ -192,32 +242,53 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
         with talk.waiting(f"reading {opened.source} ({args.split} split), and tokenizing it"):
             examples = opened.split(args, args.split)
         with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
-            scores, seconds = measure(opened, examples)
+            answered = answer(opened, examples)
+        scored = loaded.task.scored(answered.answers, examples.texts, examples.targets)
+        scores, sure = scored.scores(), intervals(scored, args.bootstrap) if args.bootstrap else {}
         results.append(
             {
                 "model": str(path),
+                "task": loaded.task.name,
+                "data": str(opened.source),
                 "split": args.split,
                 "examples": len(examples),
+                "max_length": examples.longest,
+                "device": str(opened.runtime.device),
+                "precision": str(loaded.model.dtype).removeprefix("torch."),
                 **scores,
+                **({"intervals": sure, "confidence": CONFIDENCE, "resamples": args.bootstrap} if sure else {}),
+                **scored.signatures(),
+                **answered.settings,
                 **parameter_counts(loaded.model),
-                "examples_per_second": round(len(examples) / seconds, 2),
+                "examples_per_second": round(len(examples) / answered.seconds, 2),
             }
         )
+        told = ", ".join(_told(name, value, sure.get(name)) for name, value in scores.items())
+        talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
+        if args.save_predictions and opened.runtime.processes.is_first:
+            write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
+            results[-1]["predictions"] = predictions[path]
         if args.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
-    if reported:
+    if reported and opened.runtime.processes.is_first:
         write_reports(reported, opened.runtime)
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def _reports(template, paths, script):
-    """Where each model's report goes, {path: file}; `{name}` in the template stands for the model's name."""
+def _told(metric, value, interval):
+    """A score for the conversation: "bleu 26.04 [24.87, 27.20]"."""
+    digits = 2 if max(map(abs, [value, *(interval or ())])) > 1 else 4
+    return f"{metric} {value:.{digits}f}" + (
+        f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    )
+
+
+def _files_of(template, flag, paths):
+    """Where a file of each model goes, {path: file}; `{name}` in the template stands for the model's name."""
     if template is None:
         return {}
     files = {path: template.replace("{name}", path.stem if path.suffix == ".pth" else path.name) for path in paths}
     if len(set(files.values())) < len(files):
-        raise UserError(f"--report {template}: several models would have one report; use {{name}}, or other names")
-    for file in files.values():
-        check_report(file, script)
+        raise UserError(f"{flag} {template}: several models would have one file; use {{name}}, or other names")
     return files

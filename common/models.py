@@ -2,14 +2,16 @@
 
 A model's record says which tokenizer and which data belong to it, as paths relative to the model, or as hub ids.
 Models are always loaded in float32, whatever their file holds: masks, statistics and fingerprints then mean the
-same everywhere.
+same everywhere. Half precision is a matter of files alone.
 """
 
+import copy
 import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,11 +36,15 @@ from common.model_files import (
     check_generation,
     check_pth,
     check_shapes,
+    check_single_label,
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    computed_weights,
     dense_shapes,
     read_config,
+    skeleton_of,
+    stored_dtype,
     told_in_one_line,
     weight_files,
 )
@@ -61,6 +67,7 @@ from common.tasks import TASKS, Classification, Translation
 
 PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
 GENERATION_NAME = "generation_config.json"
+LARGEST_SHARD, UNSHARDED = "50GB", 2**62  # of a weights file; the former is what transformers has
 REFERENCE = Maybe(Object({}, {"folder": PATH, "hub": PATH}))
 MODEL_RECORD = Object(
     {},
@@ -89,6 +96,7 @@ class LoadedModel:
     path: Path
     record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
     masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
+    dtype: str = "float32"  # of its weights on disk, one of `model_files.DTYPES`
 
     @property
     def family(self) -> Family:
@@ -108,7 +116,7 @@ class LoadedModel:
     @property
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return self.family.positions(self.model.config)
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -166,10 +174,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
-    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
     check_finite(path, loaded.model.state_dict().items())
-    for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
 
@@ -188,12 +193,16 @@ def _load_folder(path):
         of_class, config = _class_and_config(settings, record)
         files = weight_files(path)
         is_sparse = files[0].name == SPARSE_NAME
-        check_shapes(of_class, config, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
         state = load_sparse(files[0]) if is_sparse else {}
         for file in [] if is_sparse else files:
             state |= load_file(file)
-        model = _from_state(of_class, config, state, generation)
-    return LoadedModel(model, path, record)
+        if generation is None and of_class.can_generate():  # older checkpoints say in config.json how to generate
+            generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
+        model = _from_state(of_class, config, state, computed_weights(skeleton), generation)
+        dtype = stored_dtype(settings, files)
+    return LoadedModel(model, path, record, dtype=dtype)
 
 
 def _read_model_record(path):
@@ -214,13 +223,16 @@ def _named(path):
 def _class_and_config(settings, record):
     """The class and the config of a model, out of our own tables, whatever classes its files name."""
     of_class = model_class(settings["model_type"], record.get("task"))
-    return of_class, of_class.config_class.from_dict(settings)
+    config = of_class.config_class.from_dict(settings)
+    check_single_label(config)
+    return of_class, config
 
 
-def _from_state(of_class, config, state, generation=None):
+def _from_state(of_class, config, state, computed, generation=None):
     """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
 
     Args:
+        computed: see `computed_weights`.
         generation: what its generation config holds; None for what follows from the config.
     Raises:
         UserError: the names or shapes are not the model's; or a generation config that is not supported.
@@ -228,7 +240,10 @@ def _from_state(of_class, config, state, generation=None):
     model, report = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    _check_loading(report, of_class)
+    _check_loading(report, of_class, computed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
+    family_of(config).positions(config)
     if model.can_generate():
         if generation is not None:
             check_generation("its generation config", generation, config.vocab_size)
@@ -241,15 +256,17 @@ def _from_state(of_class, config, state, generation=None):
     return model
 
 
-def _check_loading(report, of_class, may_hold_more=False):
+def _check_loading(report, of_class, computed, may_hold_more=False):
     """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+
+    Those that are `computed` from the config, as Pegasus' positions, need not be there.
 
     Raises:
         UserError: naming the first that is not.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     for what, names in (
-        ("lacks", report["missing_keys"]),
+        ("lacks", set(report["missing_keys"]) - computed),
         ("has a foreign", [] if may_hold_more else foreign),
         ("has another shape for", report["mismatched_keys"]),
     ):
@@ -280,9 +297,10 @@ def _load_pth(path):
         check("its record", record, MODEL_RECORD, "make the model again")
         check_config("its config", settings)
         of_class, config = _class_and_config(settings, record)
-        check_shapes(of_class, config, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
-        model = _from_state(of_class, config, content["state_dict"], generation)
-    return LoadedModel(model, path, record, content["masks"])
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
+        model = _from_state(of_class, config, content["state_dict"], computed_weights(skeleton), generation)
+    return LoadedModel(model, path, record, content["masks"], stored_dtype(settings, []))
 
 
 def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
@@ -352,13 +370,26 @@ def _pretrained(checkpoint, model_type, local_only):
     if config.model_type.removeprefix(COMPACT) != model_type:
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
     of_class = model_class(config.model_type)
+    check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
-    _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
+    computed = computed_weights(skeleton_of(of_class, config))
+    _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
     check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
     return model, tokenizer
+
+
+def original_dtype(checkpoint: str) -> str:
+    """The type of a checkpoint's weights: of a local folder's, or of those that `download` left in the local cache."""
+    folder = Path(transformers.utils.cached_file(checkpoint, "config.json", local_files_only=True)).parent
+    settings = read_config(folder)
+    try:
+        files = weight_files(folder)
+    except UserError:  # weights in a format of torch's own
+        files = []
+    return stored_dtype(settings, files)
 
 
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
@@ -383,7 +414,52 @@ def resolve(named: dict | None, model_path: str | Path) -> str | None:
 # --- saving ----------------------------------------------------------------------------------------------------
 
 
-def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=None, sparse: bool = False) -> None:
+def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each tensor of a model that is saved in a type, and the same rounded to it.
+
+    Args:
+        path: what names the model in a message.
+        dtype: one of `DTYPES`; nothing is rounded to float32.
+    Raises:
+        UserError: a number is too large for the type.
+    """
+    unsaved = set(model._keys_to_ignore_on_save or ())
+    for name, tensor in model.state_dict().items():
+        if dtype == "float32" or name in unsaved or not tensor.is_floating_point():
+            continue
+        other = tensor.to(getattr(torch, dtype))
+        if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(other).all()):
+            raise UserError(
+                f"{path}: {name} holds {float(tensor.abs().max()):g}, and {dtype} ends at "
+                f"{torch.finfo(other.dtype).max:g}; not written; choose another --dtype, such as float32"
+            )
+        yield tensor, other
+
+
+@torch.no_grad()
+def round_to(path: str | Path, model, dtype: str) -> None:
+    """Round a model's weights, in place, to what `save_model` writes in a type; they stay float32. See `rounded`."""
+    for tensor, other in rounded(path, model, dtype):
+        tensor.copy_(other)
+
+
+def check_range(path: str | Path, model, dtype: str) -> None:
+    """Make sure that a type can hold a model's weights. See `rounded`."""
+    for _ in rounded(path, model, dtype):
+        pass
+
+
+def save_model(
+    path: str | Path,
+    model,
+    record: dict,
+    *,
+    masks=None,
+    tokenizer=None,
+    sparse: bool = False,
+    dtype: str = "float32",
+    shard_size: str | None = None,
+) -> None:
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
     Args:
@@ -391,8 +467,11 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
         sparse: let the size of a folder's weights file follow the non-zeros; `load_model` alone reads it then.
+        dtype: of the weights in the file, one of `DTYPES`.
+        shard_size: largest weights file of a folder, such as "200MB", beyond which there are several; None for
+            transformers' own.
     Raises:
-        UserError: a weight is not finite; nothing is written then.
+        UserError: a weight is not finite, or too large for the type; nothing is written then.
     """
     path = Path(path)
     for name, parameter in model.named_parameters():
@@ -400,6 +479,10 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
             raise UserError(f"{path}: {name} would hold values that are not finite; not written")
     if not model.can_generate() and model.config.problem_type is None:
         model.config.problem_type = "single_label_classification"  # a forward pass with labels would, if there was one
+    if dtype != "float32":
+        check_range(path, model, dtype)
+        model = copy.deepcopy(model).to(getattr(torch, dtype))
+        model.config.dtype = dtype
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none
         content = {
@@ -417,7 +500,7 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, max_shard_size=UNSHARDED if sparse else shard_size or LARGEST_SHARD)
                 if sparse:
                     save_sparse(folder / SPARSE_NAME, load_file(folder / DENSE_NAME))
                     (folder / DENSE_NAME).unlink()

@@ -111,6 +111,11 @@ class Processes:
         return self.control if tensor.device.type == "cpu" else None
 
 
+def own_number() -> int:
+    """This process's number, from 0, before it has joined the others."""
+    return int(os.environ.get("RANK", "0"))
+
+
 ALONE = Processes()
 _joined = None
 
