@@ -40,7 +40,13 @@ def run(args):
     stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
-        {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
+        {
+            "-m": args.model,
+            "-p": args.library,
+            "-c": args.configurations,
+            "-t": args.tokenizer,
+            **cli.data_inputs(args),
+        },
     )
     from common.composition import choose
     from common.inputs import open_study, recipe_from, tracking_folder

@@ -134,7 +134,7 @@ def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Ten
     order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
     for positions in runtime.talk.progress(order, "classifying"):
         batch = examples.batch(positions, runtime.device)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
         found |= zip(positions, logits.float().cpu())
     return torch.stack(in_order(found, runtime)), runtime.now() - started

@@ -4,7 +4,7 @@ This is the one file of `common/` that knows parsed arguments, but for `cli`, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.processes import join, own_number
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
+from common.sources import DataSource, check_source
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
 
@@ -31,7 +32,7 @@ class Opened:
     loaded: LoadedModel
     runtime: Runtime
     tokenizer: object = None
-    source: str | None = None  # of the data
+    source: DataSource | None = None
 
     def split(self, args, name: str) -> Examples:
         """A split of its data: "train", "validation" or "test"."""
@@ -40,8 +41,8 @@ class Opened:
             name,
             self.tokenizer,
             self.loaded.task,
-            prefix=self.loaded.study.prefix,
-            classes=self.loaded.model.config.num_labels,
+            prefix=self.loaded.prefix(self.source),
+            label2id=self.loaded.label2id,
             positions=self.loaded.positions,
             max_length=args.max_length,
             limit=args.limit,
@@ -78,10 +79,17 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
             raise UserError(f"--{flag.replace('_', '-')} {given}: {opened.loaded.path} has positions for {most} tokens")
     if script not in (None, own.evaluated_by):
         raise UserError(f"{opened.loaded.path}: is a {own.name} model; evaluate it with {own.evaluated_by}")
-    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(args.data, opened.loaded)
+    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(data_given(args), opened.loaded)
     if source is None:
         raise UserError(f"{opened.loaded.path}: its record names no data; give a folder or a hub id with --data")
+    check_source(source, own)
+    opened.loaded.prefix(source)  # refuses what cannot be known
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
+
+
+def data_given(args) -> DataSource:
+    """What the flags say of the data (`cli.add_source_flags`)."""
+    return DataSource(**{each.name: getattr(args, each.name) for each in fields(DataSource)})
 
 
 def longest_answer(args, loaded: LoadedModel) -> int:
