@@ -78,6 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description, epilog=None):
         super().__init__(description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
+        self.set_defaults(is_shared=False)  # see `check_launch`
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")

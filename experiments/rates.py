@@ -82,7 +82,7 @@ def draw(modules, configs, names, what="configuration"):
         mesh = draw_panel(axis, rows[kind], places, [each[kind] for each in found], names, layers)
         axis.set(xlim=(-0.5, len(layers) - 0.5), ylim=(tallest, 0))  # cells of all panels are of one size
         axis.set_title(f"{PARTS[kind]} removed", fontsize=10)
-        axis.set_ylabel(what, fontsize=8)
+        axis.set_ylabel(what, fontsize=8, loc="top")
     shape = {"shrink": min(1.0, 10 / tallest), "anchor": (0, 1), "aspect": 15, "fraction": 0.05, "pad": 0.02}
     bar = figure.colorbar(mesh, ax=list(axes), label="removed (%)", ticks=range(0, 101, 25), **shape)
     bar.ax.tick_params(labelsize=8)
