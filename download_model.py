@@ -5,7 +5,8 @@ With --checkpoint, a model of your own is adopted: a folder that save_pretrained
 data, here, belongs to the model from then on: no later stage need be told. See docs/data.md.
 
 t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are
-generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute.
+generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute. seq2seq is
+trained from scratch, on the data given with --data, or a small one on the captions of t5-demo.
 """
 
 import sys
@@ -44,6 +45,7 @@ def build_parser():
     cli.add_dtype_flag(parser)
     parser.add_argument("--name", help="name of the folders; without it the model type, or the checkpoint's")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
+    cli.add_from_scratch_flags(parser)
     return parser
 
 
@@ -51,19 +53,22 @@ def run(args):
     is_demo = args.model_type in DEMO_TYPES
     if args.checkpoint and is_demo:
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
-    if args.dtype and is_demo:
+    from_scratch = args.model_type == "seq2seq" and not args.checkpoint
+    if not from_scratch:
+        cli.refuse_unused(args, args.from_scratch_flags, "is for a seq2seq model that is trained here")
+    makes_data = is_demo or (from_scratch and not (args.data or args.train_file))
+    if args.dtype and (is_demo or from_scratch):
         raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
     if args.model_type is None and args.checkpoint is None:
         raise UserError(f"MODEL_TYPE: say which ({', '.join((*FAMILIES, *DEMO_TYPES))}), or adopt a --checkpoint")
-    if is_demo:
-        cli.refuse_unused(
-            args, [*args.source_flags, "tokenizer", "task"], f"{args.model_type} is built here, with all that it needs"
-        )
+    if is_demo or from_scratch:
+        names = [*(args.source_flags if makes_data else ["prefix"]), "tokenizer", "task"]
+        cli.refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
     name = args.name or args.model_type or Path(args.checkpoint).resolve().name
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
-    outputs = [model_path, tokenizer_path, *[data_path] * is_demo]
+    outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
     check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, **cli.data_inputs(args)})
     for path in outputs:
         check_writable(path)
@@ -71,6 +76,7 @@ def run(args):
     from common.checkpoints import Checkpoint
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
+    from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
     from common.inputs import check_data, data_given
     from common.models import (
         data_source,
@@ -90,16 +96,23 @@ def run(args):
     device = resolve_device(args.device)
     family = args.model_type and args.model_type.removesuffix("-demo")
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
-    if not is_demo and checkpoint is None:
+    if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
     given = data_given(args)
     made_from = {"type": args.model_type}
-    made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
+    if from_scratch:
+        usual = ON_CAPTIONS if makes_data else USUAL
+        settings = {name: usual[name] if getattr(args, name) is None else getattr(args, name) for name in usual}
+        made_from |= settings | {"seed": args.seed, "precision": args.precision}
+    if makes_data:
+        made_from |= {"seed": args.seed, "demo_version": demo.VERSION}
+    elif from_scratch:
+        made_from |= {"data": texts_digest(given)}
+    else:
+        made_from |= {"checkpoint": checkpoint}
+        made_from |= {"data": given.to_json(model_path)} if given != DataSource() else {}
+        made_from |= {"files": folder_digest(checkpoint)} if Path(checkpoint).is_dir() else {}
     made_from |= {name: getattr(args, name) for name in ("dtype", "tokenizer", "task") if getattr(args, name)}
-    if given != DataSource():
-        made_from["data"] = given.to_json(model_path)
-    if not is_demo and Path(checkpoint).is_dir():
-        made_from["files"] = folder_digest(checkpoint)
     key = digest(made_from)
     unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
@@ -123,6 +136,13 @@ def run(args):
             checkpoint=unfinished,
         )
         source, task, dtype = DataSource(data=str(data_path)), usual_task(family), "float32"
+    elif from_scratch:
+        if makes_data:
+            demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
+        source, task, dtype = DataSource(data=str(data_path)) if makes_data else given, usual_task(family), "float32"
+        model, tokenizer, measured = train(
+            source, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
+        )
     else:
         loaded, tokenizer = download(checkpoint, family, talk, task=args.task, tokenizer=args.tokenizer)
         model, task, measured = loaded.model, loaded.task.name, {}
