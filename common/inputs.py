@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import FINE_TUNED, MODELS, Talk, data_inputs, refuse_unused
+from common.cli import FINE_TUNED, MODELS, SPLITS, Talk, data_inputs, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -20,11 +20,12 @@ from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.processes import join, own_number
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.sources import DataSource, check_source
+from common.sources import DataSource, check_source, has_split
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
 
 METRIC_EXAMPLES = 256  # by default, of what is generated: enough to tell epochs apart, and takes seconds
+TRIED = 100  # examples of each split that are read when a model is adopted
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,31 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
     check_source(source, own)
     opened.loaded.prefix(source)  # refuses what cannot be known
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
+
+
+def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
+    """Make sure, with a few examples of each split, that a model can be used on its data.
+
+    Returns:
+        the splits, those that are made left out.
+    Raises:
+        UserError: see `sources.read_texts` and `data.load_examples`.
+    """
+    check_source(source, loaded.task)
+    prefix = loaded.prefix(source)
+    there = [split for split in SPLITS if has_split(source, split, loaded.task)]
+    for split in dict.fromkeys(["train", "validation", *there]):
+        load_examples(
+            source,
+            split,
+            tokenizer,
+            loaded.task,
+            prefix=prefix,
+            label2id=loaded.label2id,
+            positions=loaded.positions,
+            limit=TRIED,
+        )
+    return there
 
 
 def data_given(args) -> DataSource:
