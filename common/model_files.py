@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
-from common.families import COMPACT, FAMILIES, family_name
+from common.families import COMPACT, family_name, family_of
 from common.records import parse_json, read_json
 from common.schema import (
     FILE_NAME,
@@ -199,7 +199,7 @@ def check_single_label(config) -> None:
     Raises:
         UserError: it does not.
     """
-    if FAMILIES[family_name(config.model_type)].decoder:  # what generates has these settings too, and never reads them
+    if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
     remedy = "give a model for single_label_classification"
     kind = config.problem_type
