@@ -6,7 +6,6 @@ found: --search LIBRARY takes the variants that a library or several hold and pi
 least.
 """
 
-import argparse
 import sys
 from math import isclose
 
@@ -24,6 +23,7 @@ def build_parser():
         overwrite=True,
         example="config_generator.py -m model/t5 --attention 0.25 0.5 0.25 --linear 0.3 0.3 0.5 -n 3",
         next_stage="prune_scheme_generator.py",
+        shared=True,
     )
     cli.add_model_flag(parser)
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
@@ -31,7 +31,7 @@ def build_parser():
         ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
         (
             "--linear",
-            linear_rate,
+            cli.linear_rate,
             "weights of every Linear, less than 1; or a pattern such as 2:4, which keeps 2 of each 4 consecutive input "
             "weights",
         ),
@@ -48,7 +48,7 @@ def build_parser():
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
     parser.add_argument(
         "--pattern",
-        type=pattern,
+        type=cli.pattern,
         metavar="N:M",
         help="a --linear rate of 1 - N/M (0.5 for 2:4) is meant as this pattern; without --linear all Linears have it",
     )
@@ -63,18 +63,6 @@ def build_parser():
     )
     cli.add_search_flags(parser)
     return parser
-
-
-def pattern(text):
-    """argparse type of N:M."""
-    if not schemes.pattern_of(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern N:M, such as 2:4, with N below M")
-    return text
-
-
-def linear_rate(text):
-    """argparse type of a rate or a pattern."""
-    return pattern(text) if ":" in text else cli.rate_below_1(text)
 
 
 def run(args):
@@ -175,7 +163,8 @@ def search(args):
     candidates = Candidates(
         loaded, grid, libraries, validation, opened.runtime, number=args.score_examples, objective=args.objective
     )
-    cost = count(args.measure, loaded, candidates.keeps(), opened.runtime.device)
+    processes = opened.runtime.processes
+    cost = processes.agree(count(args.measure, loaded, candidates.keeps(), opened.runtime.device))
     if cost.excess:
         talk.say(
             f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
@@ -197,7 +186,7 @@ def search(args):
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
     found = find(candidates, cost, allowed, scores, rounds=args.rounds)
-    if args.report:
+    if args.report and processes.is_first:
         write_json(args.report, {"script": NAME, **report(candidates, cost, scores, found, uniform)})
     configurations = schemes.Configurations(
         grid.model, grid.modules, [rates_of(each.choice, candidates, grid.modules) for each in found]

@@ -104,8 +104,8 @@ class Bench:
                     split,
                     tokenizer,
                     loaded.task,
-                    prefix=loaded.study.prefix,
-                    classes=self.model.config.num_labels,
+                    prefix=loaded.prefix(source),
+                    label2id=loaded.label2id,
                     max_length=args.max_length,
                     limit=args.limit,
                 )

@@ -67,7 +67,7 @@ def run(args):
         raise UserError(f"{args.model}: is a {loaded.task.name} model; decoding is for translation models")
     if args.model:
         data, tokenizer = data_source(args.data, loaded), load_tokenizer(args.tokenizer, loaded)
-        prefix, lengths = loaded.study.prefix, {"max_length": args.max_length, "limit": args.limit}
+        prefix, lengths = loaded.prefix(data), {"max_length": args.max_length, "limit": args.limit}
         examples = load_examples(data, "test", tokenizer, loaded.task, prefix=prefix, **lengths)
     else:
         data, tokenizer = "random tokens", Ids()

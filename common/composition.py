@@ -211,7 +211,7 @@ def composed_record(script: str, made_from: dict, choice: Choice, loaded, output
         original=loaded.identity | {"model": reference(loaded.path, output)},
         variants=choice.variants,
         **choice.origin(output),
-        data=reference(source, output),
+        data=source and source.to_json(output),
         tokenizer=reference(tokenizer.name_or_path, output),
         **content,
     )

@@ -7,13 +7,14 @@ same everywhere. Half precision is a matter of files alone.
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +23,6 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common import modeling_compact
 from common.blocks import find_blocks
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
@@ -40,6 +40,7 @@ from common.model_files import (
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    class_named,
     computed_weights,
     dense_shapes,
     read_config,
@@ -48,6 +49,7 @@ from common.model_files import (
     told_in_one_line,
     weight_files,
 )
+from common.paired_tokenizer import TARGET, PairedTokenizer
 from common.records import (
     FORMAT_VERSION,
     RECORD_NAME,
@@ -61,6 +63,7 @@ from common.records import (
     write_record,
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sources import DATA, DataSource
 from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
@@ -76,7 +79,7 @@ MODEL_RECORD = Object(
         "key": Maybe(Text()),
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
-        "data": REFERENCE,
+        "data": DATA,
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
@@ -118,6 +121,27 @@ class LoadedModel:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
         return self.family.positions(self.model.config)
 
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
+
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
         return self.study.learning_rate(level, self.model.config.hidden_size)
@@ -134,9 +158,15 @@ class LoadedModel:
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
+
+    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
+    no parameter.
+    """
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
-    for name, parameter in model.named_parameters():
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved and bool(buffer.any()))
+    for name, parameter in itertools.chain(model.named_parameters(), buffers):
         sha.update(f"{name} {tuple(parameter.shape)} ".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return sha.hexdigest()
@@ -152,8 +182,7 @@ def model_class(model_type: str, task: str | None = None) -> type:
     if task not in classes:
         raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
     name = classes[task]
-    is_compact = model_type.startswith(COMPACT)
-    return getattr(modeling_compact, f"Compact{name}") if is_compact else getattr(transformers, name)
+    return class_named(f"Compact{name}" if model_type.startswith(COMPACT) else name)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -320,21 +349,48 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
     check_regular(path)
-    check_tokenizer_settings(path)
-    with told_in_one_line(path, "tokenizer", Exception):  # the tokenizers library raises it bare
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    check_tokenizer(path, tokenizer, loaded.model.config.vocab_size)
-    return tokenizer
+    return _tokenizer_in(path, loaded.model.config)
 
 
-def data_source(given: str | None, loaded: LoadedModel) -> str | None:
-    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
+def _tokenizer_in(path, config):
+    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
+
+    Raises:
+        UserError: one of them is damaged, or not for a model of that config.
+    """
+    folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
+    vocabularies = (getattr(config, "source_vocab_size", config.vocab_size), config.vocab_size)
+    if len(folders) == 1:
+        vocabularies = (min(vocabularies),)
+    found = []
+    for folder, vocabulary in zip(folders, vocabularies):
+        check_tokenizer_settings(folder)
+        with told_in_one_line(folder, "tokenizer", Exception):  # the tokenizers library raises it bare
+            found.append(
+                transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        check_tokenizer(folder, found[-1], vocabulary)
+    return PairedTokenizer(*found) if len(found) > 1 else found[0]
 
 
-def download(checkpoint: str, model_type: str, talk):
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
+
+
+def download(
+    checkpoint: str, model_type: str | None, talk, *, task: str | None = None, tokenizer: str | None = None
+) -> tuple[LoadedModel, object]:
     """A model (float32) and its tokenizer: from a local folder, or from the hub's local cache, else the network.
 
+    Args:
+        model_type: what it must be; None for any that is known.
+        task: what it is for; None for what a folder's record says, or else for its type's usual one.
+        tokenizer: folder or hub id of the tokenizer; None for the checkpoint's own.
     Raises:
         UserError: no such checkpoint, one of another family, one without the weights of the task's head, a damaged
             one, or no network and nothing cached.
@@ -345,16 +401,25 @@ def download(checkpoint: str, model_type: str, talk):
         record = _read_model_record(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else {}
         check_files(folder, record)
         read_config(folder)
-        if (folder / "tokenizer_config.json").is_file():
-            check_tokenizer_settings(folder)
+        if tokenizer is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            tokenizer = resolve(record.get("tokenizer"), folder)
+            if tokenizer is None:
+                raise UserError(f"{checkpoint}: has no tokenizer; give its folder or hub id with -t")
+        record = record | ({"task": task} if task else {})
         with _named(checkpoint), told_in_one_line(checkpoint, "model with a tokenizer", Exception):
-            return _pretrained(checkpoint, model_type, local_only=True)
+            model, tokenizer = _pretrained(checkpoint, model_type, True, record.get("task"), tokenizer)
+        return LoadedModel(model, folder, record), tokenizer
+    if folder.is_file():
+        raise UserError(f"{checkpoint}: is a file; a checkpoint is a folder as transformers saves it, or a hub id")
+    if checkpoint.startswith((".", "/", "~")) or checkpoint.endswith("/") or checkpoint.count("/") > 1:
+        raise UserError(f"{checkpoint}: no such folder, and no hub id (such as google-t5/t5-small) either")
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
             with _named(checkpoint):
-                return _pretrained(checkpoint, model_type, local_only)
+                model, own = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
+            return LoadedModel(model, folder, {"task": task} if task else {}), own
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
@@ -363,21 +428,27 @@ def download(checkpoint: str, model_type: str, talk):
     )
 
 
-def _pretrained(checkpoint, model_type, local_only):
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
+
+
+def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     """A model and its tokenizer, as transformers finds them."""
     options = {"local_files_only": local_only, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
-    if config.model_type.removeprefix(COMPACT) != model_type:
+    if model_type not in (None, config.model_type.removeprefix(COMPACT)):
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
-    of_class = model_class(config.model_type)
+    of_class = model_class(config.model_type, task)
     check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
     computed = computed_weights(skeleton_of(of_class, config))
     _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
-    check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
+    folder = Path(tokenizer_path or checkpoint)
+    if (folder / "tokenizer_config.json").is_file():
+        return model, _tokenizer_in(folder, config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
+    check_tokenizer(folder, tokenizer, model.config.vocab_size)
     return model, tokenizer
 
 

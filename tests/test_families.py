@@ -45,6 +45,7 @@ from common.errors import UserError
 from common.library import Library
 from common.model_files import check_config
 from common.models import load_model
+from common.records import make_record
 
 CHAIN = {  # a row of docs/families.md: the tiny model that goes through all stages
     **{name: name for name in families.FAMILIES},
@@ -365,6 +366,22 @@ def test_token_types_of_pairs_reach_the_blocks(kind):
     del batch["token_type_ids"]
     (other,) = block_calls(model, [first], batch)
     assert not torch.equal(other.inputs["self.query"], hidden)
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart", "marian", "pegasus"])
+def test_a_bias_of_the_logits_goes_along(kind, tmp_path):
+    """It is a buffer, zero in a new model and not in trained ones. Oracle: the model that was saved."""
+    model, batch = build_model(kind), padded_batch(kind)
+    before = models.fingerprint(model)
+    model.final_logits_bias.copy_(torch.linspace(-3, 3, model.config.vocab_size))
+    assert models.fingerprint(model) != before
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for name in ("folder", "sparse", "file.pth"):
+            models.save_model(tmp_path / name, model, make_record("a script", {}), sparse=name == "sparse")
+            assert torch.equal(load_model(tmp_path / name).model(**batch).logits, expected), name
+        compact, _ = make_compact(model, {})
+        torch.testing.assert_close(compact(**batch).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- a family that is added as the recipe says ----------------------------------------------------------------------

@@ -20,7 +20,7 @@ from common.demo import captions, reviews
 from common.devices import Runtime
 from common.files import atomic_folder
 from common.records import write_record
-from common.sources import TRANSLATION_STEMS
+from common.sources import MULTI30K
 from common.studies import study_of, usual_task
 from common.tasks import TASKS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
@@ -87,15 +87,21 @@ def build(
 # --- English-German captions -----------------------------------------------------------------------------------
 
 
-def _translation(seed, data_path, data_record, prefix):
+def write_captions(seed: int, data_path: Path, data_record: dict) -> dict[str, list]:
+    """Generate the captions and write them to a folder; returns the pairs of each split, by its files' stem."""
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
-        for stem in TRANSLATION_STEMS.values():
+        for stem in MULTI30K.values():
             for column, language in enumerate(("en", "de")):
                 (folder / f"{stem}.{language}").write_text(
                     "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"
                 )
         write_record(folder, data_record)
+    return splits
+
+
+def _translation(seed, data_path, data_record, prefix):
+    splits = write_captions(seed, data_path, data_record)
     sentences = [text for english, german in splits["train"] for text in (prefix + english, german)]
     tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
     torch.manual_seed(seed)
