@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
+from common.cli import FINE_TUNED, MODELS, SPLITS, Talk, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -17,11 +17,14 @@ from common.evaluation import parameter_counts
 from common.files import check_apart, real
 from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
+from common.processes import join, own_number
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.sources import DataSource, check_source
+from common.sources import DataSource, check_source, has_split
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
+
+TRIED = 100  # examples of each split that are read when a model is adopted
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     """
     device = resolve_device(args.device)
     loaded = load_model(path or the_model(args.model), device)
-    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), Talk(args.quiet)))
+    processes = join(device)
+    talk = Talk(args.quiet or not processes.is_first)
+    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes))
 
 
 def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
@@ -82,6 +87,31 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
     check_source(source, own)
     opened.loaded.prefix(source)  # refuses what cannot be known
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
+
+
+def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
+    """Make sure, with a few examples of each split, that a model can be used on its data.
+
+    Returns:
+        the splits, those that are made left out.
+    Raises:
+        UserError: see `sources.read_texts` and `data.load_examples`.
+    """
+    check_source(source, loaded.task)
+    prefix = loaded.prefix(source)
+    there = [split for split in SPLITS if has_split(source, split, loaded.task)]
+    for split in dict.fromkeys(["train", "validation", *there]):
+        load_examples(
+            source,
+            split,
+            tokenizer,
+            loaded.task,
+            prefix=prefix,
+            label2id=loaded.label2id,
+            positions=loaded.positions,
+            limit=TRIED,
+        )
+    return there
 
 
 def data_given(args) -> DataSource:
@@ -159,11 +189,13 @@ def tracking_folder(args, output: str | Path) -> Path:
     return folder
 
 
-def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, talk: Talk) -> Tracking:
-    """The trackers of --track for one run of training."""
+def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
+    """The trackers of --track for one run of training; of several processes the first alone has them."""
     settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
     rate = partial(last_rate, recipe, steps_of(train, recipe))
-    return Tracking(args.track, tracking_folder(args, output), output, run, stats_file, rate, settings, talk)
+    names = args.track if runtime.processes.is_first else []
+    folder = tracking_folder(args, output)
+    return Tracking(names, folder, output, run, stats_file, rate, settings, runtime.talk)
 
 
 def the_model(given: str | None) -> Path:
@@ -234,7 +266,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     for path in paths:
         check_report(reports.get(path), script)
         check_report(predictions.get(path), script, lines=True)
-    results, reported, known, talk = [], [], {}, Talk(args.quiet)
+    results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
     for path in paths:
         with talk.waiting(f"loading {path}"):
             opened = open_study(args, path, script)
@@ -268,13 +300,13 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         )
         told = ", ".join(_told(name, value, sure.get(name)) for name, value in scores.items())
         talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
-        if args.save_predictions:
+        if args.save_predictions and opened.runtime.processes.is_first:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
             results[-1]["predictions"] = predictions[path]
         if args.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
-    if reported:
+    if reported and opened.runtime.processes.is_first:
         write_reports(reported, opened.runtime)
     return results[0] if len(results) == 1 else {"models": results}
 

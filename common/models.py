@@ -23,7 +23,6 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common import modeling_compact
 from common.blocks import find_blocks
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
@@ -41,6 +40,7 @@ from common.model_files import (
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    class_named,
     computed_weights,
     dense_shapes,
     read_config,
@@ -49,6 +49,7 @@ from common.model_files import (
     told_in_one_line,
     weight_files,
 )
+from common.paired_tokenizer import TARGET, PairedTokenizer
 from common.records import (
     FORMAT_VERSION,
     RECORD_NAME,
@@ -181,8 +182,7 @@ def model_class(model_type: str, task: str | None = None) -> type:
     if task not in classes:
         raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
     name = classes[task]
-    is_compact = model_type.startswith(COMPACT)
-    return getattr(modeling_compact, f"Compact{name}") if is_compact else getattr(transformers, name)
+    return class_named(f"Compact{name}" if model_type.startswith(COMPACT) else name)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -349,11 +349,28 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
     check_regular(path)
-    check_tokenizer_settings(path)
-    with told_in_one_line(path, "tokenizer", Exception):  # the tokenizers library raises it bare
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    check_tokenizer(path, tokenizer, loaded.model.config.vocab_size)
-    return tokenizer
+    return _tokenizer_in(path, loaded.model.config)
+
+
+def _tokenizer_in(path, config):
+    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
+
+    Raises:
+        UserError: one of them is damaged, or not for a model of that config.
+    """
+    folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
+    vocabularies = (getattr(config, "source_vocab_size", config.vocab_size), config.vocab_size)
+    if len(folders) == 1:
+        vocabularies = (min(vocabularies),)
+    found = []
+    for folder, vocabulary in zip(folders, vocabularies):
+        check_tokenizer_settings(folder)
+        with told_in_one_line(folder, "tokenizer", Exception):  # the tokenizers library raises it bare
+            found.append(
+                transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        check_tokenizer(folder, found[-1], vocabulary)
+    return PairedTokenizer(*found) if len(found) > 1 else found[0]
 
 
 def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
@@ -365,9 +382,15 @@ def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSour
     return source if source.is_located else None
 
 
-def download(checkpoint: str, model_type: str, talk):
+def download(
+    checkpoint: str, model_type: str | None, talk, *, task: str | None = None, tokenizer: str | None = None
+) -> tuple[LoadedModel, object]:
     """A model (float32) and its tokenizer: from a local folder, or from the hub's local cache, else the network.
 
+    Args:
+        model_type: what it must be; None for any that is known.
+        task: what it is for; None for what a folder's record says, or else for its type's usual one.
+        tokenizer: folder or hub id of the tokenizer; None for the checkpoint's own.
     Raises:
         UserError: no such checkpoint, one of another family, one without the weights of the task's head, a damaged
             one, or no network and nothing cached.
@@ -378,16 +401,25 @@ def download(checkpoint: str, model_type: str, talk):
         record = _read_model_record(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else {}
         check_files(folder, record)
         read_config(folder)
-        if (folder / "tokenizer_config.json").is_file():
-            check_tokenizer_settings(folder)
+        if tokenizer is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            tokenizer = resolve(record.get("tokenizer"), folder)
+            if tokenizer is None:
+                raise UserError(f"{checkpoint}: has no tokenizer; give its folder or hub id with -t")
+        record = record | ({"task": task} if task else {})
         with _named(checkpoint), told_in_one_line(checkpoint, "model with a tokenizer", Exception):
-            return _pretrained(checkpoint, model_type, local_only=True)
+            model, tokenizer = _pretrained(checkpoint, model_type, True, record.get("task"), tokenizer)
+        return LoadedModel(model, folder, record), tokenizer
+    if folder.is_file():
+        raise UserError(f"{checkpoint}: is a file; a checkpoint is a folder as transformers saves it, or a hub id")
+    if checkpoint.startswith((".", "/", "~")) or checkpoint.endswith("/") or checkpoint.count("/") > 1:
+        raise UserError(f"{checkpoint}: no such folder, and no hub id (such as google-t5/t5-small) either")
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
             with _named(checkpoint):
-                return _pretrained(checkpoint, model_type, local_only)
+                model, own = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
+            return LoadedModel(model, folder, {"task": task} if task else {}), own
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
@@ -396,21 +428,27 @@ def download(checkpoint: str, model_type: str, talk):
     )
 
 
-def _pretrained(checkpoint, model_type, local_only):
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
+
+
+def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     """A model and its tokenizer, as transformers finds them."""
     options = {"local_files_only": local_only, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
-    if config.model_type.removeprefix(COMPACT) != model_type:
+    if model_type not in (None, config.model_type.removeprefix(COMPACT)):
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
-    of_class = model_class(config.model_type)
+    of_class = model_class(config.model_type, task)
     check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
     computed = computed_weights(skeleton_of(of_class, config))
     _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
-    check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
+    folder = Path(tokenizer_path or checkpoint)
+    if (folder / "tokenizer_config.json").is_file():
+        return model, _tokenizer_in(folder, config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
+    check_tokenizer(folder, tokenizer, model.config.vocab_size)
     return model, tokenizer
 
 
