@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import build_tokenizer, distilbert_config, t5_config, transformers
-from test_readme import section, snippets
+from helpers import build_tokenizer, distilbert_config, section, snippets, t5_config, transformers
 
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.compact import make_compact
