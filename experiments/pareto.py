@@ -16,7 +16,7 @@ from common.schema import MapOf, Maybe, Number, Object, check
 
 LINES = ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 MOST_COLUMNS = 3
-METRICS = ("bleu", "accuracy")
+METRICS = ("bleu", "rouge_l", "accuracy")
 FIGURE = Maybe(Number(0, 1e18))
 REPORT = Object(  # what is read of it here
     {

@@ -483,6 +483,7 @@ def test_record_knows_tokenizer_and_data(succeeds, workshop, chain, tmp_path, mo
         "evaluate-t5.py", "-m", path, "-t", workshop / "tokenizer" / "t5", "--data", workshop / "data" / "t5"
     )
     found = succeeds("evaluate-t5.py", "-m", os.path.relpath(path))
+    assert os.path.samefile(found.pop("data"), given.pop("data"))
     assert without_seconds(found) == without_seconds(given) | {"model": os.path.relpath(path)}
     assert found["examples"] == 16
 
