@@ -214,6 +214,16 @@ def numbered(template, flag, numbers):
     return {n: template.replace("{n}", str(n)) for n in numbers}
 
 
+def add_shard_flag(parser, what):
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help=f"{what} of the I-th of N shares of the blocks alone, I from 0, for a job of its own; all jobs may work at "
+        "once on one folder",
+    )
+
+
 def add_search_flags(parser):
     """The flags of config_generator.py's search. `args.search_flags` lists those that nothing else reads."""
     others = {action.dest for action in parser._actions}
@@ -264,6 +274,7 @@ def add_search_flags(parser):
         help="how often, at most, a choice is improved by scoring variants within the chosen model",
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
+    add_shard_flag(group, "search nothing yet, and score the variants")
     add_data_flags(parser, batch_size=32)
     own = [action.dest for action in parser._actions if action.dest not in {*others, "search"}]
     parser.set_defaults(search_flags=own)
@@ -518,6 +529,14 @@ def duration(seconds):
             rest = seconds % size // of_small
             return f"{seconds // size} {large}" + (f" {rest} {small}" if rest else "")
     return f"{seconds} s"
+
+
+def shard(text):
+    """An argparse type: (I, N) of "I/N"."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count) <= LARGEST):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no share such as 0/4, the first of four")
+    return int(number), int(count)
 
 
 class Talk:
