@@ -472,6 +472,20 @@ def add_whole_model_flags(parser):
         action=argparse.BooleanOptionalAction,
         help="train with the model's own dropout or without; by default as it suits the model family",
     )
+    parser.add_argument(
+        "--metric-for-best",
+        default="loss",
+        metavar="METRIC",
+        help="what the best epoch, and early stopping, are chosen by: the validation loss, or a metric of the task, "
+        "measured after every epoch (bleu, chrf; rouge_1, rouge_2, rouge_l; accuracy, f1, matthews)",
+    )
+    parser.add_argument(
+        "--metric-examples",
+        type=positive,
+        help="validation examples that the metric is measured on, always the same; without it 256 of what is "
+        "generated, greedily, and all of a classifier's",
+    )
+    add_translation_flags(parser)
 
 
 def _number(kind, accept, wanted):
