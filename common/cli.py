@@ -219,8 +219,8 @@ def add_shard_flag(parser, what):
         "--shard",
         type=shard,
         metavar="I/N",
-        help=f"{what} of the I-th of N shares of the blocks alone, I from 0, for a job of its own; all jobs may work at "
-        "once on one folder",
+        help=f"{what} of the I-th of N shares of the blocks alone, I from 0: a job of its own; all jobs may work at once "
+        "on one folder",
     )
 
 
@@ -275,6 +275,7 @@ def add_search_flags(parser):
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
     add_shard_flag(group, "search nothing yet, and score the variants")
+    add_precision_flag(group)
     add_data_flags(parser, batch_size=32)
     own = [action.dest for action in parser._actions if action.dest not in {*others, "search"}]
     parser.set_defaults(search_flags=own)
@@ -301,6 +302,7 @@ def add_evaluation_flags(parser):
     )
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
+    add_precision_flag(parser)
     parser.add_argument(
         "--bootstrap",
         type=some,
@@ -405,12 +407,7 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         default=early_stop,
         help="stop after this many epochs without a better validation loss; 0 never stops early",
     )
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
-    )
+    add_precision_flag(parser)
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
     parser.add_argument(
         "--track",
@@ -432,6 +429,16 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
     )
 
 
+def add_precision_flag(parser):
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16"],
+        default="fp32",
+        help="bf16 runs the forward pass under autocast; tf32 rounds the factors of its products, on GPUs that can; "
+        "weights, losses and what is solved stay fp32",
+    )
+
+
 def add_from_scratch_flags(parser):
     """The flags of a model that is trained from scratch; what is not given is as usual for its data."""
     group = parser.add_argument_group("training", "of a seq2seq model; what is left out is as suits the data")
@@ -442,12 +449,7 @@ def add_from_scratch_flags(parser):
     group.add_argument("--epochs", type=some, help="epochs")
     group.add_argument("--batch-size", type=positive, help="examples a batch")
     group.add_argument("--lr", type=positive_number, help="peak learning rate")
-    group.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
-    )
+    add_precision_flag(group)
     parser.set_defaults(from_scratch_flags=[action.dest for action in group._group_actions])
 
 
@@ -471,6 +473,13 @@ def add_whole_model_flags(parser):
         "--dropout",
         action=argparse.BooleanOptionalAction,
         help="train with the model's own dropout or without; by default as it suits the model family",
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=positive,
+        default=1,
+        metavar="PIECES",
+        help="take each batch in so many pieces, one after another, for less memory; the step is that of the whole",
     )
     parser.add_argument(
         "--metric-for-best",

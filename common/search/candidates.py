@@ -56,6 +56,7 @@ class Candidates:
         self.runtime = runtime
         scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
         scored_on += [key for key in [libraries.rest_key()] if key]
+        scored_on += [runtime.precision] * (runtime.precision != "fp32")  # as it was before there was a choice
         self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         rest = libraries.rest()
