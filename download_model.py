@@ -55,6 +55,7 @@ def run(args):
         download,
         is_made,
         load_model,
+        origin_of,
         original_dtype,
         reference,
         round_to,
@@ -94,18 +95,20 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        data, dtype = data_path, "float32"
+        data, dtype, origin = data_path, "float32", {}
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data, measured = study_of(family).data, {}
         dtype = args.dtype or original_dtype(checkpoint)
         round_to(model_path, model, dtype)
+        origin = origin_of(checkpoint)
     save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
         made_from,
         model_type=args.model_type,
         task=usual_task(family),
+        **origin,
         measured=measured,
         data=reference(data, model_path),
         tokenizer=reference(tokenizer_path, model_path),
