@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
-"""BLEU of translation models, their size and their speed."""
+"""BLEU and chrF of translation models, ROUGE of summarization models, their size and their speed.
+
+The models may be encoder-decoders of every family that the suite knows, not of T5 alone. The task is the one in the
+model's record.
+"""
 
 import sys
 
 from common import cli
+
+NAME = "evaluate-t5.py"  # in reports and predictions
 
 
 def build_parser():
@@ -19,23 +25,21 @@ def build_parser():
 
 
 def run(args):
-    from common.evaluation import bleu, translate
-    from common.inputs import evaluate
+    from common.evaluation import translate
+    from common.inputs import Answered, evaluate, longest_answer
 
-    def measure(opened, examples):
-        translations, seconds = translate(
-            opened.loaded.model,
-            opened.tokenizer,
-            examples,
-            opened.runtime,
-            beams=args.beams,
-            max_new_tokens=args.max_new_tokens,
+    def answer(opened, examples):
+        most = longest_answer(args, opened.loaded)
+        texts, seconds = translate(
+            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=args.beams, max_new_tokens=most
         )
-        score, signature = bleu(translations, [german for _, german in examples.texts])
-        opened.runtime.talk.say(f"{opened.loaded.path}: BLEU {score:.2f} on {len(examples)} examples ({signature})")
-        return {"bleu": score, "signature": signature, "beams": args.beams}, seconds
+        shown = [
+            {"input": source, "reference": reference, "prediction": text}
+            for (source, reference), text in zip(examples.texts, texts)
+        ]
+        return Answered(texts, shown, seconds, {"beams": args.beams, "max_new_tokens": most})
 
-    return evaluate(args, "translation", measure)
+    return evaluate(args, NAME, answer)
 
 
 def main(argv=None):

@@ -26,7 +26,7 @@ from common.closed_form.reconstruction import reconstruct
 from common.data import evaluation_batches, load_examples, training_batches
 from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
-from common.evaluation import accuracy, classify
+from common.evaluation import quality
 from common.masking import parameter_masks, prune_block
 from common.models import data_source, load_model, load_tokenizer
 from common.schemes import make_scheme, uniform_configurations
@@ -104,8 +104,8 @@ class Bench:
                     split,
                     tokenizer,
                     loaded.task,
-                    prefix=loaded.study.prefix,
-                    classes=self.model.config.num_labels,
+                    prefix=loaded.prefix(source),
+                    label2id=loaded.label2id,
                     max_length=args.max_length,
                     limit=args.limit,
                 )
@@ -220,7 +220,7 @@ class Bench:
         """Of a classifier on the validation split; None of a translation model."""
         if self.loaded.task.name != "classification":
             return None
-        return accuracy(classify(model, self.validation, self.runtime)[0], self.validation.targets)
+        return quality(model, None, self.validation, self.runtime, max_new_tokens=1)
 
 
 # --- the figures -------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from measure import build_parser, cli, emit, in_turn, machine, random_examples, 
 from common.data import load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
-from common.evaluation import bleu, translate
+from common.evaluation import translate
+from common.metrics import Translations
 from common.models import data_source, load_model, load_tokenizer
 
 RANDOM_EXAMPLES, RANDOM_LENGTH = 256, 20  # how many, and their mean length in tokens
@@ -66,7 +67,7 @@ def run(args):
         raise UserError(f"{args.model}: is a {loaded.task.name} model; decoding is for translation models")
     if args.model:
         data, tokenizer = data_source(args.data, loaded), load_tokenizer(args.tokenizer, loaded)
-        prefix, lengths = loaded.study.prefix, {"max_length": args.max_length, "limit": args.limit}
+        prefix, lengths = loaded.prefix(data), {"max_length": args.max_length, "limit": args.limit}
         examples = load_examples(data, "test", tokenizer, loaded.task, prefix=prefix, **lengths)
     else:
         data, tokenizer = "random tokens", Ids()
@@ -114,8 +115,8 @@ def run(args):
         if args.model:
             references = [german for _, german in examples.texts]
             figures |= {
-                "translate_bleu": round(bleu(translations["translate"], references)[0], 4),
-                "plain_bleu": round(bleu(translations[size], references)[0], 4),
+                "translate_bleu": round(Translations(translations["translate"], references).scores()["bleu"], 4),
+                "plain_bleu": round(Translations(translations[size], references).scores()["bleu"], 4),
             }
         if size != args.batch_size:
             emit(**figures)

@@ -69,13 +69,14 @@ def run(args):
     batch_size, length = SIZES[model.config.model_type]
     batch_size = args.batch_size or batch_size
     if args.model:
+        source = data_source(args.data, loaded)
         examples = load_examples(
-            data_source(args.data, loaded),
+            source,
             "train",
             load_tokenizer(args.tokenizer, loaded),
             loaded.task,
-            prefix=loaded.study.prefix,
-            classes=model.config.num_labels,
+            prefix=loaded.prefix(source),
+            label2id=loaded.label2id,
             max_length=args.max_length,
             limit=args.limit,
         )

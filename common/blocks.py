@@ -231,7 +231,7 @@ def _hooks(model, block, visit):
 
     def note_input(linear):
         def hook(module, args):
-            call.inputs[linear] = args[0]
+            call.inputs.setdefault(linear, args[0])  # the first; DeBERTa's go on to project positions
 
         return hook
 

@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tell
 # Folders where the stages leave models and libraries, unless told otherwise.
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
+SPLITS = ("train", "validation", "test")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
 WAIT_SECONDS = 1.0  # a wait that is longer than this is told of
@@ -295,6 +296,18 @@ def add_evaluation_flags(parser):
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
     parser.add_argument(
+        "--bootstrap",
+        type=some,
+        default=1000,
+        metavar="N",
+        help="how many resamples of the examples the 95 %% confidence intervals are from; 0: no intervals",
+    )
+    parser.add_argument(
+        "--save-predictions",
+        metavar="FILE",
+        help="JSON lines of every example's input, reference and prediction; {name} as in --report",
+    )
+    parser.add_argument(
         "--report",
         metavar="FILE",
         help="JSON file for size, multiply-adds and seconds, measured beside the original's; {name} stands for the "
@@ -310,13 +323,18 @@ def add_evaluation_flags(parser):
 
 def add_translation_flags(parser):
     """The flags of what evaluates translation models."""
-    parser.add_argument("--max-new-tokens", type=many, default=60, help="longest translation, in tokens")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=many,
+        help="longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model "
+        "has positions for",
+    )
 
 
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
-    parser.add_argument("--data", help="hub id or local folder; without it the one in the model's record")
+    add_source_flags(parser)
     parser.add_argument(
         "--max-length",
         type=positive,
@@ -325,6 +343,35 @@ def add_data_flags(parser, *, batch_size):
     )
     parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
+
+
+def add_source_flags(parser):
+    """The flags of `sources.DataSource`, by the names of its fields."""
+    parser.add_argument(
+        "--data",
+        help="a hub id (NAME, OWNER/NAME, and perhaps /CONFIG), a folder, or a file to train on; without it the one in "
+        "the model's record",
+    )
+    parser.add_argument("--data-config", metavar="CONFIG", help="configuration of a hub data set, such as de-en")
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}-file", metavar="FILE", help=f"{split} examples: csv, tsv, json, jsonl, parquet or text"
+        )
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"--{side}-lang", metavar="LANG", help=f"key of {side}s in 'translation' rows, column, or end of text files"
+        )
+    for side in ("source", "target"):
+        parser.add_argument(f"--{side}-column", metavar="NAME", help=f"column of {side} texts")
+    parser.add_argument("--text-column", metavar="NAME", help="column of the texts to classify")
+    parser.add_argument("--text-pair-column", metavar="NAME", help="column of second texts, as for entailment")
+    parser.add_argument("--label-column", metavar="NAME", help="column of labels: the model's names, or numbers")
+    parser.add_argument("--prefix", metavar="TEXT", help="in front of every input, '' for nothing; kept in the record")
+
+
+def data_inputs(args):
+    """What the data flags name, for `files.check_apart`: {flag: path}."""
+    return {"--data": args.data, **{f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS}}
 
 
 def add_training_flags(parser, *, epochs, early_stop, stats):

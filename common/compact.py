@@ -47,7 +47,7 @@ def make_compact(
                 tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
 
     for block in find_blocks(model).values():
-        *inner, out = block.linears
+        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.linears[-1]
         pattern = (patterns or {}).get(f"{block.root}.{out}.weight")
         used = used_in_pattern(block, masks, pattern) if pattern else None
         if block.kind == "attention":

@@ -253,7 +253,7 @@ def composed_record(
         removed=removed,
         **choice.origin(output),
         made_with=choice.made_with(),
-        data=reference(source, output),
+        data=source and source.to_json(output),
         tokenizer=reference(tokenizer.name_or_path, output),
         **content,
     )

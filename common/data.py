@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.records import digest
-from common.sources import fixed_sample, read_texts
+from common.sources import DataSource, fixed_sample, read_texts
 from common.tasks import Classification, Translation, padded
 
 SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
@@ -19,20 +19,26 @@ SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so man
 
 @dataclass
 class Examples:
-    """A tokenized split. `inputs`: token ids; `targets`: token ids (translation) or a label (classification)."""
+    """A tokenized split. `inputs`: token ids; `targets`: token ids (translation) or a label (classification).
+
+    `texts`: the pairs they came from; an input of two texts is a tuple. `types`: which of two texts a token belongs to,
+    for models that want to know.
+    """
 
     task: Translation | Classification
     inputs: list
     targets: list
-    texts: list  # the pairs they came from
+    texts: list
     pad: int
+    longest: int | None = None  # tokens of an input that were kept; None where nobody said
+    types: list | None = None
 
     def __len__(self):
         return len(self.inputs)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what a model is shown."""
-        return digest([self.inputs, self.targets])
+        return digest([self.inputs, self.targets, *[self.types] * (self.types is not None)])
 
     def sample(self, size: int) -> "Examples":
         """A fixed sample of `size` examples, or all of them if there are no more."""
@@ -46,6 +52,8 @@ class Examples:
                 self.task,
                 *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
                 self.pad,
+                self.longest,
+                self.types and [self.types[i] for i in positions],
             )
             for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
         )
@@ -59,7 +67,7 @@ class Examples:
 
         Returns:
             {"input_ids", "attention_mask": int64 (batch, source length), "labels": int64}; labels are
-            (batch, target length) with IGNORED for padding, or (batch,) classes.
+            (batch, target length) with IGNORED for padding, or (batch,) classes. With `types` "token_type_ids" too.
         """
         inputs = [self.inputs[i] for i in positions]
         batch = {
@@ -67,17 +75,19 @@ class Examples:
             "attention_mask": padded([[1] * len(row) for row in inputs], 0),
             "labels": self.task.labels([self.targets[i] for i in positions]),
         }
+        if self.types:
+            batch["token_type_ids"] = padded([self.types[i] for i in positions], 0)
         return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def load_examples(
-    source: str | Path,
+    source: DataSource | str | Path,
     split: str,
     tokenizer,
     task: Translation | Classification,
     *,
     prefix: str = "",
-    classes: int | None = None,
+    label2id: dict[str, int] | None = None,
     positions: int | None = None,
     max_length: int | None = None,
     limit: int | None = None,
@@ -86,31 +96,30 @@ def load_examples(
 
     Args:
         prefix: in front of every input text.
-        classes: how many labels the model knows.
+        label2id: the labels that the model knows.
         positions: how many tokens the model has positions for; None for any number.
         max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
             task's.
         limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
     Raises:
-        UserError: see `read_texts`; or a label that the model does not know, or a text that the tokenizer cannot take.
+        UserError: see `read_texts`; or a text that the tokenizer cannot take.
     """
-    pairs = read_texts(source, split, task)
-    if limit and limit < len(pairs):
-        pairs = fixed_sample(pairs, limit)
-    if classes is not None:
-        task.check(pairs, source, split, classes)
+    pairs = read_texts(source, split, task, limit=limit, label2id=label2id)
     max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
-    def tokenize(*texts, **other):
-        return tokenizer(*texts, **other, truncation=True, max_length=max_length, return_attention_mask=False)
+    def tokenize(*texts, longest=max_length, **other):
+        kept = min(longest, max_length)
+        return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
 
     try:
-        inputs = tokenize([prefix + text for text, _ in pairs])["input_ids"]
+        texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
+        inputs = tokenize([prefix + first for first, *_ in texts], *zip(*(rest for _, *rest in texts)))
         targets = task.targets([target for _, target in pairs], tokenize)
     except Exception as error:  # the tokenizers library raises it bare, for instance where no unknown token is named
         reason = " ".join(str(error).split())
         raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
-    return Examples(task, inputs, targets, pairs, tokenizer.pad_token_id)
+    types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
+    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)
 
 
 # --- batching --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How good a model is, and how large: BLEU, accuracy, parameters."""
+"""What a model answers, how good that is, and how large it is. The scores themselves are in `metrics`."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -111,62 +111,35 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
             going = going[going]
 
 
-def bleu(translations: list[str], references: list[str]) -> tuple[float, str]:
-    """Corpus BLEU (0-100) by sacrebleu, on detokenized text.
-
-    Args:
-        translations, references: lists of strings of equal, non-zero length.
-    Returns:
-        (score, signature).
-    Raises:
-        ValueError: the lengths differ or are zero, which sacrebleu would score silently or trip over.
-    """
-    from sacrebleu.metrics import BLEU
-
-    if len(translations) != len(references) or not references:
-        raise ValueError(f"{len(translations)} translations for {len(references)} references")
-    metric = BLEU()
-    score = metric.corpus_score(translations, [references])
-    return score.score, str(metric.get_signature())
-
-
 @torch.inference_mode()
-def classify(model, examples: Examples, runtime: Runtime) -> tuple[list[int], float]:
-    """The predicted class of every example, batched by length.
+def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Tensor, float]:
+    """A classifier's logits, batched by length.
 
     Returns:
-        (predictions, seconds): ints in the order of the examples, and the time it took.
+        (logits, seconds): float32 (examples, classes) on the CPU, in the order of the examples, and the time it took.
     """
     model.eval()
-    predictions = [None] * len(examples)
+    found = [None] * len(examples)
     started = runtime.now()
     for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
         batch = examples.batch(positions, runtime.device)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
-        for position, prediction in zip(positions, logits.argmax(-1).tolist()):
-            predictions[position] = prediction
-    return predictions, runtime.now() - started
+        for position, row in zip(positions, logits.float().cpu()):
+            found[position] = row
+    return torch.stack(found), runtime.now() - started
 
 
-def accuracy(predictions: list[int], labels: list[int]) -> float:
-    """The fraction (0-1) of predictions that equal their label.
-
-    Raises:
-        ValueError: the lengths differ or are zero.
-    """
-    if len(predictions) != len(labels) or not labels:
-        raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
-    return sum(p == t for p, t in zip(predictions, labels)) / len(labels)
-
-
-def quality(model, tokenizer, examples: Examples, runtime: Runtime, *, max_new_tokens: int) -> float:
-    """The task's metric: BLEU (0-100) of greedy translations, no longer than `max_new_tokens`, or accuracy (0-1)."""
-    if examples.task.metric == "bleu":
-        translations, _ = translate(model, tokenizer, examples, runtime, beams=1, max_new_tokens=max_new_tokens)
-        return bleu(translations, [target for _, target in examples.texts])[0]
-    predictions, _ = classify(model, examples, runtime)
-    return accuracy(predictions, examples.targets)
+def quality(
+    model, tokenizer, examples: Examples, runtime: Runtime, *, max_new_tokens: int, metric: str | None = None
+) -> float:
+    """A metric of the task, the main one without `metric`; of greedy answers, no longer than `max_new_tokens`."""
+    task = examples.task
+    if not task.has_labels:
+        answers, _ = translate(model, tokenizer, examples, runtime, beams=1, max_new_tokens=max_new_tokens)
+    else:
+        answers = class_logits(model, examples, runtime)[0].argmax(-1).tolist()
+    return task.scored(answers, examples.texts, examples.targets).scores()[metric or task.metric]
 
 
 @torch.no_grad()

@@ -51,8 +51,9 @@ class Family:
     `layouts`: {class name of a module: its block}.
     `run`: (model, batch): every block, but neither the head nor the loss.
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
-    `pre_norm`: whether a block's output is added to the first argument of the module around the block's, which is
-    normalised before the block reads it; if not, it is added to what the block reads.
+    `pre_norm`: whether a block reads what a norm made of the stream that its output is added to; if not, its output is
+    added to what it reads.
+    `positions`: (config): how many tokens there are positions for; None where they are relative.
     """
 
     model_classes: dict[str, str]
@@ -60,6 +61,12 @@ class Family:
     run: Callable
     decoder: str = ""
     pre_norm: bool = False
+    positions: Callable = lambda config: getattr(config, "max_position_embeddings", None)
+
+    def __post_init__(self):
+        """What can translate can summarize: to the model it is one task."""
+        if "translation" in self.model_classes:
+            self.model_classes.setdefault("summarization", self.model_classes["translation"])
 
 
 def _run_t5(model, batch):
@@ -82,8 +89,25 @@ def _run_encoder_decoder(model, batch):
     )
 
 
-def _run_encoder(model, batch):
-    model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+def _run_encoder(model, batch, **settings):
+    """Pairs of texts have token types, unless the model or its tokenizer knows none."""
+    names = {"input_ids", "attention_mask", "token_type_ids"} & batch.keys()
+    model.base_model(**{name: batch[name] for name in names}, **settings)
+
+
+def _run_deberta(model, batch):
+    _run_encoder(model, batch, output_attentions=True)  # its attention returns no probabilities otherwise
+
+
+def _t5_like(prefix: str) -> dict:
+    """Blocks of a T5-like model; the gated feed-forward is that of T5 1.1 and later."""
+    return {
+        f"{prefix}Attention": Attention(("q", "k", "v", "o"), "n_heads"),
+        f"{prefix}DenseActDense": FeedForward(("wi", "wo"), lambda module, hidden: module.act(hidden)),
+        f"{prefix}DenseGatedActDense": FeedForward(
+            ("wi_0", "wi_1", "wo"), lambda module, gate, hidden: module.act(gate) * hidden
+        ),
+    }
 
 
 def _bart_like(prefix: str) -> dict:
@@ -96,24 +120,57 @@ def _bart_like(prefix: str) -> dict:
     }
 
 
+def _bert_like(prefix: str, projections=("query", "key", "value")) -> dict:
+    """Blocks of a BERT-like model: the Linears of either lie in several modules. Its head and pooler are no blocks."""
+    return {
+        f"{prefix}Attention": Attention(
+            (*(f"self.{name}" for name in projections), "output.dense"), "self.num_attention_heads"
+        ),
+        f"{prefix}Layer": FeedForward(
+            ("intermediate.dense", "output.dense"),
+            lambda layer, hidden: layer.intermediate.intermediate_act_fn(hidden),
+            "feed_forward",
+        ),
+    }
+
+
+def _after_padding(config):
+    """RoBERTa counts positions from the one after the padding token's number."""
+    if config.pad_token_id is None or config.pad_token_id + 1 >= config.max_position_embeddings:
+        raise UserError(
+            f"config.json: 'pad_token_id': {config.pad_token_id} where a number below 'max_position_embeddings' belongs"
+        )
+    return config.max_position_embeddings - config.pad_token_id - 1
+
+
 FAMILIES = {
     "t5": Family(
-        {"translation": "T5ForConditionalGeneration"},
-        {
-            "T5Attention": Attention(("q", "k", "v", "o"), "n_heads"),
-            "T5DenseActDense": FeedForward(("wi", "wo"), lambda module, hidden: module.act(hidden)),
-            "T5DenseGatedActDense": FeedForward(
-                ("wi_0", "wi_1", "wo"), lambda module, gate, hidden: module.act(gate) * hidden
-            ),
-        },
-        _run_t5,
-        decoder="decoder",
-        pre_norm=True,
+        {"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder", pre_norm=True
+    ),
+    "mt5": Family(
+        {"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder", pre_norm=True
+    ),
+    "umt5": Family(
+        {"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder", pre_norm=True
     ),
     "bart": Family(
         {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
     ),
+    "mbart": Family(
+        {"translation": "MBartForConditionalGeneration"},
+        _bart_like("MBart"),
+        _run_encoder_decoder,
+        "model.decoder",
+        pre_norm=True,
+    ),
     "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
+    "pegasus": Family(
+        {"translation": "PegasusForConditionalGeneration"},
+        _bart_like("Pegasus"),
+        _run_encoder_decoder,
+        "model.decoder",
+        pre_norm=True,
+    ),
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},
         {
@@ -122,20 +179,29 @@ FAMILIES = {
         },
         _run_encoder,
     ),
-    "bert": Family(
-        {"classification": "BertForSequenceClassification"},
-        {
-            "BertAttention": Attention(
-                ("self.query", "self.key", "self.value", "output.dense"), "self.num_attention_heads"
-            ),
-            "BertLayer": FeedForward(
-                ("intermediate.dense", "output.dense"),
-                lambda layer, hidden: layer.intermediate.intermediate_act_fn(hidden),
-                "feed_forward",
-            ),
-        },
+    "bert": Family({"classification": "BertForSequenceClassification"}, _bert_like("Bert"), _run_encoder),
+    "roberta": Family(
+        {"classification": "RobertaForSequenceClassification"},
+        _bert_like("Roberta"),
         _run_encoder,
+        positions=_after_padding,
     ),
+    "xlm-roberta": Family(
+        {"classification": "XLMRobertaForSequenceClassification"},
+        _bert_like("XLMRoberta"),
+        _run_encoder,
+        positions=_after_padding,
+    ),
+    "electra": Family({"classification": "ElectraForSequenceClassification"}, _bert_like("Electra"), _run_encoder),
+    "deberta-v2": Family(
+        {"classification": "DebertaV2ForSequenceClassification"},
+        _bert_like("DebertaV2", ("query_proj", "key_proj", "value_proj")),
+        _run_deberta,
+        positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
+    ),
+}
+REFUSED = {  # model types that look as if they belonged here
+    "albert": "all of its layers share one block's parameters, so no layer can be pruned on its own"
 }
 
 
@@ -146,6 +212,8 @@ def family_name(model_type: str) -> str:
         UserError: the suite does not know the model type.
     """
     name = model_type.removeprefix(COMPACT)
+    if name in REFUSED:
+        raise UserError(f"model type {model_type!r} is not supported: {REFUSED[name]}")
     if name not in FAMILIES:
         raise UserError(f"model type {model_type!r} is not supported; known are {', '.join(FAMILIES)}")
     return name

@@ -4,20 +4,22 @@ This is the one file of `common/` that knows parsed arguments, but for `cli`, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import parameter_counts
-from common.files import real
+from common.files import check_apart, real
+from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
-from common.records import check_report
+from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.tasks import TASKS
+from common.sources import DataSource, check_source
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
 
@@ -29,7 +31,7 @@ class Opened:
     loaded: LoadedModel
     runtime: Runtime
     tokenizer: object = None
-    source: str | None = None  # of the data
+    source: DataSource | None = None
 
     def split(self, args, name: str) -> Examples:
         """A split of its data: "train", "validation" or "test"."""
@@ -38,8 +40,8 @@ class Opened:
             name,
             self.tokenizer,
             self.loaded.task,
-            prefix=self.loaded.study.prefix,
-            classes=self.loaded.model.config.num_labels,
+            prefix=self.loaded.prefix(self.source),
+            label2id=self.loaded.label2id,
             positions=self.loaded.positions,
             max_length=args.max_length,
             limit=args.limit,
@@ -57,11 +59,11 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), Talk(args.quiet)))
 
 
-def open_study(args, path: str | Path | None = None, task: str | None = None) -> Opened:
+def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
     """The same with its tokenizer and where its data are.
 
     Args:
-        task: what the model must be for.
+        script: the evaluation script that the model's task must be one of.
     Raises:
         UserError: something of it is not there, or the model is for another task, or has too few positions for the
             flags.
@@ -72,12 +74,24 @@ def open_study(args, path: str | Path | None = None, task: str | None = None) ->
         most, given = opened.loaded.positions, getattr(args, flag, None)
         if given and most and given > most:
             raise UserError(f"--{flag.replace('_', '-')} {given}: {opened.loaded.path} has positions for {most} tokens")
-    if task not in (None, own.name):
+    if script not in (None, own.evaluated_by):
         raise UserError(f"{opened.loaded.path}: is a {own.name} model; evaluate it with {own.evaluated_by}")
-    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(args.data, opened.loaded)
+    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(data_given(args), opened.loaded)
     if source is None:
         raise UserError(f"{opened.loaded.path}: its record names no data; give a folder or a hub id with --data")
+    check_source(source, own)
+    opened.loaded.prefix(source)  # refuses what cannot be known
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
+
+
+def data_given(args) -> DataSource:
+    """What the flags say of the data (`cli.add_source_flags`)."""
+    return DataSource(**{each.name: getattr(args, each.name) for each in fields(DataSource)})
+
+
+def longest_answer(args, loaded: LoadedModel) -> int:
+    """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
+    return args.max_new_tokens or min(loaded.task.longest_answer, loaded.positions or loaded.task.longest_answer)
 
 
 def open_tokenizer(args, loaded: LoadedModel):
@@ -185,12 +199,24 @@ def _the_one(path, mark, what, flag):
 # --- the two evaluation scripts ----------------------------------------------------------------------------------
 
 
-def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, float]]) -> dict:
+class Answered(NamedTuple):
+    """What a model answered to all examples.
+
+    `answers`: as the task's `scored` takes them; `shown`: of each {name: JSON value}, for --save-predictions;
+    `settings`: {name: JSON value}, how they were found, for the result.
+    """
+
+    answers: list
+    shown: list[dict]
+    seconds: float
+    settings: dict = {}
+
+
+def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) -> dict:
     """Evaluate the models of the flags one after another, and report what they cost where that is asked for.
 
     Args:
-        task: what the models must be for.
-        measure: gives the scores of a model, {name: value}, and the seconds that took.
+        script: the one that does it, which the models' tasks must be evaluated by.
     Returns:
         the result of the only model, or {"models": [result, …]}.
     Raises:
@@ -199,11 +225,19 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     paths = models_to_evaluate(args.model)
     if args.original and not args.report:
         raise UserError("--original: goes with --report")
-    reports = _reports(args.report, paths, TASKS[task].evaluated_by)
+    reports = _files_of(args.report, "--report", paths)
+    predictions = _files_of(args.save_predictions, "--save-predictions", paths)
+    check_apart(
+        {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+    )
+    for path in paths:
+        check_report(reports.get(path), script)
+        check_report(predictions.get(path), script, lines=True)
     results, reported, known, talk = [], [], {}, Talk(args.quiet)
     for path in paths:
         with talk.waiting(f"loading {path}"):
-            opened = open_study(args, path, task)
+            opened = open_study(args, path, script)
         loaded = opened.loaded
         if args.report:  # it is measured after all models have been evaluated, beside the others
             known.setdefault(real(path), loaded)
@@ -211,17 +245,32 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
         with talk.waiting(f"reading {opened.source} ({args.split} split), and tokenizing it"):
             examples = opened.split(args, args.split)
         with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
-            scores, seconds = measure(opened, examples)
+            answered = answer(opened, examples)
+        scored = loaded.task.scored(answered.answers, examples.texts, examples.targets)
+        scores, sure = scored.scores(), intervals(scored, args.bootstrap) if args.bootstrap else {}
         results.append(
             {
                 "model": str(path),
+                "task": loaded.task.name,
+                "data": str(opened.source),
                 "split": args.split,
                 "examples": len(examples),
+                "max_length": examples.longest,
+                "device": str(opened.runtime.device),
+                "precision": str(loaded.model.dtype).removeprefix("torch."),
                 **scores,
+                **({"intervals": sure, "confidence": CONFIDENCE, "resamples": args.bootstrap} if sure else {}),
+                **scored.signatures(),
+                **answered.settings,
                 **parameter_counts(loaded.model),
-                "examples_per_second": round(len(examples) / seconds, 2),
+                "examples_per_second": round(len(examples) / answered.seconds, 2),
             }
         )
+        told = ", ".join(_told(name, value, sure.get(name)) for name, value in scores.items())
+        talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
+        if args.save_predictions:
+            write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
+            results[-1]["predictions"] = predictions[path]
         if args.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
@@ -230,13 +279,19 @@ def evaluate(args, task: str, measure: Callable[[Opened, Examples], tuple[dict, 
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def _reports(template, paths, script):
-    """Where each model's report goes, {path: file}; `{name}` in the template stands for the model's name."""
+def _told(metric, value, interval):
+    """A score for the conversation: "bleu 26.04 [24.87, 27.20]"."""
+    digits = 2 if max(map(abs, [value, *(interval or ())])) > 1 else 4
+    return f"{metric} {value:.{digits}f}" + (
+        f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    )
+
+
+def _files_of(template, flag, paths):
+    """Where a file of each model goes, {path: file}; `{name}` in the template stands for the model's name."""
     if template is None:
         return {}
     files = {path: template.replace("{name}", path.stem if path.suffix == ".pth" else path.name) for path in paths}
     if len(set(files.values())) < len(files):
-        raise UserError(f"--report {template}: several models would have one report; use {{name}}, or other names")
-    for file in files.values():
-        check_report(file, script)
+        raise UserError(f"{flag} {template}: several models would have one file; use {{name}}, or other names")
     return files

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
-from common.families import COMPACT, family_name
+from common.families import COMPACT, FAMILIES, family_name
 from common.records import parse_json, read_json
 from common.schema import (
     FILE_NAME,
@@ -79,6 +79,8 @@ SIZE = Number(1, 10**7, whole=True)
 LAYERS = Number(1, 1000, whole=True)
 # By the end of a setting's name. What is not named here has no say in how large a model is, or is checked by its class.
 SIZES = {
+    **dict.fromkeys(("relative_positions", "position_buckets"), Number(-1, 2**15, whole=True)),  # DeBERTa's; -1: none
+    **dict.fromkeys(("type_vocab_size", "kernel_size"), Number(0, 10**7, whole=True)),  # 0: none
     "layers": LAYERS,
     "heads": SIZE,
     "dim": SIZE,
@@ -191,6 +193,23 @@ def read_config(folder: Path) -> dict:
     return settings
 
 
+def check_single_label(config) -> None:
+    """Make sure that a classifier gives each text one label of several, and no number and no set of labels.
+
+    Raises:
+        UserError: it does not.
+    """
+    if FAMILIES[family_name(config.model_type)].decoder:  # what generates has these settings too, and never reads them
+        return
+    remedy = "give a model for single_label_classification"
+    kind = config.problem_type
+    if kind == "multi_label_classification":
+        raise UserError(f"config.json: 'problem_type': {kind}: several labels for one text are not supported; {remedy}")
+    if kind == "regression" or config.num_labels == 1:
+        what = f"'problem_type': {kind}" if kind == "regression" else "'num_labels': 1"
+        raise UserError(f"config.json: {what}: regression, a number for a text, is not supported; {remedy}")
+
+
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
     """Make sure that the ids of special tokens in a config are tokens of the model.
 
@@ -274,18 +293,28 @@ def stored_dtype(settings: dict, files: list[Path]) -> str:
     return named if isinstance(named, str) and named in DTYPES else "float32"
 
 
-def check_shapes(of_class: type, config, shapes: dict[str, tuple]) -> None:
+def skeleton_of(of_class: type, config) -> torch.nn.Module:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return of_class(config)
+
+
+def computed_weights(skeleton: torch.nn.Module) -> set[str]:
+    """The names of weights that follow from the config, as sinusoids do: they stay, and no file need hold them."""
+    return {name for name, parameter in skeleton.named_parameters() if not parameter.requires_grad}
+
+
+def check_shapes(skeleton: torch.nn.Module, of_class: type, shapes: dict[str, tuple]) -> None:
     """Make sure, before any memory is taken, that weights are those of a model.
 
     Where names are missing and others are foreign, as many entries in all, transformers may know how to rename them.
 
     Args:
+        skeleton: see `skeleton_of`.
         shapes: {name: shape} of the weights.
     Raises:
         UserError: naming the first that is not, and how many there are.
     """
-    with torch.device("meta"):
-        skeleton = of_class(config)
     own = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     wrong = [name for name in own if name in shapes and shapes[name] != own[name]]
     if wrong:
@@ -296,7 +325,7 @@ def check_shapes(of_class: type, config, shapes: dict[str, tuple]) -> None:
         )
     unneeded = [
         *(getattr(skeleton, "_keys_to_ignore_on_load_missing", None) or ()),
-        *(getattr(skeleton, "_keys_to_ignore_on_save", None) or ()),
+        *map(re.escape, computed_weights(skeleton)),
     ]
     tied = {}  # a parameter under several names is there once
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""Models whose removed heads and neurons are gone, not just zero: T5, BART, Marian, BERT and DistilBERT.
+"""Models whose removed heads and neurons are gone, not just zero: the families of T5, BART and BERT.
 
 This file needs torch and transformers alone, of a version that `NEEDS_TRANSFORMERS` says. A copy of it goes into the
 folder of every compact model, which then loads wherever these two are, with `trust_remote_code=True`; in a process that
@@ -29,11 +29,21 @@ from transformers import (
     BartForConditionalGeneration,
     BertForSequenceClassification,
     Cache,
+    DebertaV2ForSequenceClassification,
     DistilBertForSequenceClassification,
+    ElectraForSequenceClassification,
     MarianMTModel,
+    MBartForConditionalGeneration,
+    MT5ForConditionalGeneration,
+    PegasusForConditionalGeneration,
+    RobertaForSequenceClassification,
     T5ForConditionalGeneration,
+    UMT5ForConditionalGeneration,
+    XLMRobertaForSequenceClassification,
 )
+from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 # Before 5.x the layers of T5 shared their position bias with the mask in it, see `with_mask`.
 BIAS_HOLDS_MASK = "cache_position" in signature(T5Attention.compute_bias).parameters
@@ -51,27 +61,38 @@ class Layout(NamedTuple):
     inner: tuple[str, ...]  # of an attention block: queries, keys, values
     out: str  # the Linear that they feed
     heads: str = ""  # the attribute with the number of heads; none in a feed-forward block
+    beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too
 
 
-BART_ATTENTION = Layout(("q_proj", "k_proj", "v_proj"), "out_proj", heads="num_heads")
-BART_FEED_FORWARD = Layout(("fc1",), "fc2")
 DISTILBERT_ATTENTION = Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads")
 LAYOUTS = {  # by the class of a block's root module
-    "T5Attention": Layout(("q", "k", "v"), "o", heads="n_heads"),
-    "T5DenseActDense": Layout(("wi",), "wo"),
-    "T5DenseGatedActDense": Layout(("wi_0", "wi_1"), "wo"),
-    "BartAttention": BART_ATTENTION,
-    "BartEncoderLayer": BART_FEED_FORWARD,
-    "BartDecoderLayer": BART_FEED_FORWARD,
-    "MarianAttention": BART_ATTENTION,
-    "MarianEncoderLayer": BART_FEED_FORWARD,
-    "MarianDecoderLayer": BART_FEED_FORWARD,
-    "BertAttention": Layout(("self.query", "self.key", "self.value"), "output.dense", heads="self.num_attention_heads"),
-    "BertLayer": Layout(("intermediate.dense",), "output.dense"),
     "DistilBertSelfAttention": DISTILBERT_ATTENTION,
     "MultiHeadSelfAttention": DISTILBERT_ATTENTION,  # in transformers 4
     "FFN": Layout(("lin1",), "lin2"),
 }
+for name in ("T5", "MT5", "UMT5"):
+    LAYOUTS |= {
+        f"{name}Attention": Layout(("q", "k", "v"), "o", heads="n_heads"),
+        f"{name}DenseActDense": Layout(("wi",), "wo"),
+        f"{name}DenseGatedActDense": Layout(("wi_0", "wi_1"), "wo"),
+    }
+for name in ("Bart", "MBart", "Marian", "Pegasus"):
+    LAYOUTS |= {
+        f"{name}Attention": Layout(("q_proj", "k_proj", "v_proj"), "out_proj", heads="num_heads"),
+        f"{name}EncoderLayer": Layout(("fc1",), "fc2"),
+        f"{name}DecoderLayer": Layout(("fc1",), "fc2"),
+    }
+for name in ("Bert", "Roberta", "XLMRoberta", "Electra", "DebertaV2"):
+    suffix = "_proj" if name == "DebertaV2" else ""
+    LAYOUTS |= {
+        f"{name}Attention": Layout(
+            tuple(f"self.{each}{suffix}" for each in ("query", "key", "value")),
+            "output.dense",
+            heads="self.num_attention_heads",
+            beside=("self.pos_query_proj", "self.pos_key_proj") if name == "DebertaV2" else (),
+        ),
+        f"{name}Layer": Layout(("intermediate.dense",), "output.dense"),
+    }
 
 
 # --- making modules smaller --------------------------------------------------------------------------------------
@@ -112,14 +133,20 @@ def keep_parts(module, parts):
         owner, _, count = layout.heads.rpartition(".")
         owner = module.get_submodule(owner)
         width *= out.in_features // getattr(owner, count)
-        if isinstance(module, T5Attention):
+        if hasattr(module, "relative_attention_num_buckets"):  # T5's and its kin's
             note_heads(module, parts)
         setattr(owner, count, len(parts))
         for name in {"inner_dim", "all_head_size", "dim"} & vars(owner).keys():
             setattr(owner, name, width)
         if not width:
             leave_out(owner, layout.out if owner is module else None)
-    shrink([module.get_submodule(name) for name in layout.inner], out, width)
+    shrink([module.get_submodule(name) for name in inner_linears(module)], out, width)
+
+
+def inner_linears(module):
+    """The names of the Linears in the root module of a block whose rows are its heads' or neurons'."""
+    layout, there = layout_of(module), dict(module.named_modules())
+    return [*layout.inner, *(name for name in layout.beside if name in there)]
 
 
 def layout_of(module):
@@ -156,12 +183,17 @@ def leave_out(attention, out):
         attention: the module that counts the heads.
         out: the name of the output Linear in it; None if it lies elsewhere, as BERT's does.
     """
-    if isinstance(attention, T5Attention):
-        attention.__class__ = T5AttentionWithoutHeads
+    if isinstance(attention, (T5Attention, MT5Attention)):
+        put_before(attention, T5AttentionWithoutHeads, "WithoutHeads")
     else:
-        own = type(attention)
-        attention.__class__ = type(f"{own.__name__}WithoutHeads", (AttentionWithoutHeads, own), {})
+        put_before(attention, AttentionWithoutHeads, "WithoutHeads")
         attention.output_linear = out
+
+
+def put_before(module, mixin, suffix):
+    """Let a class go before a module's own."""
+    own = type(module)
+    module.__class__ = type(f"{own.__name__}{suffix}", (mixin, own), {})
 
 
 class AttentionWithoutHeads:
@@ -170,10 +202,10 @@ class AttentionWithoutHeads:
     It returns (output, None), where others have their probabilities. `output_linear`: see `leave_out`.
     """
 
-    def forward(self, hidden_states=None, *args, key_value_states=None, **kwargs):
+    def forward(self, hidden_states=None, *args, key_value_states=None, encoder_hidden_states=None, **kwargs):
         if hidden_states is None:
             hidden_states = kwargs.pop("query")  # DistilBERT's in transformers 4
-        if key_value_states is None:
+        if key_value_states is None and encoder_hidden_states is None:  # umT5 has the other name
             count_tokens(self, hidden_states, (*args, *kwargs.values()))
         output = hidden_states[..., :0]  # (batch, length, 0): what no heads make
         if self.output_linear is not None:
@@ -207,20 +239,16 @@ def count_tokens(attention, hidden_states, arguments):
 
 
 def note_heads(attention, heads):
-    """Make a T5Attention one that knows which heads it has, and let it keep some, by their places among those."""
+    """Make T5's attention, or its kin's, one that knows which heads it has, and let it keep some, by their places."""
     if not hasattr(attention, "kept_heads"):
-        attention.__class__ = CompactT5Attention
+        put_before(attention, CompactUMT5Attention if isinstance(attention, UMT5Attention) else CompactT5Attention, "")
         attention.kept_heads, attention.all_heads = list(range(attention.n_heads)), attention.n_heads
     attention.kept_heads = [attention.kept_heads[head] for head in heads]
     attention._index = attention._whole_bias = None
 
 
-class CompactT5Attention(T5Attention):
-    """T5's attention with some of its heads; `note_heads` makes it.
-
-    The layers of a stack share the relative position bias that the first of them makes. It stays at full width, (1, all
-    heads, queries, keys), and each layer takes the heads that it has.
-    """
+class SomeHeads:
+    """What the attention of T5 and its kin has of the relative position bias, once it has only some of its heads."""
 
     def _own(self, position_bias):
         """The kept heads' part of (1, all heads, queries, keys)."""
@@ -228,8 +256,23 @@ class CompactT5Attention(T5Attention):
             return position_bias
         if self._index is None or self._index.device != position_bias.device:
             with torch.inference_mode(False):  # made in inference mode, it could not be trained with afterwards
-                self._index = torch.tensor(self.kept_heads, device=position_bias.device)
+                self._index = torch.tensor(self.kept_heads, dtype=torch.long, device=position_bias.device)
         return position_bias.index_select(1, self._index)
+
+
+class CompactUMT5Attention(SomeHeads):
+    """Put before the class of umT5's attention, where each layer makes a bias of its own."""
+
+    def compute_bias(self, *args, **kwargs):
+        return self._own(super().compute_bias(*args, **kwargs))
+
+
+class CompactT5Attention(SomeHeads):
+    """Put before the class of T5's or mT5's attention by `note_heads`.
+
+    The layers of a stack share the relative position bias that the first of them makes. It stays at full width, (1, all
+    heads, queries, keys), and each layer takes the heads that it has.
+    """
 
     def compute_bias(self, *args, **kwargs):
         self._whole_bias = super().compute_bias(*args, **kwargs)
@@ -251,8 +294,11 @@ class CompactT5Attention(T5Attention):
         return output, bias if shared is None else shared, *weights  # without either: a layer that is run alone
 
 
-class T5AttentionWithoutHeads(T5Attention):
-    """T5's attention without heads. In a stack's first layer it still makes the position bias that the others share."""
+class T5AttentionWithoutHeads:
+    """Put before the class of T5's or mT5's attention without heads, which `note_heads` has changed.
+
+    In a stack's first layer it still makes the position bias that the others share.
+    """
 
     def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, **kwargs):
         if key_value_states is not None:
@@ -263,7 +309,8 @@ class T5AttentionWithoutHeads(T5Attention):
                 length, device = hidden_states.shape[1], hidden_states.device
                 if BIAS_HOLDS_MASK:
                     before = torch.arange(length, device=device) + before
-                position_bias = with_mask(self.compute_bias(length, keys, device, before), mask)
+                self.compute_bias(length, keys, device, before)  # of no heads; and the whole one, for the others
+                position_bias, self._whole_bias = with_mask(self._whole_bias, mask), None
         output = self.o(hidden_states[..., :0]), position_bias
         return output if BIAS_HOLDS_MASK and not kwargs.get("output_attentions") else (*output, None)
 
@@ -357,14 +404,38 @@ def compact_classes(original, auto_model, activation):
 CompactT5Config, CompactT5ForConditionalGeneration = compact_classes(
     T5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
 )
+CompactMT5Config, CompactMT5ForConditionalGeneration = compact_classes(
+    MT5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
+)
+CompactUMT5Config, CompactUMT5ForConditionalGeneration = compact_classes(
+    UMT5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
+)
 CompactBartConfig, CompactBartForConditionalGeneration = compact_classes(
     BartForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
+)
+CompactMBartConfig, CompactMBartForConditionalGeneration = compact_classes(
+    MBartForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
 )
 CompactMarianConfig, CompactMarianMTModel = compact_classes(
     MarianMTModel, AutoModelForSeq2SeqLM, activation="activation_function"
 )
+CompactPegasusConfig, CompactPegasusForConditionalGeneration = compact_classes(
+    PegasusForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
+)
 CompactBertConfig, CompactBertForSequenceClassification = compact_classes(
     BertForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
+)
+CompactRobertaConfig, CompactRobertaForSequenceClassification = compact_classes(
+    RobertaForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
+)
+CompactXLMRobertaConfig, CompactXLMRobertaForSequenceClassification = compact_classes(
+    XLMRobertaForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
+)
+CompactElectraConfig, CompactElectraForSequenceClassification = compact_classes(
+    ElectraForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
+)
+CompactDebertaV2Config, CompactDebertaV2ForSequenceClassification = compact_classes(
+    DebertaV2ForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
 )
 CompactDistilBertConfig, CompactDistilBertForSequenceClassification = compact_classes(
     DistilBertForSequenceClassification, AutoModelForSequenceClassification, activation="activation"

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -37,11 +37,14 @@ from common.model_files import (
     check_generation,
     check_pth,
     check_shapes,
+    check_single_label,
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    computed_weights,
     dense_shapes,
     read_config,
+    skeleton_of,
     stored_dtype,
     told_in_one_line,
     weight_files,
@@ -59,6 +62,7 @@ from common.records import (
     write_record,
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
+from common.sources import DATA, DataSource
 from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
@@ -74,7 +78,7 @@ MODEL_RECORD = Object(
         "key": Maybe(Text()),
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
-        "data": REFERENCE,
+        "data": DATA,
         "base_model": Text(),
         "license": Text(),
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
@@ -116,7 +120,28 @@ class LoadedModel:
     @property
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return self.family.positions(self.model.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
 
     @property
     def license(self) -> dict[str, str]:
@@ -180,10 +205,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         loaded = _load_pth(path)
     else:
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
-    unsaved = set(loaded.model._keys_to_ignore_on_save or ())  # Marian's positions: what is not saved is not trained
     check_finite(path, loaded.model.state_dict().items())
-    for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(name not in unsaved)
     loaded.model.to(device).eval()
     return loaded
 
@@ -202,11 +224,14 @@ def _load_folder(path):
         of_class, config = _class_and_config(settings, record)
         files = weight_files(path)
         is_sparse = files[0].name == SPARSE_NAME
-        check_shapes(of_class, config, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
         state = load_sparse(files[0]) if is_sparse else {}
         for file in [] if is_sparse else files:
             state |= load_file(file)
-        model = _from_state(of_class, config, state, generation)
+        if generation is None and of_class.can_generate():  # older checkpoints say in config.json how to generate
+            generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
+        model = _from_state(of_class, config, state, computed_weights(skeleton), generation)
         dtype = stored_dtype(settings, files)
     return LoadedModel(model, path, record, dtype=dtype)
 
@@ -229,13 +254,16 @@ def _named(path):
 def _class_and_config(settings, record):
     """The class and the config of a model, out of our own tables, whatever classes its files name."""
     of_class = model_class(settings["model_type"], record.get("task"))
-    return of_class, of_class.config_class.from_dict(settings)
+    config = of_class.config_class.from_dict(settings)
+    check_single_label(config)
+    return of_class, config
 
 
-def _from_state(of_class, config, state, generation=None):
+def _from_state(of_class, config, state, computed, generation=None):
     """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
 
     Args:
+        computed: see `computed_weights`.
         generation: what its generation config holds; None for what follows from the config.
     Raises:
         UserError: the names or shapes are not the model's; or a generation config that is not supported.
@@ -243,7 +271,10 @@ def _from_state(of_class, config, state, generation=None):
     model, report = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    _check_loading(report, of_class)
+    _check_loading(report, of_class, computed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
+    family_of(config).positions(config)
     if model.can_generate():
         if generation is not None:
             check_generation("its generation config", generation, config.vocab_size)
@@ -256,15 +287,17 @@ def _from_state(of_class, config, state, generation=None):
     return model
 
 
-def _check_loading(report, of_class, may_hold_more=False):
+def _check_loading(report, of_class, computed, may_hold_more=False):
     """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+
+    Those that are `computed` from the config, as Pegasus' positions, need not be there.
 
     Raises:
         UserError: naming the first that is not.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     for what, names in (
-        ("lacks", report["missing_keys"]),
+        ("lacks", set(report["missing_keys"]) - computed),
         ("has a foreign", [] if may_hold_more else foreign),
         ("has another shape for", report["mismatched_keys"]),
     ):
@@ -295,8 +328,9 @@ def _load_pth(path):
         check("its record", record, MODEL_RECORD, "make the model again")
         check_config("its config", settings)
         of_class, config = _class_and_config(settings, record)
-        check_shapes(of_class, config, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
-        model = _from_state(of_class, config, content["state_dict"], generation)
+        skeleton = skeleton_of(of_class, config)
+        check_shapes(skeleton, of_class, {name: tuple(each.shape) for name, each in content["state_dict"].items()})
+        model = _from_state(of_class, config, content["state_dict"], computed_weights(skeleton), generation)
     return LoadedModel(model, path, record, content["masks"], stored_dtype(settings, []))
 
 
@@ -324,9 +358,13 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     return tokenizer
 
 
-def data_source(given: str | None, loaded: LoadedModel) -> str | None:
-    """Where the data are, a folder or a hub id: the flag, else the model's record, else the study; or None."""
-    return given or resolve(loaded.record.get("data"), loaded.path) or loaded.study.data
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
 
 
 def download(checkpoint: str, model_type: str, talk):
@@ -367,10 +405,12 @@ def _pretrained(checkpoint, model_type, local_only):
     if config.model_type.removeprefix(COMPACT) != model_type:
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
     of_class = model_class(config.model_type)
+    check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
-    _check_loading(report, of_class, may_hold_more=True)  # such as the head of another task
+    computed = computed_weights(skeleton_of(of_class, config))
+    _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
     check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
     return model, tokenizer

@@ -41,6 +41,15 @@ def write_json(path, value, *, follow=True):
     write_bytes(path, (json_text(value, indent=1) + "\n").encode(), follow=follow)
 
 
+def write_json_lines(path, rows):
+    """Write `rows` as JSON, one on each line, atomically.
+
+    Raises:
+        UserError: one holds NaN or an infinity, which JSON does not know.
+    """
+    write_bytes(path, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
 def json_text(value, **layout):
     """`value` as JSON.
 
@@ -90,12 +99,13 @@ def keeps_existing(
     return False
 
 
-def check_report(path: str | Path | None, script: str) -> None:
+def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
     """Make sure, before any long work, that a JSON report can be written: nothing is there, or a report of this script.
 
     Args:
         path: None where none was asked for.
         script: whose "script" the report holds.
+        lines: whether it is one of JSON lines, of which the first one tells.
     Raises:
         UserError: it cannot be written, or something else is there.
     """
@@ -105,12 +115,14 @@ def check_report(path: str | Path | None, script: str) -> None:
     if not Path(path).exists():
         return
     try:
-        found = json.loads(Path(path).read_bytes())
+        with open(path, "rb") as handle:
+            found = json.loads(handle.readline() if lines else handle.read())
         is_ours = found["script"] == script and "key" not in found  # which a record has
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
-        raise UserError(f"{path}: exists already and is no report of {script}; choose another file")
+        what = "are no predictions" if lines else "is no report"
+        raise UserError(f"{path}: exists already and {what} of {script}; choose another file")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ The settings of t5 and distilbert were measured (see docs/results.md). Those of 
 ones for models of that kind, and every one of them has a flag.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.families import FAMILIES, family_name
 
@@ -57,8 +57,12 @@ STUDIES = {
         data="stanfordnlp/imdb",
     ),
 }
+# Of T5's kin nothing was measured. They differ in their vocabulary, and were not trained on a task with a prefix.
+for name in ("mt5", "umt5"):
+    STUDIES[name, "translation"] = replace(STUDIES["t5", "translation"], prefix="", checkpoint=None, data=None)
 USUAL = {
     "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=2000),
+    "summarization": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=500),
     "classification": Study(
         model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800, method="reconstruct"
     ),

@@ -1,30 +1,31 @@
 """The tasks that models are used for: what inputs and targets look like, how an answer is scored."""
 
-from pathlib import Path
-
 import torch
 
-from common.errors import UserError
+from common.metrics import Classes, Summaries, Translations
 
 IGNORED = -100  # the label of padding, as torch's cross_entropy has it
 
 
 class Translation:
-    """English to German. A target is a sequence of tokens."""
+    """From one language to another. A target is a sequence of tokens."""
 
     name = "translation"
-    metric = "bleu"
+    metric = "bleu"  # the main one; `scored` knows them all
     evaluated_by = "evaluate-t5.py"
     has_labels = False  # whether a target is one label
+    columns = ("en", "de")  # of inputs and targets in a data set, unless flags say otherwise
     longest = 128  # tokens of an input or target, unless --max-length says otherwise
+    longest_answer = 60  # tokens that are generated, unless --max-new-tokens says otherwise
     example = {"batch_size": 8, "input_tokens": 32, "output_tokens": 32}  # what a report's figures are for
-
-    def check(self, texts: list, source: str | Path, split: str, classes: int) -> None:
-        """Nothing more to check: every text can be a target."""
 
     def targets(self, texts: list[str], tokenize) -> list[list[int]]:
         """Token ids."""
         return tokenize(text_target=texts)["input_ids"]
+
+    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Translations:
+        """Translations, beside the references in the pairs of texts."""
+        return Translations(answers, [reference for _, reference in texts])
 
     def labels(self, targets: list[list[int]]) -> torch.Tensor:
         """A batch's labels, int64 (batch, length), IGNORED for padding."""
@@ -35,6 +36,26 @@ class Translation:
         return batch | {"decoder_input_ids": batch["input_ids"][:, :1].repeat(1, stated["output_tokens"])}
 
 
+class Summarization(Translation):
+    """A text and a shorter one that says the same: for a model that is a translation, with longer inputs."""
+
+    name = "summarization"
+    metric = "rouge_l"
+    columns = ("document", "summary")
+    longest = 512
+    longest_target = 128
+    longest_answer = 128
+    example = {"batch_size": 8, "input_tokens": 256, "output_tokens": 32}
+
+    def targets(self, texts: list[str], tokenize) -> list[list[int]]:
+        """Token ids."""
+        return tokenize(text_target=texts, longest=self.longest_target)["input_ids"]
+
+    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Summaries:
+        """Summaries, beside the references in the pairs of texts."""
+        return Summaries(answers, [reference for _, reference in texts])
+
+
 class Classification:
     """One label for a text."""
 
@@ -42,24 +63,18 @@ class Classification:
     metric = "accuracy"
     evaluated_by = "evaluate-distilbert.py"
     has_labels = True
+    columns = ("text", "label")
+    longest_answer = 60  # nothing is generated: the keys of explorations have always held this
     longest = 256
     example = {"batch_size": 8, "input_tokens": 128}
-
-    def check(self, texts: list, source: str | Path, split: str, classes: int) -> None:
-        """Make sure that the model knows every label.
-
-        Raises:
-            UserError: naming the example.
-        """
-        for number, (_, label) in enumerate(texts):
-            if label >= classes:
-                raise UserError(
-                    f"{source}: {split} example {number} has label {label}, but the model knows only 0 to {classes - 1}"
-                )
 
     def targets(self, texts: list[int], tokenize) -> list[int]:
         """The labels as they are."""
         return texts
+
+    def scored(self, answers: list[int], texts: list, targets: list[int]) -> Classes:
+        """Classes, beside the labels."""
+        return Classes(answers, targets)
 
     def labels(self, targets: list[int]) -> torch.Tensor:
         """A batch's labels, int64 (batch,)."""
@@ -70,7 +85,7 @@ class Classification:
         return batch
 
 
-TASKS = {task.name: task for task in (Translation(), Classification())}
+TASKS = {task.name: task for task in (Translation(), Summarization(), Classification())}
 
 
 def padded(rows: list[list[int]], filler: int) -> torch.Tensor:

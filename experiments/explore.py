@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The smallest configuration whose composed model is good enough: of those in -c, out of a library that holds them all.
 
-Good enough is a model whose quality (BLEU or accuracy) on the validation split is at most --drop below the original's.
-The configurations are gone through from the smallest up. One whose loss on a sample is no lower than that of a smaller
-one that was not good enough is passed over. For every --drop, the output has the configuration that was found; where
-none is good enough, the best of those measured, which may become so by fine-tuning.
+Good enough is a model whose quality (BLEU, ROUGE-L, accuracy) on the validation split is at most --drop below the
+original's. The configurations are gone through from the smallest up. One whose loss on a sample is no lower than that
+of a smaller one that was not good enough is passed over. For every --drop, the output has the configuration that was
+found; where none is good enough, the best of those measured, which may become so by fine-tuning.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def build_parser():
         nargs="+",
         required=True,
         metavar="ALPHA",
-        help="by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)",
+        help="by how much the quality may be below the original's: in BLEU or ROUGE-L (0 to 100) or accuracy (0 to 1)",
     )
     parser.add_argument(
         "-o", "--output", default="smallest.json", help="configurations file for what is found, one for each --drop"
@@ -81,7 +81,7 @@ def run(args):
     configurations = read_configurations(args.configurations)
     from common.composition import check_model
     from common.evaluation import quality
-    from common.inputs import open_study
+    from common.inputs import longest_answer, open_study
     from common.library import Libraries
     from common.search import Candidates, Compositions, sizes
 
@@ -94,13 +94,14 @@ def run(args):
     candidates = Candidates(
         loaded, configurations, libraries, validation, opened.runtime, number=args.score_examples, objective="loss"
     )
+    most = longest_answer(args, loaded)
     quiet = dataclasses.replace(opened.runtime, talk=cli.Talk(quiet=True))  # there is a line for each model instead
 
     def score(model):
-        return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=args.max_new_tokens)
+        return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=most)
 
     kept = sizes(loaded, configurations, libraries, args.measure, quiet.device)
-    scored_on = [validation.fingerprint(), args.max_new_tokens]
+    scored_on = [validation.fingerprint(), most]
     models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
     report = {
         "script": NAME,

@@ -45,7 +45,7 @@ def caption(rng):
     return f"the {subject} {verb} a {other}", f"das {NOUNS[subject]} {VERBS[verb]} ein {NOUNS[other]}"
 
 
-def t5_config(**changes):
+def t5_settings(**changes):
     settings = dict(
         vocab_size=64,
         d_model=32,
@@ -59,7 +59,11 @@ def t5_config(**changes):
         pad_token_id=0,
         eos_token_id=1,
     )
-    return transformers.T5Config(**settings | changes)  # 4 heads of 6: the inner width is not d_model, nor divides it
+    return settings | changes  # 4 heads of 6: the inner width is not d_model, nor divides it
+
+
+def t5_config(**changes):
+    return transformers.T5Config(**t5_settings(**changes))
 
 
 def distilbert_config(**changes):
@@ -67,7 +71,7 @@ def distilbert_config(**changes):
     return transformers.DistilBertConfig(**settings | changes)
 
 
-def bert_config(**changes):
+def bert_settings(**changes):
     settings = dict(
         vocab_size=64,
         hidden_size=32,
@@ -77,7 +81,7 @@ def bert_config(**changes):
         max_position_embeddings=64,
         initializer_range=0.3,
     )
-    return transformers.BertConfig(**settings | changes)
+    return settings | changes
 
 
 def bart_settings(**changes):
@@ -104,15 +108,68 @@ def bart_settings(**changes):
     )
 
 
+# The special values are those of the checkpoints that people use: roberta-base, xlm-roberta-base, electra-small,
+# deberta-v3-base (and -v2-xlarge), mbart-large-50, pegasus-large, mt5-small, umt5-small, flan-t5-small.
+ROBERTA = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1, layer_norm_eps=1e-5)
+DEBERTA = dict(
+    relative_attention=True,
+    position_buckets=8,
+    norm_rel_ebd="layer_norm",
+    share_att_key=True,
+    pos_att_type="p2c|c2p",
+    max_relative_positions=-1,
+    position_biased_input=False,
+    type_vocab_size=0,
+    layer_norm_eps=1e-7,
+)
+UNSHARED = DEBERTA | dict(share_att_key=False, position_biased_input=True, conv_kernel_size=3, conv_act="gelu")
+GATED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+def untied(model):
+    """A T5-like model with a head of its own, as from T5 1.1 on."""
+    model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn_like(model.lm_head.weight))
+    return model
+
+
+def seq2seq(name, generation=None, **changes):
+    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    model = model_class(model_class.config_class(**bart_settings(**changes)))
+    model.generation_config.update(**generation or {})
+    return model
+
+
+def classifier(name, **changes):
+    model_class = getattr(transformers, f"{name}ForSequenceClassification")
+    return model_class(model_class.config_class(**bert_settings(**changes)))
+
+
+def t5_like(name):
+    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    return untied(model_class(model_class.config_class(**t5_settings(**GATED))))
+
+
 MODELS = {
     "t5": lambda: transformers.T5ForConditionalGeneration(t5_config()),
     "t5-gated": lambda: transformers.T5ForConditionalGeneration(t5_config(feed_forward_proj="gated-gelu")),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(distilbert_config()),
-    "bert": lambda: transformers.BertForSequenceClassification(bert_config()),
-    "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**bart_settings())),
+    "bert": lambda: classifier("Bert"),
+    "roberta": lambda: classifier("Roberta", **ROBERTA, max_position_embeddings=66),
+    "xlm-roberta": lambda: classifier("XLMRoberta", **ROBERTA, max_position_embeddings=66),
+    "electra": lambda: classifier("Electra", embedding_size=24),
+    "deberta-v2": lambda: classifier("DebertaV2", **DEBERTA),
+    "deberta-v2-unshared": lambda: classifier("DebertaV2", **UNSHARED),
+    "bart": lambda: seq2seq("Bart"),
+    "mbart": lambda: seq2seq(
+        "MBart", {"forced_bos_token_id": 7}, scale_embedding=True, decoder_start_token_id=1
+    ),  # generation begins with the language's token, 7
+    "pegasus": lambda: seq2seq("Pegasus", scale_embedding=True, activation_function="relu"),
     "marian": lambda: transformers.MarianMTModel(transformers.MarianConfig(**bart_settings())),
+    "mt5": lambda: t5_like("MT5"),
+    "umt5": lambda: t5_like("UMT5"),
+    "t5-flan": lambda: t5_like("T5"),
 }
-CLASSIFIERS = ("distilbert", "bert", "toy")
+CLASSIFIERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2", "deberta-v2-unshared", "toy")
 
 
 def build_model(kind):
@@ -148,7 +205,10 @@ def build_tokenizer(kind):
         }
     )
     if kind in CLASSIFIERS:
-        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word.lower() for word in words)]
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        if "roberta" in kind:
+            special = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
+        vocab = [*special, *(word.lower() for word in words)]
         return transformers.DistilBertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(vocab))})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words)]
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)

@@ -66,13 +66,13 @@ def distilbert_blocks():
     return expected
 
 
-def bert_blocks():
+def bert_blocks(base="bert", projections=("self.query", "self.key", "self.value")):
     """The out-projection lies in another module than q, k and v, the feed-forward Linears in two."""
     expected = []
     for i in range(2):
-        layer = f"bert.encoder.layer.{i}"
+        layer = f"{base}.encoder.layer.{i}"
         expected += [
-            (f"{layer}.attention", ("self.query", "self.key", "self.value", "output.dense"), 4, "encoder"),
+            (f"{layer}.attention", (*projections, "output.dense"), 4, "encoder"),
             (f"{layer}.feed_forward", ("intermediate.dense", "output.dense"), 0, "encoder"),
         ]
     return expected
@@ -90,23 +90,25 @@ def bart_blocks():
     return expected
 
 
-@pytest.mark.parametrize(
-    "kind, expected",
-    [
-        ("t5", t5_blocks(("wi", "wo"))),
-        ("t5-gated", t5_blocks(("wi_0", "wi_1", "wo"))),
-        ("distilbert", distilbert_blocks()),
-        ("bert", bert_blocks()),
-        ("bart", bart_blocks()),
-        ("marian", bart_blocks()),
-    ],
-    ids=KINDS,
-)
-def test_blocks_by_hand(kind, expected):
-    blocks = find_blocks(build_model(kind))
+DEBERTA_LINEARS = ("self.query_proj", "self.key_proj", "self.value_proj")
+EXPECTED = {
+    "t5": t5_blocks(("wi", "wo")),
+    "distilbert": distilbert_blocks(),
+    **{kind: bert_blocks(base) for kind, base in (("bert", "bert"), ("electra", "electra"))},
+    **{kind: bert_blocks("roberta") for kind in ("roberta", "xlm-roberta")},
+    **{kind: bert_blocks("deberta", DEBERTA_LINEARS) for kind in ("deberta-v2", "deberta-v2-unshared")},
+    **{kind: t5_blocks(("wi_0", "wi_1", "wo")) for kind in ("t5-gated", "t5-flan", "mt5", "umt5")},
+    **{kind: bart_blocks() for kind in ("bart", "mbart", "marian", "pegasus")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_by_hand(kind):
+    """Whatever else is a Linear, such as a classifier's dense layer, is in no block."""
+    blocks, expected = find_blocks(build_model(kind)), EXPECTED[kind]
     assert [(b.name, b.linears, b.heads, b.side) for b in blocks.values()] == expected
     for name, block in blocks.items():
-        assert block.name == name and block.has_bias == (not kind.startswith("t5"))
+        assert block.name == name and block.has_bias == ("t5" not in kind)
         assert block.kind == ("attention" if block.heads else "feed_forward")
 
 
@@ -136,7 +138,7 @@ def test_a_model_type_that_is_not_known_is_named():
     config = t5_config()
     config.model_type = "gpt2"
     with pytest.raises(
-        UserError, match="model type 'gpt2' is not supported; known are t5, bart, marian, distilbert, bert"
+        UserError, match="model type 'gpt2' is not supported; known are t5, mt5, umt5, bart, mbart, marian, pegasus, "
     ):
         family_of(config)
     assert family_of(distilbert_config()) is FAMILIES["distilbert"]

@@ -210,20 +210,22 @@ def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expec
     """Oracle: a data set of the datasets library, in the place of the hub's."""
     datasets = pytest.importorskip("datasets")
     splits = {"validation": datasets.Dataset.from_dict(columns)}
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, **_: splits)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, **_: splits)
     assert read_texts("some/where", "validation", TASKS[task]) == expected
-    with pytest.raises(UserError, match="some/where: has no test split with columns"):
+    with pytest.raises(UserError, match="some/where: has no test split; give one with --test-file"):
         read_texts("some/where", "test", TASKS[task])
 
 
 def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def fail(source, **_):
-        raise ConnectionError("no network\nand more")
+    def fail(source, config, **_):
+        raise ConnectionError("no network\nand more\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"some/where: no such folder, .*\(no network\); give a local folder") as error:
+    with pytest.raises(
+        UserError, match=r"some/where: no such folder, .*\(no network and more\); give a local"
+    ) as error:
         read_texts("some/where", "train", TRANSLATION)
     assert "\n" not in str(error.value)
 
@@ -251,13 +253,19 @@ def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, ger
 @pytest.mark.parametrize(
     "rows, words",
     [
-        (None, "test.jsonl: no such file; a classification folder holds train.jsonl and test.jsonl"),
+        (None, "has no test split; a file test.csv, .tsv, .jsonl, .json or .parquet belongs into the folder; or give"),
         ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
-        ([{"text": "a", "label": 0}, [1]], "test.jsonl: line 2: needs a string 'text' and a whole number 'label'"),
+        (
+            [{"text": "a", "label": 0}, [1]],
+            "test.jsonl: line 2: needs a string 'text' and a 'label', a number or string",
+        ),
         ([{"text": 3, "label": 0}], "line 1: needs"),
-        ([{"text": "a", "label": "pos"}], "line 1: needs"),
+        (
+            [{"text": "a", "label": "pos"}],
+            "test example 0 has label 'pos', but the model knows only 0 to 1 (bad, good)",
+        ),
         ([{"text": "a", "label": True}], "line 1: needs"),
-        ([{"text": "a", "label": -1}], "line 1: needs"),
+        ([{"text": "a", "label": -1}], "has label -1, but"),
         ([{"label": 1}], "line 1: needs"),
         ([], "its test split is empty"),
     ],
@@ -267,17 +275,18 @@ def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, word
     if rows is not None:
         write_rows(tmp_path, "test", rows)
     with pytest.raises(UserError) as error:
-        read_texts(tmp_path, "test", CLASSIFICATION)
+        read_texts(tmp_path, "test", CLASSIFICATION, label2id={"bad": 0, "good": 1})
     assert str(tmp_path) in str(error.value) and words in str(error.value)
 
 
 @pytest.mark.parametrize(
     "source, split, words",
     [
-        ("nowhere", "train", "nowhere: is neither a data folder nor a hub id"),
-        ("./no/where", "train", "is neither a data folder nor a hub id"),
-        ("/no/where", "train", "is neither"),
-        ("a/b/c", "train", "is neither"),
+        ("./no/where", "train", "./no/where: no such file or folder, and no hub id"),
+        ("/no/where", "train", "no such file or folder, and no hub id"),
+        ("a/b/c/d", "train", "no such file or folder, and no hub id"),
+        ("no/where.csv", "train", "no such file or folder, and no hub id"),
+        ("nowhere", "train", "nowhere: no such folder, not in the local cache, and not available from the hub"),
         ("nowhere", "dev", "--split dev: must be one of train, validation, test"),
     ],
 )

@@ -441,7 +441,7 @@ def test_an_original_that_is_not_there_is_refused(models, evaluate, tmp_path):
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_evaluated(
     models, evaluate, monkeypatch, tmp_path, kind, place
 ):
-    for name in ("translate", "classify"):
+    for name in ("translate", "class_logits"):
         monkeypatch.setattr(evaluation, name, lambda *_, **__: pytest.fail("was called"))
     (tmp_path / "file").write_text("precious")
     path = tmp_path / "file" / "report.json" if place == "below a file" else tmp_path

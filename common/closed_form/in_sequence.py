@@ -21,6 +21,7 @@ times over, and the student.
 """
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -145,19 +146,21 @@ def run_up_to(block: Block, model: torch.nn.Module, batch: dict[str, torch.Tenso
 
     What comes after the block isn't run.
     """
-    calls, around = [], []
+    calls, streams = [], deque(maxlen=1)
 
     def stop(call):
         calls.append(call)
         raise _Reached
 
-    layer = model.get_submodule(block.root.rpartition(".")[0])
-    handle = layer.register_forward_pre_hook(lambda module, args: around.extend(args[:1]))
+    norms = [module for module in model.modules() if type(module).__name__.endswith("Norm")]
+    handles = [norm.register_forward_pre_hook(lambda module, args: streams.append(args[0])) for norm in norms]
     try:
         watch(model, [block], batch, stop)
     except _Reached:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     (call,) = calls
-    return call, around[0] if family_of(model.config).pre_norm else call.inputs[block.linears[0]]
+    # Where a block reads what a norm made of the stream, that is the last norm before it.
+    return call, streams[-1] if family_of(model.config).pre_norm else call.inputs[block.linears[0]]

@@ -20,7 +20,7 @@ from common.demo import captions, reviews
 from common.devices import Runtime
 from common.files import atomic_folder
 from common.records import write_record
-from common.sources import TRANSLATION_STEMS
+from common.sources import MULTI30K
 from common.studies import study_of, usual_task
 from common.tasks import TASKS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
@@ -90,7 +90,7 @@ def build(
 def _translation(seed, data_path, data_record, prefix):
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
-        for stem in TRANSLATION_STEMS.values():
+        for stem in MULTI30K.values():
             for column, language in enumerate(("en", "de")):
                 (folder / f"{stem}.{language}").write_text(
                     "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"

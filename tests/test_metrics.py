@@ -1,0 +1,194 @@
+"""Scores and their intervals: against sacrebleu and its bootstrap, brute force, and values by hand.
+
+The figures of ROUGE and of the confusion matrix were printed by rouge_score 0.1.2 and scikit-learn 1.9.1.
+"""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import metrics
+from common.metrics import Classes, Summaries, Translations, intervals
+
+WORDS = ["ein", "Hund", "sieht", "Über", "die", "Straße!", "(ja)", "Kind", "a,b", "1.5", "rot"]
+
+
+def sentences(count, seed=0):
+    """(answers, references): references of 1 to 20 words, and what noise makes of them."""
+    rng = random.Random(seed)
+    pairs = []
+    for _ in range(count):
+        reference = [rng.choice(WORDS) for _ in range(rng.randint(1, 20))]
+        answer = [word if rng.random() < 0.7 else rng.choice(WORDS) for word in reference if rng.random() < 0.9]
+        pairs.append((" ".join(answer), " ".join(reference)))
+    return tuple(map(list, zip(*pairs)))
+
+
+def from_sums(scored):
+    """The scores, computed as those of a resample are."""
+    sums = scored.statistics().sum(axis=0, keepdims=True)
+    return {name: float(values[0]) for name, values in scored.of_sums(sums).items()}
+
+
+# --- translations ------------------------------------------------------------------------------------------------
+
+
+def test_bleu_and_chrf_are_sacrebleus():
+    answers, references = sentences(50)
+    assert Translations(answers, references).scores() == {
+        "bleu": sacrebleu.corpus_bleu(answers, [references]).score,
+        "chrf": sacrebleu.corpus_chrf(answers, [references]).score,
+    }
+    signatures = Translations(answers, references).signatures()
+    assert signatures["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert signatures["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_scores_of_sums_are_sacrebleus(count):
+    """Of few and short sentences too, where orders are empty or have no match, and are smoothed."""
+    for seed in range(20 if count < 10 else 1):
+        scored = Translations(*sentences(count, seed))
+        assert from_sums(scored) == pytest.approx(scored.scores(), abs=1e-9)
+
+
+@pytest.mark.parametrize("answer", ["", "x", "sieht", "Hund sieht", "ein Hund sieht die Straße"])
+def test_scores_of_sums_at_the_edges(answer):
+    scored = Translations([answer], ["ein Hund sieht die Straße"])
+    assert from_sums(scored) == pytest.approx(scored.scores(), abs=1e-9)
+
+
+def test_the_interval_is_that_of_sacrebleus_bootstrap(monkeypatch):
+    """Both are percentiles of 1,000 resamples, drawn apart: an end is known to about a tenth of the width."""
+    monkeypatch.setenv("SACREBLEU_SEED", "1")
+    answers, references = sentences(150)
+    found = intervals(Translations(answers, references), 1000)
+    for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
+        expected = metric.corpus_score(answers, [references], n_bootstrap=1000)
+        lower, upper = found[name]
+        assert (lower + upper) / 2 == pytest.approx(float(expected._mean), abs=0.15 * float(expected._ci))
+        assert (upper - lower) / 2 == pytest.approx(float(expected._ci), rel=0.15)
+
+
+# --- summaries ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer, reference, expected",
+    [  # rouge_score.rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]), times 100
+        (
+            "the cat sat on the mat",
+            "the cat was found under the mat",
+            [61.53846153846154, 36.36363636363636, 61.53846153846154],
+        ),  # noqa: E501
+        ("Police killed the gunman.", "the gunman police killed", [100.0, 66.66666666666666, 50.0]),
+        ("a-b, A B; 3.5", "a b a b 3 5 x", [92.3076923076923, 90.9090909090909, 92.3076923076923]),
+        ("nothing in common", "quite other words", [0.0, 0.0, 0.0]),
+        ("", "the cat", [0.0, 0.0, 0.0]),
+        ("one", "one", [100.0, 0.0, 100.0]),
+    ],
+)
+def test_rouge_is_that_of_rouge_score(answer, reference, expected):
+    assert metrics.rouge(answer, reference) == pytest.approx(expected, abs=1e-9)
+
+
+def test_rouge_knows_words_of_every_script():
+    """By hand: two of three words of either side, and no pair of neighbours but the first."""
+    assert metrics.rouge("Ärzte über Öl", "ärzte über Straßen") == pytest.approx([200 / 3, 50, 200 / 3])
+
+
+@settings(max_examples=200, deadline=None)
+@given(left=st.text("abc", max_size=9), right=st.text("abc", max_size=9))
+def test_the_longest_common_subsequence(left, right):
+    """Oracle: all subsequences of the one, from the longest down, until one is found in the other."""
+
+    def is_within(part):
+        rest = iter(right)
+        return all(letter in rest for letter in part)
+
+    lengths = range(len(left), -1, -1)
+    expected = next(size for size in lengths if any(map(is_within, itertools.combinations(left, size))))
+    assert metrics.longest_common_subsequence(list(left), list(right)) == expected
+
+
+def test_scores_of_summaries_are_means():
+    answers, references = sentences(30)
+    scored = Summaries(answers, references)
+    expected = np.mean([metrics.rouge(*pair) for pair in zip(answers, references)], axis=0)
+    assert scored.scores() == pytest.approx(dict(zip(("rouge_1", "rouge_2", "rouge_l"), expected)))
+    assert from_sums(scored) == pytest.approx(scored.scores())
+
+
+# --- classes -----------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_classes_by_hand():
+    """Labels 0 0 0 1 1 2, predictions 0 0 1 1 2 2: F1 are 4/5, 1/2 and 2/3.
+
+    Matthews' correlation: (6 · 4 − (2·3 + 2·2 + 2·1)) / √((36 − 12) · (36 − 14)).
+    """
+    scores = Classes([0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2]).scores()
+    assert scores == pytest.approx(
+        {"accuracy": 4 / 6, "f1": (4 / 5 + 1 / 2 + 2 / 3) / 3, "matthews": 12 / (24 * 22) ** 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    "answers, labels, expected",
+    [  # accuracy_score, f1_score(average="macro"), matthews_corrcoef of scikit-learn
+        ([1, 0, 1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 1, 1, 0, 1], (0.625, 0.6190476190476191, 0.2581988897471611)),
+        ([3, 3, 3], [1, 2, 3], (1 / 3, 1 / 6, 0.0)),  # a class that is never predicted; one prediction alone
+        ([7, 7], [7, 7], (1.0, 1.0, 0.0)),
+        ([0, 1], [1, 0], (0.0, 0.0, -1.0)),
+    ],
+)
+def test_scores_of_classes_are_those_of_scikit_learn(answers, labels, expected):
+    assert tuple(Classes(answers, labels).scores().values()) == pytest.approx(expected)
+
+
+def test_matthews_of_two_classes_is_their_correlation():
+    """Oracle: Pearson's correlation of the zeros and ones."""
+    rng = np.random.default_rng(0)
+    labels, answers = rng.integers(0, 2, (2, 50))
+    expected = np.corrcoef(labels, answers)[0, 1]
+    assert Classes(answers.tolist(), labels.tolist()).scores()["matthews"] == pytest.approx(expected)
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_an_accuracy_is_the_binomials():
+    """Of 400 answers of which 300 are right: 0.75 ± 1.96 · √(0.75 · 0.25 / 400); a class more does not change it."""
+    found = intervals(Classes([0] * 300 + [1] * 100, [0] * 400), 2000)["accuracy"]
+    assert found == pytest.approx([0.75 - 1.96 * 0.02165, 0.75 + 1.96 * 0.02165], abs=0.006)
+
+
+def test_intervals_against_resampling_the_examples_themselves():
+    """Oracle: every resample is scored from its own answers, with the same draws."""
+    rng = random.Random(0)
+    labels = [rng.randrange(3) for _ in range(40)]
+    answers = [label if rng.random() < 0.7 else rng.randrange(3) for label in labels]
+    draw, scores = np.random.default_rng(metrics.BOOTSTRAP_SEED), []
+    for _ in range(60):
+        drawn = draw.integers(40, size=40)
+        scores.append(Classes([answers[i] for i in drawn], [labels[i] for i in drawn]).scores())
+    found = intervals(Classes(answers, labels), 60)
+    for name in ("accuracy", "f1", "matthews"):
+        assert found[name] == pytest.approx(np.percentile([each[name] for each in scores], [2.5, 97.5]).tolist())
+
+
+def test_intervals_are_always_the_same():
+    answers, references = sentences(20)
+    assert intervals(Summaries(answers, references), 50) == intervals(Summaries(answers, references), 50)
+
+
+@pytest.mark.parametrize("scored", [Translations, Summaries, Classes])
+def test_answers_that_do_not_fit_the_references(scored):
+    for answers, references in (([], []), (["a"], ["a", "b"])):
+        with pytest.raises(ValueError, match=f"{len(answers)} answers for {len(references)} references"):
+            scored(answers, references)
