@@ -6,7 +6,6 @@ found: --search LIBRARY takes the variants that a library or several hold and pi
 least.
 """
 
-import argparse
 import sys
 from math import isclose
 
@@ -31,7 +30,7 @@ def build_parser():
         ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
         (
             "--linear",
-            linear_rate,
+            cli.linear_rate,
             "weights of every Linear, less than 1; or a pattern such as 2:4, which keeps 2 of each 4 consecutive input "
             "weights",
         ),
@@ -48,7 +47,7 @@ def build_parser():
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
     parser.add_argument(
         "--pattern",
-        type=pattern,
+        type=cli.pattern,
         metavar="N:M",
         help="a --linear rate of 1 - N/M (0.5 for 2:4) is meant as this pattern; without --linear all Linears have it",
     )
@@ -63,18 +62,6 @@ def build_parser():
     )
     cli.add_search_flags(parser)
     return parser
-
-
-def pattern(text):
-    """argparse type of N:M."""
-    if not schemes.pattern_of(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern N:M, such as 2:4, with N below M")
-    return text
-
-
-def linear_rate(text):
-    """argparse type of a rate or a pattern."""
-    return pattern(text) if ":" in text else cli.rate_below_1(text)
 
 
 def run(args):

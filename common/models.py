@@ -7,6 +7,7 @@ same everywhere. Half precision is a matter of files alone.
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -165,9 +166,15 @@ class LoadedModel:
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once."""
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
+
+    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
+    no parameter.
+    """
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
-    for name, parameter in model.named_parameters():
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved and bool(buffer.any()))
+    for name, parameter in itertools.chain(model.named_parameters(), buffers):
         sha.update(f"{name} {tuple(parameter.shape)} ".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return sha.hexdigest()

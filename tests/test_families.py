@@ -29,6 +29,7 @@ from common import families, modeling_compact, models, studies
 from common.blocks import find_blocks
 from common.compact import make_compact
 from common.models import load_model
+from common.records import make_record
 
 KINDS = ("bert", "bart", "marian")
 EVALUATE = {kind: "evaluate-distilbert.py" if kind in CLASSIFIERS else "evaluate-t5.py" for kind in KINDS}
@@ -119,6 +120,22 @@ def test_what_is_not_saved_is_not_trained(model_of):
     assert not frozen & safetensors.torch.load_file(folder / "model.safetensors").keys()
     compact, _ = make_compact(model, {})
     assert {name for name, parameter in compact.named_parameters() if not parameter.requires_grad} == frozen
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian"])
+def test_a_bias_of_the_logits_goes_along(kind, tmp_path):
+    """It is a buffer, zero in a new model and not in trained ones. Oracle: the model that was saved."""
+    model, batch = build_model(kind), padded_batch(kind)
+    before = models.fingerprint(model)
+    model.final_logits_bias.copy_(torch.linspace(-3, 3, model.config.vocab_size))
+    assert models.fingerprint(model) != before
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for name in ("folder", "sparse", "file.pth"):
+            models.save_model(tmp_path / name, model, make_record("a script", {}), sparse=name == "sparse")
+            assert torch.equal(load_model(tmp_path / name).model(**batch).logits, expected), name
+        compact, _ = make_compact(model, {})
+        torch.testing.assert_close(compact(**batch).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- a family that is added as the recipe says ----------------------------------------------------------------------
