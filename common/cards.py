@@ -14,7 +14,7 @@ from huggingface_hub.repocard import metadata_load
 
 from common.evaluation import parameter_counts
 from common.families import COMPACT
-from common.modeling_compact import NEEDS_TRANSFORMERS
+from common.modeling_compact import needed_transformers
 from common.studies import study_of
 from common.tasks import TASKS
 
@@ -189,7 +189,7 @@ def _use(name, model, record, task, dtype, *, sparse, has_tokenizer, is_compact)
     if has_code:
         needs.append("The model's code lies in the folder, hence `trust_remote_code`.")
     if is_compact:
-        needs.append(f"It needs transformers {NEEDS_TRANSFORMERS}.")
+        needs.append(f"It needs transformers {needed_transformers(model.config)}.")
     return "\n".join(["## Use", "", "```python", *lines, "```", "", " ".join(needs)])
 
 
