@@ -25,6 +25,7 @@ def build_parser():
         overwrite=True,
         example="block-level_finetuning.py --method reconstruct --calibration 2000",
         next_stage="compose_model.py, or model-level_finetuning.py",
+        shared=True,
     )
     cli.add_model_flag(parser)
     parser.add_argument("-p", "--library", default=cli.PRUNED_LIBRARY, help="the pruned library")
@@ -159,13 +160,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
     from common.checkpoints import RUN_DIGITS
     from common.inputs import open_tracking, recipe_from
-    from common.library import TOGETHER, Library
+    from common.library import TOGETHER
     from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
     from common.training import NEVER_A_NUMBER, Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
     configurations = choices_of(args, loaded)
-    library = Library.open_or_create(args.output, NAME, loaded.identity, TOGETHER)
+    library = open_library(args, opened, TOGETHER)
     study = loaded.study
     recipe = recipe_from(
         args,
@@ -176,7 +177,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     rest_rate = study.joint_rest_rate if args.rest_rate is None else args.rest_rate
     settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": rest_rate}
     made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
-    todo = missing(args, library, made_from)
+    todo = runtime.processes.agree(missing(args, library, made_from))
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
@@ -195,11 +196,13 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
     objective = JointObjective(supernet, recipe, compositions, loaded.model)
     learners, progress = {"library": learner}, Progress()
-    checkpoint = open_checkpoint(args, run, {"library": run}, runtime.talk)
+    checkpoint = open_checkpoint(args, run, {"library": run}, runtime.talk, runtime.processes)
     of_run = run[:RUN_DIGITS]
-    tracking = open_tracking(args, args.output, stats_file, of_run, recipe, train, runtime.talk)
+    tracking = open_tracking(args, args.output, stats_file, of_run, recipe, train, runtime)
 
     def write_losses(progress):
+        if not runtime.processes.is_first:
+            return
         write_stats(stats_file, {"library": learner.history}, progress, of_run)
         write_composition_stats(beside(stats_file, "compositions"), learner.history, of_run)
         tracking.tell()
@@ -215,20 +218,21 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         after = validate(learners, objective, held_out, recipe, runtime)
         learner.count_as_epoch(1, after.losses["library"], solved.rows[-1].train, after.parts["library"])
         progress.rows, checkpoint.notes["most_pruned"] = solved.rows, solved.most_pruned
-        write_variant_stats(beside(stats_file, "blocks"), solved.histories(), of_run)
+        if runtime.processes.is_first:
+            write_variant_stats(beside(stats_file, "blocks"), solved.histories(), of_run)
         write_losses(progress)
         del solved, on_device
     progress = fit(
         learners, objective, train, held_out, recipe, runtime, checkpoint, rows=progress.rows, on_epoch=write_losses
     )
     tracking.close()
-    tuned = {pair: new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo}
-    library.write_together(
-        tuned,
-        {pair: own | {"run": run} for pair, own in todo.items()},
-        supernet.rest if trains_rest else {},
-        settings | {"run": run},
-    )
+    if runtime.processes.is_first:
+        library.write_together(
+            {pair: new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
+            {pair: own | {"run": run} for pair, own in todo.items()},
+            supernet.rest if trains_rest else {},
+            settings | {"run": run},
+        )
     checkpoint.remove()
     before, after = learner.history[0].val_loss, learner.best_loss
     runtime.talk.say(
@@ -296,20 +300,20 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.checkpoints import RUN_DIGITS, text_of
     from common.composition import choose
     from common.inputs import open_tracking, recipe_from
-    from common.library import FINE_TUNED, IN_SEQUENCE, Library
+    from common.library import FINE_TUNED, IN_SEQUENCE
     from common.schemes import Pair
     from common.stats import seconds_of, write_stats, write_variant_stats
     from common.teacher import BlockObjective
     from common.training import Epoch, Progress, fit
 
-    loaded, runtime = opened.loaded, opened.runtime
+    loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes
     pairs = pruned.variants()
     if args.in_sequence:
         conf, number = args.in_sequence
         (choice,) = choose(loaded, [args.library], conf, [int(number)])
         pairs = [Pair(*item) for item in choice.variants.items()]
     stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
-    library = Library.open_or_create(args.output, NAME, loaded.identity, stage)
+    library = open_library(args, opened, stage)
     if args.in_sequence and not set(library.variants()) <= set(pairs):
         raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
     recipe = recipe_from(args, loaded.learning_rate("block"))
@@ -319,6 +323,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     else:
         made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pairs}
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
+    todo = processes.agree(todo)
     if todo and args.in_sequence:
         todo = pairs
     skipped = len(made_from) - len(todo)
@@ -330,7 +335,8 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
 
     variants = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
     learners = {pair: make_learner(variant, recipe, train) for pair, variant in variants.items()}
-    checkpoint = open_checkpoint(args, key, {pair: digest(made_from[pair]) for pair in todo}, runtime.talk)
+    keys = {pair: digest(made_from[pair]) for pair in todo}
+    checkpoint = open_checkpoint(args, key, keys, runtime.talk, processes)
     before = {}  # histories of variants that this run fine-tuned before it was interrupted
 
     def histories():
@@ -339,10 +345,13 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         return {pair: found[pair] for pair in made_from if found[pair]}
 
     def write_losses(progress):
-        write_stats(stats_file, histories(), progress, run)
-        write_variant_stats(beside(stats_file, "blocks"), histories(), run)
+        if processes.is_first:
+            write_stats(stats_file, histories(), progress, run)
+            write_variant_stats(beside(stats_file, "blocks"), histories(), run)
 
     def write_variant(pair, learner):
+        if not processes.is_first:
+            return
         library.write(
             pair.variant,
             variants[pair]._replace(tensors=learner.parameters),
@@ -355,14 +364,14 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         )
 
     compared = {}  # what solving in sequence found out
-    tracking = open_tracking(args, args.output, stats_file, run, recipe, train, runtime.talk)
+    tracking = open_tracking(args, args.output, stats_file, run, recipe, train, runtime)
 
     def on_epoch(progress):
         write_losses(progress)
         tracking.tell()
 
     progress = Progress()
-    if args.method != "train" and not checkpoint.holds_training():
+    if args.method != "train" and (processes.count > 1 or not checkpoint.holds_training()):
         solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
         for pair in todo:
             each = solved.solutions[pair]
@@ -372,7 +381,12 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         checkpoint.notes["most_pruned"] = solved.most_pruned
         progress.rows = solved.rows
         write_losses(progress)
-    if args.method != "reconstruct":
+    if args.method != "reconstruct" and processes.count > 1:
+        progress = train_shares(args, opened, blocks, learners, key, keys, train, held_out, recipe, progress.rows)
+        write_losses(progress)
+        for pair, learner in learners.items():
+            write_variant(pair, learner)
+    elif args.method != "reconstruct":
         progress = fit(
             learners,
             BlockObjective(loaded.model, blocks, recipe),
@@ -430,11 +444,53 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     }
 
 
-def open_checkpoint(args, key, keys, talk):
+def train_shares(args, opened, blocks, learners, key, keys, train, held_out, recipe, rows):
+    """Train the learners of several processes, each those of its share of the blocks; returns the progress.
+
+    Each keeps a state of its own. In the end all learners have their best weights and histories in all processes.
+    """
+    from dataclasses import replace
+
+    from common.processes import ALONE
+    from common.schemes import by_block
+    from common.teacher import BlockObjective
+    from common.training import Progress, fit
+
+    processes, own_runtime = opened.runtime.processes, replace(opened.runtime, processes=ALONE)
+    owners = {name: number % processes.count for number, name in enumerate(by_block(learners))}
+    own = {pair: learner for pair, learner in learners.items() if owners[pair.block] == processes.number}
+    own_key = digest([key, processes.number, processes.count])
+    checkpoint = open_checkpoint(args, own_key, {pair: keys[pair] for pair in own}, opened.runtime.talk, ALONE)
+    objective = BlockObjective(opened.loaded.model, blocks, recipe)
+    progress = fit(own, objective, train, held_out, recipe, own_runtime, checkpoint, rows=rows)
+    for pair, learner in learners.items():
+        for tensor in learner.parameters.values():
+            processes.spread(tensor.data, owners[pair.block])
+    states = [(each.history, each.best_loss, each.best_epoch) for each in own.values()]
+    gathered = processes.gather((dict(zip(own, states)), progress.rows))
+    for found, _ in gathered:
+        for pair, state in found.items():
+            learners[pair].history, learners[pair].best_loss, learners[pair].best_epoch = state
+    checkpoint.remove()
+    return Progress(max((rows for _, rows in gathered), key=len))
+
+
+def open_library(args, opened, stage):
+    """The library to write to. The first process starts it, the others wait for that."""
+    from common.library import Library
+
+    loaded, processes = opened.loaded, opened.runtime.processes
+    if processes.is_first:
+        library = Library.open_or_create(args.output, NAME, loaded.identity, stage)
+    processes.agree(None)
+    return library if processes.is_first else Library.open(args.output, loaded.identity["fingerprint"], stage)
+
+
+def open_checkpoint(args, key, keys, talk, processes):
     """The state of an unfinished run for the library; see `checkpoints.Checkpoint`."""
     from common.checkpoints import Checkpoint
 
-    return Checkpoint(Path(args.output) / "unfinished", key, keys, 60 * args.save_every, talk)
+    return Checkpoint(Path(args.output) / "unfinished", key, keys, 60 * args.save_every, talk, processes)
 
 
 def nothing_to_do(args, skipped, stats_file, runs):

@@ -23,6 +23,7 @@ def build_parser():
         overwrite=True,
         example="config_generator.py -m model/t5 --attention 0.25 0.5 0.25 --linear 0.3 0.3 0.5 -n 3",
         next_stage="prune_scheme_generator.py",
+        shared=True,
     )
     cli.add_model_flag(parser)
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
@@ -162,7 +163,8 @@ def search(args):
     candidates = Candidates(
         loaded, grid, libraries, validation, opened.runtime, number=args.score_examples, objective=args.objective
     )
-    cost = count(args.measure, loaded, candidates.keeps(), opened.runtime.device)
+    processes = opened.runtime.processes
+    cost = processes.agree(count(args.measure, loaded, candidates.keeps(), opened.runtime.device))
     if cost.excess:
         talk.say(
             f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
@@ -184,7 +186,7 @@ def search(args):
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
     found = find(candidates, cost, allowed, scores, rounds=args.rounds)
-    if args.report:
+    if args.report and processes.is_first:
         write_json(args.report, {"script": NAME, **report(candidates, cost, scores, found, uniform)})
     configurations = schemes.Configurations(
         grid.model, grid.modules, [rates_of(each.choice, candidates, grid.modules) for each in found]

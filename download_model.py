@@ -2,7 +2,8 @@
 """Save a model to ./model/ and its tokenizer to ./tokenizer/.
 
 t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are
-generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute.
+generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute. seq2seq is
+trained from scratch, on the data given with --data, or a small one on the captions of t5-demo.
 """
 
 import sys
@@ -28,9 +29,11 @@ def build_parser():
         "--checkpoint",
         help="hub id of another checkpoint of this type; without it the study's, which t5 and distilbert have",
     )
+    parser.add_argument("--data", help="what seq2seq is trained on: hub id or local folder")
     cli.add_dtype_flag(parser)
     parser.add_argument("--name", help="name of the folders; without it the model type")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
+    cli.add_from_scratch_flags(parser)
     return parser
 
 
@@ -38,19 +41,24 @@ def run(args):
     is_demo = args.model_type in DEMO_TYPES
     if args.checkpoint and is_demo:
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
-    if args.dtype and is_demo:
+    from_scratch = args.model_type == "seq2seq" and not args.checkpoint
+    if not from_scratch:
+        cli.refuse_unused(args, ["data", *args.from_scratch_flags], "is for a seq2seq model that is trained here")
+    makes_data = is_demo or (from_scratch and args.data is None)
+    if args.dtype and (is_demo or from_scratch):
         raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
     name = args.name or args.model_type
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
-    outputs = [model_path, tokenizer_path, *[data_path] * is_demo]
+    outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
     for path in outputs:
         check_writable(path)
     from common import demo
     from common.checkpoints import Checkpoint
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
+    from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
     from common.models import (
         download,
         is_made,
@@ -68,10 +76,19 @@ def run(args):
     device = resolve_device(args.device)
     family = args.model_type.removesuffix("-demo")
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
-    if not is_demo and checkpoint is None:
+    if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
     made_from = {"type": args.model_type}
-    made_from |= {"seed": args.seed, "demo_version": demo.VERSION} if is_demo else {"checkpoint": checkpoint}
+    if from_scratch:
+        usual = ON_CAPTIONS if makes_data else USUAL
+        settings = {name: usual[name] if getattr(args, name) is None else getattr(args, name) for name in usual}
+        made_from |= settings | {"seed": args.seed, "precision": args.precision}
+    if makes_data:
+        made_from |= {"seed": args.seed, "demo_version": demo.VERSION}
+    elif from_scratch:
+        made_from |= {"data": texts_digest(args.data)}
+    else:
+        made_from |= {"checkpoint": checkpoint}
     made_from |= {"dtype": args.dtype} if args.dtype else {}
     key = digest(made_from)
     unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
@@ -85,6 +102,7 @@ def run(args):
             "skipped": True,
             **parameter_counts(load_model(model_path).model),
         }
+    dtype, origin = "float32", {}  # of what is trained here
     if is_demo:
         model, tokenizer, measured = demo.build(
             args.model_type,
@@ -95,7 +113,14 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        data, dtype, origin = data_path, "float32", {}
+        data = data_path
+    elif from_scratch:
+        if makes_data:
+            demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
+        data = data_path if makes_data else args.data
+        model, tokenizer, measured = train(
+            data, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
+        )
     else:
         model, tokenizer = download(checkpoint, family, talk)
         data, measured = study_of(family).data, {}

@@ -18,6 +18,7 @@ def build_parser():
         overwrite=False,
         example="evaluate-distilbert.py -m model/distilbert-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
+        shared=True,
     )
     cli.add_evaluation_flags(parser)
     return parser

@@ -18,6 +18,7 @@ def build_parser():
         overwrite=False,
         example="evaluate-t5.py -m model/t5-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
+        shared=True,
     )
     cli.add_evaluation_flags(parser)
     cli.add_translation_flags(parser)

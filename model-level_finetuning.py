@@ -20,6 +20,7 @@ def build_parser():
         overwrite=True,
         example="model-level_finetuning.py -p modules-pruned -n 0 1 -o 'baseline-{n}' --epochs 2",
         next_stage="evaluate-t5.py or evaluate-distilbert.py",
+        shared=True,
     )
     cli.add_configuration_flags(
         parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{cli.FINE_TUNED}/{{n}}"
@@ -93,7 +94,8 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.stats import runs_in, seconds_of, write_stats
     from common.training import Learner, ModelObjective, fit, steps_of, validate
 
-    loaded, talk, form = opened.loaded, opened.runtime.talk, form_from(args, opened.loaded)
+    loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
+    form = form_from(args, loaded)
     trained_from = {
         "model": loaded.identity["fingerprint"],
         "variants": choice.keys(),
@@ -107,9 +109,10 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     made_from = trained_from | form.to_json()
     key = digest(trained_from)  # of the run: for another type of the weights it need not be done again
     run = key[:RUN_DIGITS]
-    if is_made(output, made_from, args.overwrite, NAME) and runs_in(stats_file) & {run, ""}:
+    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and bool(runs_in(stats_file) & {run, ""})):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
-        remove_checkpoints(output)
+        if processes.is_first:
+            remove_checkpoints(output)
         there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
         return {**there, "seconds": seconds_of(stats_file, {run, ""}), "stats": stats_file}
 
@@ -122,12 +125,13 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     objective = ModelObjective(model, recipe, teacher=loaded.model)
-    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk)
-    tracking = open_tracking(args, output, stats_file, run, recipe, train, talk)
+    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
+    tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 
     def on_epoch(progress):
-        write_stats(stats_file, {"model": learner.history}, progress, run)
-        tracking.tell()
+        if processes.is_first:
+            write_stats(stats_file, {"model": learner.history}, progress, run)
+            tracking.tell()
 
     progress = fit(
         {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=on_epoch
@@ -177,16 +181,17 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
         removed,
         measured=measured | counts,
     )
-    save_model(
-        output,
-        model.eval(),
-        record,
-        masks=masks,
-        tokenizer=opened.tokenizer,
-        sparse=form.sparse,
-        dtype=form.dtype,
-        shard_size=form.shard_size,
-    )
+    if opened.runtime.processes.is_first:
+        save_model(
+            output,
+            model.eval(),
+            record,
+            masks=masks,
+            tokenizer=opened.tokenizer,
+            sparse=form.sparse,
+            dtype=form.dtype,
+            shard_size=form.shard_size,
+        )
     return counts
 
 

@@ -1,29 +1,37 @@
 #!/usr/bin/env python3
-"""Plot training and validation loss of one stats CSV or several, side by side in one picture."""
+"""Plot loss, and the metric if there is one, of one stats CSV or several, over epochs or seconds, in one picture."""
 
+import argparse
 import os
 import re
 import sys
+import textwrap
 from collections import namedtuple
 from pathlib import Path
 
 from common import cli
 from common.errors import UserError
 from common.files import check_apart, check_regular
-from common.pictures import FORMATS, check_picture, save_picture
+from common.pictures import COLOURS, FORMATS, MARKERS, check_picture, metric_name, plain, save_picture, set_ticks
+from common.records import read_record
+from common.schemes import DENSE, make_scheme, read_configurations
 
 WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
 BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
-# Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
-# 11 markers come round at different times, the first 77 curves of a panel all look different.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
-MARKERS = "os^DvPX*<p>"
 LARGEST_EPOCH, LARGEST_LOSS = 10**7, 1e30
 MARKED_EPOCHS = 25  # a longer curve has markers at some epochs only, else they would run together
 
+KNOWN = {"epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "seconds", "run"}
+KNOWN |= {"block", "variant", "composition"}  # any other column is a metric
+ERROR = "error of a block's output (NMSE)"
+UNITS = {"classification": "loss (nats per example)"}  # of the other tasks: per token
+TIMES = (("seconds", 1, 600), ("minutes", 60, 3 * 3600), ("hours", 3600, float("inf")))  # unit, its size, up to
+
 # By epoch: validation and training loss, and the validation losses of a library's variants (epochs x variants), or of
 # the models composed of it. Of these, `val` is the median and `train` is None; of one run, `variants` is None.
-Losses = namedtuple("Losses", "val train variants")
+# `seconds`: of training and validation up to each epoch, None of variants; `metric`: as `val`, named; None without one;
+# `quantity`: what the loss is, for the axis.
+Losses = namedtuple("Losses", "val train variants seconds metric quantity", defaults=(None, None, "loss"))
 
 
 def build_parser():
@@ -35,11 +43,40 @@ def build_parser():
     )
     parser.add_argument("csv", nargs="*", default=None, metavar="CSV", help=csv_help)
     parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
-    parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        help="a name for each CSV; without it the configuration and its rates, where the record of the model beside "
+        "the CSV tells, else the file's own name",
+    )
+    parser.add_argument(
+        "-c",
+        "--configurations",
+        metavar="CONF",
+        help="the configurations, for their rates; without it ./conf.json, if there is one",
+    )
+    parser.add_argument(
+        "--over",
+        nargs="+",
+        choices=["epochs", "seconds"],
+        default=["epochs"],
+        help="the horizontal axis; both are drawn side by side",
+    )
+    parser.add_argument(
+        "--draw",
+        nargs="+",
+        choices=["loss", "metric"],
+        help="the vertical axis; both are drawn below each other; without it the loss, and the metric where a CSV has "
+        "one",
+    )
     parser.add_argument(
         "--panels", type=cli.positive, default=1, help="spread the CSVs evenly, in order, over so many panels"
     )
-    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the loss")
+    parser.add_argument(
+        "--log",
+        action=argparse.BooleanOptionalAction,
+        help="a logarithmic axis for the loss; without it where the losses of variants lie far apart",
+    )
     parser.add_argument("--title", help="heading of the picture")
     return parser
 
@@ -51,10 +88,25 @@ def run(args):
         raise UserError(f"--labels: {len(labels)} names for {len(paths)} files; give one for each")
     if len(paths) % args.panels:
         raise UserError(f"--panels: {len(paths)} files cannot be spread evenly over {args.panels} panels")
-    check_apart({"-o": args.output}, {"CSV": paths})
+    check_apart({"-o": args.output}, {"CSV": paths, "-c": args.configurations})
     check_picture(args.output)
+    named = configurations_of(paths, args.configurations)
     curves = [read_stats(path) for path in paths]
-    save_picture(args.output, draw(curves, labels, panels=args.panels, log=args.log, title=args.title))
+    curves = [losses._replace(quantity=each.unit) if each else losses for losses, each in zip(curves, named)]
+    draws = args.draw or ["loss", *(["metric"] if any(losses.metric is not None for losses in curves) else [])]
+    if "metric" in draws and all(losses.metric is None for losses in curves):
+        raise UserError("--draw metric: no CSV has a column for one; --metric-for-best writes it")
+    for path, losses in zip(paths, curves):
+        if "seconds" in args.over and losses.seconds is None:
+            raise UserError(f"{path}: knows no seconds of a whole run; draw it --over epochs")
+    names = [each.name if each else label for each, label in zip(named, labels)]
+    titles = titles_of(names, labels, args.panels)
+    if args.labels or args.panels > 1:
+        names = labels
+    elif len(set(names)) < len(names):  # one configuration, several ways
+        names = [f"{label}, {name}" if name != label else name for name, label in zip(names, labels)]
+    log = {"log": args.log, "title": args.title, "titles": titles}
+    save_picture(args.output, draw(curves, names, panels=args.panels, over=args.over, draws=draws, **log))
     names = labels if len(set(labels)) == len(labels) else paths  # panels may use a label each
     best = {name: round(float(losses.val.min()), 6) for name, losses in zip(names, curves)}
     cli.Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
@@ -84,6 +136,50 @@ def default_labels(paths):
     unclear = [stem.isdecimal() or stems.count(stem) > 1 for stem in stems]
     labels = [f"{path.parent.name}/{path.stem}" if more else path.stem for path, more in zip(full, unclear)]
     return [label if labels.count(label) == 1 else path for label, path in zip(labels, paths)]
+
+
+Configuration = namedtuple("Configuration", "name unit")
+
+
+def configurations_of(paths, given):
+    """A `Configuration`, its number and rates as a name, for each CSV beside the model of one; None for the others.
+
+    Args:
+        given: a `conf.json`; None for ./conf.json, if there is one that can be read.
+    """
+    scheme = None
+    if given or Path("conf.json").is_file():
+        try:
+            scheme = make_scheme(read_configurations(given or "conf.json"))
+        except UserError:
+            if given:
+                raise
+    return [scheme and _configuration_of(Path(path).with_suffix(""), scheme) for path in paths]
+
+
+def _configuration_of(model, scheme):
+    try:
+        record = read_record(model / "record.json") if (model / "record.json").is_file() else {}
+    except UserError:  # the model is damaged; its losses are not
+        return None
+    original = record.get("original")
+    if not isinstance(original, dict) or original.get("fingerprint") != scheme.model["fingerprint"]:
+        return None
+    for number, config in enumerate(scheme.configs):
+        if {block: variant for block, variant in config.items() if variant != DENSE} == record.get("variants"):
+            rates = [f"{kind.replace('_', '-')} {round(rate, 3):g}" for kind, rate in scheme.requested[number].items()]
+            unit = UNITS.get(record.get("task"), "loss (nats per token)")
+            return Configuration(f"configuration {number}: {', '.join(rates)}", unit)
+    return None
+
+
+def titles_of(names, labels, panels):
+    """A title for each panel: the configuration that all its curves are of, or else what they are called."""
+    size, titles = len(names) // panels, []
+    for start in range(0, len(names), size):
+        of_panel = dict.fromkeys(names[start : start + size])
+        titles.append(next(iter(of_panel)) if len(of_panel) == 1 else "")
+    return titles if panels > 1 else [""]
 
 
 def read_stats(path):
@@ -124,63 +220,141 @@ def read_stats(path):
     parts = next((each for each in (["composition"], ["block", "variant"]) if {*each} <= {*table}), None)
     if parts is None:
         by_epoch = numbers.set_index("epoch")
-        return Losses(by_epoch["val_loss"], by_epoch["train_loss"], None)
+        more = table.set_index(by_epoch.index)
+        metrics = [name for name in more if name not in KNOWN]
+        metric = pandas.to_numeric(more[metrics[0]], errors="coerce") if metrics else None
+        return Losses(by_epoch["val_loss"], by_epoch["train_loss"], None, seconds_up_to(more), metric)
     rows = numbers.assign(**{name: table[name].fillna("") for name in parts})
     if rows.duplicated([*parts, "epoch"]).any():
         raise UserError(f"{path}: a {parts[-1]} has several rows for one epoch; keep one of them")
     losses = rows.pivot(index="epoch", columns=parts, values="val_loss")
-    return Losses(losses.ffill().median(axis=1), None, losses)
+    quantity = ERROR if parts == ["block", "variant"] else "loss"
+    return Losses(losses.ffill().median(axis=1), None, losses, quantity=quantity)
 
 
-def draw(curves, labels, *, panels=1, log=False, title=None):
+def seconds_up_to(table):
+    """Seconds of training and validation up to each epoch, by epoch; those of epoch 0 only measure. None: not known."""
+    import pandas
+
+    if not {"train_seconds", "val_seconds"} <= {*table}:
+        return None
+    spent = sum(pandas.to_numeric(table[name], errors="coerce") for name in ("train_seconds", "val_seconds"))
+    spent[spent.index == 0] = 0.0
+    return None if spent.isna().any() else spent.cumsum()
+
+
+def draw(curves, labels, *, panels=1, over=("epochs",), draws=("loss",), log=None, title=None, titles=None):
     """The figure: validation losses as solid lines, a run's training loss as a dotted one of the same colour.
+
+    Panels stand side by side, or if there is one alone, epochs and seconds do; all else is below each other.
 
     Args:
         curves: list of `Losses`. Variants' are thin, light lines, with their median as a thick one.
         panels: a divisor of the number of curves.
+        log: None: where variants' losses lie far apart.
+        titles: of the panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
-    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7 if panels == 1 else 4.2 * panels, 4.2))
-    axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
-    per_panel = len(curves) // panels
-    for number, axis in enumerate(axes):
-        named, kinds = [], {"validation": {}}  # for the legend: lines with a name, and the look of each kind of line
-        mine = slice(number * per_panel, (number + 1) * per_panel)
-        for index, (losses, label) in enumerate(zip(curves[mine], map(plain, labels[mine]))):
-            marker = MARKERS[index % len(MARKERS)]
-            style = {"color": COLOURS[index % len(COLOURS)], "markevery": -(-len(losses.val) // MARKED_EPOCHS)}
-            if losses.variants is None:
-                named += axis.plot(losses.val, marker=marker, label=label, **style)
-                axis.plot(losses.train, marker=marker, markersize=4, markerfacecolor="white", linestyle=":", **style)
-                kinds["training"] = {"linestyle": ":"}
-            else:
-                count = losses.variants.shape[1]
-                faint = max(0.1, min(0.4, 2 / count**0.5))  # the more there are, the fainter, else they hide the rest
-                for _, variant in losses.variants.items():
-                    axis.plot(variant.dropna(), linewidth=0.6, alpha=faint, zorder=1, **style)
-                label = f"{label} (median of {count})"
-                named += axis.plot(losses.val, linewidth=3, marker=marker, markersize=8, label=label, **style)
-                kinds["one variant"] = {"linewidth": 0.6}
-        for kind, look in kinds.items():
-            named += axis.plot([], [], color="grey", label=kind, **look)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}  # below the axes, where it covers no curve
-        axis.legend(handles=named, fontsize=8, ncols=2 if panels == 1 else 1, **place)
-        axis.set(xlabel="epoch", title=f"configuration {number}" if panels > 1 else "")
-        if log:
-            axis.set_yscale("log")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("loss")
+    places = [(what, along) for what in draws for along in over]
+    rows, columns = (len(draws), len(over)) if panels == 1 else (len(places), panels)
+    width = {1: 7, 2: 5.2}.get(columns, 4.2)
+    size = len(curves) // panels
+    parts = [slice(start, start + size) for start in range(0, len(curves), size)]
+    legends = [handles_of(curves[part], labels[part]) for part in parts]
+    longest = max(len(line) for legend in legends for handle in legend for line in handle.get_label().split("\n"))
+    across = 1 if panels > 1 or longest > 45 else 1 + columns  # names below each other, or some side by side
+    lines = max(sum(1 + handle.get_label().count("\n") for handle in legend) for legend in legends) / across
+    figure = Figure(figsize=(width * columns, 3.6 * rows + 0.18 * lines), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row").T  # [panel or axis across][from above]
+    for number, (part, handles) in enumerate(zip(parts, legends)):
+        for axis, (what, along) in zip(grid.T.flat if panels == 1 else grid[number], places):
+            draw_panel(axis, curves[part], what, along, log)
+        look = {"handles": handles, "fontsize": 8, "ncols": across}
+        if panels == 1:
+            figure.legend(loc="outside lower center", **look)
+        else:  # below the axes, where it covers no curve
+            grid[number][-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **look)
+            name, _, rates = (titles[number] if titles else "").partition(": ")
+            grid[number][0].set_title(plain(f"{name}\n{rates}".strip()), fontsize=9)
     if title:
-        figure.suptitle(plain(title))
+        figure.suptitle(plain(textwrap.fill(title, round(12 * width * columns))))
     return figure
 
 
-def plain(text):
-    """Text that matplotlib shows as it is: what stands between two $ is no formula, and no character is unprintable."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text).replace("$", r"\$")
+def draw_panel(axis, curves, what, across, log):
+    """Draw the loss or the metric over epochs or seconds into a matplotlib axis; see `draw`."""
+    spent = [losses.seconds.max() for losses in curves if losses.seconds is not None]
+    unit, size = next((unit, size) for unit, size, most in TIMES if max(spent, default=0) <= most)
+    for index, losses in enumerate(curves):
+        look = look_of(index) | {"markevery": -(-len(losses.val) // MARKED_EPOCHS)}
+        if what == "metric":
+            if losses.metric is not None:
+                axis.plot(*points(losses.metric, losses, across, size), **look)
+        elif losses.variants is None:
+            axis.plot(*points(losses.val, losses, across, size), **look)
+            look |= {"markersize": 4, "markerfacecolor": "white", "linestyle": ":"}
+            axis.plot(*points(losses.train, losses, across, size), **look)
+        else:
+            count = losses.variants.shape[1]
+            faint = max(0.1, min(0.4, 2 / count**0.5))  # the more there are, the fainter, else they hide the rest
+            for _, variant in losses.variants.items():
+                axis.plot(variant.dropna(), color=look["color"], linewidth=0.6, alpha=faint, zorder=1)
+            axis.plot(losses.val, linewidth=3, markersize=8, **look)
+    if what == "loss" and log is None:
+        log = any(far_apart(losses.variants) for losses in curves)
+    log = bool(log) and what == "loss"
+    if log:
+        axis.set_yscale("log")
+    set_ticks(axis.xaxis, whole=across == "epochs")
+    set_ticks(axis.yaxis, log=log)
+    if what == "metric":
+        named = dict.fromkeys(metric_name(str(losses.metric.name)) for losses in curves if losses.metric is not None)
+        quantity = f"{' or '.join(named)} on validation data"
+    else:
+        quantities = dict.fromkeys(losses.quantity for losses in curves)
+        quantity = next(iter(quantities)) if len(quantities) == 1 else "loss or error"
+    axis.set_xlabel("epoch" if across == "epochs" else f"{unit} of training and validation")
+    if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel(quantity)
+    axis.grid(alpha=0.3)
+
+
+def points(figures, losses, across, size):
+    """(x, y) of a curve of figures by epoch, over epochs or over seconds in units of `size`."""
+    return (figures.index if across == "epochs" else losses.seconds / size), figures
+
+
+def far_apart(variants):
+    """Whether the losses of variants would, for the most part, lie on the lower edge of a linear axis."""
+    if variants is None:
+        return False
+    losses = variants.stack(list(range(variants.columns.nlevels)))  # a Series, without those that are no number
+    return losses.min() > 0 and losses.max() > 10 * losses.median()
+
+
+def look_of(index):
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def handles_of(curves, labels):
+    """What the legend shows: the curves by name, and then the kinds of lines."""
+    from matplotlib.lines import Line2D
+
+    handles, kinds = [], {"validation": {}}
+    for index, (losses, label) in enumerate(zip(curves, labels)):
+        look = look_of(index)
+        if losses.variants is not None:
+            label += f" (median of {losses.variants.shape[1]})"
+            look |= {"linewidth": 3, "markersize": 8}
+            kinds["one variant"] = {"linewidth": 0.6}
+        else:
+            kinds["training"] = {"linestyle": ":", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
+        lost = [f"{epoch:g}" for epoch in losses.val.index[losses.val.isna()]]
+        if lost:
+            label += f" (no number in epoch {lost[0]}" + (f" and {len(lost) - 1} more)" if lost[1:] else ")")
+        handles.append(Line2D([], [], label=plain(textwrap.fill(label, 90)), **look))
+    return handles + [Line2D([], [], color="grey", label=kind, **look) for kind, look in kinds.items()]
 
 
 def main(argv=None):

@@ -294,6 +294,7 @@ def _stages():
             ("baseline-0.csv", "baseline-1.csv", "joint-compositions.csv"),
             ("loss.png",),
         ),
+        Stage("rates", "experiments/rates.py conf.json -o rates.png", ("conf.json",), ("rates.png",)),
         Stage(
             "pareto",
             "experiments/pareto.py report.json --against bytes_in_memory -o pareto.png",

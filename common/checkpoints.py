@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from common.files import atomic_file, hold, remove_abandoned
+from common.processes import ALONE
 from common.records import content_digest
 
 FORMAT = "composable-pruning checkpoint 1"  # what a checkpoint says first
@@ -21,7 +22,7 @@ class Checkpoint:
     Its name has digits of the run's key in it, so that runs with other settings have other files.
     """
 
-    def __init__(self, prefix, run, keys, save_seconds=SAVE_SECONDS, talk=None):
+    def __init__(self, prefix, run, keys, save_seconds=SAVE_SECONDS, talk=None, processes=ALONE):
         """
         Args:
             prefix: what the file's path begins with: the output's.
@@ -29,11 +30,12 @@ class Checkpoint:
             keys: {learner name: digest of everything that determines it}; a file with other keys is not used.
             save_seconds: how often to save within an epoch; 0: never.
             talk: is told of a file that is damaged.
+            processes: those that share the run; all read the file, and the first writes it.
         """
         self.prefix = Path(prefix)
         self.path = self.prefix.with_name(f"{self.prefix.name}.{run[:RUN_DIGITS]}.checkpoint")
         self.keys = {text_of(name): key for name, key in keys.items()}
-        self.save_seconds, self.talk = save_seconds, talk
+        self.save_seconds, self.talk, self.is_written_here = save_seconds, talk, processes.is_first
         self.notes = {}  # what else of the run must not be lost: plain values, saved with every state
         self.past = {}  # {name's text: history}, of learners that were done before the interruption
         self._saved_at, self._held, self._content = time.monotonic(), None, None
@@ -102,6 +104,8 @@ class Checkpoint:
         return bool(self.save_seconds) and time.monotonic() - self._saved_at >= self.save_seconds
 
     def _write(self, state):
+        if not self.is_written_here:
+            return
         content = {
             "format": FORMAT,
             "keys": self.keys,
@@ -128,7 +132,8 @@ class Checkpoint:
         if self._held is not None:
             self._let_go()
             self.path.unlink(missing_ok=True)
-        remove_checkpoints(self.prefix)
+        if self.is_written_here:
+            remove_checkpoints(self.prefix)
 
     def __del__(self):
         self._let_go()

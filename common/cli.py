@@ -26,6 +26,8 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tell
 # Folders where the stages leave models and libraries, unless told otherwise.
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
+# In the environment of each of several copies that mpirun or srun started; torchrun sets WORLD_SIZE.
+COPIES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 SPLITS = ("train", "validation", "test")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
@@ -91,16 +93,18 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
 
-def build_parser(description, *, overwrite, example=None, next_stage=None):
+def build_parser(description, *, overwrite, example=None, next_stage=None, shared=False):
     """A parser with the flags that every script takes.
 
     Args:
         overwrite: whether the script writes an output that may be there already.
         example: a command line for the end of the help.
         next_stage: the script that usually comes next.
+        shared: whether several processes can share the work (see `processes`).
     """
     ends = [f"example: {example}" if example else "", f"next stage: {next_stage}" if next_stage else ""]
     parser = Parser(description, "\n\n".join(end for end in ends if end) or None)
+    parser.set_defaults(is_shared=shared)
     parser.add_argument(
         "--device",
         default="auto",
@@ -425,6 +429,25 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
     )
 
 
+def add_from_scratch_flags(parser):
+    """The flags of a model that is trained from scratch; what is not given is as usual for its data."""
+    group = parser.add_argument_group("training", "of a seq2seq model; what is left out is as suits the data")
+    group.add_argument("--d-model", type=many, help="width of the model")
+    group.add_argument("--layers", type=few, help="layers of the encoder, and as many of the decoder")
+    group.add_argument("--feed-forward-size", type=many, metavar="NEURONS", help="of each feed-forward block")
+    group.add_argument("--vocabulary", type=many, metavar="TOKENS", help="of either language, at most")
+    group.add_argument("--epochs", type=some, help="epochs")
+    group.add_argument("--batch-size", type=positive, help="examples a batch")
+    group.add_argument("--lr", type=positive_number, help="peak learning rate")
+    group.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
+    )
+    parser.set_defaults(from_scratch_flags=[action.dest for action in group._group_actions])
+
+
 def add_whole_model_flags(parser):
     """The flags of training whole models, one or all compositions at once."""
     parser.add_argument(
@@ -584,9 +607,10 @@ def launch(parser, run, argv=None):
     args = parser.parse_args(argv)
     try:
         with interruption.heeded():
-            if os.environ.get("WORLD_SIZE", "1") != "1":  # several processes would write the same outputs
-                raise UserError("the suite runs in one process; start it without torchrun or accelerate launch")
-            print(json_text(run(args)), flush=True)
+            check_launch(parser.prog, args.is_shared)
+            result = run(args)
+            if os.environ.get("RANK", "0") == "0":
+                print(json_text(result), flush=True)
         return 0
     except UserError as error:
         message = str(error)
@@ -610,6 +634,21 @@ def launch(parser, run, argv=None):
         return 1
     Talk().say(f"{parser.prog}: error: {' '.join(message.split())}")
     return 2
+
+
+def check_launch(script, is_shared):
+    """Make sure that this process is not one of several copies that would write the same outputs.
+
+    Raises:
+        UserError: it is.
+    """
+    for name in COPIES:
+        if os.environ.get(name, "1") != "1" and "WORLD_SIZE" not in os.environ:
+            raise UserError(
+                f"{os.environ[name]} copies were started ({name}), which would not share the work; use torchrun"
+            )
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not is_shared:
+        raise UserError(f"{script} runs in one process; start it without torchrun or accelerate launch")
 
 
 def command(argv=None):

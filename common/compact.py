@@ -16,6 +16,7 @@ from common import modeling_compact
 from common.blocks import block_tensors, features, find_blocks
 from common.errors import UserError
 from common.masking import follows
+from common.model_files import class_named
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def make_compact(
             cut(f"{block.root}.{linear}.bias", 0, index)
         cut(f"{block.root}.{out}.weight", 1, index)
 
-    compact_class = getattr(modeling_compact, f"Compact{type(model).__name__.removeprefix('Compact')}")
+    compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
     compact = compact_class.from_pretrained(
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation

@@ -62,6 +62,10 @@ class Examples:
         """How many examples have about so many input tokens, at the mean length; one at least."""
         return max(1, tokens * len(self) // max(1, sum(map(len, self.inputs))))
 
+    def labels_in(self, positions: list[int]) -> int:
+        """How many labels the examples at `positions` have: tokens, or one each."""
+        return sum(len(each) if isinstance(each, list) else 1 for each in (self.targets[i] for i in positions))
+
     def batch(self, positions: list[int], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The examples at `positions`, padded to their longest.
 

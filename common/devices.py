@@ -1,6 +1,7 @@
 """Where to compute, and what every pass over data needs to know."""
 
 import functools
+import os
 import time
 from dataclasses import dataclass
 
@@ -8,29 +9,46 @@ import torch
 
 from common.cli import Talk
 from common.errors import UserError
+from common.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How data go through a model: on which device, how many examples at once, and who tells of the progress."""
+    """How data go through a model: on which device, how many examples at once, and who tells of the progress.
+
+    `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
+    training, one after another.
+    """
 
     device: torch.device
     batch_size: int
     talk: Talk
+    processes: Processes = ALONE
+    pieces: int = 1
 
     def now(self) -> float:
         """Seconds of a monotonic clock, once the device has done what it was given."""
         return now(self.device)
 
+    def mark(self) -> "float | torch.cuda.Event":
+        """A point in time for `elapsed`, for which nothing waits: on a GPU, when it gets there."""
+        if self.device.type != "cuda":
+            return now(self.device)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a `--device` flag.
+    """The torch device of a `--device` flag; of several processes on a machine each has a GPU of its own.
 
     Raises:
         UserError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
@@ -47,6 +65,14 @@ def now(device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+def elapsed(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    """Seconds between two of `Runtime.mark`'s points, once the later one is reached."""
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def in_full_precision(function):

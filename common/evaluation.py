@@ -20,6 +20,8 @@ def translate(
 ) -> tuple[list[str], float]:
     """Translate all examples, batched by length, by `model.generate`: greedily with 1 beam, in `greedy`'s way then.
 
+    Each process has its share of the batches.
+
     Args:
         runtime: its batch size is how many examples the encoder takes at once; the decoder takes as many, times the
             beams if there are several, or times DECODED_TOGETHER.
@@ -33,14 +35,22 @@ def translate(
     if beams == 1:
         search["custom_generate"] = greedy
         together *= DECODED_TOGETHER
-    translations = [None] * len(examples)
+    translations = {}  # {position: text}
     started = runtime.now()
-    for positions in runtime.talk.progress(evaluation_batches(examples, together), "translating"):
+    order = runtime.processes.share(evaluation_batches(examples, together))
+    for positions in runtime.talk.progress(order, "translating"):
         states, mask = _encode(model, examples, positions, runtime)
         tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
-        for position, text in zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-            translations[position] = text
-    return translations, runtime.now() - started
+        translations |= zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True))
+    return in_order(translations, runtime), runtime.now() - started
+
+
+def in_order(answers: dict, runtime: Runtime) -> list:
+    """The answers of all processes, {position of an example: answer} in each, in the order of the examples."""
+    found = {}
+    for own in runtime.processes.gather(answers):
+        found |= own
+    return [found[position] for position in sorted(found)]
 
 
 def _encode(model, examples, positions, runtime):
@@ -113,21 +123,21 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
 
 @torch.inference_mode()
 def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Tensor, float]:
-    """A classifier's logits, batched by length.
+    """A classifier's logits, batched by length. Each process has its share of the batches.
 
     Returns:
         (logits, seconds): float32 (examples, classes) on the CPU, in the order of the examples, and the time it took.
     """
     model.eval()
-    found = [None] * len(examples)
+    found = {}  # {position: logits}
     started = runtime.now()
-    for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "classifying"):
+    order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
+    for positions in runtime.talk.progress(order, "classifying"):
         batch = examples.batch(positions, runtime.device)
         logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
-        for position, row in zip(positions, logits.float().cpu()):
-            found[position] = row
-    return torch.stack(found), runtime.now() - started
+        found |= zip(positions, logits.float().cpu())
+    return torch.stack(in_order(found, runtime)), runtime.now() - started
 
 
 def quality(

@@ -47,7 +47,7 @@ class FeedForward:
 class Family:
     """What the suite must know of a model type.
 
-    `model_classes`: {task: class in transformers}, the usual task first.
+    `model_classes`: {task: class in transformers, or of our own}, the usual task first.
     `layouts`: {class name of a module: its block}.
     `run`: (model, batch): every block, but neither the head nor the loss.
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
@@ -164,6 +164,15 @@ FAMILIES = {
         pre_norm=True,
     ),
     "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
+    "seq2seq": Family(
+        {"translation": "Seq2SeqForConditionalGeneration"},  # of our own, see `modeling_seq2seq`
+        {
+            "Seq2SeqAttention": Attention(("q", "k", "v", "o"), "heads"),
+            "Seq2SeqFeedForward": FeedForward(("wi", "wo"), lambda module, hidden: hidden.relu()),
+        },
+        _run_encoder_decoder,
+        "model.decoder",
+    ),
     "pegasus": Family(
         {"translation": "PegasusForConditionalGeneration"},
         _bart_like("Pegasus"),

@@ -17,6 +17,7 @@ from common.evaluation import parameter_counts
 from common.files import check_apart, real
 from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
+from common.processes import join, own_number
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
 from common.sources import DataSource, check_source
@@ -56,7 +57,9 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     """
     device = resolve_device(args.device)
     loaded = load_model(path or the_model(args.model), device)
-    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), Talk(args.quiet)))
+    processes = join(device)
+    talk = Talk(args.quiet or not processes.is_first)
+    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes))
 
 
 def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
@@ -159,11 +162,13 @@ def tracking_folder(args, output: str | Path) -> Path:
     return folder
 
 
-def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, talk: Talk) -> Tracking:
-    """The trackers of --track for one run of training."""
+def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
+    """The trackers of --track for one run of training; of several processes the first alone has them."""
     settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
     rate = partial(last_rate, recipe, steps_of(train, recipe))
-    return Tracking(args.track, tracking_folder(args, output), output, run, stats_file, rate, settings, talk)
+    names = args.track if runtime.processes.is_first else []
+    folder = tracking_folder(args, output)
+    return Tracking(names, folder, output, run, stats_file, rate, settings, runtime.talk)
 
 
 def the_model(given: str | None) -> Path:
@@ -234,7 +239,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     for path in paths:
         check_report(reports.get(path), script)
         check_report(predictions.get(path), script, lines=True)
-    results, reported, known, talk = [], [], {}, Talk(args.quiet)
+    results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
     for path in paths:
         with talk.waiting(f"loading {path}"):
             opened = open_study(args, path, script)
@@ -268,13 +273,13 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         )
         told = ", ".join(_told(name, value, sure.get(name)) for name, value in scores.items())
         talk.say(f"{path}: {told} on {len(examples)} examples of {opened.source}")
-        if args.save_predictions:
+        if args.save_predictions and opened.runtime.processes.is_first:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
             results[-1]["predictions"] = predictions[path]
         if args.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
-    if reported:
+    if reported and opened.runtime.processes.is_first:
         write_reports(reported, opened.runtime)
     return results[0] if len(results) == 1 else {"models": results}
 

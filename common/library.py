@@ -332,12 +332,23 @@ class Library:
         return self._read_file(self.record[REST]) if self.has_rest() else None
 
     @deferred()
-    def annotate(self, block: str, scores: dict) -> None:
-        """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}."""
+    def annotate(self, block: str, scores: dict, writes: bool = True) -> None:
+        """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}.
+
+        Args:
+            writes: whether the file gets them too, which is for one process alone to do.
+        """
+        pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
+
+        def scored(there):
+            return {pair: {**there[pair], "score": score} for pair, score in pairs.items() if pair in there}
+
+        if not writes:
+            there = self.record["variants"]
+            self.record = {**self.record, "variants": {**there, **scored(there)}}
+            return
         with self._lock():
-            there = self._current_record()["variants"]
-            pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
-            self._add({pair: {**there[pair], "score": score} for pair, score in pairs.items() if pair in there})
+            self._add(scored(self._current_record()["variants"]))
 
     def read(self, block: Block, name: str) -> Variant:
         """One variant as torch tensors (float32, masks bool), checked against its record.
@@ -452,13 +463,13 @@ class Libraries:
         """One variant, see `Library.read`."""
         return self.owner(Pair(block.name, name)).read(block, name)
 
-    def annotate(self, block: str, scores: dict) -> None:
+    def annotate(self, block: str, scores: dict, writes: bool = True) -> None:
         """Add scores to the entries of the libraries that the variants are from, see `Library.annotate`."""
         owners = {variant: self.owner(Pair(block, variant)) for variant in scores}
         for library in self.libraries:
             own = {variant: score for variant, score in scores.items() if owners[variant] is library}
             if own:
-                library.annotate(block, own)
+                library.annotate(block, own, writes)
 
 
 def _missing(where, pair):

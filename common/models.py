@@ -23,7 +23,6 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common import modeling_compact
 from common.blocks import find_blocks
 from common.cards import CARD_NAME, license_of, model_card
 from common.errors import UserError
@@ -42,6 +41,7 @@ from common.model_files import (
     check_token_ids,
     check_tokenizer,
     check_tokenizer_settings,
+    class_named,
     computed_weights,
     dense_shapes,
     read_config,
@@ -50,6 +50,7 @@ from common.model_files import (
     told_in_one_line,
     weight_files,
 )
+from common.paired_tokenizer import TARGET, PairedTokenizer
 from common.records import (
     FORMAT_VERSION,
     RECORD_NAME,
@@ -190,8 +191,7 @@ def model_class(model_type: str, task: str | None = None) -> type:
     if task not in classes:
         raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
     name = classes[task]
-    is_compact = model_type.startswith(COMPACT)
-    return getattr(modeling_compact, f"Compact{name}") if is_compact else getattr(transformers, name)
+    return class_named(f"Compact{name}" if model_type.startswith(COMPACT) else name)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -358,11 +358,28 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
     check_regular(path)
-    check_tokenizer_settings(path)
-    with told_in_one_line(path, "tokenizer", Exception):  # the tokenizers library raises it bare
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    check_tokenizer(path, tokenizer, loaded.model.config.vocab_size)
-    return tokenizer
+    return _tokenizer_in(path, loaded.model.config)
+
+
+def _tokenizer_in(path, config):
+    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
+
+    Raises:
+        UserError: one of them is damaged, or not for a model of that config.
+    """
+    folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
+    vocabularies = (getattr(config, "source_vocab_size", config.vocab_size), config.vocab_size)
+    if len(folders) == 1:
+        vocabularies = (min(vocabularies),)
+    found = []
+    for folder, vocabulary in zip(folders, vocabularies):
+        check_tokenizer_settings(folder)
+        with told_in_one_line(folder, "tokenizer", Exception):  # the tokenizers library raises it bare
+            found.append(
+                transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        check_tokenizer(folder, found[-1], vocabulary)
+    return PairedTokenizer(*found) if len(found) > 1 else found[0]
 
 
 def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
@@ -418,6 +435,8 @@ def _pretrained(checkpoint, model_type, local_only):
     )
     computed = computed_weights(skeleton_of(of_class, config))
     _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
+    if Path(checkpoint).is_dir():
+        return model, _tokenizer_in(Path(checkpoint), config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
     check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
     return model, tokenizer
@@ -479,7 +498,7 @@ def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor,
     Raises:
         UserError: a number is too large for the type.
     """
-    unsaved = set(model._keys_to_ignore_on_save or ())
+    unsaved = computed_weights(model)
     for name, tensor in model.state_dict().items():
         if dtype == "float32" or name in unsaved or not tensor.is_floating_point():
             continue

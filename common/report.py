@@ -128,7 +128,7 @@ def stated_input(loaded: LoadedModel) -> dict[str, int]:
 def example_batch(loaded: LoadedModel, count: int) -> dict[str, torch.Tensor]:
     """A batch of `count` made-up examples of the stated lengths; what a model costs does not depend on the tokens."""
     stated = stated_input(loaded)
-    length, vocabulary = stated["input_tokens"], loaded.model.config.vocab_size
+    length, vocabulary = stated["input_tokens"], loaded.model.get_input_embeddings().num_embeddings
     tokens = torch.arange(length, device=loaded.model.device).repeat(count, 1) % (vocabulary - 3)
     batch = {"input_ids": tokens + 3, "attention_mask": torch.ones_like(tokens)}  # 3: past padding and end
     return loaded.task.example_batch(batch, stated)

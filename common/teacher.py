@@ -20,6 +20,8 @@ class BlockObjective:
     block drowns another.
     """
 
+    divides = False  # each block is one process's
+
     def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
         self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
         self.blocks, self.recipe = blocks, recipe
@@ -56,6 +58,8 @@ def held_out_errors(
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
+    Each process has its share of the examples.
+
     Args:
         candidates: {pair: [tensors, …]}, on the device.
     Returns:
@@ -63,15 +67,20 @@ def held_out_errors(
     """
     teacher.eval()
     pairs = by_block(candidates)
-    errors = {pair: [0.0] * len(each) for pair, each in candidates.items()}
-    power = dict.fromkeys(pairs, 0.0)
-    for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), "held-out error"):
+    found = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
+    order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
+    for positions in runtime.talk.progress(order, "held-out error"):
         batch = examples.batch(positions, runtime.device)
         for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
             real = token_mask(call.block, batch)
             target = call.output[real].float()  # (tokens, d_model)
-            power[call.block.name] += float(target.pow(2).sum())
+            power = target.pow(2).sum()
             for pair in pairs[call.block.name]:
-                for i, tensors in enumerate(candidates[pair]):
-                    errors[pair][i] += float((call.replay(tensors)[real].float() - target).pow(2).sum())
-    return {pair: [error / power[pair.block] for error in each] for pair, each in errors.items()}
+                outputs = (call.replay(tensors)[real].float() for tensors in candidates[pair])
+                errors = [(output - target).pow(2).sum() for output in outputs]
+                found[pair].append(torch.stack([*errors, power]))  # they are read at the end: nothing waits here
+    none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch
+    sums = {pair: torch.stack(each).cpu() if each else none[pair] for pair, each in found.items()}
+    sums = {pair: each.double().sum(0) for pair, each in sums.items()}
+    runtime.processes.add(list(sums.values()))
+    return {pair: (each[:-1] / each[-1]).tolist() for pair, each in sums.items()}

@@ -18,9 +18,10 @@ from common import interruption
 from common.checkpoints import Checkpoint, text_of
 from common.cli import duration
 from common.data import Examples, evaluation_batches, training_batches
-from common.devices import Runtime
+from common.devices import Runtime, elapsed
 from common.errors import UserError
 from common.masking import HeldMasks
+from common.processes import ALONE, Processes
 from common.tasks import IGNORED
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
@@ -120,16 +121,23 @@ class Learner:
         self.history: list[Epoch] = []
         self.finished = False
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One optimizer step down the gradient of a scalar loss."""
+    def step(self, loss: torch.Tensor, is_whole: bool = True, processes: Processes = ALONE) -> None:
+        """One optimizer step down the gradient of a scalar loss, summed over the processes.
+
+        Args:
+            is_whole: whether that is all of the loss, or the last part of it; if not, the step waits for the others.
+        """
+        loss.backward()
+        if not is_whole:
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        processes.add([p.grad for p in self.parameters.values() if p.grad is not None])
         self.held.mask_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)  # those that have a gradient
         self.optimizer.step()
         self.held.apply()
+        self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
     def move(self, name: str, device: torch.device) -> None:
@@ -342,6 +350,7 @@ def fit(
         learners: by name.
         objective: has `begin(batch, learners)`, which does what all learners share, and `losses(begun, learners,
             training)`, which yields a `Loss` for each of them. See `ModelObjective` and `teacher.BlockObjective`.
+            `divides`: whether processes share the examples of a batch; if not, each has learners of its own.
         checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
         on_epoch: called after every epoch.
@@ -363,21 +372,22 @@ def fit(
         epoch = progress.epoch + 1
         tally, order = Tally(going), []
         if epoch > 0:
-            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout depends on (seed, epoch) alone: resume is exact
+            # Dropout depends on (seed, epoch) and the process alone: resuming is exact.
+            torch.manual_seed(recipe.seed * 100_003 + epoch + runtime.processes.number * 1_000_003)
             if within:
-                tally.load_state(within, runtime.device)
+                tally.load_state(within, runtime)
                 within = None
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
 
         save = partial(save_within, checkpoint, learners, progress, tally, runtime)
         last_epoch = max(learner.last_epoch for learner in going.values())
         sooner = bool(recipe.early_stop or recipe.target_loss is not None)
-        batches = len(order), len(evaluation_batches(validation, recipe.batch_size))
+        batches = len(order), len(validation_order(objective, validation, recipe, runtime))
         ahead = Ahead(last_epoch - epoch, *batches, sooner, progress.rows[-1] if progress.rows else None)
         label = f"epoch {epoch} of {last_epoch}"
         if epoch > 0:
             run_pass(going, objective, train, order, runtime, label, tally, save, status=ahead.status)
-        trained = tally.result()
+        trained = tally.result(runtime.processes)
         measured = validate(
             going,
             objective,
@@ -411,19 +421,23 @@ def fit(
         if on_epoch:  # before the checkpoint: a run that is stopped in between does this epoch's again
             on_epoch(progress)
         checkpoint.save(learners, progress.rows)
-        if interruption.came():
+        if runtime.processes.any(interruption.came())[0]:
             interruption.stop()
 
 
 def save_within(checkpoint, learners, progress, tally, runtime, validating=False):
-    """After a batch: save the state if that is due or a signal came, and stop if one came.
+    """After a batch: save the state if that is due or a signal came, and stop if one came; all processes at once.
 
-    Validation keeps the state that it began with, and begins again.
+    Validation keeps the state that it began with, and begins again. Of several processes each has its own number of
+    batches there, so that a signal waits for its end.
     """
-    if interruption.came() or (checkpoint.is_due() and not validating):
+    if validating and runtime.processes.count > 1:
+        return
+    came, due = runtime.processes.any(interruption.came(), checkpoint.is_due() and not validating)
+    if came or due:
         if progress.rows:  # else nothing has been done yet
-            checkpoint.save(learners, progress.rows, tally.state(runtime.device))
-        if interruption.came():
+            checkpoint.save(learners, progress.rows, tally.state(runtime))
+        if came:
             interruption.stop()
 
 
@@ -446,17 +460,34 @@ class Tally:
         self.found = {name: {} for name in names}  # {learner: {part: [(loss * weight, weight), as (batches, 2)]}}
         self.own_seconds = dict.fromkeys(self.found, 0.0)
         self.seconds, self.done = 0.0, 0  # `done`: batches
+        self.laps = []  # [(learner, start, end)] that a GPU may not have come to yet
 
     def add(self, loss: Loss) -> None:
         """Count a loss."""
         pair = torch.stack([loss.value.detach().float() * loss.weight, loss.weight])[None]
         self.found[loss.learner].setdefault(loss.part, []).append(pair)
 
-    def result(self) -> Pass:
-        """The means; NaN of a pass without batches."""
+    def time(self, learner: Hashable, start, end) -> None:
+        """Count the time between two marks (`Runtime.mark`); as a learner's own, unless all share it (None)."""
+        self.laps.append((learner, start, end))
+        if isinstance(start, float):
+            self._settle()
+
+    def _settle(self):
+        for learner, start, end in self.laps:
+            seconds = elapsed(start, end)
+            self.seconds += seconds
+            if learner is not None:
+                self.own_seconds[learner] += seconds
+        self.laps.clear()
+
+    def result(self, processes: Processes = ALONE) -> Pass:
+        """The means, over what all processes found; NaN of a pass without batches."""
+        self._settle()
         losses, parts = dict.fromkeys(self.found, float("nan")), {name: {} for name in self.found}
         for name, pairs in self.found.items():
             sums = {part: torch.cat(each).cpu().double().sum(0) for part, each in pairs.items()}  # (2,) each
+            sums = _added(processes.gather(sums)) if processes.count > 1 else sums
             if sums:
                 total, weight = sum(sums.values())
                 losses[name] = (total / weight).item()
@@ -465,35 +496,56 @@ class Tally:
 
     def running_loss(self) -> float:
         """Mean loss of the last batches over all learners and parts; NaN of none. It waits for the device."""
+        self._settle()
         last = [torch.cat(pairs[-RUNNING_BATCHES:]).sum(0) for parts in self.found.values() for pairs in parts.values()]
         if not last:
             return float("nan")
         sums = torch.stack(last).double().cpu()  # (learners and parts, 2)
         return (sums[:, 0] / sums[:, 1]).mean().item()
 
-    def state(self, device: torch.device) -> dict:
-        """All of it as plain values and tensors."""
+    def state(self, runtime: Runtime) -> dict:
+        """All of it as plain values and tensors; of all processes, in each of them."""
+        self._settle()
+        device = runtime.device
+        found = {
+            text_of(name): {part: torch.cat(each).cpu() for part, each in pairs.items()}
+            for name, pairs in self.found.items()
+        }
+        random = torch.get_rng_state()
+        random_on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        for other in runtime.processes.gather(found)[1:]:
+            for name, parts in other.items():
+                for part, rows in parts.items():
+                    found[name][part] = torch.cat([found[name][part], rows]) if part in found[name] else rows
         return {
-            "found": {
-                text_of(name): {part: torch.cat(each) for part, each in pairs.items()}
-                for name, pairs in self.found.items()
-            },
+            "found": found,
             "own_seconds": {text_of(name): seconds for name, seconds in self.own_seconds.items()},
             "seconds": self.seconds,
             "done": self.done,
-            "random": torch.get_rng_state(),
-            "random_on_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "random": runtime.processes.gather((random, random_on_device)),
         }
 
-    def load_state(self, state: dict, device: torch.device) -> None:
-        """Go on from there."""
-        for name in self.found:
+    def load_state(self, state: dict, runtime: Runtime) -> None:
+        """Go on from there. What was found goes on in the first process."""
+        device, number = runtime.device, runtime.processes.number
+        for name in self.found if number == 0 else ():
             self.found[name] = {part: [each.to(device)] for part, each in state["found"][text_of(name)].items()}
-            self.own_seconds[name] = state["own_seconds"][text_of(name)]
+        self.own_seconds = {name: state["own_seconds"][text_of(name)] for name in self.found}
         self.seconds, self.done = state["seconds"], state["done"]
-        torch.set_rng_state(state["random"])
-        if state["random_on_device"] is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_on_device"], device)
+        if number < len(state["random"]):
+            random, on_device = state["random"][number]
+            torch.set_rng_state(random)
+            if on_device is not None and device.type == "cuda":
+                torch.cuda.set_rng_state(on_device, device)
+
+
+def _added(found):
+    """[{part: sums}] of several processes, added up."""
+    sums = {}
+    for each in found:
+        for part, own in each.items():
+            sums[part] = sums[part] + own if part in sums else own
+    return sums
 
 
 def run_pass(
@@ -518,19 +570,34 @@ def run_pass(
     """
     told = partial(status, tally) if status else None
     for positions in runtime.talk.progress(order[tally.done :], label, status=told):
-        started = runtime.now()
-        begun = objective.begin(examples.batch(positions, runtime.device), learners)
-        begun_at = runtime.now()
-        for loss in objective.losses(begun, learners, training):
-            if training:
-                learners[loss.learner].step(loss.value)
-            tally.add(loss)
-            ended_at = runtime.now()
-            tally.own_seconds[loss.learner] += ended_at - begun_at
-            begun_at = ended_at
-        tally.seconds += begun_at - started
+        pieces = pieces_of(positions, examples, runtime) if training and objective.divides else [(positions, 1.0)]
+        for piece, share in pieces:
+            started = runtime.mark()
+            begun = objective.begin(examples.batch(piece, runtime.device), learners)
+            ended = runtime.mark()
+            tally.time(None, started, ended)
+            for loss in objective.losses(begun, learners, training):
+                learner = learners[loss.learner]
+                if training:
+                    processes = runtime.processes if objective.divides else ALONE
+                    learner.step(loss.value * share, piece is pieces[-1][0], processes)
+                if share:
+                    tally.add(loss)
+                started, ended = ended, runtime.mark()
+                tally.time(loss.learner, started, ended)
         tally.done += 1
         after_batch()
+
+
+def pieces_of(positions: list[int], examples: Examples, runtime: Runtime) -> list[tuple[list[int], float]]:
+    """This process's part of a batch in pieces, each with its share of the batch's labels, whose mean the loss is.
+
+    The losses of all pieces of all processes, times these shares, add up to that of the batch. A process without an
+    example of its own takes one whose share is 0, so that its gradients are there for the sum.
+    """
+    total, mine = examples.labels_in(positions), runtime.processes.share(positions)
+    pieces = [mine[start :: runtime.pieces] for start in range(runtime.pieces)]
+    return [(each, examples.labels_in(each) / total) for each in pieces if each] or [(positions[:1], 0.0)]
 
 
 def validate(
@@ -545,9 +612,15 @@ def validate(
     status: Callable[[Tally], str] | None = None,
 ) -> Pass:
     """Take validation examples through all learners; see `run_pass`."""
-    order, tally = evaluation_batches(examples, recipe.batch_size), Tally(learners)
+    order, tally = validation_order(objective, examples, recipe, runtime), Tally(learners)
     run_pass(learners, objective, examples, order, runtime, label, tally, after_batch, training=False, status=status)
-    return tally.result()
+    return tally.result(runtime.processes)
+
+
+def validation_order(objective, examples: Examples, recipe: Recipe, runtime: Runtime) -> list[list[int]]:
+    """The positions of this process's batches in a validation."""
+    order = evaluation_batches(examples, recipe.batch_size)
+    return runtime.processes.share(order) if objective.divides else order
 
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:
@@ -571,6 +644,8 @@ class ModelObjective:
     divergence KL(teacher || model) of the predicted distributions takes its place (Hinton et al., arXiv 1503.02531,
     at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
     """
+
+    divides = True  # the loss of a batch is the mean of its examples', which processes can share
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
         """`teacher`: the original model; needed if the recipe distils."""

@@ -10,11 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 
 from common import cli
 from common.errors import UserError
-from common.pictures import check_picture, save_picture
+from common.pictures import COLOURS, MARKERS, check_picture, metric_name, place_labels, plain, save_picture, set_ticks
 from common.records import read_json
 from common.schema import MapOf, Maybe, Number, Object, check
 
-MARKERS, LINES = "os^Dv", ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
+LINES = ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
+MOST_COLUMNS = 3
 METRICS = ("bleu", "accuracy")
 FIGURE = Maybe(Number(0, 1e18))
 REPORT = Object(  # what is read of it here
@@ -90,33 +91,42 @@ def draw(points, labels, series, original, axes, relative=False):
 
     `relative`: the figures are ratios.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
 
-    matplotlib.use("Agg")  # no window is wanted, and there may be no display
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(axes), figsize=(5 * len(axes), 4.2), squeeze=False, sharey=True)
-    for panel, axis in zip(panels[0], axes):
+    columns = min(len(axes), MOST_COLUMNS)
+    rows = -(-len(axes) // columns)
+    figure = Figure(figsize=(4.6 * columns + 0.4, 3.9 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for panel in panels.flat[len(axes) :]:
+        panel.remove()
+    for panel, axis in zip(panels.flat, axes):
         title, unit = (f"{axis.replace('_', ' ')}, relative to the original", 1) if relative else AXES[axis]
         for index, name in enumerate(dict.fromkeys(series)):
             mine = [
-                (values[axis] / unit, quality, label)
-                for (_, quality, values), label, owner in zip(points, labels, series)
-                if owner == name
+                (values[axis] / unit, quality) for (_, quality, values), owner in zip(points, series) if owner == name
             ]
-            style, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
-            (line,) = panel.plot(*zip(*frontier([point[:2] for point in mine])), linestyle=style, linewidth=1)
-            panel.scatter(*list(zip(*mine))[:2], color=line.get_color(), marker=marker, s=22, label=name or None)
-            for cost, quality, label in mine:
-                panel.annotate(label, (cost, quality), fontsize=7, xytext=(3, -8), textcoords="offset points")
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            look = {"color": colour, "linestyle": LINES[index % len(LINES)], "linewidth": 1}
+            panel.plot(*zip(*frontier(mine)), **look)
+            label = plain(name) if name else "a model"
+            panel.scatter(*zip(*mine), color=colour, marker=marker, s=26, label=label, zorder=3)
         if original:
-            panel.scatter(original[2][axis] / unit, original[1], marker="*", s=110, color="black", label="original")
+            star = {"marker": "*", "s": 110, "color": "black", "label": "the original", "zorder": 3}
+            panel.scatter(original[2][axis] / unit, original[1], **star)
+        panel.margins(0.08)
         panel.set(xlabel=title)
+        for each in (panel.xaxis, panel.yaxis):
+            set_ticks(each)
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel(points[0][0])
-    if original or any(series):
-        panels[0][0].legend(fontsize=8)
-    figure.tight_layout()
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel(metric_name(points[0][0]))
+    handles, _ = panels.flat[0].get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles))
+    figure.draw_without_rendering()  # the axes are where they will be
+    for panel, axis in zip(panels.flat, axes):
+        unit = 1 if relative else AXES[axis][1]
+        place_labels(panel, [(values[axis] / unit, quality) for _, quality, values in points], labels)
     return figure
 
 

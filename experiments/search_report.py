@@ -10,9 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
+import rates
 from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
 
-from common.pictures import save_picture
+from common.pictures import COLOURS, save_picture, set_ticks
 
 WAYS = ("uniform", "searched")
 
@@ -118,43 +119,37 @@ def as_text(summary):
     )
 
 
-def draw_rates(conf, summary, path):
-    """Which rates went where: a row a module, a column a budget."""
-    from matplotlib import pyplot
-
-    names = [name for name in conf["modules"] if any(config.get(name) for config in conf["configs"])]
-    figure, axis = pyplot.subplots(figsize=(2.5 + 0.8 * len(conf["configs"]) + 3, 1 + 0.22 * len(names)))
-    rates = [[config.get(name, 0) for config in conf["configs"]] for name in names]
-    image = axis.imshow(rates, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    axis.set_xticks(range(len(conf["configs"])), [f"{row['kept']['searched']:.2f}" for row in summary["budgets"]])
-    axis.set_yticks(range(len(names)), names, fontsize=6)
-    axis.set_xlabel(f"fraction of the blocks' {summary['measure']} kept")
-    figure.colorbar(image, label="pruning rate")
-    save_picture(path, figure)
+def draw_rates(conf, summary):
+    """The figure: which rates went where, for each budget."""
+    names = [f"{row['kept']['searched']:.2f} kept" for row in summary["budgets"]]
+    return rates.draw(conf["modules"], conf["configs"], names)
 
 
-def draw_prediction(report, path):
-    """The loss by the scores' sum, against the measured one."""
-    from matplotlib import pyplot
+def draw_prediction(report):
+    """The figure: the loss by the scores' sum, against the measured one."""
+    from matplotlib.figure import Figure
 
     objective = report["objective"]
-    figure, axis = pyplot.subplots(figsize=(4.6, 4.2))
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axis = figure.subplots()
     points = [(model["predicted"], model[objective]) for model in report["models"]]
-    axis.scatter(*zip(*points), s=14)
+    faint = max(0.25, min(0.8, 20 / len(points)))  # where many lie on each other, they show how many
+    axis.scatter(*zip(*points), s=20, alpha=faint, color=COLOURS[0], linewidth=0, label="a model that was measured")
     ends = [min(map(min, points)), max(map(max, points))]
-    axis.plot(ends, ends, color="grey", linewidth=1)
-    axis.set(xlabel=f"{objective} by the scores' sum", ylabel=f"{objective}, measured")
+    axis.plot(ends, ends, color="0.3", linewidth=1, linestyle="--", label="as predicted")
+    named = {"kl": "divergence from the original (nats)", "loss": "loss (nats)"}[objective]
+    axis.set(xlabel=f"predicted: {named}", ylabel=f"measured: {named}", aspect="equal")
+    for each in (axis.xaxis, axis.yaxis):
+        set_ticks(each)
     axis.grid(alpha=0.3)
-    save_picture(path, figure)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    return figure
 
 
 if __name__ == "__main__":
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window is wanted, and there may be no display
     experiment = Path(sys.argv[1])
     figures = summarize(experiment)
     (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    draw_rates(read(experiment / "conf.json"), figures, experiment / "rates.png")
-    draw_prediction(read(experiment / "search.json"), experiment / "prediction.png")
+    save_picture(experiment / "rates.png", draw_rates(read(experiment / "conf.json"), figures))
+    save_picture(experiment / "prediction.png", draw_prediction(read(experiment / "search.json")))
     print(as_text(figures))

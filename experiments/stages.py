@@ -25,8 +25,16 @@ def run(line):
     return 0
 
 
+def wait_for_others():
+    """Of several processes that share the work, the others may read what the first has yet to write."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.barrier()
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))  # where the stages find `common`
     for stage in filter(str.strip, sys.stdin.readlines()):
         if code := run(stage):
             sys.exit(code)
+        wait_for_others()

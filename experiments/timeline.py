@@ -9,22 +9,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common import cli
-from common.pictures import check_picture, save_picture
+from common.pictures import COLOURS, check_picture, metric_name, place_labels, save_picture, set_ticks
 from common.records import read_json
 from common.schema import ListOf, MapOf, Number, Object, Text, check
 
-METRICS = {"bleu": "BLEU on the test split", "accuracy": "accuracy on the test split"}
+METRICS = ("bleu", "accuracy")
+KINDS = ("attention", "linear", "feed_forward")
 SECONDS = Number(0, 1e9)
 ROW = Object(
     {
         **{way: Object({"seconds": SECONDS}, others=True) for way in ("baseline", "composed")},
+        "configuration": Number(0, 1e6, whole=True),
         "quality": Object({way: Number(0, 100) for way in ("baseline", "composed", "dense")}, others=True),
     },
+    {f"{kind}_rate": Number(0, 1) for kind in KINDS},
     others=True,
 )
 TABLE = Object(  # what is read of it here
     {
-        "metric": Text(tuple(METRICS)),
+        "metric": Text(METRICS),
         "seconds": Object(
             {"baselines": Object({"pruning": SECONDS}, others=True), "library": MapOf(SECONDS)}, others=True
         ),
@@ -32,8 +35,7 @@ TABLE = Object(  # what is read of it here
     },
     others=True,
 )
-BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette; markers and lines differ too, for black and white
-APART = 0.035  # of the axis' height: the least distance between two labels
+BLUE, ORANGE = COLOURS[:2]  # markers and lines differ too, for black and white
 
 
 def build_parser():
@@ -55,36 +57,28 @@ def moments(summary):
     return found
 
 
-def spread(heights, apart):
-    """Heights of labels near those of their points, and at least so far apart."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = [heights[i] for i in order]
-    for _ in range(200):  # neighbours that are too close push each other away, by half of what is missing
-        for low in range(len(placed) - 1):
-            missing = apart - (placed[low + 1] - placed[low])
-            if missing > 0:
-                placed[low] -= missing / 2
-                placed[low + 1] += missing / 2
-    return [placed[order.index(i)] for i in range(len(heights))]
-
-
 def draw(summary):
     """The figure: a baseline's line is as long as its fine-tuning took; from it upwards stands what composing adds."""
     from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
+    from matplotlib.lines import Line2D
 
-    found, count = moments(summary), len(summary["configurations"])
+    found, rows = moments(summary), summary["configurations"]
     ready = sum(summary["seconds"]["library"].values())
     end = max(now for points in found.values() for now, _ in points)
-    figure = Figure(figsize=(7.5, 4.8))
+    keys = [f"{row['configuration']}: {rates_of(row)}" for row in rows if rates_of(row)]  # what the numbers mean
+    figure = Figure(figsize=(7.5, 4.6 + 0.1 * len(keys)), layout="constrained")
     axis = figure.subplots()
     axis.margins(y=0.1)
-    dense = summary["configurations"][0]["quality"]["dense"]
+    dense = rows[0]["quality"]["dense"]
     axis.axhline(dense, color="black", linestyle=":", linewidth=1.2, label="the original")
     axis.axvspan(0, ready, facecolor="0.95", edgecolor="0.85", hatch="//", linewidth=0, label="the library is made")
     by_library, one_by_one = found["composed"], found["baseline"]
-    label = f"composed of one library: all {count} after {by_library[-1][0]:.0f} s"
-    axis.plot(*zip(*by_library), marker="o", color=BLUE, linewidth=1, label=label)
-    label = f"baselines, one after the other: all {count} after {one_by_one[-1][0]:.0f} s"
+    count = f"all {len(rows)}" if len(rows) > 1 else "there"
+    label = f"composed of one library: {count} after {by_library[-1][0]:.0f} s"
+    at_once = by_library[0][0] == by_library[-1][0]  # else a line would only lead from one configuration to another
+    look = {"marker": "o", "color": BLUE, "linewidth": 1, "linestyle": "-" if at_once else "", "zorder": 3}
+    axis.plot(*zip(*by_library), **look, label=label)
+    label = f"baselines, one after the other: {count} after {one_by_one[-1][0]:.0f} s"
     axis.plot(*zip(*one_by_one), marker="s", color=ORANGE, markerfacecolor="white", linestyle="", zorder=3, label=label)
     axis.vlines(
         *zip(*((now, low, high) for (now, low), (_, high) in zip(one_by_one, by_library))),
@@ -95,18 +89,28 @@ def draw(summary):
     starts = [summary["seconds"]["baselines"]["pruning"], *(now for now, _ in one_by_one)]
     for start, (now, quality) in zip(starts, one_by_one):
         axis.plot([start, now], [quality, quality], color=ORANGE, linestyle="--", linewidth=1)
-    low, high = axis.get_ylim()
-    for number, (now, quality) in enumerate(one_by_one):
-        axis.text(now + 0.012 * end, quality, str(number), fontsize=8, va="center")
-    heights = [quality for _, quality in by_library]
-    for number, ((now, _), height) in enumerate(zip(by_library, spread(heights, APART * (high - low)))):
-        axis.text(now + 0.012 * end, height, str(number), fontsize=8, va="center")
     axis.set(
-        xlim=(0, 1.04 * end), xlabel="seconds of pruning and fine-tuning in all", ylabel=METRICS[summary["metric"]]
+        xlim=(0, 1.04 * end),
+        xlabel="seconds of pruning and fine-tuning in all",
+        ylabel=f"{metric_name(summary['metric'])} on the test split",
     )
+    set_ticks(axis.yaxis)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    handles, _ = axis.get_legend_handles_labels()
+    blank = Line2D([], [], linestyle="", label="")
+    handles += [blank, *(Line2D([], [], linestyle="", label=key) for key in keys)]  # five kinds, and a row each two
+    handles += [blank] * (len(handles) % 2)
+    figure.legend(handles=handles[::2] + handles[1::2], fontsize=8, loc="outside lower center", ncols=2)  # by rows
+    figure.draw_without_rendering()  # the axes are where they will be
+    numbers = [str(row["configuration"]) for row in rows]
+    place_labels(axis, one_by_one + by_library, numbers * 2)
     return figure
+
+
+def rates_of(row):
+    """A configuration's rates as text; "" where the table has none."""
+    rates = [f"{kind.replace('_', '-')} {row[f'{kind}_rate']:g}" for kind in KINDS if f"{kind}_rate" in row]
+    return ", ".join(rates)
 
 
 def run(args):

@@ -31,7 +31,7 @@ from common.compact import make_compact
 from common.models import load_model
 from common.records import make_record
 
-KINDS = ("bert", "bart", "marian")
+KINDS = ("bert", "bart", "marian", "seq2seq")
 EVALUATE = {kind: "evaluate-distilbert.py" if kind in CLASSIFIERS else "evaluate-t5.py" for kind in KINDS}
 METRIC = {"evaluate-distilbert.py": "accuracy", "evaluate-t5.py": "bleu"}
 

@@ -57,7 +57,8 @@ def points(line):
 
 
 def legend(axis):
-    return [text.get_text() for text in axis.get_legend().get_texts()]
+    """Of a panel, or of the figure if that is the only one."""
+    return [text.get_text() for text in (axis.get_legend() or axis.figure.legends[0]).get_texts()]
 
 
 def median_of_blocks(epoch):

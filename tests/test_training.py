@@ -361,6 +361,8 @@ def scripted_fit(tmp_path, script, plan, **options):
     data = examples(4)
 
     class Scripted:
+        divides = False
+
         def begin(self, batch, learners):
             return None
 

@@ -158,6 +158,8 @@ class Draws:
 class JointObjective:
     """The task's loss of composed models: of a drawn one for each step, in validation of some fixed ones."""
 
+    divides = True  # see `training.ModelObjective`
+
     def __init__(
         self,
         supernet: Supernet,

@@ -42,6 +42,7 @@ from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
 from common.data import Examples, evaluation_batches
 from common.devices import Runtime, in_full_precision
+from common.processes import Processes
 from common.schemes import Pair
 from common.sources import FIXED_SEED
 
@@ -92,8 +93,10 @@ def reconstruct_with_each(
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
     """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}.
 
+    Each process has its share of the examples, and of the blocks to solve.
+
     Args:
-        after_block: called with {pair: …} of a block as soon as it is solved.
+        after_block: called with {pair: …} of a block as soon as this process has solved it.
     """
     solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
     pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
@@ -114,7 +117,18 @@ def reconstruct_with_each(
             for pair, tensors in new.items():
                 solved[pair][number] |= tensors
         after_block({pair: solved[pair] for pair in pruned[block]})
+    exchange(solved, pruned, runtime.processes)
     return solved
+
+
+def exchange(solved: dict[Pair, list[dict]], pruned: dict[Block, dict], processes: Processes) -> None:
+    """Give all processes the solutions of each, in place."""
+    for number, block in enumerate(pruned):
+        for pair in pruned[block]:
+            for tensors in solved[pair]:
+                for name, tensor in tensors.items():
+                    tensors[name] = tensor = tensor.clone() if processes.count > 1 else tensor
+                    processes.spread(tensor, number % processes.count)
 
 
 def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Examples) -> str | None:
@@ -146,6 +160,8 @@ def statistics(
 ) -> Iterator[tuple]:
     """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
 
+    Each process has its share of the examples, and is given the sums of all for its share of the blocks.
+
     Args:
         values: whether value projections are to be solved too.
         oversampling: tokens for each unknown of a row.
@@ -156,10 +172,12 @@ def statistics(
     own = {block: block_tensors(teacher, block) for block in blocks}
     moving = {block: directions(block, tensors) if values else 0 for block, tensors in own.items()}
     teacher.eval()  # dropout would blur inputs and targets
+    owner = {block: number % runtime.processes.count for number, block in enumerate(blocks)}
     for group in groups(own, moving, oversampling):
-        found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling)
+        found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling, owner)
         for block in group:
-            yield block, found.pop(block)
+            if owner[block] == runtime.processes.number:
+                yield block, found.pop(block)
 
 
 def unknowns(block, tensors, moving):
@@ -184,16 +202,23 @@ def groups(own: dict[Block, dict], moving: dict[Block, int], oversampling: int) 
 
 @in_full_precision
 def gather(
-    teacher: torch.nn.Module, moving: dict[Block, int], examples: Examples, runtime: Runtime, oversampling: int
+    teacher: torch.nn.Module,
+    moving: dict[Block, int],
+    examples: Examples,
+    runtime: Runtime,
+    oversampling: int,
+    owner: dict[Block, int],
 ) -> dict:
-    """The statistics of some blocks in one teacher pass, {block: see `statistics`}.
+    """The statistics of some blocks in one teacher pass, {block: see `statistics`}, of those that this process owns.
 
     Args:
         moving: {block: directions of each of its value projections}.
+        owner: {block: number of the process that is given the sums of all}.
     """
+    processes = runtime.processes
     own = {block: block_tensors(teacher, block) for block in moving}
     positions_of = {block: sampling(block, own[block], moving[block], examples, oversampling) for block in moving}
-    grams, bases, inputs = {}, {}, {block: [] for block in moving}
+    grams, bases, inputs = {}, {}, {block: {} for block in moving}  # inputs: {number of a batch: rows}
 
     def read(batch, number, call):
         block, real = call.block, token_mask(call.block, batch)
@@ -202,17 +227,31 @@ def gather(
             rows = attention_rows(call, some, real[:, some], moving[block], bases)
             grams[block] = add_products(grams.get(block), rows)
         else:
-            inputs[block].append(call.inputs[block.linears[0]][:, some][real[:, some]])
+            inputs[block][number] = call.inputs[block.linears[0]][:, some][real[:, some]]
 
-    order = evaluation_batches(examples, runtime.batch_size)
-    with attention_probabilities(teacher):
-        for number, positions in enumerate(runtime.talk.progress(order, "statistics")):
+    def run(batches):
+        for number, positions in runtime.talk.progress(batches, "statistics"):
             batch = examples.batch(positions, runtime.device)
             watch(teacher, moving, batch, partial(read, batch, number))
-    return {
-        block: (whole(grams[block]), bases.get(block)) if block.kind == "attention" else torch.cat(inputs[block])
-        for block in moving
-    }
+
+    batches = processes.share(list(enumerate(evaluation_batches(examples, runtime.batch_size))))
+    with attention_probabilities(teacher):
+        if processes.count > 1:  # the bases are those of the first batch, for all
+            run(batches[:1] if processes.is_first else [])
+            bases = processes.agree({block.name: basis.cpu() for block, basis in bases.items()})
+            bases = {block: bases[block.name].to(runtime.device) for block in moving if block.name in bases}
+        run(batches[1:] if processes.count > 1 and processes.is_first else batches)
+    found = {}
+    for block in moving:
+        if block.kind == "attention":
+            size = unknowns(block, own[block], moving[block])
+            gram = grams.pop(block, None)
+            gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
+            processes.add_at(gram, owner[block])
+            found[block] = whole(gram), bases.get(block)
+        else:
+            found[block] = processes.join_rows(inputs.pop(block), next(iter(own[block].values())), owner[block])
+    return {block: each for block, each in found.items() if owner[block] == processes.number}
 
 
 def sampling(block, tensors, moving, examples, oversampling):

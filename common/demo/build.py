@@ -87,7 +87,8 @@ def build(
 # --- English-German captions -----------------------------------------------------------------------------------
 
 
-def _translation(seed, data_path, data_record, prefix):
+def write_captions(seed: int, data_path: Path, data_record: dict) -> dict[str, list]:
+    """Generate the captions and write them to a folder; returns the pairs of each split, by its files' stem."""
     splits = captions.splits(seed, train=6000)
     with atomic_folder(data_path) as folder:
         for stem in MULTI30K.values():
@@ -96,6 +97,11 @@ def _translation(seed, data_path, data_record, prefix):
                     "".join(f"{pair[column]}\n" for pair in splits[stem]), encoding="utf-8"
                 )
         write_record(folder, data_record)
+    return splits
+
+
+def _translation(seed, data_path, data_record, prefix):
+    splits = write_captions(seed, data_path, data_record)
     sentences = [text for english, german in splits["train"] for text in (prefix + english, german)]
     tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
     torch.manual_seed(seed)

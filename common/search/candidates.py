@@ -173,7 +173,9 @@ class Candidates:
                     self.runtime,
                 )
                 self.libraries.annotate(
-                    name, {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo}
+                    name,
+                    {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo},
+                    writes=self.runtime.processes.is_first,
                 )
                 self.scored += len(todo)
             for variant in variants:

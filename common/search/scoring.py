@@ -134,6 +134,8 @@ def score_block(
 ) -> dict:
     """What each variant of one block does to a model that is otherwise left alone.
 
+    Each process has its share of the examples.
+
     Args:
         model: the original, or one composed of its variants.
         teacher: the original; may be the same.
@@ -146,19 +148,24 @@ def score_block(
     """
     model.eval()
     teacher.eval()
-    sums = {variant: torch.zeros(2, dtype=torch.float64) for variant in (None, *variants)}
-    total = 0
+    order, found = runtime.processes.share(evaluation_batches(examples, runtime.batch_size)), []
     with Replaceable(model, blocks).opened() as replaceable:
-        for positions in runtime.talk.progress(evaluation_batches(examples, runtime.batch_size), name or "model"):
+        for positions in runtime.talk.progress(order, name or "model"):
             batch = examples.batch(positions, runtime.device)
             real = batch["labels"] != IGNORED  # (batch,) or (batch, length)
-            count = int(real.sum())
+            rows = []
             own = replaceable.run(batch)
             wanted = (own if teacher is model else teacher(**batch)).logits[real].float().log_softmax(-1)
-            for variant in sums:
+            for variant in (None, *variants):
                 output = own if variant is None else replaceable.run_with(name, variants[variant], batch)
-                found = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
-                divergence = (wanted.exp() * (wanted - found)).sum(-1).mean()
-                sums[variant] += torch.stack([output.loss.float(), divergence]).cpu().double() * count
-            total += count
-    return {variant: dict(zip(("loss", "kl"), (each / total).tolist())) for variant, each in sums.items()}
+                given = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
+                divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
+                rows.append(torch.stack([output.loss.float(), divergence]))
+            found.append((torch.stack(rows), real.sum()))  # they are read at the end: nothing waits here
+    sums, total = torch.zeros(1 + len(variants), 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for rows, count in found:
+        sums += rows.cpu().double() * count.cpu()
+        total += count.cpu()
+    runtime.processes.add([sums, total])
+    means = (sums / total).tolist()
+    return {variant: dict(zip(("loss", "kl"), each)) for variant, each in zip((None, *variants), means)}

@@ -1,0 +1,116 @@
+"""The Seq2Seq model, trained from scratch on translations: its two vocabularies, the model, and its training."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from common.checkpoints import Checkpoint
+from common.data import load_examples
+from common.devices import Runtime
+from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
+from common.paired_tokenizer import PairedTokenizer
+from common.records import digest
+from common.sources import read_texts
+from common.tasks import TASKS
+from common.training import Learner, ModelObjective, Recipe, fit, steps_of
+
+SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # their ids are those of Seq2SeqConfig
+LEAST = 2  # how often two pieces must stand side by side to be made one
+HEADS = 8
+# What is trained unless flags say otherwise: the model of the study on some ten thousands of pairs or more, a small one
+# on the demo's captions.
+USUAL = dict(d_model=512, layers=3, feed_forward_size=512, vocabulary=4000, epochs=10, batch_size=64, lr=5e-4)
+ON_CAPTIONS = dict(d_model=96, layers=2, feed_forward_size=192, vocabulary=400, epochs=10, batch_size=32, lr=2e-3)
+
+
+def train(
+    source: str | Path, settings: dict, *, precision: str, seed: int, device: torch.device, talk, checkpoint: Checkpoint
+) -> tuple:
+    """Train a Seq2Seq model on a data source's training split.
+
+    Args:
+        settings: those of `USUAL`. `vocabulary`: tokens of either language, at most.
+        checkpoint: what an interrupted training goes on from.
+    Returns:
+        (model in `eval()`, tokenizer, {"val_loss", "epochs", "seconds"}).
+    """
+    task, columns = TASKS["translation"], zip(*read_texts(source, "train", TASKS["translation"]))
+    tokenizer = PairedTokenizer(*(bpe(texts, settings["vocabulary"], task.longest) for texts in columns))
+    train, validation = (load_examples(source, split, tokenizer, task) for split in ("train", "validation"))
+    torch.manual_seed(seed)
+    model = Seq2SeqForConditionalGeneration(
+        Seq2SeqConfig(
+            source_vocab_size=len(tokenizer.source),
+            vocab_size=len(tokenizer.target),
+            d_model=settings["d_model"],
+            heads=HEADS,
+            encoder_layers=settings["layers"],
+            decoder_layers=settings["layers"],
+            feed_forward_size=settings["feed_forward_size"],
+        )
+    ).to(device)
+    recipe = Recipe(
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        lr=settings["lr"],
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        early_stop=0,
+        precision=precision,
+        seed=seed,
+        dropout=True,
+    )
+    talk.say(
+        f"training {model.num_parameters() / 1e6:.1f} million parameters on {len(train)} examples for {recipe.epochs} "
+        f"epochs; vocabularies of {len(tokenizer.source)} and {len(tokenizer.target)} tokens"
+    )
+    learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
+    progress = fit(
+        {"model": learner},
+        ModelObjective(model, recipe),
+        train,
+        validation,
+        recipe,
+        Runtime(device, recipe.batch_size, talk),
+        checkpoint,
+    )
+    measured = {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
+    return model.eval(), tokenizer, measured
+
+
+def texts_digest(source: str | Path) -> str:
+    """SHA-256 (hex) of the texts that a model is trained on and chosen by.
+
+    Raises:
+        UserError: see `sources.read_texts`.
+    """
+    return digest([read_texts(source, split, TASKS["translation"]) for split in ("train", "validation")])
+
+
+def bpe(texts: Iterable[str], size: int, longest: int) -> transformers.PreTrainedTokenizerFast:
+    """A byte-pair encoding of words, made from texts, whose decoding gives a text back as it was.
+
+    Of ties in the counts the trainer takes the first, so the same texts make the same vocabulary.
+
+    Args:
+        size: tokens, at most.
+        longest: tokens of an input, at most, unless a caller says otherwise.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[0]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=size, min_frequency=LEAST, special_tokens=list(SPECIAL), show_progress=False),
+    )
+    end = SPECIAL[3]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    names = dict(zip(("unk_token", "pad_token", "bos_token", "eos_token"), SPECIAL))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest, **names)

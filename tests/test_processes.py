@@ -1,0 +1,187 @@
+"""Two processes that share the work come to what one comes to."""
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, build_model, examples
+
+from common import processes
+from common.cli import Talk
+from common.devices import Runtime
+from common.training import Learner, ModelObjective, Recipe, Tally, pieces_of, run_pass
+
+
+def start(lines, folder, count=2):
+    """Run stages, one a line, in `count` processes that know each other; returns [(exit code, stdout, stderr)]."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as torchrun does: the store is here
+        "OMP_NUM_THREADS": "1",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "experiments" / "stages.py"],
+            cwd=folder,
+            env=os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    for process in running:
+        process.stdin.write("".join(f"{line}\n" for line in lines))
+        process.stdin.close()
+    found = []
+    for process in running:
+        out, err = process.stdout.read(), process.stderr.read()
+        found.append((process.wait(), out, err))
+    return found
+
+
+STAGES = {
+    "reconstruct": "block-level_finetuning.py --method reconstruct -o {}/reconstruct --batch-size 8 --ridge 0.1 0.3",
+    "train": "block-level_finetuning.py --method train -o {}/train --batch-size 8 --epochs 2",
+    "joint": "block-level_finetuning.py --method joint -o {}/joint --batch-size 8 --lr 0.0003 --ridge 0.1",
+    "model": "model-level_finetuning.py -p modules-pruned -n 0 -o {}/model.pth --batch-size 7 --epochs 2 --lr 0.001",
+    "evaluated": "evaluate-t5.py -m {}/model.pth -t tokenizer/t5 --data data/t5 --batch-size 1",
+    "searched": "config_generator.py --search {}/train -c conf.json --budget 0.8 -o {}/searched.json --batch-size 5",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(workshop, chain, tmp_path_factory):
+    """What one process and what two print and leave: {"one" or "two": {stage: result}}, the folder."""
+    folder = tmp_path_factory.mktemp("processes")
+    for name, place in {
+        "model": workshop / "model",
+        "tokenizer": workshop / "tokenizer",
+        "data": workshop / "data",
+        "modules-pruned": chain / "pruned",
+        "conf.json": chain / "conf.json",
+    }.items():
+        (folder / name).symlink_to(place)
+    found = {}
+    for name, count in (("one", 1), ("two", 2)):
+        (folder / name).mkdir()
+        lines = [line.replace("{}", name) for line in STAGES.values()]
+        lines = [line if "evaluate" in line else f"{line} -m model/t5" for line in lines]
+        ends = start(lines, folder, count)
+        assert [code for code, _, _ in ends] == [0] * count, "\n".join(err for _, _, err in ends)
+        first, *others = ends
+        assert all(out == "" for _, out, _ in others)  # the first alone speaks
+        found[name] = dict(zip(STAGES, map(json.loads, first[1].splitlines()), strict=True))
+    return found, folder
+
+
+def tensors_of(library):
+    return {path.name: np.load(path, allow_pickle=False) for path in sorted(library.glob("*.npy"))}
+
+
+@pytest.mark.parametrize("method, tolerance", [("reconstruct", 2e-2), ("train", 0), ("joint", 1e-2)])
+def test_the_libraries_are_the_same_to_rounding(runs, method, tolerance):
+    found, folder = runs
+    one, two = tensors_of(folder / "one" / method), tensors_of(folder / "two" / method)
+    assert one.keys() == two.keys() and len(one) >= 26
+    for name, own in one.items():
+        for field in own.dtype.names:
+            other = two[name][field]
+            if own[field].dtype == bool:
+                assert (own[field] == other).all(), (name, field)
+            else:
+                np.testing.assert_allclose(other, own[field], rtol=tolerance, atol=tolerance, err_msg=f"{name} {field}")
+
+
+def test_the_figures_are_the_same_to_rounding(runs):
+    found, folder = runs
+    one, two = found["one"], found["two"]
+    for method in ("reconstruct", "train"):
+        assert two[method]["nmse_after"] == pytest.approx(one[method]["nmse_after"], rel=1e-3)
+        assert two[method]["fine_tuned"] == one[method]["fine_tuned"] == 26
+    assert two["joint"]["compositions"] == pytest.approx(one["joint"]["compositions"], rel=1e-3)
+    assert two["model"]["val_loss"] == pytest.approx(one["model"]["val_loss"], rel=1e-4)
+    assert two["evaluated"]["bleu"] == pytest.approx(one["evaluated"]["bleu"], abs=0.5)
+    assert two["evaluated"]["examples"] == one["evaluated"]["examples"]
+    assert two["searched"]["found"][0]["kl"] == pytest.approx(one["searched"]["found"][0]["kl"], rel=1e-2)
+    scores = [json.loads((folder / name / "train" / "record.json").read_text())["variants"] for name in ("one", "two")]
+    for pair, entry in scores[0].items():
+        assert scores[1][pair]["score"]["kl"] == pytest.approx(entry["score"]["kl"], rel=2e-2, abs=1e-4), pair
+
+
+def test_the_loss_curves_are_the_same_to_rounding(runs):
+    _, folder = runs
+    for stats in ("train.csv", "joint.csv", "model.csv", "joint-compositions.csv"):
+        rows = []
+        for name in ("one", "two"):
+            with open(folder / name / stats, newline="") as handle:
+                rows.append(list(csv.DictReader(handle)))
+        assert len(rows[0]) == len(rows[1]) > 1
+        for own, other in zip(*rows):
+            for column in {"train_loss", "val_loss"} & own.keys():
+                if own[column]:
+                    assert float(other[column]) == pytest.approx(float(own[column]), rel=2e-3), (stats, column)
+
+
+def test_nothing_is_left_over(runs):
+    _, folder = runs
+    left = [path.name for path in folder.rglob("*") if path.name.endswith((".checkpoint", ".pruning-part"))]
+    assert left == []
+
+
+@pytest.mark.parametrize("script", ["prune.py", "compose_model.py -n 0", "download_model.py t5-demo"])
+def test_stages_that_do_not_share_work_refuse_several_processes(call, monkeypatch, script):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, result, err = call(*shlex.split(script))
+    assert (code, result) == (2, None) and "runs in one process; start it without torchrun" in err
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_copies_that_would_not_share_the_work_are_refused(call, monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    code, result, err = call("model-level_finetuning.py", "-n", 0)
+    assert (code, result) == (2, None) and f"4 copies were started ({name})" in err
+
+
+# --- a batch in pieces -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 8])
+def test_a_batch_in_pieces_makes_the_same_step(pieces):
+    """Oracle: the whole batch, in float64."""
+    data, found = examples("t5", 7), []
+    for count in (1, pieces):
+        model = build_model("t5").double().eval()
+        recipe = Recipe(1, 7, 1e-2, 0.0, 0.01, 1.0, 0, "fp32", 0)
+        learner = Learner(dict(model.named_parameters()), {}, recipe, 1)
+        runtime = Runtime(torch.device("cpu"), 7, Talk(quiet=True), pieces=count)
+        tally = Tally(["x"])
+        run_pass({"x": learner}, ModelObjective(model, recipe), data, [list(range(7))], runtime, "", tally)
+        found.append((learner.parameters, tally.result().losses["x"], learner.steps))
+    (one, loss, steps), (other, loss_in_pieces, steps_in_pieces) = found
+    assert steps == steps_in_pieces == 1
+    assert loss_in_pieces == pytest.approx(loss, rel=1e-6)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("count, sizes", [(2, [4, 3]), (9, [1] * 7 + [1, 1])])
+def test_the_shares_of_a_batch_add_up(count, sizes):
+    data, own = examples("t5", 7), []
+    for number in range(count):
+        runtime = Runtime(torch.device("cpu"), 7, Talk(quiet=True), processes.Processes(number, count))
+        own.append(pieces_of(list(range(7)), data, runtime))
+    assert [sum(len(piece) for piece, _ in each) for each in own] == sizes
+    assert sum(share for each in own for _, share in each) == pytest.approx(1)
+    assert all(share == 0 for each in own[7:] for _, share in each)
