@@ -89,7 +89,8 @@ def build_parser():
         action="store_true",
         help="keep on the device only those variants that a step trains, the others in the memory of the CPU",
     )
-    parser.set_defaults(joint_flags=["configurations", "rest_rate", "together", "distill", "dropout", "offload"])
+    own = ["configurations", "rest_rate", "together", "distill", "dropout", "offload"]
+    parser.set_defaults(joint_flags=[*own, "metric_for_best", "metric_examples", "max_new_tokens"])
     return parser
 
 
@@ -159,10 +160,10 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     """Train all variants within composed models, and the rest of the model with them; returns the result."""
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
     from common.checkpoints import RUN_DIGITS
-    from common.inputs import open_tracking, recipe_from
+    from common.inputs import open_tracking, quality_from, recipe_from
     from common.library import TOGETHER
     from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
-    from common.training import NEVER_A_NUMBER, Progress, fit, steps_of, validate
+    from common.training import NEVER_A_NUMBER, Measure, Progress, fit, steps_of, validate
 
     loaded, runtime = opened.loaded, opened.runtime
     configurations = choices_of(args, loaded)
@@ -175,7 +176,9 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
     rest_rate = study.joint_rest_rate if args.rest_rate is None else args.rest_rate
+    quality = quality_from(args, opened, held_out)
     settings = settings_of(args, held_out, calibration, train, recipe) | {"rest_rate": rest_rate}
+    settings |= quality.to_json() if quality else {}
     made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pruned.variants()}
     todo = runtime.processes.agree(missing(args, library, made_from))
     skipped = len(made_from) - len(todo)
@@ -200,10 +203,17 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     of_run = run[:RUN_DIGITS]
     tracking = open_tracking(args, args.output, stats_file, of_run, recipe, train, runtime)
 
+    def mean_quality(after_batch=lambda: None):
+        found = []
+        for choice in compositions.values():
+            supernet.compose(choice)
+            found.append(quality.of(supernet.model, after_batch))
+        return sum(found) / len(found)
+
     def write_losses(progress):
         if not runtime.processes.is_first:
             return
-        write_stats(stats_file, {"library": learner.history}, progress, of_run)
+        write_stats(stats_file, {"library": learner.history}, progress, of_run, quality and quality.metric)
         write_composition_stats(beside(stats_file, "compositions"), learner.history, of_run)
         tracking.tell()
 
@@ -211,19 +221,30 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         before = validate(learners, objective, held_out, recipe, runtime)
         if not math.isfinite(before.losses["library"]):
             raise UserError(NEVER_A_NUMBER)
-        learner.count_as_epoch(0, before.losses["library"], 0.0, before.parts["library"])
+        metric = mean_quality() if quality else None
+        learner.count_as_epoch(0, before.losses["library"], 0.0, before.parts["library"], metric)
         on_device = {pair: variant.to(runtime.device) for pair, variant in new.items()}
         solved = solve(on_device, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
         supernet.start_from(solved.better())
         after = validate(learners, objective, held_out, recipe, runtime)
-        learner.count_as_epoch(1, after.losses["library"], solved.rows[-1].train, after.parts["library"])
+        metric = mean_quality() if quality else None
+        learner.count_as_epoch(1, after.losses["library"], solved.rows[-1].train, after.parts["library"], metric)
         progress.rows, checkpoint.notes["most_pruned"] = solved.rows, solved.most_pruned
         if runtime.processes.is_first:
             write_variant_stats(beside(stats_file, "blocks"), solved.histories(), of_run)
         write_losses(progress)
         del solved, on_device
     progress = fit(
-        learners, objective, train, held_out, recipe, runtime, checkpoint, rows=progress.rows, on_epoch=write_losses
+        learners,
+        objective,
+        train,
+        held_out,
+        recipe,
+        runtime,
+        checkpoint,
+        rows=progress.rows,
+        measure=Measure(quality.metric, mean_quality) if quality else None,
+        on_epoch=write_losses,
     )
     tracking.close()
     if runtime.processes.is_first:
@@ -246,6 +267,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,
+        **({f"val_{quality.metric}": learner.best_metric} if quality else {}),
         "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
         **checkpoint.notes,
         "seconds": seconds_of(stats_file, {of_run}),

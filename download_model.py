@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Save a model to ./model/ and its tokenizer to ./tokenizer/.
 
+With --checkpoint, a model of your own is adopted: a folder that save_pretrained wrote, or a hub id. What is said of its
+data, here, belongs to the model from then on: no later stage need be told. See docs/data.md.
+
 t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are
 generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute. seq2seq is
 trained from scratch, on the data given with --data, or a small one on the captions of t5-demo.
@@ -11,9 +14,9 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.families import FAMILIES
-from common.files import check_writable
-from common.records import digest, make_record
+from common.families import FAMILIES, family_name
+from common.files import check_apart, check_writable
+from common.records import digest, folder_digest, make_record
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
@@ -24,14 +27,23 @@ def build_parser():
         __doc__, overwrite=True, example="download_model.py t5-demo", next_stage="config_generator.py"
     )
     types = (*FAMILIES, *DEMO_TYPES)
-    parser.add_argument("model_type", metavar="MODEL_TYPE", choices=types, help=", ".join(types))
+    parser.add_argument(
+        "model_type",
+        metavar="MODEL_TYPE",
+        nargs="?",
+        choices=types,
+        help=f"{', '.join(types)}; may be left out with --checkpoint",
+    )
     parser.add_argument(
         "--checkpoint",
-        help="hub id of another checkpoint of this type; without it the study's, which t5 and distilbert have",
+        help="folder or hub id of the model to adopt; without it the study's, which t5 and distilbert have",
     )
-    parser.add_argument("--data", help="what seq2seq is trained on: hub id or local folder")
+    parser.add_argument("-t", "--tokenizer", help="folder or hub id of its tokenizer, if not in the checkpoint")
+    tasks = sorted({task for family in FAMILIES.values() for task in family.model_classes})
+    parser.add_argument("--task", choices=tasks, help="what it is for; without it what is usual for its type")
+    cli.add_source_flags(parser)
     cli.add_dtype_flag(parser)
-    parser.add_argument("--name", help="name of the folders; without it the model type")
+    parser.add_argument("--name", help="name of the folders; without it the model type, or the checkpoint's")
     parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
     cli.add_from_scratch_flags(parser)
     return parser
@@ -43,15 +55,21 @@ def run(args):
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
     from_scratch = args.model_type == "seq2seq" and not args.checkpoint
     if not from_scratch:
-        cli.refuse_unused(args, ["data", *args.from_scratch_flags], "is for a seq2seq model that is trained here")
-    makes_data = is_demo or (from_scratch and args.data is None)
+        cli.refuse_unused(args, args.from_scratch_flags, "is for a seq2seq model that is trained here")
+    makes_data = is_demo or (from_scratch and not (args.data or args.train_file))
     if args.dtype and (is_demo or from_scratch):
         raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
-    name = args.name or args.model_type
+    if args.model_type is None and args.checkpoint is None:
+        raise UserError(f"MODEL_TYPE: say which ({', '.join((*FAMILIES, *DEMO_TYPES))}), or adopt a --checkpoint")
+    if is_demo or from_scratch:
+        names = [*(args.source_flags if makes_data else ["prefix"]), "tokenizer", "task"]
+        cli.refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
+    name = args.name or args.model_type or Path(args.checkpoint).resolve().name
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
     outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
+    check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, **cli.data_inputs(args)})
     for path in outputs:
         check_writable(path)
     from common import demo
@@ -59,7 +77,9 @@ def run(args):
     from common.devices import resolve_device
     from common.evaluation import parameter_counts
     from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
+    from common.inputs import check_data, data_given
     from common.models import (
+        data_source,
         download,
         is_made,
         load_model,
@@ -70,14 +90,16 @@ def run(args):
         save_model,
         save_tokenizer,
     )
+    from common.sources import DataSource
     from common.studies import study_of, usual_task
 
     talk = cli.Talk(args.quiet)
     device = resolve_device(args.device)
-    family = args.model_type.removesuffix("-demo")
+    family = args.model_type and args.model_type.removesuffix("-demo")
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
     if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
+    given = data_given(args)
     made_from = {"type": args.model_type}
     if from_scratch:
         usual = ON_CAPTIONS if makes_data else USUAL
@@ -86,10 +108,12 @@ def run(args):
     if makes_data:
         made_from |= {"seed": args.seed, "demo_version": demo.VERSION}
     elif from_scratch:
-        made_from |= {"data": texts_digest(args.data)}
+        made_from |= {"data": texts_digest(given)}
     else:
         made_from |= {"checkpoint": checkpoint}
-    made_from |= {"dtype": args.dtype} if args.dtype else {}
+        made_from |= {"data": given.to_json(model_path)} if given != DataSource() else {}
+        made_from |= {"files": folder_digest(checkpoint)} if Path(checkpoint).is_dir() else {}
+    made_from |= {name: getattr(args, name) for name in ("dtype", "tokenizer", "task") if getattr(args, name)}
     key = digest(made_from)
     unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
@@ -113,17 +137,23 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        data = data_path
+        source, task = DataSource(data=str(data_path)), usual_task(family)
     elif from_scratch:
         if makes_data:
             demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
-        data = data_path if makes_data else args.data
+        source, task = DataSource(data=str(data_path)) if makes_data else given, usual_task(family)
         model, tokenizer, measured = train(
-            data, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
+            source, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
         )
     else:
-        model, tokenizer = download(checkpoint, family, talk)
-        data, measured = study_of(family).data, {}
+        loaded, tokenizer = download(checkpoint, family, talk, task=args.task, tokenizer=args.tokenizer)
+        model, task, measured = loaded.model, loaded.task.name, {}
+        source = data_source(given, loaded)
+        if given != DataSource():
+            if source is None:
+                raise UserError("--data: say which data these are; or give --train-file")
+            splits = check_data(loaded, tokenizer, source)
+            talk.say(f"{source}: can be read; splits that are there: {', '.join(splits)}")
         dtype = args.dtype or original_dtype(checkpoint)
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)
@@ -131,11 +161,11 @@ def run(args):
     record = make_record(
         NAME,
         made_from,
-        model_type=args.model_type,
-        task=usual_task(family),
+        model_type=args.model_type or family_name(model.config.model_type),
+        task=task,
         **origin,
         measured=measured,
-        data=reference(data, model_path),
+        data=source and source.to_json(model_path),
         tokenizer=reference(tokenizer_path, model_path),
     )
     save_model(model_path, model, record, dtype=dtype)

@@ -6,6 +6,7 @@ With the pruned library this is the baseline, with the fine-tuned library the co
 
 import copy
 import sys
+from functools import partial
 
 from common import cli
 from common.files import check_apart, check_writable
@@ -51,7 +52,7 @@ def run(args):
     )
     from common.composition import choose
     from common.hub import check_push, push
-    from common.inputs import open_study, recipe_from, tracking_folder
+    from common.inputs import open_study, quality_from, recipe_from, tracking_folder
     from common.stats import check_stats
 
     for nth in args.nth:
@@ -71,9 +72,19 @@ def run(args):
         distill=args.distill,
         dropout=study.dropout if args.dropout is None else args.dropout,
     )
+    quality = quality_from(args, opened, validation)
     results = [
         finetune(
-            args, opened, choice, train, validation, recipe, rest_rate, outputs[choice.nth], stats_files[choice.nth]
+            args,
+            opened,
+            choice,
+            train,
+            validation,
+            recipe,
+            rest_rate,
+            quality,
+            outputs[choice.nth],
+            stats_files[choice.nth],
         )
         for choice in choices
     ]
@@ -83,7 +94,7 @@ def run(args):
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def finetune(args, opened, choice, train, validation, recipe, rest_rate, output, stats_file):
+def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality, output, stats_file):
     """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result."""
     from common.blocks import find_blocks, rest_of
     from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
@@ -92,7 +103,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
     from common.inputs import form_from, open_tracking
     from common.models import check_range, is_made, read_measured, round_to
     from common.stats import runs_in, seconds_of, write_stats
-    from common.training import Learner, ModelObjective, fit, steps_of, validate
+    from common.training import Learner, Measure, ModelObjective, fit, steps_of, validate
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
     form = form_from(args, loaded)
@@ -105,6 +116,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "compact": form.compact,
         "sparse": form.sparse,
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
+        **(quality.to_json() if quality else {}),
     }
     made_from = trained_from | form.to_json()
     key = digest(trained_from)  # of the run: for another type of the weights it need not be done again
@@ -130,11 +142,19 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
 
     def on_epoch(progress):
         if processes.is_first:
-            write_stats(stats_file, {"model": learner.history}, progress, run)
+            write_stats(stats_file, {"model": learner.history}, progress, run, quality and quality.metric)
             tracking.tell()
 
     progress = fit(
-        {"model": learner}, objective, train, validation, recipe, opened.runtime, checkpoint, on_epoch=on_epoch
+        {"model": learner},
+        objective,
+        train,
+        validation,
+        recipe,
+        opened.runtime,
+        checkpoint,
+        measure=Measure(quality.metric, partial(quality.of, model)) if quality else None,
+        on_epoch=on_epoch,
     )
     tracking.close()
     measured = {
@@ -143,10 +163,15 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, output,
         "best_epoch": learner.best_epoch,
         "epochs": progress.epoch,
     }
+    if quality:
+        name = f"val_{quality.metric}"
+        measured |= {f"{name}_before": learner.history[0].metric, name: learner.best_metric}
     if form.dtype != "float32":  # what is measured is what is written
         round_to(output, model, form.dtype)
         after = validate({"model": learner}, objective, validation, recipe, opened.runtime)
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
+        if quality:
+            measured |= {name: quality.of(model), f"{name}_float32": learner.best_metric}
     measured |= save(form, opened, choice, model, masks, removed, measured, made_from, output)
     checkpoint.remove()
     talk.say(

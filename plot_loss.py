@@ -18,7 +18,8 @@ from common.schemes import DENSE, make_scheme, read_configurations
 
 WRITERS = "block-level_finetuning.py and model-level_finetuning.py write"
 BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
-LARGEST_EPOCH, LARGEST_LOSS = 10**7, 1e30
+LARGEST_EPOCH, LARGEST_LOSS, LONGEST_EPOCH = 10**7, 1e30, 1e9  # the last one in seconds
+FAR_APART = 8  # times the median: on a linear axis the lower half of all losses would have an eighth of it
 MARKED_EPOCHS = 25  # a longer curve has markers at some epochs only, else they would run together
 
 KNOWN = {"epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "seconds", "run"}
@@ -75,7 +76,7 @@ def build_parser():
     parser.add_argument(
         "--log",
         action=argparse.BooleanOptionalAction,
-        help="a logarithmic axis for the loss; without it where the losses of variants lie far apart",
+        help="a logarithmic axis for the loss; without it where losses lie far apart",
     )
     parser.add_argument("--title", help="heading of the picture")
     return parser
@@ -90,8 +91,8 @@ def run(args):
         raise UserError(f"--panels: {len(paths)} files cannot be spread evenly over {args.panels} panels")
     check_apart({"-o": args.output}, {"CSV": paths, "-c": args.configurations})
     check_picture(args.output)
-    named = configurations_of(paths, args.configurations)
     curves = [read_stats(path) for path in paths]
+    named = configurations_of(paths, args.configurations)
     curves = [losses._replace(quantity=each.unit) if each else losses for losses, each in zip(curves, named)]
     draws = args.draw or ["loss", *(["metric"] if any(losses.metric is not None for losses in curves) else [])]
     if "metric" in draws and all(losses.metric is None for losses in curves):
@@ -168,7 +169,7 @@ def _configuration_of(model, scheme):
     for number, config in enumerate(scheme.configs):
         if {block: variant for block, variant in config.items() if variant != DENSE} == record.get("variants"):
             rates = [f"{kind.replace('_', '-')} {round(rate, 3):g}" for kind, rate in scheme.requested[number].items()]
-            unit = UNITS.get(record.get("task"), "loss (nats per token)")
+            unit = UNITS.get(str(record.get("task")), "loss (nats per token)")
             return Configuration(f"configuration {number}: {', '.join(rates)}", unit)
     return None
 
@@ -221,8 +222,10 @@ def read_stats(path):
     if parts is None:
         by_epoch = numbers.set_index("epoch")
         more = table.set_index(by_epoch.index)
-        metrics = [name for name in more if name not in KNOWN]
+        metrics = [name for name in more if name not in KNOWN and more[name].notna().any()]
         metric = pandas.to_numeric(more[metrics[0]], errors="coerce") if metrics else None
+        if metric is not None:
+            metric = metric.where(metric.abs() <= LARGEST_LOSS)
         return Losses(by_epoch["val_loss"], by_epoch["train_loss"], None, seconds_up_to(more), metric)
     rows = numbers.assign(**{name: table[name].fillna("") for name in parts})
     if rows.duplicated([*parts, "epoch"]).any():
@@ -240,7 +243,7 @@ def seconds_up_to(table):
         return None
     spent = sum(pandas.to_numeric(table[name], errors="coerce") for name in ("train_seconds", "val_seconds"))
     spent[spent.index == 0] = 0.0
-    return None if spent.isna().any() else spent.cumsum()
+    return spent.cumsum() if spent.between(0, LONGEST_EPOCH).all() else None
 
 
 def draw(curves, labels, *, panels=1, over=("epochs",), draws=("loss",), log=None, title=None, titles=None):
@@ -251,7 +254,7 @@ def draw(curves, labels, *, panels=1, over=("epochs",), draws=("loss",), log=Non
     Args:
         curves: list of `Losses`. Variants' are thin, light lines, with their median as a thick one.
         panels: a divisor of the number of curves.
-        log: None: where variants' losses lie far apart.
+        log: None: where losses lie far apart.
         titles: of the panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
@@ -302,7 +305,7 @@ def draw_panel(axis, curves, what, across, log):
                 axis.plot(variant.dropna(), color=look["color"], linewidth=0.6, alpha=faint, zorder=1)
             axis.plot(losses.val, linewidth=3, markersize=8, **look)
     if what == "loss" and log is None:
-        log = any(far_apart(losses.variants) for losses in curves)
+        log = far_apart(curves)
     log = bool(log) and what == "loss"
     if log:
         axis.set_yscale("log")
@@ -310,7 +313,7 @@ def draw_panel(axis, curves, what, across, log):
     set_ticks(axis.yaxis, log=log)
     if what == "metric":
         named = dict.fromkeys(metric_name(str(losses.metric.name)) for losses in curves if losses.metric is not None)
-        quantity = f"{' or '.join(named)} on validation data"
+        quantity = plain(f"{' or '.join(named)} on validation data")
     else:
         quantities = dict.fromkeys(losses.quantity for losses in curves)
         quantity = next(iter(quantities)) if len(quantities) == 1 else "loss or error"
@@ -325,12 +328,13 @@ def points(figures, losses, across, size):
     return (figures.index if across == "epochs" else losses.seconds / size), figures
 
 
-def far_apart(variants):
-    """Whether the losses of variants would, for the most part, lie on the lower edge of a linear axis."""
-    if variants is None:
-        return False
-    losses = variants.stack(list(range(variants.columns.nlevels)))  # a Series, without those that are no number
-    return losses.min() > 0 and losses.max() > 10 * losses.median()
+def far_apart(curves):
+    """Whether most losses would lie on the lower edge of a linear axis: a few are far larger than the median."""
+    import pandas
+
+    every = [losses.val if losses.variants is None else losses.variants.unstack() for losses in curves]
+    values = pandas.concat([each.reset_index(drop=True) for each in every]).dropna()
+    return values.min() > 0 and values.max() > FAR_APART * values.median()
 
 
 def look_of(index):

@@ -78,6 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description, epilog=None):
         super().__init__(description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
+        self.set_defaults(is_shared=False)  # see `check_launch`
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -351,7 +352,8 @@ def add_data_flags(parser, *, batch_size):
 
 
 def add_source_flags(parser):
-    """The flags of `sources.DataSource`, by the names of its fields."""
+    """The flags of `sources.DataSource`, by the names of its fields. `args.source_flags` lists them."""
+    others = {action.dest for action in parser._actions}
     parser.add_argument(
         "--data",
         help="a hub id (NAME, OWNER/NAME, and perhaps /CONFIG), a folder, or a file to train on; without it the one in "
@@ -372,6 +374,7 @@ def add_source_flags(parser):
     parser.add_argument("--text-pair-column", metavar="NAME", help="column of second texts, as for entailment")
     parser.add_argument("--label-column", metavar="NAME", help="column of labels: the model's names, or numbers")
     parser.add_argument("--prefix", metavar="TEXT", help="in front of every input, '' for nothing; kept in the record")
+    parser.set_defaults(source_flags=[action.dest for action in parser._actions if action.dest not in others])
 
 
 def data_inputs(args):
@@ -469,6 +472,20 @@ def add_whole_model_flags(parser):
         action=argparse.BooleanOptionalAction,
         help="train with the model's own dropout or without; by default as it suits the model family",
     )
+    parser.add_argument(
+        "--metric-for-best",
+        default="loss",
+        metavar="METRIC",
+        help="what the best epoch, and early stopping, are chosen by: the validation loss, or a metric of the task, "
+        "measured after every epoch (bleu, chrf; rouge_1, rouge_2, rouge_l; accuracy, f1, matthews)",
+    )
+    parser.add_argument(
+        "--metric-examples",
+        type=positive,
+        help="validation examples that the metric is measured on, always the same; without it 256 of what is "
+        "generated, greedily, and all of a classifier's",
+    )
+    add_translation_flags(parser)
 
 
 def _number(kind, accept, wanted):

@@ -1,5 +1,8 @@
 """What a model answers, how good that is, and how large it is. The scores themselves are in `metrics`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
@@ -16,7 +19,14 @@ DROPPED = 0.25  # once this fraction of the rows has ended they are dropped; to 
 
 @torch.inference_mode()
 def translate(
-    model, tokenizer, examples: Examples, runtime: Runtime, *, beams: int, max_new_tokens: int
+    model,
+    tokenizer,
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], float]:
     """Translate all examples, batched by length, by `model.generate`: greedily with 1 beam, in `greedy`'s way then.
 
@@ -42,6 +52,7 @@ def translate(
         states, mask = _encode(model, examples, positions, runtime)
         tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
         translations |= zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True))
+        after_batch()
     return in_order(translations, runtime), runtime.now() - started
 
 
@@ -122,7 +133,9 @@ def greedy(model, input_ids, logits_processor, stopping_criteria, generation_con
 
 
 @torch.inference_mode()
-def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Tensor, float]:
+def class_logits(
+    model, examples: Examples, runtime: Runtime, after_batch: Callable[[], None] = lambda: None
+) -> tuple[torch.Tensor, float]:
     """A classifier's logits, batched by length. Each process has its share of the batches.
 
     Returns:
@@ -137,19 +150,56 @@ def class_logits(model, examples: Examples, runtime: Runtime) -> tuple[torch.Ten
         logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
         found |= zip(positions, logits.float().cpu())
+        after_batch()
     return torch.stack(in_order(found, runtime)), runtime.now() - started
 
 
 def quality(
-    model, tokenizer, examples: Examples, runtime: Runtime, *, max_new_tokens: int, metric: str | None = None
+    model,
+    tokenizer,
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    max_new_tokens: int,
+    metric: str | None = None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """A metric of the task, the main one without `metric`; of greedy answers, no longer than `max_new_tokens`."""
     task = examples.task
-    if not task.has_labels:
-        answers, _ = translate(model, tokenizer, examples, runtime, beams=1, max_new_tokens=max_new_tokens)
+    if task.has_labels:
+        answers = class_logits(model, examples, runtime, after_batch)[0].argmax(-1).tolist()
     else:
-        answers = class_logits(model, examples, runtime)[0].argmax(-1).tolist()
+        search = {"beams": 1, "max_new_tokens": max_new_tokens, "after_batch": after_batch}
+        answers, _ = translate(model, tokenizer, examples, runtime, **search)
     return task.scored(answers, examples.texts, examples.targets).scores()[metric or task.metric]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric on fixed examples, by which training chooses its best epoch."""
+
+    metric: str
+    examples: Examples
+    tokenizer: object
+    runtime: Runtime
+    max_new_tokens: int
+
+    def of(self, model: torch.nn.Module, after_batch: Callable[[], None] = lambda: None) -> float:
+        """That of a model; higher is better."""
+        return quality(
+            model,
+            self.tokenizer,
+            self.examples,
+            self.runtime,
+            max_new_tokens=self.max_new_tokens,
+            metric=self.metric,
+            after_batch=after_batch,
+        )
+
+    def to_json(self) -> dict:
+        """What determines it."""
+        longest = {} if self.examples.task.has_labels else {"max_new_tokens": self.max_new_tokens}
+        return {"metric_for_best": self.metric, "metric_examples": self.examples.fingerprint(), **longest}
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The Seq2Seq model, trained from scratch on translations: its two vocabularies, the model, and its training."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 import transformers
@@ -13,7 +12,7 @@ from common.devices import Runtime
 from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
-from common.sources import read_texts
+from common.sources import DataSource, read_texts
 from common.tasks import TASKS
 from common.training import Learner, ModelObjective, Recipe, fit, steps_of
 
@@ -27,7 +26,7 @@ ON_CAPTIONS = dict(d_model=96, layers=2, feed_forward_size=192, vocabulary=400, 
 
 
 def train(
-    source: str | Path, settings: dict, *, precision: str, seed: int, device: torch.device, talk, checkpoint: Checkpoint
+    source: DataSource, settings: dict, *, precision: str, seed: int, device: torch.device, talk, checkpoint: Checkpoint
 ) -> tuple:
     """Train a Seq2Seq model on a data source's training split.
 
@@ -82,7 +81,7 @@ def train(
     return model.eval(), tokenizer, measured
 
 
-def texts_digest(source: str | Path) -> str:
+def texts_digest(source: DataSource) -> str:
     """SHA-256 (hex) of the texts that a model is trained on and chosen by.
 
     Raises:

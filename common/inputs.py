@@ -9,20 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import FINE_TUNED, MODELS, Talk, refuse_unused
+from common.cli import FINE_TUNED, MODELS, SPLITS, Talk, data_inputs, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
-from common.evaluation import parameter_counts
+from common.evaluation import Quality, parameter_counts
 from common.files import check_apart, real
 from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.processes import join, own_number
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.sources import DataSource, check_source
+from common.sources import DataSource, check_source, has_split
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, last_rate, steps_of
+
+METRIC_EXAMPLES = 256  # by default, of what is generated: enough to tell epochs apart, and takes seconds
+TRIED = 100  # examples of each split that are read when a model is adopted
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,31 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
     return Opened(opened.loaded, opened.runtime, tokenizer, source)
 
 
+def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
+    """Make sure, with a few examples of each split, that a model can be used on its data.
+
+    Returns:
+        the splits, those that are made left out.
+    Raises:
+        UserError: see `sources.read_texts` and `data.load_examples`.
+    """
+    check_source(source, loaded.task)
+    prefix = loaded.prefix(source)
+    there = [split for split in SPLITS if has_split(source, split, loaded.task)]
+    for split in dict.fromkeys(["train", "validation", *there]):
+        load_examples(
+            source,
+            split,
+            tokenizer,
+            loaded.task,
+            prefix=prefix,
+            label2id=loaded.label2id,
+            positions=loaded.positions,
+            limit=TRIED,
+        )
+    return there
+
+
 def data_given(args) -> DataSource:
     """What the flags say of the data (`cli.add_source_flags`)."""
     return DataSource(**{each.name: getattr(args, each.name) for each in fields(DataSource)})
@@ -95,6 +123,34 @@ def data_given(args) -> DataSource:
 def longest_answer(args, loaded: LoadedModel) -> int:
     """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
     return args.max_new_tokens or min(loaded.task.longest_answer, loaded.positions or loaded.task.longest_answer)
+
+
+def quality_from(args, opened: Opened, validation: Examples) -> Quality | None:
+    """The metric of the flag --metric-for-best, to be measured on a sample of the validation examples.
+
+    Returns:
+        None for the loss.
+    Raises:
+        UserError: it is no metric of the task.
+    """
+    task, unused = opened.loaded.task, ["metric_examples", "max_new_tokens"]
+    if args.metric_for_best == "loss":
+        refuse_unused(args, unused, "goes with --metric-for-best")
+        return None
+    if args.metric_for_best not in task.metrics:
+        raise UserError(
+            f"--metric-for-best {args.metric_for_best}: of {task.name} it is one of loss, {', '.join(task.metrics)}"
+        )
+    if task.has_labels:
+        refuse_unused(args, unused[1:], "a classifier generates nothing; leave the flag out")
+    usual = len(validation) if task.has_labels else METRIC_EXAMPLES
+    return Quality(
+        args.metric_for_best,
+        validation.sample(args.metric_examples or usual),
+        opened.tokenizer,
+        opened.runtime,
+        longest_answer(args, opened.loaded),
+    )
 
 
 def open_tokenizer(args, loaded: LoadedModel):
@@ -234,7 +290,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     predictions = _files_of(args.save_predictions, "--save-predictions", paths)
     check_apart(
         {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
-        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+        {"-m": paths, "-t": args.tokenizer, **data_inputs(args)},
     )
     for path in paths:
         check_report(reports.get(path), script)

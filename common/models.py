@@ -391,9 +391,15 @@ def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSour
     return source if source.is_located else None
 
 
-def download(checkpoint: str, model_type: str, talk):
+def download(
+    checkpoint: str, model_type: str | None, talk, *, task: str | None = None, tokenizer: str | None = None
+) -> tuple[LoadedModel, object]:
     """A model (float32) and its tokenizer: from a local folder, or from the hub's local cache, else the network.
 
+    Args:
+        model_type: what it must be; None for any that is known.
+        task: what it is for; None for what a folder's record says, or else for its type's usual one.
+        tokenizer: folder or hub id of the tokenizer; None for the checkpoint's own.
     Raises:
         UserError: no such checkpoint, one of another family, one without the weights of the task's head, a damaged
             one, or no network and nothing cached.
@@ -404,16 +410,25 @@ def download(checkpoint: str, model_type: str, talk):
         record = _read_model_record(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else {}
         check_files(folder, record)
         read_config(folder)
-        if (folder / "tokenizer_config.json").is_file():
-            check_tokenizer_settings(folder)
+        if tokenizer is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            tokenizer = resolve(record.get("tokenizer"), folder)
+            if tokenizer is None:
+                raise UserError(f"{checkpoint}: has no tokenizer; give its folder or hub id with -t")
+        record = record | ({"task": task} if task else {})
         with _named(checkpoint), told_in_one_line(checkpoint, "model with a tokenizer", Exception):
-            return _pretrained(checkpoint, model_type, local_only=True)
+            model, tokenizer = _pretrained(checkpoint, model_type, True, record.get("task"), tokenizer)
+        return LoadedModel(model, folder, record), tokenizer
+    if folder.is_file():
+        raise UserError(f"{checkpoint}: is a file; a checkpoint is a folder as transformers saves it, or a hub id")
+    if checkpoint.startswith((".", "/", "~")) or checkpoint.endswith("/") or checkpoint.count("/") > 1:
+        raise UserError(f"{checkpoint}: no such folder, and no hub id (such as google-t5/t5-small) either")
     for local_only in (True, False):
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
             with _named(checkpoint):
-                return _pretrained(checkpoint, model_type, local_only)
+                model, own = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
+            return LoadedModel(model, folder, {"task": task} if task else {}), own
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise UserError(
@@ -422,23 +437,27 @@ def download(checkpoint: str, model_type: str, talk):
     )
 
 
-def _pretrained(checkpoint, model_type, local_only):
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
+
+
+def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     """A model and its tokenizer, as transformers finds them."""
     options = {"local_files_only": local_only, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
-    if config.model_type.removeprefix(COMPACT) != model_type:
+    if model_type not in (None, config.model_type.removeprefix(COMPACT)):
         raise UserError(f"is a {config.model_type} model, not a {model_type} one")
-    of_class = model_class(config.model_type)
+    of_class = model_class(config.model_type, task)
     check_single_label(config)
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
     computed = computed_weights(skeleton_of(of_class, config))
     _check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
-    if Path(checkpoint).is_dir():
-        return model, _tokenizer_in(Path(checkpoint), config)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
-    check_tokenizer(checkpoint, tokenizer, model.config.vocab_size)
+    folder = Path(tokenizer_path or checkpoint)
+    if (folder / "tokenizer_config.json").is_file():
+        return model, _tokenizer_in(folder, config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
+    check_tokenizer(folder, tokenizer, model.config.vocab_size)
     return model, tokenizer
 
 

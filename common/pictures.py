@@ -20,7 +20,8 @@ SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<
 # 11 markers come round at different times, the first 77 curves of a panel all look different, and 11 without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "os^DvPX*<p>"
-METRICS = {"bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L", "rougeL": "ROUGE-L", "macro_f1": "macro F1"}
+METRICS = {"bleu": "BLEU", "chrf": "chrF", "f1": "macro F1", "matthews": "Matthews correlation"}  # and their axes
+METRICS |= {f"rouge_{kind}": f"ROUGE-{kind.upper()}" for kind in ("1", "2", "l")}
 LEAST_TICKS = 4  # of an axis of values
 
 

@@ -213,6 +213,11 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def folder_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) of all files of a folder and their names, but for its record."""
+    return digest({name: file_digest(Path(folder) / name) for name in _files_in(folder)})
+
+
 def content_digest(value: object) -> str:
     """SHA-256 (hex) of what `torch.save` can write without code: tensors, numbers, strings, None, lists and dicts."""
     sha = hashlib.sha256()

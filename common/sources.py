@@ -225,6 +225,11 @@ def read_texts(
     return pairs
 
 
+def has_split(source: DataSource, split: str, task) -> bool:
+    """Whether a split is there, so that it need not be made."""
+    return _finder(source, task)(split) is not None
+
+
 def _remedy(source, split, task):
     flag = flag_of(f"{split}_file")
     if source.data and Path(source.data).is_dir():

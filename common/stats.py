@@ -10,10 +10,12 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import check_writable, write_bytes
+from common.metrics import Classes, Summaries, Translations
 
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run")
 BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds", "run")
 COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss", "run")
+METRICS = (*Translations.metrics, *Summaries.metrics, *Classes.metrics)  # columns of what some runs measure besides
 
 
 def check_stats(path, columns=STATS_COLUMNS):
@@ -28,7 +30,7 @@ def check_stats(path, columns=STATS_COLUMNS):
 
 
 def _read(path, columns):
-    """The rows of a stats CSV as lists of strings; those from before there was a column for the run have "" there.
+    """The rows of a stats CSV, {column: text} each; those from before there was a column for the run have "" there.
 
     Raises:
         UserError: it is no CSV of these columns.
@@ -38,40 +40,46 @@ def _read(path, columns):
             header, *rows = list(csv.reader(handle, strict=True)) or [list(columns)]
     except (ValueError, csv.Error):
         header, rows = [], []
-    rows = [row + [""] * (len(header) == len(columns) - 1) for row in rows]
-    if tuple(header) not in (columns, columns[:-1]) or any(len(row) != len(columns) for row in rows):
+    metrics = [name for name in METRICS if name in header and columns == STATS_COLUMNS]
+    known = (columns[:-1], (*columns[:-1], *metrics, columns[-1]))
+    if tuple(header) not in known or any(len(row) != len(header) for row in rows):
         raise UserError(f"{path}: is there, and is no stats CSV of these columns; choose another file")
-    return rows
+    return [{"run": "", **dict(zip(header, row))} for row in rows]
 
 
-def write_csv(path, columns, rows, run):
+def write_csv(path, columns, rows, run, metric=None):
     """Write the rows of a run into a stats CSV, atomically; NaN becomes an empty cell, floats keep all their digits.
 
     Args:
-        rows: without the column of the run.
+        rows: without the column of the run; what they have beyond the columns is the metric's.
+        metric: what the run measures besides.
     """
+    own = [*columns[:-1], metric]
+    lines = [row for row in _read(path, columns) if row["run"] != run] if Path(path).is_file() else []
+    lines += [{name: "" if cell != cell else cell for name, cell in zip(own, row)} | {"run": run} for row in rows]
+    measured = [name for name in METRICS if any(name in line for line in lines)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    if Path(path).is_file():
-        writer.writerows(row for row in _read(path, columns) if row[-1] != run)
-    writer.writerows([*("" if cell != cell else cell for cell in row), run] for row in rows)
+    writer = csv.DictWriter(text, [*columns[:-1], *measured, columns[-1]], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     write_bytes(path, text.getvalue().encode())
 
 
-def write_stats(path, histories, progress, run):
+def write_stats(path, histories, progress, run, metric=None):
     """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value.
 
     Args:
         histories: {learner: [`training.Epoch`]}.
+        metric: the name of theirs, if they have one; it is a column more.
     """
-    losses = [{row.epoch: (row.train_loss, row.val_loss) for row in history} for history in histories.values()]
-    rows, last = [], [None] * len(losses)
+    names = ("train_loss", "val_loss", *(["metric"] if metric else []))
+    figures = [{row.epoch: [getattr(row, name) for name in names] for row in history} for history in histories.values()]
+    rows, last = [], [None] * len(figures)
     for row in progress.rows:
-        last = [history.get(row.epoch, previous) for history, previous in zip(losses, last)]
-        means = [sum(column) / len(column) for column in zip(*last)]
-        rows.append([row.epoch, *means, round(row.train, 3), round(row.validation, 3)])
-    write_csv(path, STATS_COLUMNS, rows, run)
+        last = [history.get(row.epoch, previous) for history, previous in zip(figures, last)]
+        train_loss, val_loss, *measured = [sum(column) / len(column) for column in zip(*last)]
+        rows.append([row.epoch, train_loss, val_loss, round(row.train, 3), round(row.validation, 3), *measured])
+    write_csv(path, STATS_COLUMNS, rows, run, metric)
 
 
 def read_stats(path, run=None):

@@ -11,7 +11,8 @@ class Translation:
     """From one language to another. A target is a sequence of tokens."""
 
     name = "translation"
-    metric = "bleu"  # the main one; `scored` knows them all
+    metrics = Translations.metrics
+    metric = "bleu"  # the main one
     evaluated_by = "evaluate-t5.py"
     has_labels = False  # whether a target is one label
     columns = ("en", "de")  # of inputs and targets in a data set, unless flags say otherwise
@@ -40,6 +41,7 @@ class Summarization(Translation):
     """A text and a shorter one that says the same: for a model that is a translation, with longer inputs."""
 
     name = "summarization"
+    metrics = Summaries.metrics
     metric = "rouge_l"
     columns = ("document", "summary")
     longest = 512
@@ -60,6 +62,7 @@ class Classification:
     """One label for a text."""
 
     name = "classification"
+    metrics = Classes.metrics
     metric = "accuracy"
     evaluated_by = "evaluate-distilbert.py"
     has_labels = True

@@ -102,6 +102,7 @@ class Tracking:
 
 def _start(tracker, folder, name, run, told, settings):
     """One of accelerate's trackers. TensorBoard keeps a run in a folder; the others know projects, and runs in them."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     folder = Path(folder)
@@ -115,6 +116,7 @@ def _start(tracker, folder, name, run, told, settings):
         "dvclive": {"dir": str(folder / name), "resume": True},
     }
     kind = LOGGER_TYPE_TO_CLASS[tracker]
+    PartialState()  # its trackers log with accelerate's logger, which asks for this
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(sys.stderr):

@@ -59,7 +59,7 @@ class Recipe:
 class Epoch(NamedTuple):
     """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone.
 
-    `parts`: {name: validation loss of this part}, where the validation has parts.
+    `parts`: {name: validation loss of this part}, where the validation has parts; `metric`: None if none is measured.
     """
 
     epoch: int
@@ -67,6 +67,7 @@ class Epoch(NamedTuple):
     val_loss: float
     seconds: float
     parts: dict[str, float] = {}
+    metric: float | None = None
 
 
 class EpochSeconds(NamedTuple):
@@ -117,7 +118,7 @@ class Learner:
         )
         self.steps = 0
         self.last_epoch = recipe.epochs
-        self.best, self.best_loss, self.best_epoch = None, float("inf"), None
+        self.best, self.best_loss, self.best_metric, self.best_epoch = None, float("inf"), None, None
         self.history: list[Epoch] = []
         self.finished = False
 
@@ -149,12 +150,26 @@ class Learner:
         state |= {key: value.to(device) for key, value in state.items()}
 
     def observe(
-        self, epoch: int, train_loss: float, val_loss: float, seconds: float, parts: dict[str, float] | None = None
+        self,
+        epoch: int,
+        train_loss: float,
+        val_loss: float,
+        seconds: float,
+        parts: dict[str, float] | None = None,
+        metric: float | None = None,
     ) -> None:
-        """Note an epoch's losses; keep the weights if they are the best so far; decide whether to stop."""
-        self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}))
-        if val_loss < self.best_loss:
-            self.best_loss, self.best_epoch = val_loss, epoch
+        """Note an epoch's figures; keep the weights if they are the best so far; decide whether to stop.
+
+        Args:
+            metric: the higher, the better; of equal ones, the lower loss is. None: the loss alone decides.
+        """
+        self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}, metric))
+        if metric is None or self.best is None:
+            is_better = val_loss < self.best_loss
+        else:
+            is_better = (metric, -val_loss) > (self.best_metric, -self.best_loss)  # never if it is NaN
+        if is_better:
+            self.best_loss, self.best_metric, self.best_epoch = val_loss, metric, epoch
             self._keep_as_best()
         patience, target = self.recipe.early_stop, self.recipe.target_loss
         self.finished = (
@@ -172,7 +187,12 @@ class Learner:
             self.best[name].copy_(parameter)
 
     def count_as_epoch(
-        self, epoch: int, val_loss: float, seconds: float, parts: dict[str, float] | None = None
+        self,
+        epoch: int,
+        val_loss: float,
+        seconds: float,
+        parts: dict[str, float] | None = None,
+        metric: float | None = None,
     ) -> None:
         """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
 
@@ -180,7 +200,7 @@ class Learner:
             seconds: what finding it took.
         """
         self.last_epoch = self.recipe.epochs + 1
-        self.observe(epoch, float("nan"), val_loss, seconds, parts)
+        self.observe(epoch, float("nan"), val_loss, seconds, parts, metric)
 
     @torch.no_grad()
     def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
@@ -229,6 +249,7 @@ class Learner:
             "last_epoch": self.last_epoch,
             "best": self.best,
             "best_loss": self.best_loss,
+            "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
             "history": [tuple(row) for row in self.history],
             "finished": self.finished,
@@ -241,6 +262,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "finished"):
             setattr(self, name, state[name])
+        self.best_metric = state.get("best_metric")  # a checkpoint from before there was one has none
         self.history = [Epoch(*row) for row in state["history"]]
 
 
@@ -268,6 +290,16 @@ class Loss(NamedTuple):
     value: torch.Tensor
     weight: torch.Tensor
     part: str | None = None
+
+
+class Measure(NamedTuple):
+    """A metric that is measured after every epoch: its name, and what gives its value.
+
+    `of` is called with what is to be called after every batch.
+    """
+
+    name: str
+    of: Callable[[Callable[[], None]], float]
 
 
 @dataclass
@@ -339,6 +371,7 @@ def fit(
     checkpoint: Checkpoint,
     *,
     rows: Iterable[EpochSeconds] = (),
+    measure: Measure | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
     on_finished: Callable[[Hashable, Learner], None] | None = None,
 ) -> Progress:
@@ -353,6 +386,7 @@ def fit(
             `divides`: whether processes share the examples of a batch; if not, each has learners of its own.
         checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
+        measure: a metric of the only learner's model, by which its best epoch is chosen; without it by the loss.
         on_epoch: called after every epoch.
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
     Raises:
@@ -398,12 +432,19 @@ def fit(
             label=f"{label}, validation",
             status=partial(ahead.status, tally),
         )
+        metric = None
+        if measure and all(map(math.isfinite, measured.losses.values())):
+            started = runtime.now()
+            metric = measure.of(partial(save, validating=True))
+            measured = measured._replace(seconds=measured.seconds + runtime.now() - started)
+        elif measure:
+            metric = float("nan")
         for name, learner in going.items():
             loss = measured.losses[name]
             if epoch == 0 and not math.isfinite(loss):
                 raise UserError(NEVER_A_NUMBER if len(learners) == 1 else f"{name}: {NEVER_A_NUMBER}")
             own_seconds = trained.own_seconds[name] + measured.own_seconds[name]
-            learner.observe(epoch, trained.losses[name], loss, own_seconds, measured.parts[name])
+            learner.observe(epoch, trained.losses[name], loss, own_seconds, measured.parts[name], metric)
             if not math.isfinite(loss) and not learner.is_finite():
                 learner.finished = True  # they will never be numbers again
                 runtime.talk.say(
@@ -415,6 +456,7 @@ def fit(
         runtime.talk.say(
             f"epoch {epoch}: validation loss {mean:.4f}"
             + (f" (mean of {len(going)} variants)" if len(learners) > 1 else "")
+            + (f", {measure.name} {metric:.4f}" if measure else "")
             + (f", {trained.seconds:.1f} s" if epoch else "")
             + ahead.after(trained.seconds + measured.seconds if epoch else None)
         )

@@ -60,27 +60,29 @@ def fractions(modules, config):
     }
 
 
-def draw(modules, configs, names):
+def draw(modules, configs, names, what="configuration"):
     """The figure: a panel each for heads, neurons and single weights.
 
     Args:
         names: of the configurations, for the rows.
+        what: what the names are.
     """
     from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
 
     found = [fractions(modules, config) for config in configs]
     kinds = [kind for kind in PARTS if any(any(each.get(kind, {}).values()) for each in found)] or ["linear"]
     places = places_of(dict.fromkeys(block for kind in kinds for block in found[0][kind]))
-    layers = 1 + max(layer for _, layer in places.values())
+    layers = sorted({layer for _, layer in places.values()})  # their numbers
     rows = {kind: list(dict.fromkeys(places[block][0] for block in found[0][kind])) for kind in kinds}
     tallest = max(len(each) for each in rows.values()) * (len(configs) + GAP)
-    width = max(CELL * layers, 1.6) + 0.07 * max(map(len, names)) + 0.4
+    width = max(CELL * len(layers), 1.6) + 0.07 * max(map(len, names)) + 0.4
     figure = Figure(figsize=(len(kinds) * width + 0.9, CELL * tallest + 0.8), layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axis, kind in zip(axes, kinds):
         mesh = draw_panel(axis, rows[kind], places, [each[kind] for each in found], names, layers)
-        axis.set(xlim=(-0.5, layers - 0.5), ylim=(tallest, 0))  # cells of all panels are of one size
+        axis.set(xlim=(-0.5, len(layers) - 0.5), ylim=(tallest, 0))  # cells of all panels are of one size
         axis.set_title(f"{PARTS[kind]} removed", fontsize=10)
+        axis.set_ylabel(what, fontsize=8, loc="top")
     shape = {"shrink": min(1.0, 10 / tallest), "anchor": (0, 1), "aspect": 15, "fraction": 0.05, "pad": 0.02}
     bar = figure.colorbar(mesh, ax=list(axes), label="removed (%)", ticks=range(0, 101, 25), **shape)
     bar.ax.tick_params(labelsize=8)
@@ -91,21 +93,21 @@ def draw_panel(axis, kinds, places, fractions, names, layers):
     """A panel's cells, a row for each kind of block and configuration; returns matplotlib's mesh.
 
     Args:
-        places: see `places_of`.
+        places: see `places_of`; `layers`: the numbers of the layers, in order.
         fractions: one {block: fraction} a configuration.
     """
     import numpy
 
     count = len(fractions)
-    cells = numpy.full((len(kinds), count, layers), numpy.nan)  # not a number: there is no such block
+    cells = numpy.full((len(kinds), count, len(layers)), numpy.nan)  # not a number: there is no such block
     for number, blocks in enumerate(fractions):
         for block, fraction in blocks.items():
             kind, layer = places[block]
-            cells[kinds.index(kind), number, layer] = 100 * fraction
+            cells[kinds.index(kind), number, layers.index(layer)] = 100 * fraction
     tops = [index * (count + GAP) + GAP for index in range(len(kinds))]
     for top, kind, of_kind in zip(tops, kinds, cells):
         axis.text(-0.5, top - 0.15, plain(kind), fontsize=8, va="bottom")
-        edges = numpy.arange(layers + 1) - 0.5, top + numpy.arange(count + 1)
+        edges = numpy.arange(len(layers) + 1) - 0.5, top + numpy.arange(count + 1)
         # The more is gone, the darker, in any colours and in none.
         mesh = axis.pcolormesh(*edges, of_kind, cmap="Blues", vmin=0, vmax=100, edgecolors="0.8", linewidth=0.5)
         for row, column in zip(*numpy.nonzero(numpy.isfinite(of_kind))):
@@ -113,7 +115,7 @@ def draw_panel(axis, kinds, places, fractions, names, layers):
             look = {"color": "white" if value > 55 else "black", "fontsize": 6, "ha": "center", "va": "center"}
             axis.text(column, top + row + 0.5, f"{value:.0f}", **look)
     axis.set_xlabel("layer", fontsize=8)
-    axis.set_xticks(range(layers))
+    axis.set_xticks(range(len(layers)), layers)
     axis.set_yticks([top + row + 0.5 for top in tops for row in range(count)], list(map(plain, names)) * len(kinds))
     axis.tick_params(length=0, labelsize=7, top=True, labeltop=True, bottom=False, labelbottom=False)
     axis.xaxis.set_label_position("top")
@@ -128,7 +130,7 @@ def run(args):
     numbers = range(len(found.configs)) if args.nth is None else args.nth
     for number in numbers:
         nth_choice(found, number, args.configurations)  # it is there
-    picture = draw(found.modules, [found.configs[n] for n in numbers], [f"configuration {n}" for n in numbers])
+    picture = draw(found.modules, [found.configs[n] for n in numbers], list(map(str, numbers)))
     save_picture(args.output, picture)
     return {"output": args.output, "configurations": list(numbers)}
 

@@ -121,8 +121,8 @@ def as_text(summary):
 
 def draw_rates(conf, summary):
     """The figure: which rates went where, for each budget."""
-    names = [f"{row['kept']['searched']:.2f} kept" for row in summary["budgets"]]
-    return rates.draw(conf["modules"], conf["configs"], names)
+    names = [f"{row['kept']['searched']:.2f}" for row in summary["budgets"]]
+    return rates.draw(conf["modules"], conf["configs"], names, f"fraction of the blocks' {summary['measure']} kept")
 
 
 def draw_prediction(report):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -510,3 +511,13 @@ def padded_batch(kind):
 def logits(path, kind):
     """What the model at `path` makes of the padded batch."""
     return load_model(path).model(**padded_batch(kind)).logits
+
+
+def section(document, title):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert f"\n## {title}\n" in text
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def snippets(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -52,7 +52,6 @@ SPELLINGS = {
     "plot_loss.py": ["CSV", "-o"],
 }
 REQUIRED = {  # flags that have no default
-    "download_model.py": ["MODEL_TYPE"],
     "config_generator.py": ["--attention", "--linear", "-n"],
     "compose_model.py": ["-n"],
     "model-level_finetuning.py": ["-n"],

@@ -456,7 +456,7 @@ def test_a_searchs_pictures_show_its_rates_and_its_predictions(search_folder):
     search_report = load_script("experiments/search_report.py")
     summary, conf = search_report.summarize(search_folder), read_json(search_folder / "conf.json")
     heads, weights, *_ = search_report.draw_rates(conf, summary).axes
-    assert [label.get_text() for label in heads.get_yticklabels()] == ["0.50 kept"] * 2
+    assert [label.get_text() for label in heads.get_yticklabels()] == ["0.50"] * 2
     assert heads.collections[0].get_array().tolist() == [[50.0], [25.0]]
     assert weights.collections[0].get_array().tolist() == [[90.0], [0.0]]
     (axis,) = search_report.draw_prediction(read_json(search_folder / "search.json")).axes

@@ -308,6 +308,17 @@ def test_losses_of_variants_that_lie_far_apart_have_a_logarithmic_axis(tmp_path,
     assert drawn(path, "--no-log").axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.parametrize(
+    "losses, scale", [((3.4, 2.1, 1.9), "linear"), ((3.4, 0.2, 0.1, 0.1), "log"), ((9, 0, 0), "linear")]
+)
+def test_losses_of_a_run_that_fall_far_do_too(tmp_path, drawn, losses, scale):
+    """A logarithm needs losses above 0."""
+    path = tmp_path / "run.csv"
+    rows = [f"{epoch},,{loss},1,1" for epoch, loss in enumerate(losses)]
+    path.write_text("\n".join(["epoch,train_loss,val_loss,train_seconds,val_seconds", *rows, ""]))
+    assert drawn(path).axes[0].get_yscale() == scale
+
+
 # --- size and speed --------------------------------------------------------------------------------------------
 
 

@@ -5,23 +5,13 @@ import shlex
 import shutil
 
 import pytest
-from helpers import ROOT, read_json
-
-
-def section(document, title):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    assert f"\n## {title}\n" in text
-    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+from helpers import ROOT, read_json, section, snippets
 
 
 def commands(text):
     """[(script, arguments)] of the lines that start with "$ python"; those that download a model are left out."""
     found = [shlex.split(line) for line in re.findall(r"^\$ python (.+)$", text, re.MULTILINE)]
     return [(script, arguments) for script, *arguments in found if script != "download_model.py"]
-
-
-def snippets(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import copy
 import csv
 import math
+import os
+import signal
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,13 +17,25 @@ from common.checkpoints import Checkpoint
 from common.cli import Talk
 from common.data import Examples
 from common.errors import UserError
+from common.interruption import Interrupted, heeded
 from common.masking import parameter_masks, prune_block
 from common.records import content_digest
 from common.schemes import Pair
 from common.stats import BLOCK_COLUMNS, check_stats, read_seconds, read_stats, runs_in, write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective
-from common.training import Epoch, EpochSeconds, Learner, Loss, ModelObjective, Progress, fit, schedule, steps_of
+from common.training import (
+    Epoch,
+    EpochSeconds,
+    Learner,
+    Loss,
+    Measure,
+    ModelObjective,
+    Progress,
+    fit,
+    schedule,
+    steps_of,
+)
 
 BLOCK_HEAD = ",".join(BLOCK_COLUMNS).encode() + b"\n"
 RUN = "0123456789abcdef"  # a run's key
@@ -323,8 +338,8 @@ def test_a_model_trains_with_dropout_if_asked_and_is_validated_without(training,
     assert all(module.training is (training and dropout) for module in model.modules())
 
 
-def fit_model(path, plan, key="k", **options):
-    """Fine-tune the tiny T5, half of one weight removed: (learner, progress)."""
+def fit_model(path, plan, key="k", measure=None, **options):
+    """Fine-tune the tiny T5, half of one weight removed: (learner, progress); `measure`: from the model."""
     model, data = build_model("t5"), examples()
     parameters = dict(model.named_parameters())
     name = f"{FORWARD}.wi.weight"
@@ -333,6 +348,7 @@ def fit_model(path, plan, key="k", **options):
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
     objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, RUN, {"model": key}, talk=Talk())
+    options["measure"] = measure and measure(model)
     progress = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learner, progress
 
@@ -343,8 +359,8 @@ def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_pat
     model = build_model("t5")
     model.load_state_dict(model.state_dict() | weights(learner))
     expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
-    ((epoch, trained, measured, _, parts),) = learner.history
-    assert (epoch, measured, parts) == (0, pytest.approx(expected, rel=1e-5), {}) and math.isnan(trained)
+    ((epoch, trained, measured, _, parts, metric),) = learner.history
+    assert (epoch, measured, parts, metric) == (0, pytest.approx(expected, rel=1e-5), {}, None) and math.isnan(trained)
 
 
 # --- early stopping and best weights, on scripted losses -------------------------------------------------------------
@@ -402,6 +418,42 @@ def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_sto
     assert progress.epoch == last == len(learner.history) - 1 and learner.best_epoch == best
     assert learner.best_loss == losses[best] and learner.parameters["x"].item() == seen["x"][best]
     assert len(set(seen["x"])) == last + 1  # each epoch had weights of its own
+
+
+@pytest.mark.parametrize(
+    "metrics, early_stop, best, last",
+    [
+        ([1, 3, 2, 4], 0, 3, 3),  # whatever the loss says
+        ([1, 3, 2, 2, 9], 2, 1, 3),  # two epochs without a better one
+        ([4, 3, 2, 1], 0, 0, 3),
+        ([0, 0, 0, 0], 0, 2, 3),  # of equal ones, the lowest loss
+    ],
+    ids=str,
+)
+def test_the_best_epoch_by_a_metric_by_hand(tmp_path, metrics, early_stop, best, last):
+    losses, values = [5.0, 4.0, 2.0, 3.0, 1.0][: len(metrics)], iter(metrics)
+    learners, progress, seen = scripted_fit(
+        tmp_path,
+        {"x": losses},
+        recipe(epochs=len(metrics) - 1, batch_size=4, early_stop=early_stop),
+        measure=Measure("bleu", lambda after_batch: float(next(values))),
+    )
+    learner = learners["x"]
+    assert (progress.epoch, learner.best_epoch) == (last, best)
+    assert (learner.best_metric, learner.best_loss) == (metrics[best], losses[best])
+    assert learner.parameters["x"].item() == seen["x"][best]
+    assert [row.metric for row in learner.history] == metrics[: last + 1]
+
+
+def test_a_metric_is_not_measured_where_the_loss_is_no_number(tmp_path):
+    values = iter([1.0, 2.0])
+    learners, _, _ = scripted_fit(
+        tmp_path,
+        {"x": [5.0, math.nan, 4.0]},
+        recipe(epochs=2, batch_size=4),
+        measure=Measure("bleu", lambda after_batch: next(values)),
+    )
+    assert learners["x"].best_epoch == 2 and math.isnan(learners["x"].history[1].metric)
 
 
 @pytest.mark.parametrize("losses, last", [([5, 3, 2, 1], 2), ([2, 1], 0), ([5, 4, 3], 2)], ids=str)
@@ -495,6 +547,32 @@ def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path, epoch):
     assert same(weights(resumed), weights(whole)) and resumed.steps == whole.steps == 9
     assert [row[1:3] for row in resumed.history][1:] == [row[1:3] for row in whole.history][1:]
     assert [row[0] for row in progress.rows] == [row[0] for row in whole_progress.rows] == [0, 1, 2, 3]
+
+
+def test_a_run_that_is_interrupted_while_a_metric_is_measured_goes_on_bit_for_bit(tmp_path):
+    """The metric is a sum of weights. Epoch 2's training is not done again."""
+    seen = []
+
+    def sum_of_weights(model, interrupt_at=None):
+        def of(after_batch):
+            seen.append(model.shared.weight.sum().item())
+            if len(seen) - 1 == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            after_batch()
+            return seen[-1]
+
+        return Measure("bleu", of)
+
+    whole, _ = fit_model(tmp_path / "whole", recipe(), measure=sum_of_weights)
+    expected = seen.copy()
+    seen.clear()
+    with pytest.raises(Interrupted), heeded():
+        fit_model(tmp_path / "c", recipe(), measure=partial(sum_of_weights, interrupt_at=2))
+    assert seen == expected[:3]
+    resumed, _ = fit_model(tmp_path / "c", recipe(), measure=sum_of_weights)
+    assert seen == [*expected[:3], *expected[2:]]  # validation begins again, training does not
+    assert same(weights(resumed), weights(whole)) and resumed.best_metric == whole.best_metric == max(expected)
+    assert [row.metric for row in resumed.history] == expected
 
 
 def test_resumed_blocks_are_bit_for_bit_the_uninterrupted_ones(tmp_path):
@@ -620,6 +698,24 @@ def test_stats_by_hand(tmp_path):
     ]
 
 
+def test_stats_of_a_run_with_a_metric_have_a_column_more(tmp_path):
+    """A file from before there were metrics stays readable, and takes the column; another metric takes another one."""
+    path = tmp_path / "s.csv"
+    seconds = Progress([EpochSeconds(0, 0.0, 0.25)])
+    write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, seconds, "one")
+    write_stats(path, {"a": [Epoch(0, math.nan, 3.0, 0.0, {}, 27.5)]}, seconds, "two", "bleu")
+    write_stats(path, {"a": [Epoch(0, math.nan, 2.0, 0.0, {}, 0.5)]}, seconds, "three", "f1")
+    write_stats(path, {"a": [Epoch(0, math.nan, 1.0, 0.0, {}, math.nan)]}, seconds, "two", "bleu")
+    assert read_csv(path) == [
+        ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "bleu", "f1", "run"],
+        ["0", "", "4.0", "0.0", "0.25", "", "", "one"],
+        ["0", "", "2.0", "0.0", "0.25", "", "0.5", "three"],
+        ["0", "", "1.0", "0.0", "0.25", "", "", "two"],
+    ]
+    check_stats(path)
+    assert [(row["val_loss"], row["f1"]) for row in read_stats(path, "three")] == [("2.0", "0.5")]
+
+
 def test_variant_stats_by_hand_keep_the_rows_of_other_runs(tmp_path):
     path = tmp_path / "s.csv"
     first = {
@@ -659,8 +755,10 @@ def test_stats_from_before_runs_were_told_apart_are_kept(tmp_path):
         b"\x89PNG\r\n\xff",
         b"epoch,train_loss,val_loss,train_seconds\n",
         BLOCK_HEAD,
+        b"epoch,train_loss,val_loss,train_seconds,val_seconds,mine,run\n",
+        b"epoch,train_loss,val_loss,train_seconds,bleu,val_seconds,run\n",
     ],
-    ids=["JSON", "CSV", "picture", "column missing", "of blocks"],
+    ids=["JSON", "CSV", "picture", "column missing", "of blocks", "another column", "another order"],
 )
 def test_a_foreign_file_is_no_stats(tmp_path, content):
     path = tmp_path / "mine"

@@ -1,0 +1,249 @@
+"""Ways to run a compact model elsewhere: what each takes on disk and in time, and whether it computes the same.
+
+The ways are those of docs/shipping.md. A JSON line for each: bytes on disk; milliseconds for a batch, median, least and
+most of the rounds, all ways in turn; quality on examples of the test split; on how many of these the answer is the same
+as that of the model as transformers runs it. Needs onnx, onnxscript and onnxruntime beside the suite's requirements.
+
+Translation is greedy. All but `generate`, which keeps keys and values, run the decoder over all tokens at each step.
+"""
+
+import copy
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+from measure import build_parser, cli, emit, in_turn, machine
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch.export import Dim
+
+from common.data import evaluation_batches
+from common.inputs import open_study
+from common.models import load_model
+
+TWO = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}  # batch and length
+
+
+def parser():
+    flags = build_parser(__doc__.partition("\n\n")[0])
+    flags.add_argument("-m", "--model", required=True, help="folder of a compact model")
+    flags.add_argument("--original", help="folder of the original, for a row of its own")
+    flags.add_argument("--examples", type=cli.positive, default=200, help="of the test split")
+    flags.add_argument("--longest", type=cli.positive, default=40, help="tokens of a translation")
+    cli.add_data_flags(flags, batch_size=8)
+    return flags
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.encoder = model.get_encoder()
+
+    def forward(self, input_ids, attention_mask):
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+class Decoder(torch.nn.Module):
+    """Logits of the next token, (batch, vocabulary)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, decoder_input_ids, attention_mask, states):
+        return self.model(
+            encoder_outputs=(states,),
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=False,
+        ).logits[:, -1]
+
+
+class Exported:
+    """A module, called by keyword, saved and loaded again in one of three forms: each a way of calling it."""
+
+    def __init__(self, module, inputs, path):
+        self.names, self.path = list(inputs), path
+        self.program = torch.export.export(module, (), inputs, dynamic_shapes=dict.fromkeys(inputs, TWO))
+        torch.export.save(self.program, path.with_suffix(".pt2"))
+        onnx = path.with_suffix(".onnx")
+        torch.onnx.export(self.program, (), onnx, external_data=False, verbose=False)
+        quantize_dynamic(onnx, path.with_suffix(".int8.onnx"), weight_type=QuantType.QInt8)
+
+    def ways(self):
+        """{way: (function, bytes on disk)}"""
+        files = {way: self.path.with_suffix(suffix) for way, suffix in SUFFIXES.items()}
+        module = torch.export.load(files["torch.export"]).module()
+        found = {"torch.export": lambda *tensors: module(**dict(zip(self.names, tensors)))}
+        for way in ("ONNX Runtime", "ONNX Runtime, int8"):
+            found[way] = self._session(files[way])
+        return {way: (function, files[way].stat().st_size) for way, function in found.items()}
+
+    def _session(self, path):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+        def run(*tensors):
+            return torch.from_numpy(session.run(None, {n: t.numpy() for n, t in zip(self.names, tensors)})[0])
+
+        return run
+
+
+SUFFIXES = {"torch.export": ".pt2", "ONNX Runtime": ".onnx", "ONNX Runtime, int8": ".int8.onnx"}
+
+
+def quantized(model):
+    """Linears' weights as int8, their inputs quantized as they come."""
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def weights_size(path):
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+
+
+def state_size(model, folder):
+    """Bytes of a model's state as torch saves it."""
+    torch.save(model.state_dict(), folder / "state.pt")
+    return (folder / "state.pt").stat().st_size
+
+
+def classifying(models, sizes, example, folder):
+    """{way: (function of a batch that gives classes, (batch,), bytes on disk)}"""
+    inputs = {name: example[name] for name in ("input_ids", "attention_mask")}
+
+    def of_model(model):
+        return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+
+    compact, int8 = models["transformers"], quantized(models["transformers"])
+    exported = Exported(Logits(compact), inputs, folder / "model").ways()
+    ways = {name: (of_model(model), sizes[name]) for name, model in models.items()}
+    ways["torch.compile"] = of_model(torch.compile(compact, dynamic=True)), sizes["transformers"]
+    ways |= exported | {"torch, int8": (of_model(int8), state_size(int8, folder))}
+
+    def classes(logits_of):
+        return lambda batch: logits_of(batch["input_ids"], batch["attention_mask"]).argmax(-1).tolist()
+
+    return {way: (classes(function), size) for way, (function, size) in ways.items()}
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def translating(models, sizes, example, folder, longest):
+    """{way: (function of a batch that gives its translations' tokens, bytes on disk)}"""
+    model = models["transformers"]
+    encoder, decoder, int8 = Encoder(model), Decoder(model), quantized(model)
+    ids, mask = example["input_ids"], example["attention_mask"]
+    settings = model.generation_config
+    start, ends = settings.decoder_start_token_id, torch.tensor(settings.eos_token_id).flatten()
+
+    def generating(model):
+        def run(batch):
+            found = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=longest,
+                num_beams=1,
+                do_sample=False,
+            )
+            return [trimmed(row) for row in found[:, 1:]]
+
+        return run
+
+    def greedy(encode, decode):
+        def run(batch):
+            mask = batch["attention_mask"]
+            states = encode(batch["input_ids"], mask)
+            tokens = torch.full((len(mask), 1), start)
+            ended = torch.zeros(len(mask), dtype=torch.bool)
+            while not ended.all() and tokens.shape[1] <= longest:
+                best = decode(tokens, mask, states).argmax(-1)
+                tokens, ended = torch.cat([tokens, best[:, None]], 1), ended | torch.isin(best, ends)
+            return [trimmed(row) for row in tokens[:, 1:]]
+
+        return run
+
+    def trimmed(row):
+        """The tokens up to the first that ends a translation."""
+        last = torch.isin(row, ends).nonzero().flatten()
+        return row[: int(last[0]) if len(last) else len(row)].tolist()
+
+    states, tokens = encoder(ids, mask), torch.full((len(ids), 3), start)
+    encoders = Exported(encoder, {"input_ids": ids, "attention_mask": mask}, folder / "encoder").ways()
+    decoder_inputs = {"decoder_input_ids": tokens, "attention_mask": mask, "states": states}
+    decoders = Exported(decoder, decoder_inputs, folder / "decoder").ways()
+    ways = {name: (generating(each), sizes[name]) for name, each in models.items()}
+    compiled = torch.compile(encoder, dynamic=True), torch.compile(decoder, dynamic=True)
+    ways["torch.compile"] = greedy(*compiled), sizes["transformers"]
+    for way in encoders:
+        (encode, one), (decode, other) = encoders[way], decoders[way]
+        ways[way] = greedy(encode, decode), one + other
+    return ways | {"torch, int8": (generating(int8), state_size(int8, folder))}
+
+
+@torch.no_grad()
+def run(args):
+    opened = open_study(args)
+    loaded, device = opened.loaded, opened.runtime.device
+    examples = opened.split(args, "test").sample(args.examples)
+    order = evaluation_batches(examples, args.batch_size)
+    batches = [examples.batch(positions, device) for positions in order]
+    models, sizes = {"transformers": loaded.model}, {"transformers": weights_size(args.model)}
+    if args.original:
+        models["original"], sizes["original"] = load_model(args.original).model, weights_size(args.original)
+    translates = loaded.model.can_generate()
+    for model in models.values():
+        model.eval().set_attn_implementation("eager" if translates else "sdpa")  # see docs/shipping.md
+    setting = {"model": str(args.model), "examples": len(examples), "batch": args.batch_size}
+    emit(figure="setting", **setting, **machine(device))
+
+    with tempfile.TemporaryDirectory() as folder:
+        if translates:
+            ways = translating(models, sizes, batches[0], Path(folder), args.longest)
+        else:
+            ways = classifying(models, sizes, batches[0], Path(folder))
+    middle = batches[len(batches) // 2]
+    timed = {way: partial(answer, middle) for way, (answer, _) in ways.items()}
+    seconds = in_turn(timed, args.rounds, device)
+    of_transformers = None
+    for way, (answer, size) in ways.items():
+        answers = [row for batch in batches for row in answer(batch)]
+        of_transformers = of_transformers or answers  # the first way
+        milliseconds = sorted(1e3 * each for each in seconds[way])
+        emit(
+            way=way,
+            megabytes=round(size / 1e6, 2),
+            milliseconds=round(statistics.median(milliseconds), 1),
+            least_and_most=[round(milliseconds[0], 1), round(milliseconds[-1], 1)],
+            **quality(opened, examples, order, answers),
+            same_answers=sum(a == b for a, b in zip(answers, of_transformers)),
+        )
+    return setting
+
+
+def quality(opened, examples, order, answers):
+    """{metric: score} of answers in the order of the batches."""
+    if opened.loaded.model.can_generate():
+        answers = opened.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    positions = [position for batch in order for position in batch]
+    texts, targets = ([each[position] for position in positions] for each in (examples.texts, examples.targets))
+    task = opened.loaded.task
+    return {task.metric: round(task.scored(answers, texts, targets).scores()[task.metric], 4)}
+
+
+def main(argv=None):
+    return cli.launch(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

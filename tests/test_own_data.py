@@ -1,0 +1,440 @@
+"""The user's own model and data: ten kinds of data, each adopted and evaluated; what is wrong, told in one line.
+
+Oracle for what is read: the rows that were written, by the standard library, pyarrow or the datasets library.
+"""
+
+import csv
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MODELS, build_model, build_tokenizer, is_one_line, read_json, transformers
+
+from common.data import load_examples
+from common.errors import UserError
+from common.sources import DataSource, read_texts
+from common.tasks import TASKS
+
+TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
+PAIRS = [(f"the dog sees a {word}", f"le chien voit {word}, n° {i}") for i, word in enumerate(["cat", "tree"] * 12)]
+NAMES = ("negative", "neutral", "positive")
+REVIEWS = [(f'good film {i}, "bad" cat', NAMES[i % 3]) for i in range(30)]
+NUMBERED = [(text, NAMES.index(label)) for text, label in REVIEWS]
+ENTAILED = [((f"the dog sees {i}", "the cat"), i % 3) for i in range(30)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def checkpoint(folder, kind):
+    """A tiny model with its tokenizer, as a user has it: three labels by name, or from text to text."""
+    model, tokenizer = build_model(kind), build_tokenizer(kind)
+    if kind in ("distilbert", "bert"):
+        torch.manual_seed(0)
+        config = MODELS[kind]().config
+        config.id2label, config.label2id = dict(enumerate(NAMES)), {name: i for i, name in enumerate(NAMES)}
+        model = type(model)(config)
+    if kind == "bert":  # one that knows which of two texts a token belongs to
+        tokenizer = transformers.BertTokenizer(vocab=tokenizer.get_vocab())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_csv(path, names, rows, **layout):
+    with open(path, "w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle, **layout).writerows([names, *rows])
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_lines(path, lines):
+    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+# --- ten kinds of data: each writes its files, and returns its flags -------------------------------------------------
+
+
+def csv_with_names(folder):
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        write_csv(folder / "data" / f"{split}.csv", ["review", "label"], REVIEWS)
+    return "--data data --text-column review"
+
+
+def tsv_without_quotes(folder):
+    for name in ("train", "test"):
+        write_lines(folder / f"{name}.tsv", ["id\ttext\tlabel", *(f"1\t{text}\t{number}" for text, number in NUMBERED)])
+    return "--train-file train.tsv --test-file test.tsv"
+
+
+def json_lines(folder):
+    rows = [{"sentence": text, "gold": number} for text, number in NUMBERED]
+    write_jsonl(folder / "some.jsonl", rows)
+    return "--data some.jsonl --test-file some.jsonl --text-column sentence --label-column gold"
+
+
+def parquet_shards(folder):
+    import datasets
+
+    (folder / "rows" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        for shard, part in enumerate((PAIRS[:10], PAIRS[10:])):
+            table = datasets.Dataset.from_dict({"src": [en for en, _ in part], "tgt": [fr for _, fr in part]})
+            table.to_parquet(folder / "rows" / "data" / f"{split}-0000{shard}-of-00002.parquet")
+    return "--data rows --source-column src --target-column tgt --prefix ''"
+
+
+def text_files(folder):
+    (folder / "corpus").mkdir()
+    for split in ("train", "dev", "test"):
+        for end, lines in zip(("en", "fr"), zip(*PAIRS)):
+            write_lines(folder / "corpus" / f"{split}.{end}", lines)
+    return "--data corpus --source-lang en --target-lang fr --prefix 'translate English to French: '"
+
+
+def translation_rows(folder):
+    write_jsonl(folder / "pairs.json", [{"id": "1", "translation": {"fr": fr, "en": en}} for en, fr in PAIRS])
+    return "--train-file pairs.json --test-file pairs.json --source-lang en --target-lang fr --prefix ''"
+
+
+def hub_with_config(folder):
+    return "--data wmt14/fr-en --source-lang en --target-lang fr --prefix ''"
+
+
+def one_word_hub(folder):
+    return "--data reviews"
+
+
+def text_pairs(folder):
+    rows = [{"premise": one, "hypothesis": other, "label": number} for (one, other), number in ENTAILED]
+    write_csv(folder / "nli.csv", rows[0], [row.values() for row in rows])
+    return "--train-file nli.csv --test-file nli.csv --text-column premise --text-pair-column hypothesis"
+
+
+def compressed(folder):
+    for end, lines in zip(("en", "fr"), zip(*PAIRS)):
+        (folder / f"all.{end}.gz").write_bytes(gzip.compress("".join(f"{line}\r\n" for line in lines).encode()))
+    return "--train-file all.en.gz --test-file all.fr.gz --source-lang en --target-lang fr --prefix ''"
+
+
+def fake_hub(name, config=None, **_):
+    """In the place of `datasets.load_dataset` for names of the hub: two data sets that a hub might have."""
+    import datasets
+
+    if (name, config) == ("wmt14", "fr-en"):
+        rows = {"translation": [{"fr": fr, "en": en} for en, fr in PAIRS]}
+        return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_dict(rows)))
+    if (name, config) != ("reviews", None):
+        raise ValueError(f"no data set {name} {config}")
+    classes = datasets.ClassLabel(names=["positive", "negative", "neutral"])  # not in the model's order
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+    rows = {"text": [text for text, _ in REVIEWS], "label": [label for _, label in REVIEWS]}
+    rows["label"] = [classes.str2int(label) for label in rows["label"]]
+    return datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows, features=features)))
+
+
+@pytest.mark.parametrize(
+    "write, kind, expected",
+    [
+        (csv_with_names, "distilbert", NUMBERED),
+        (tsv_without_quotes, "distilbert", NUMBERED),
+        (json_lines, "distilbert", NUMBERED),
+        (parquet_shards, "t5", PAIRS),
+        (text_files, "t5", PAIRS),
+        (translation_rows, "t5", PAIRS),
+        (hub_with_config, "marian", PAIRS),
+        (one_word_hub, "distilbert", NUMBERED),
+        (text_pairs, "bert", ENTAILED),
+        (compressed, "t5", PAIRS),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_model_is_adopted_with_its_data_and_evaluated(here, succeeds, monkeypatch, write, kind, expected):
+    """Everything is said once; the stage after that knows it from the record."""
+    checkpoint(here / "mine", kind)
+    flags = shlex.split(write(here))
+    if "hub" in write.__name__:
+        import datasets
+
+        monkeypatch.setattr(datasets, "load_dataset", fake_hub)
+    succeeds("download_model.py", "--checkpoint", "mine", *flags)
+    record = read_json(here / "model" / "mine" / "record.json")
+    source = DataSource.from_json(record["data"], "model/mine")
+    task = TRANSLATION if expected is PAIRS else CLASSIFICATION
+    label2id = {name: number for number, name in enumerate(NAMES)}
+    train, validation, test = (
+        read_texts(source, split, task, label2id=label2id) for split in ("train", "validation", "test")
+    )
+    assert test == expected and record["task"] == task.name
+    if write in (text_files, hub_with_config):
+        assert train == validation == expected
+    else:
+        assert sorted(train + validation) == sorted(expected) and len(validation) == (2 if task is TRANSLATION else 3)
+    monkeypatch.chdir(here.parent)
+    script = "evaluate-t5.py" if task is TRANSLATION else "evaluate-distilbert.py"
+    short = ["--max-new-tokens", 3] if task is TRANSLATION else []
+    assert succeeds(script, "-m", here / "model" / "mine", "--limit", 4, *short)["examples"] == 4
+
+
+# --- pairs of texts, labels, prefixes --------------------------------------------------------------------------------
+
+
+def test_two_texts_are_tokenized_as_a_pair_with_their_types(here):
+    """Oracle: the tokenizer alone, on one pair at a time, and the model on it."""
+    checkpoint(here / "mine", "bert")
+    source = DataSource(train_file="nli.csv", text_column="premise", text_pair_column="hypothesis")
+    text_pairs(here)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(here / "mine")
+    examples = load_examples(source, "train", tokenizer, CLASSIFICATION, label2id={"a": 0, "b": 1, "c": 2})
+    for ((one, other), label), ids, types, target in zip(
+        examples.texts, examples.inputs, examples.types, examples.targets
+    ):
+        expected = tokenizer(one, other)
+        assert (ids, types, target) == (expected["input_ids"], expected["token_type_ids"], label)
+    assert examples.batch([0, 1])["token_type_ids"].tolist() == examples.types[:2] and 1 in examples.types[0]
+    assert examples.sample(3).types == [examples.types[examples.texts.index(each)] for each in examples.sample(3).texts]
+    source = DataSource(train_file="nli.csv", text_column="premise")
+    plain = load_examples(source, "train", tokenizer, CLASSIFICATION, label2id={"a": 0, "b": 1, "c": 2})
+    assert plain.types is None and "token_type_ids" not in plain.batch([0])
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        (["negative", "Neutral", "POSITIVE"], [0, 1, 2]),
+        (["0", "2", "1"], [0, 2, 1]),
+        (
+            ["negatve", "neutral", "neutral"],
+            "example 0 has label 'negatve', but the model knows only 0 to 2 (negative, ",
+        ),
+        (["0", "3", "1"], "example 1 has label '3', but the model knows only 0 to 2"),
+        (["1", "-1", "1"], "example 1 has label '-1'"),
+        (["1", "1", "0.5"], "example 2 has label '0.5'"),
+        (["1", "", "1"], "example 1 has label ''"),
+    ],
+    ids=str,
+)
+def test_labels_are_the_models_names_or_numbers(here, labels, expected):
+    write_csv("a.csv", ["text", "label"], [("x", label) for label in labels])
+    write_csv("b.csv", ["text", "label"], [("x", "0")])
+    source = DataSource(train_file="a.csv", validation_file="b.csv")
+    label2id = {name: number for number, name in enumerate(NAMES)}
+    if isinstance(expected, list):
+        assert [label for _, label in read_texts(source, "train", CLASSIFICATION, label2id=label2id)] == expected
+    else:
+        with pytest.raises(UserError, match=re.escape(expected)):
+            read_texts(source, "train", CLASSIFICATION, label2id=label2id)
+
+
+def test_what_looks_like_nothing_or_a_number_stays_text(here):
+    """pandas takes NA and null for nothing, and 007 for 7."""
+    rows = [("NA", "0"), ("null", "1"), ("007", "0"), ("1.50", "1"), ("True", "0")]
+    write_csv("a.csv", ["text", "label"], rows)
+    assert read_texts(DataSource(train_file="a.csv", validation_file="a.csv"), "train", CLASSIFICATION) == rows
+
+
+def test_a_later_flag_replaces_what_it_names_and_is_recorded(here, succeeds, refuses):
+    checkpoint(here / "mine", "t5")
+    flags = shlex.split(text_files(here))
+    succeeds("download_model.py", "--checkpoint", "mine", *flags)
+    write_lines("new.en", [en for en, _ in PAIRS[:7]])
+    write_lines("new.fr", [fr for _, fr in PAIRS[:7]])
+    more = ("--test-file", "new.fr", "--max-new-tokens", 3)
+    assert succeeds("evaluate-t5.py", "-m", "model/mine", *more)["examples"] == 7
+    for script, *given in (
+        ("config_generator.py", "--attention", 0.25, "--linear", 0.3, "-n", 1),
+        ("prune_scheme_generator.py",),
+        ("prune.py",),
+    ):
+        succeeds(script, *given)
+    tune = ("model-level_finetuning.py", "-p", "modules-pruned", "-n", 0, "--epochs", 1, "--limit", 8)
+    succeeds(*tune, "--train-file", "new.en", "--prefix", "", "-o", "deep/tuned")
+    data = read_json(here / "deep" / "tuned" / "record.json")["data"]
+    assert data == {
+        "source_lang": "en",
+        "target_lang": "fr",
+        "prefix": "",
+        "files": {"train": "../new.en"},
+        "folder": "../corpus",
+    }
+    assert "other inputs or settings" in refuses(*tune, "-o", "deep/tuned")
+
+
+def test_a_source_comes_back_from_a_record_as_it_was(here):
+    (here / "folder").mkdir()
+    for source in (
+        DataSource(data="folder", text_column="a", prefix=""),
+        DataSource(data="wmt16", data_config="de-en", source_lang="de", target_lang="en"),
+        DataSource(train_file="x/t.csv", test_file="t.csv", label_column="l"),
+    ):
+        found = DataSource.from_json(source.to_json("some/where/model"), "some/where/model")
+        for name in ("data", "train_file", "test_file"):
+            one, other = getattr(source, name), getattr(found, name)
+            assert (one is None) == (other is None)
+            if one and one != "wmt16":
+                assert (here / one).resolve() == (here / other).resolve()
+        plain = {"data": None, "train_file": None, "test_file": None}
+        assert {**vars(source), **plain} == {**vars(found), **plain}
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuses(call):
+    """refuses(script, *arguments): its one line on stderr, once it is sure that it ends so."""
+
+    def run(script, *arguments):
+        code, result, err = call(script, *arguments)
+        assert (code, result) == (2, None) and is_one_line(err.splitlines(True)[-1]), err
+        return err
+
+    return run
+
+
+FILES = {
+    "empty.csv": b"",
+    "header.csv": b"text,label\n",
+    "latin.csv": "text,label\nä,1\n".encode("latin-1"),
+    "long.csv": b"text,label\na,1\nb,2,3\n",
+    "longer.csv": b"text,label\na,1,2\nb,2,3\n",
+    "short.csv": b"label,text\n1,a\n1\n",
+    "fake.csv.gz": b"text,label\na,1\n",
+    "cut.csv.gz": gzip.compress(bytes(range(256)) * 50)[:-20],
+    "broken.json": b'{"text": "a", "label": 1}\n{"text": "a"\n',
+    "number.json": b'{"text": 1, "label": 1}\n',
+    "junk.parquet": b"junk",
+    "notes.doc": b"text",
+}
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("empty.csv", "empty.csv: is empty"),
+        ("header.csv", "header.csv: holds no examples"),
+        ("latin.csv", "latin.csv: is not UTF-8 text"),
+        ("long.csv", "long.csv: cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 3"),
+        ("longer.csv", "longer.csv: its rows have more fields than its first line has names"),
+        ("short.csv", "short.csv: row 2: 'text': nothing where text belongs"),
+        ("fake.csv.gz", "fake.csv.gz: cannot be read as csv: Not a gzipped file"),
+        ("cut.csv.gz", "cut.csv.gz: cannot be read as csv: Compressed file ended"),
+        ("broken.json", "broken.json: cannot be read as json: JSON parse error"),
+        ("number.json", "number.json: row 1: 'text': 1 where text belongs"),
+        ("junk.parquet", "junk.parquet: cannot be read as parquet: "),
+        ("notes.doc", "notes.doc: must end with .csv, .tsv, .jsonl, .json, .parquet (.gz may follow)"),
+        ("none.csv", "none.csv: no such file"),
+        (".", ".: is a folder; give a file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_in_one_line(here, name, words):
+    if name in FILES:
+        (here / name).write_bytes(FILES[name])
+    write_csv("good.csv", ["text", "label"], [("x", "0")])
+    with pytest.raises(UserError) as error:
+        read_texts(DataSource(train_file=name, validation_file="good.csv"), "train", CLASSIFICATION)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files, flags, words",
+    [
+        ({"train.en": "a\nb\n", "train.fr": "a\n"}, {"data": "."}, "train.fr: has 1 lines where train.en has 2"),
+        ({"train.en": "a\nb\n", "train.fr": "a\n\n"}, {"data": "."}, "train.fr: line 2: is empty"),
+        ({"train.en": "a\n"}, {"data": "."}, "train.fr: no such file"),
+        (
+            {"x.csv": "en,de\na,b\n"},
+            {"data": "x.csv"},
+            "x.csv: has no column 'fr', but 'en', 'de'; say which with --ta",
+        ),
+        (
+            {"train.csv": "en,fr\na,b\n", "train.json": "{}"},
+            {"data": "."},
+            "has several train splits, train.csv and tr",
+        ),
+        (
+            {"dev.csv": "en,fr\na,b\n"},
+            {"data": "."},
+            "has no train split; a file train.csv, .tsv, .jsonl, .json or .pa",
+        ),
+        ({}, {"test_file": "x.csv"}, "x.csv: has no train split; give one with --train-file"),
+    ],
+    ids=str,
+)
+def test_translations_that_cannot_be_read_are_told_in_one_line(here, files, flags, words):
+    for name, content in files.items():
+        (here / name).write_text(content)
+    source = DataSource(**{"source_lang": "en", "target_lang": "fr"} | flags)
+    with pytest.raises(UserError) as error:
+        read_texts(source, "train", TRANSLATION)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--data corpus --source-lang en --target-lang fr", "--prefix: is 'translate English to German: ' for a t5"),
+        ("--data corpus --source-lang en", "--source-lang and --target-lang: go together; give both"),
+        ("--data corpus --text-column en", "--text-column: has no part in translation, which has --source-lang"),
+        ("--data corpus --data-config de-en", "--data-config de-en: belongs to a data set of the hub"),
+        ("--data no/where.csv", "no/where.csv: no such file or folder, and no hub id"),
+        ("--data corpus --source-lang en --target-lang it --prefix ''", "train.it: no such file"),
+        ("--task classification", "a t5 model is for translation or summarization, not for classification"),
+        ("--name ../x", "--name ../x: must be the plain name of a folder"),
+    ],
+)
+def test_an_adoption_that_cannot_be_is_refused_and_leaves_nothing(here, refuses, flags, words):
+    checkpoint(here / "mine", "t5")
+    text_files(here)
+    assert words in refuses("download_model.py", "--checkpoint", "mine", *shlex.split(flags))
+    assert not (here / "model").exists() and not (here / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "MODEL_TYPE: say which (t5, "),
+        (["bert", "--checkpoint", "mine"], "is a t5 model, not a bert one"),
+        (["--checkpoint", "./none"], "./none: no such folder, and no hub id"),
+        (["--checkpoint", "mine/config.json"], "is a file; a checkpoint is a folder"),
+        (["--checkpoint", "bare"], "bare: has no tokenizer; give its folder or hub id with -t"),
+        (["t5-demo", "--data", "x"], "--data: t5-demo is built here, with all that it needs"),
+        (["--checkpoint", "model/t5"], "--checkpoint and -o: both name model/t5"),
+        (["--checkpoint", "mine", "--prefix", "", "--data", "mine"], "mine: has no train split"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_cannot_be_adopted_is_refused(here, refuses, arguments, words):
+    checkpoint(here / "mine", "t5")
+    build_model("t5").save_pretrained(here / "bare")
+    checkpoint(here / "model" / "t5", "t5")
+    assert words in refuses("download_model.py", *arguments)
+
+
+def test_a_tokenizer_may_lie_elsewhere(here, succeeds):
+    build_model("t5").save_pretrained(here / "bare")
+    build_tokenizer("t5").save_pretrained(here / "words")
+    succeeds("download_model.py", "--checkpoint", "bare", "-t", "words", "--name", "mine")
+    again = transformers.AutoTokenizer.from_pretrained(here / "tokenizer" / "mine")
+    assert again.get_vocab() == build_tokenizer("t5").get_vocab()
+
+
+def test_a_missing_test_split_is_asked_for_never_guessed(here, succeeds, refuses):
+    checkpoint(here / "mine", "distilbert")
+    write_csv("all.csv", ["text", "label"], REVIEWS)
+    succeeds("download_model.py", "--checkpoint", "mine", "--data", "all.csv")
+    evaluate = ("evaluate-distilbert.py", "-m", "model/mine")
+    write_csv("few.csv", ["text", "label"], REVIEWS[:5])
+    few = refuses(*evaluate, "--data", "few.csv", "--split", "validation")
+    assert "few.csv: too few examples to hold some out of train; give --validation-file" in few
+    assert "has no test split; give one with --test-file, or evaluate with --split validation" in refuses(*evaluate)
+    assert succeeds(*evaluate, "--split", "validation")["examples"] == 3

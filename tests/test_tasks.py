@@ -1,0 +1,249 @@
+"""Every task from end to end: evaluation with all its metrics, saved predictions, and the best epoch by a metric."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import sacrebleu
+import torch
+from helpers import is_one_line, pairs_of, read_json
+
+from common.metrics import Classes, Summaries
+from common.models import load_model
+
+SCRIPTS = {
+    "translation": "evaluate-t5.py",
+    "summarization": "evaluate-t5.py",
+    "classification": "evaluate-distilbert.py",
+}
+METRICS = {
+    "translation": ["bleu", "chrf"],
+    "summarization": ["rouge_1", "rouge_2", "rouge_l"],
+    "classification": ["accuracy", "f1", "matthews"],
+}
+
+LANGUAGES = {"source_lang": "en", "target_lang": "de"}  # the tiny translations as texts and their summaries
+
+
+@pytest.fixture
+def model_for(model_of):
+    """model_for(task): the folder of a tiny model whose record says its task."""
+
+    def make(task):
+        folder = model_of("distilbert" if task == "classification" else "bart")
+        record = read_json(folder / "record.json") | {"task": task}
+        if task == "summarization":
+            record["data"] |= LANGUAGES
+        (folder / "record.json").write_text(json.dumps(record))
+        return folder
+
+    return make
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def edit_config(folder, **changes):
+    (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | changes))
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_every_task_has_its_metrics_and_their_intervals(succeeds, model_for, tmp_path, task):
+    """Oracles: sacrebleu, and our own scores (tested in test_metrics.py), on the predictions that were saved."""
+    model, file = model_for(task), tmp_path / "predictions.jsonl"
+    result = succeeds(SCRIPTS[task], "-m", model, "--save-predictions", file, "--report", tmp_path / "report.json")
+    rows = read_lines(file)
+    answers, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+    expected = {
+        "translation": lambda: {
+            "bleu": sacrebleu.corpus_bleu(answers, [references]).score,
+            "chrf": sacrebleu.corpus_chrf(answers, [references]).score,
+        },
+        "summarization": lambda: Summaries(answers, references).scores(),
+        "classification": lambda: Classes(answers, references).scores(),
+    }[task]()
+    assert list(result["intervals"]) == METRICS[task] == list(expected)
+    for name, value in expected.items():
+        lower, upper = result["intervals"][name]
+        assert result[name] == pytest.approx(value) and lower - 1e-9 <= value <= upper + 1e-9
+    assert max(upper - lower for lower, upper in result["intervals"].values()) > 0
+    longest = {"translation": 64, "summarization": 64, "classification": 64}[task]  # the model's positions
+    assert {
+        name: result[name] for name in ("task", "split", "examples", "max_length", "device", "precision", "resamples")
+    } == {
+        "task": task,
+        "split": "test",
+        "examples": 16,
+        "max_length": longest,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "precision": "float32",
+        "resamples": 1000,
+    }
+    assert result["data"].endswith(f"data/{model.name}") and result["confidence"] == 0.95
+    assert read_json(tmp_path / "report.json")["evaluation"].items() <= result.items()
+
+
+def test_predictions_of_translations_stand_beside_their_sources(succeeds, workshop, tmp_path):
+    file = tmp_path / "of-{name}.jsonl"
+    model = workshop / "model" / "t5"
+    result = succeeds("evaluate-t5.py", "-m", model, "--save-predictions", file, "--bootstrap", 0)
+    assert result["predictions"] == str(tmp_path / "of-t5.jsonl") and "intervals" not in result
+    rows = read_lines(tmp_path / "of-t5.jsonl")
+    assert [(row["input"], row["reference"]) for row in rows] == pairs_of(workshop, "test2016")
+    assert {row["script"] for row in rows} == {"evaluate-t5.py"}
+
+
+def test_predictions_of_a_classifier_have_the_models_own_names(succeeds, model_for, tmp_path):
+    """The probabilities' largest is the prediction; oracle of one of them: the model by itself, without padding."""
+    model, file = model_for("classification"), tmp_path / "predictions.jsonl"
+    edit_config(model, id2label={"0": "schlecht", "1": "gut"}, label2id={"schlecht": 0, "gut": 1})
+    result = succeeds("evaluate-distilbert.py", "-m", model, "--save-predictions", file)
+    rows = read_lines(file)
+    assert [row["reference"] for row in rows] == ["schlecht", "gut"] * 8
+    assert sum(row["prediction"] == row["reference"] for row in rows) / 16 == result["accuracy"]
+    for row in rows:
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert list(row["probabilities"]) == ["schlecht", "gut"]
+    loaded = load_model(model).model
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(model.parent.parent / "tokenizer" / "distilbert")(
+        rows[3]["input"], return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = loaded(input_ids=tokens["input_ids"]).logits[0]
+    assert list(rows[3]["probabilities"].values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+
+
+def test_predictions_replace_their_like_alone(call, succeeds, workshop, tmp_path):
+    model, file = workshop / "model" / "t5", tmp_path / "predictions.jsonl"
+    flags = ("-m", model, "--limit", 4, "--save-predictions", file)
+    succeeds("evaluate-t5.py", *flags)
+    written = file.read_bytes()
+    succeeds("evaluate-t5.py", *flags)
+    assert file.read_bytes() == written
+    for foreign in (b'{"input": "mine", "prediction": "too"}\n', b'{"script": "evaluate-distilbert.py"}\n', b"", b"x"):
+        file.write_bytes(foreign)
+        code, _, err = call("evaluate-t5.py", *flags)
+        assert code == 2 and is_one_line(err)
+        assert f"{file}: exists already and are no predictions of evaluate-t5.py" in err
+        assert file.read_bytes() == foreign
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--save-predictions", "one.jsonl"), "--save-predictions one.jsonl: several models would have one file"),
+        (("--save-predictions", "{name}.x", "--report", "{name}.x"), "--report and --save-predictions: both name"),
+    ],
+)
+def test_predictions_that_would_be_lost_are_refused(call, workshop, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workshop / "model" / "t5", tmp_path / "other")
+    code, _, err = call("evaluate-t5.py", "-m", workshop / "model" / "t5", tmp_path / "other", *flags)
+    assert code == 2 and words in err and is_one_line(err)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"problem_type": "multi_label_classification"}, "several labels for one text are not supported"),
+        ({"problem_type": "regression"}, "'problem_type': regression: regression, a number for a text"),
+        ({"id2label": {"0": "x"}, "label2id": {"x": 0}}, "'num_labels': 1: regression, a number for a text"),
+    ],
+)
+def test_other_kinds_of_classifiers_are_refused(call, model_for, changes, words):
+    model = model_for("classification")
+    edit_config(model, **changes)
+    code, _, err = call("evaluate-distilbert.py", "-m", model)
+    assert code == 2 and is_one_line(err)
+    assert f"{model}: config.json: " in err and words in err
+
+
+def test_a_summarization_model_has_longest_lengths_of_its_own(succeeds, workshop, tmp_path):
+    """T5 has no positions of its own, and the tiny tokenizer no limit."""
+    shutil.copytree(workshop / "model" / "t5", tmp_path / "model")
+    data = {"folder": str(workshop / "data" / "t5"), **LANGUAGES}
+    record = {"task": "summarization", "tokenizer": None, "data": data}
+    (tmp_path / "model" / "record.json").write_text(json.dumps(record))
+    flags = ("-t", workshop / "tokenizer" / "t5", "--limit", 2)
+    result = succeeds("evaluate-t5.py", "-m", tmp_path / "model", *flags)
+    assert (result["max_length"], result["max_new_tokens"]) == (512, 128)
+    result = succeeds("evaluate-t5.py", "-m", workshop / "model" / "t5", *flags)
+    assert (result["max_length"], result["max_new_tokens"]) == (128, 60)
+
+
+# --- the best epoch by a metric ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finetuned(succeeds, tmp_path):
+    """finetuned(model, *flags): (result of model-level fine-tuning of a pruned model, its stats)."""
+
+    def run(model, *flags, out="tuned"):
+        conf, scheme, library = tmp_path / "conf.json", tmp_path / "scheme.json", tmp_path / "library"
+        succeeds("config_generator.py", "-m", model, "-o", conf, "--attention", 0.5, "--linear", 0.3, "-n", 1)
+        succeeds("prune_scheme_generator.py", "-i", conf, "-o", scheme)
+        succeeds("prune.py", "-m", model, "-c", scheme, "-o", library)
+        which = ("-m", model, "-p", library, "-c", conf, "-n", 0, "-o", tmp_path / out, "--batch-size", 8)
+        result = succeeds("model-level_finetuning.py", *which, *flags)
+        return result, read_csv(tmp_path / f"{out}.csv")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "task, metric", [("translation", "chrf"), ("summarization", "rouge_l"), ("classification", "f1")]
+)
+def test_the_best_epoch_by_a_metric(succeeds, finetuned, model_for, tmp_path, task, metric):
+    """The figure in the stats is that of the evaluation of what was saved, on the validation split."""
+    result, rows = finetuned(model_for(task), "--metric-for-best", metric, "--epochs", 3, "--lr", 3e-3)
+    values = [float(row[metric]) for row in rows]
+    assert len(values) == 4 and result["best_epoch"] in [n for n, value in enumerate(values) if value == max(values)]
+    assert (result[f"val_{metric}_before"], result[f"val_{metric}"]) == (values[0], max(values))
+    evaluated = succeeds(SCRIPTS[task], "-m", tmp_path / "tuned", "--split", "validation", "--bootstrap", 0)
+    assert evaluated[metric] == pytest.approx(max(values))
+    made_from = read_json(tmp_path / "tuned" / "record.json")["made_from"]
+    assert made_from["metric_for_best"] == metric
+    assert ("max_new_tokens" in made_from) == (task != "classification")
+
+
+def test_without_a_metric_the_key_and_the_stats_are_as_before(finetuned, model_for, tmp_path):
+    _, rows = finetuned(model_for("classification"), "--epochs", 1)
+    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run"]
+    made_from = read_json(tmp_path / "tuned" / "record.json")["made_from"]
+    assert not {"metric_for_best", "metric_examples", "max_new_tokens"} & made_from.keys()
+
+
+def test_joint_fine_tuning_chooses_by_the_mean_over_compositions(succeeds, call, chain, workshop, tmp_path):
+    which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-o", tmp_path / "joint", "--batch-size", 8)
+    metric = ("--metric-for-best", "chrf", "--metric-examples", 4)
+    result = succeeds("block-level_finetuning.py", *which, *metric, "--epochs", 1)
+    values = [float(row["chrf"]) for row in read_csv(tmp_path / "joint.csv")]
+    assert len(values) == 3 and result["val_chrf"] == max(values)
+    code, _, err = call("block-level_finetuning.py", *which, *metric, "--method", "train")
+    assert code == 2 and "--metric-for-best: goes with --method joint" in err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--metric-for-best", "accuracy"], "--metric-for-best accuracy: of translation it is one of loss, bleu, chrf"),
+        (["--metric-examples", "3"], "--metric-examples: goes with --metric-for-best"),
+        (["--max-new-tokens", "3"], "--max-new-tokens: goes with --metric-for-best"),
+    ],
+)
+def test_metrics_that_cannot_be_chosen_by(call, chain, workshop, tmp_path, flags, words):
+    which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
+    code, _, err = call("model-level_finetuning.py", *which, "-o", tmp_path / "out", *flags)
+    assert code == 2 and words in err and is_one_line(err)
