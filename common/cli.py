@@ -230,8 +230,8 @@ def add_shard_flag(parser, what):
         "--shard",
         type=shard,
         metavar="I/N",
-        help=f"{what} of the I-th of N shares of the blocks alone, I from 0: a job of its own; all jobs may work at once "
-        "on one folder",
+        help=f"{what} of the I-th of N shares of the blocks alone, I from 0, for a job of its own; all jobs may work "
+        "at once on one folder",
     )
 
 
