@@ -172,6 +172,13 @@ def add_configuration_flags(parser, *, library_help, output):
     )
     add_dtype_flag(parser)
     parser.add_argument(
+        "--push-to-hub",
+        metavar="ID",
+        help="upload the finished folder to this repository of the hub, as the user of the last login or of HF_TOKEN; "
+        "{n} as in -o",
+    )
+    parser.add_argument("--private", action="store_true", help="make that repository a private one, if it is new")
+    parser.add_argument(
         "--max-shard-size",
         type=size_of_file,
         metavar="SIZE",
@@ -192,13 +199,17 @@ def check_form(args):
     """Make sure that what was asked for of the output's form can be.
 
     Raises:
-        UserError: a sparse .pth, or several files for a .pth or sparse weights.
+        UserError: a sparse .pth, several files for a .pth or sparse weights, or a .pth for the hub.
     """
     is_pth = args.output.endswith(".pth")
     if args.sparse and is_pth:
         raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
     if args.max_shard_size and (is_pth or args.sparse):
         raise UserError(f"--max-shard-size: {'a .pth' if is_pth else '--sparse'} is one file; leave the flag out")
+    if args.push_to_hub and is_pth:
+        raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
+    if args.private and not args.push_to_hub:
+        raise UserError("--private: goes with --push-to-hub")
 
 
 def numbered(template, flag, numbers):

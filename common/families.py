@@ -228,10 +228,15 @@ def family_name(model_type: str) -> str:
     return name
 
 
+def family_named(model_type: str) -> Family:
+    """The family of a model type, see `family_name`."""
+    return FAMILIES[family_name(model_type)]
+
+
 def family_of(config) -> Family:
     """The family of a transformers config, a compact model's or not.
 
     Raises:
         UserError: the suite does not know the model type.
     """
-    return FAMILIES[family_name(config.model_type)]
+    return family_named(config.model_type)

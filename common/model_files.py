@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from common import modeling_compact, modeling_seq2seq
 from common.errors import UserError
-from common.families import COMPACT, FAMILIES, family_name
+from common.families import COMPACT, family_named, family_of
 from common.records import parse_json, read_json
 from common.schema import (
     FILE_NAME,
@@ -170,7 +170,7 @@ def check_config(where: object, settings: dict) -> str:
     """
     check(where, settings, CONFIG)
     model_type = settings["model_type"]
-    usual = next(iter(FAMILIES[family_name(model_type)].model_classes.values()))
+    usual = next(iter(family_named(model_type).model_classes.values()))
     is_own = model_type.startswith(COMPACT) or not hasattr(transformers, usual)
     if "auto_map" in settings and not is_own:  # of our own we have the code ourselves
         raise UserError(f"{where}: 'auto_map' names code of the model's own, which is never run")
@@ -207,7 +207,7 @@ def check_single_label(config) -> None:
     Raises:
         UserError: it does not.
     """
-    if FAMILIES[family_name(config.model_type)].decoder:  # what generates has these settings too, and never reads them
+    if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
     remedy = "give a model for single_label_classification"
     kind = config.problem_type

@@ -4,8 +4,9 @@ Its queries, keys, values and outputs are Linears apart, so that heads can be re
 sum, the encoder and the decoder once more at the end; positions are sinusoids that are added to the embeddings, which
 are scaled by the square root of the width (Vaswani et al., arXiv 1706.03762).
 
-This file needs torch and transformers alone. A copy of it goes into the folder of every such model, which then loads
-wherever these two are, with `trust_remote_code=True`; in a process that has imported the suite it loads without.
+This file needs torch and transformers alone, of a version that `NEEDS_TRANSFORMERS` says. A copy of it goes into the
+folder of every such model, which then loads wherever these two are, with `trust_remote_code=True`; in a process that
+has imported the suite it loads without.
 
 A compact model is one that has fewer heads and neurons, as its config says. `kept_heads` and `kept_neurons` are those
 of `modeling_compact`: by the dotted path of a block, the numbers that its heads have in the original, or a count.
@@ -29,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IGNORED = -100  # the label of padding
+NEEDS_TRANSFORMERS = ">=5.23"  # said in files; seen to load with 5.23.0 and 5.24.0
 
 
 class Seq2SeqConfig(PreTrainedConfig):
@@ -78,6 +80,9 @@ class Seq2SeqConfig(PreTrainedConfig):
             tie_word_embeddings=tie_word_embeddings,
             **kwargs,
         )
+
+    def to_dict(self):
+        return super().to_dict() | {"needs_transformers": NEEDS_TRANSFORMERS}
 
 
 # --- layers ------------------------------------------------------------------------------------------------------

@@ -594,15 +594,14 @@ def test_bad_translation_folder(refuses, arguments, workshop, tmp_path, file, co
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, ["no such file"]),
+        (None, ["has no test split", "--test-file"]),
         ("", ["empty"]),
         ("{\n", ["line 1", "JSON"]),
         (b'{"text": "\xff", "label": 1}', ["UTF-8"]),
         *(
             ('{"text": "good", "label": 1}\n' + row + "\n", ["line 2", "'label'"])
             for row in [
-                '{"text": "bad", "label": "0"}',
-                '{"text": "bad", "label": -1}',
+                '{"text": "bad", "label": ["0"]}',
                 '{"text": "bad", "label": true}',
                 '{"text": "bad", "label": 0.5}',
                 '{"text": "bad"}',
@@ -611,6 +610,8 @@ def test_bad_translation_folder(refuses, arguments, workshop, tmp_path, file, co
             ]
         ),
         ('{"text": "good", "label": 7}\n', ["label 7"]),
+        ('{"text": "good", "label": -1}\n', ["label -1"]),
+        ('{"text": "good", "label": "bad"}\n', ["label 'bad'", "LABEL_0, LABEL_1"]),
     ],
 )
 def test_bad_classification_folder(refuses, arguments, workshop, tmp_path, content, words):

@@ -78,15 +78,16 @@ def bert_blocks(base="bert", projections=("self.query", "self.key", "self.value"
     return expected
 
 
-def bart_blocks():
+def bart_blocks(
+    qkvo=("q_proj", "k_proj", "v_proj", "out_proj"), forward=("fc1", "fc2"), names=("self_attn", "encoder_attn")
+):
     """The feed-forward Linears lie in the layer, beside the attention modules."""
-    qkvo = ("q_proj", "k_proj", "v_proj", "out_proj")
     expected = []
-    for side, attentions in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "encoder_attn"])):
+    for side, attentions in (("encoder", names[:1]), ("decoder", names)):
         for i in range(2):
             layer = f"model.{side}.layers.{i}"
             expected += [(f"{layer}.{name}", qkvo, 4, side) for name in attentions]
-            expected.append((f"{layer}.feed_forward", ("fc1", "fc2"), 0, side))
+            expected.append((f"{layer}.feed_forward", forward, 0, side))
     return expected
 
 
@@ -98,6 +99,7 @@ EXPECTED = {
     **{kind: bert_blocks("roberta") for kind in ("roberta", "xlm-roberta")},
     **{kind: bert_blocks("deberta", DEBERTA_LINEARS) for kind in ("deberta-v2", "deberta-v2-unshared")},
     **{kind: t5_blocks(("wi_0", "wi_1", "wo")) for kind in ("t5-gated", "t5-flan", "mt5", "umt5")},
+    "seq2seq": bart_blocks(QKVO, ("wi", "wo"), ("self_attention", "cross_attention")),
     **{kind: bart_blocks() for kind in ("bart", "mbart", "marian", "pegasus")},
 }
 

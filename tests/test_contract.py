@@ -12,7 +12,7 @@ from helpers import ROOT, SCRIPTS, as_arguments, call_apart, good_flags, is_one_
 
 # The spellings are fixed: users' own scripts depend on them.
 SPELLINGS = {
-    "download_model.py": ["MODEL_TYPE"],
+    "download_model.py": ["MODEL_TYPE", "--checkpoint", "-t", "--task", "--data", "--train-file", "--prefix"],
     "config_generator.py": ["-m", "-o", "--attention", "--linear", "-n"],
     "prune_scheme_generator.py": ["-i", "-o"],
     "prune.py": ["-m", "-c", "-o"],

@@ -317,10 +317,10 @@ def test_hub_ids_stay_hub_ids_and_nothing_stays_nothing(tmp_path, target, named)
 
 def test_data_come_from_the_flag_the_record_or_the_family_in_this_order(workshop):
     loaded = load_model(workshop / "model" / "t5")
-    assert data_source("given", loaded) == "given"
-    assert (workshop / "data" / "t5").samefile(data_source(None, loaded))
+    assert data_source("given", loaded).data == "given"
+    assert (workshop / "data" / "t5").samefile(data_source(None, loaded).data)
     loaded.record = {}
-    assert data_source(None, loaded) == "bentrevett/multi30k"
+    assert data_source(None, loaded).data == "bentrevett/multi30k"
 
 
 # --- tokenizers ----------------------------------------------------------------------------------------------------

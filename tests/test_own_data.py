@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import MODELS, build_model, build_tokenizer, is_one_line, read_json, transformers
+from helpers import MODELS, ROOT, build_model, build_tokenizer, is_one_line, read_json, transformers
 
 from common.data import load_examples
 from common.errors import UserError
@@ -438,3 +438,48 @@ def test_a_missing_test_split_is_asked_for_never_guessed(here, succeeds, refuses
     assert "few.csv: too few examples to hold some out of train; give --validation-file" in few
     assert "has no test split; give one with --test-file, or evaluate with --split validation" in refuses(*evaluate)
     assert succeeds(*evaluate, "--split", "validation")["examples"] == 3
+
+
+# --- the document, as it stands --------------------------------------------------------------------------------------
+
+
+def walk(title, succeeds):
+    """Run the commands of a section of docs/data.md; the last one's result."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    found = [shlex.split(line) for line in re.findall(r"^\$ python (.+)$", text, re.MULTILINE)]
+    assert len(found) == 7
+    for script, *arguments in found:
+        result = succeeds(script, *arguments)
+    return result
+
+
+def loaded_in_half(of_class):
+    """The compact model of a walk, as transformers loads it; its file is in half precision."""
+    model, report = of_class.from_pretrained(
+        Path("model-finetuned/0"), trust_remote_code=True, output_loading_info=True, dtype="auto"
+    )
+    assert model.dtype == torch.float16 and not report["missing_keys"] and not report["unexpected_keys"]
+    return model
+
+
+def test_a_three_class_csv_ends_in_a_compact_folder_in_half_precision(here, succeeds):
+    checkpoint(here / "my-classifier", "bert")
+    for name in ("feedback.csv", "later.csv"):
+        write_csv(name, ["message", "verdict"], REVIEWS)
+    result = walk("A classifier and a CSV", succeeds)
+    model = loaded_in_half(transformers.AutoModelForSequenceClassification)
+    assert result["examples"] == 30 and model.config.id2label == dict(enumerate(NAMES))
+    assert 0 < result["parameters"] == sum(p.numel() for p in model.parameters())
+    original = transformers.AutoModelForSequenceClassification.from_pretrained(here / "my-classifier")
+    assert result["parameters"] < original.num_parameters()
+
+
+def test_a_pair_of_text_files_ends_in_a_compact_folder_in_half_precision(here, succeeds):
+    checkpoint(here / "my-translator", "t5")
+    text_files(here)
+    result = walk("A translator and two text files", succeeds)
+    model = loaded_in_half(transformers.AutoModelForSeq2SeqLM)
+    assert result["examples"] == len(PAIRS) and "bleu" in result
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+    record = read_json(here / "model-finetuned" / "0" / "record.json")
+    assert record["data"]["prefix"] == "translate English to French: " and record["data"]["target_lang"] == "fr"

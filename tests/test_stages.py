@@ -11,6 +11,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,7 +484,8 @@ def test_record_knows_tokenizer_and_data(succeeds, workshop, chain, tmp_path, mo
         "evaluate-t5.py", "-m", path, "-t", workshop / "tokenizer" / "t5", "--data", workshop / "data" / "t5"
     )
     found = succeeds("evaluate-t5.py", "-m", os.path.relpath(path))
-    assert without_seconds(found) == without_seconds(given) | {"model": os.path.relpath(path)}
+    named = {"model": os.path.relpath(path), "data": found["data"]}
+    assert without_seconds(found) == without_seconds(given) | named and Path(found["data"]).samefile(given["data"])
     assert found["examples"] == 16
 
 
