@@ -67,6 +67,7 @@ def build_parser():
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
         "that each variant's held-out error is least with",
     )
+    cli.add_shard_flag(parser, "fine-tune the variants")
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=None, early_stop=2, stats="the library's name and .csv")
     joint = parser.add_argument_group("joint fine-tuning", "flags of --method joint")
@@ -96,7 +97,7 @@ def build_parser():
 
 def run(args):
     check_flags(args)
-    stats_file = args.stats or f"{Path(args.output)}.csv"
+    stats_file = args.stats or f"{Path(args.output)}{of_shard(args)}.csv"
     from common.blocks import find_blocks
     from common.inputs import open_study, tracking_folder
     from common.library import PRUNED, Library
@@ -109,6 +110,7 @@ def run(args):
     loaded = opened.loaded
     args.method = args.method or loaded.study.method
     if args.method == "joint":
+        cli.refuse_unused(args, ["shard"], "the variants of --method joint are tuned together; leave it out")
         check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
@@ -128,6 +130,7 @@ def check_flags(args):
     if real(args.library) == real(args.output):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     if args.in_sequence:
+        cli.refuse_unused(args, ["shard"], "goes without --in-sequence, which solves one block after the other")
         if "method" in args.given and args.method != "reconstruct":
             raise UserError(f"--method {args.method}: --in-sequence is for --method reconstruct, which it implies")
         args.method = "reconstruct"
@@ -323,13 +326,16 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.composition import choose
     from common.inputs import open_tracking, recipe_from
     from common.library import FINE_TUNED, IN_SEQUENCE
-    from common.schemes import Pair
+    from common.schemes import Pair, by_block
     from common.stats import seconds_of, write_stats, write_variant_stats
     from common.teacher import BlockObjective
     from common.training import Epoch, Progress, fit
 
     loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes
     pairs = pruned.variants()
+    if args.shard:
+        number, count = args.shard
+        pairs = [pair for each in list(by_block(pairs).values())[number::count] for pair in each]
     if args.in_sequence:
         conf, number = args.in_sequence
         (choice,) = choose(loaded, [args.library], conf, [int(number)])
@@ -497,6 +503,11 @@ def train_shares(args, opened, blocks, learners, key, keys, train, held_out, rec
     return Progress(max((rows for _, rows in gathered), key=len))
 
 
+def of_shard(args):
+    """What tells a shard's own files from those of the others; "" without one."""
+    return "-shard-{}-of-{}".format(*args.shard) if args.shard else ""
+
+
 def open_library(args, opened, stage):
     """The library to write to. The first process starts it, the others wait for that."""
     from common.library import Library
@@ -512,7 +523,9 @@ def open_checkpoint(args, key, keys, talk, processes):
     """The state of an unfinished run for the library; see `checkpoints.Checkpoint`."""
     from common.checkpoints import Checkpoint
 
-    return Checkpoint(Path(args.output) / "unfinished", key, keys, 60 * args.save_every, talk, processes)
+    return Checkpoint(
+        Path(args.output) / f"unfinished{of_shard(args)}", key, keys, 60 * args.save_every, talk, processes
+    )
 
 
 def nothing_to_do(args, skipped, stats_file, runs):
@@ -520,7 +533,7 @@ def nothing_to_do(args, skipped, stats_file, runs):
     from common.checkpoints import remove_checkpoints
     from common.stats import seconds_of
 
-    remove_checkpoints(Path(args.output) / "unfinished")
+    remove_checkpoints(Path(args.output) / f"unfinished{of_shard(args)}")
     return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(stats_file, {*runs, ""})}
 
 

@@ -27,13 +27,16 @@ def build_parser():
 def run(args):
     outputs = cli.numbered(args.output, "-o", args.nth)
     inputs = {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer}
+    repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart({"-o": list(outputs.values())}, inputs)
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
     cli.check_form(args)
     from common.composition import choose
+    from common.hub import check_push, push
     from common.inputs import open_model, open_tokenizer
 
+    check_push(repositories.values())
     opened = open_model(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     tokenizer = open_tokenizer(args, opened.loaded)
@@ -52,13 +55,16 @@ def run(args):
             f"{outputs[choice.nth]}: configuration {choice.nth} out of {choice.libraries}, "
             f"sparsity {counts['sparsity']:.4f}"
         )
+    for result in results if repositories else []:
+        repository = repositories[result["configuration"]]
+        result["pushed_to"] = push(result["output"], repository, args.private, opened.runtime.talk)
     return results[0] if len(results) == 1 else {"models": results}
 
 
 def compose_one(args, opened, choice, tokenizer, output):
     """Compose and save a configuration's model, unless it is there; returns its counts of parameters."""
     from common.compact import make_compact
-    from common.composition import compose, composed_record
+    from common.composition import compose, composed_record, removed_parts
     from common.evaluation import parameter_counts
     from common.inputs import form_from
     from common.models import data_source, is_made, load_model, round_to, save_model
@@ -70,11 +76,12 @@ def compose_one(args, opened, choice, tokenizer, output):
         return parameter_counts(load_model(output).model)
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
+    removed = removed_parts(model, masks)
     if form.compact:
         model, masks = make_compact(model, masks, choice.patterns)
     round_to(output, model, form.dtype)
     source = data_source(None, loaded)
-    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source)
+    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed)
     save_model(
         output,
         model,

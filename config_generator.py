@@ -66,6 +66,8 @@ def build_parser():
 
 
 def run(args):
+    if args.search and args.shard:
+        return score_share(args)
     check_writable(args.output, is_file=True)
     configurations, result = (search if args.search else generate)(args)
     content = configurations.to_json()
@@ -141,30 +143,34 @@ def check_patterns(configurations, model):
         check_variant(block, blocks[block], block_tensors(model, blocks[block]), scheme.blocks[block][variant])
 
 
+def score_share(args):
+    """Score one share of the libraries' variants, which a search finds in their records then; returns the result."""
+    searching = ["budget", "budget_of", "measure", "rounds", "report", "output"]
+    cli.refuse_unused(args, searching, "goes with the search that follows, without --shard")
+    opened, _, candidates = open_candidates(args)
+    number, count = args.shard
+    scores = candidates.scores(args.shard)
+    opened.runtime.talk.say(f"share {number} of {count}: {candidates.scored} variants scored")
+    blocks = [name for name, variants in scores.items() if len(variants) > 1]
+    return {
+        "shard": f"{number}/{count}",
+        "blocks": len(blocks),
+        "scored": candidates.scored,
+        "seconds": round(candidates.seconds["scores"], 3),
+    }
+
+
 def search(args):
     """For each budget, the configuration of the libraries' variants that loses least."""
-    rates = ["attention", "linear", "feed_forward", "pattern", "number", "grid", "random"]
-    cli.refuse_unused(args, rates, "has no part in a --search")
     outputs = {"-o": args.output, "--report": args.report}
     check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
     check_report(args.report, NAME)
-    grid = schemes.read_configurations(args.configurations)
-    from common.composition import check_model
-    from common.inputs import open_study
-    from common.library import Libraries
-    from common.search import Candidates, check_feasible, count, find, limits, rates_of, report
+    from common.search import check_feasible, count, find, limits, rates_of, report
 
-    opened = open_study(args)
-    loaded, talk = opened.loaded, opened.runtime.talk
-    check_model(grid.model, loaded, args.configurations)
-    libraries = Libraries.open(args.search, loaded.identity["fingerprint"])
-    libraries.check_together()
-    validation = opened.split(args, "validation")
-    candidates = Candidates(
-        loaded, grid, libraries, validation, opened.runtime, number=args.score_examples, objective=args.objective
-    )
+    opened, grid, candidates = open_candidates(args)
+    talk, libraries = opened.runtime.talk, candidates.libraries
     processes = opened.runtime.processes
-    cost = processes.agree(count(args.measure, loaded, candidates.keeps(), opened.runtime.device))
+    cost = processes.agree(count(args.measure, opened.loaded, candidates.keeps(), opened.runtime.device))
     if cost.excess:
         talk.say(
             f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
@@ -177,8 +183,8 @@ def search(args):
     check_feasible(cost, allowed)
     if not candidates.held_back:
         talk.say(
-            f"all {len(validation)} validation examples are scored on and none are left to hold back, so what is found "
-            "is checked on the scoring examples alone; a smaller --score-examples leaves some"
+            f"all {len(candidates.validation)} validation examples are scored on and none are left to hold back, so "
+            "what is found is checked on the scoring examples alone; a smaller --score-examples leaves some"
         )
     scores = candidates.scores()
     talk.say(
@@ -199,6 +205,27 @@ def search(args):
         "scored": candidates.scored,
         "seconds": {name: round(spent, 3) for name, spent in candidates.seconds.items()},
     }
+
+
+def open_candidates(args):
+    """What a search reads: (the opened model, the configurations of -c, the candidates)."""
+    rates = ["attention", "linear", "feed_forward", "pattern", "number", "grid", "random"]
+    cli.refuse_unused(args, rates, "has no part in a --search")
+    grid = schemes.read_configurations(args.configurations)
+    from common.composition import check_model
+    from common.inputs import open_study
+    from common.library import Libraries
+    from common.search import Candidates
+
+    opened = open_study(args)
+    check_model(grid.model, opened.loaded, args.configurations)
+    libraries = Libraries.open(args.search, opened.loaded.identity["fingerprint"])
+    libraries.check_together()
+    validation, number = opened.split(args, "validation"), args.score_examples
+    candidates = Candidates(
+        opened.loaded, grid, libraries, validation, opened.runtime, number=number, objective=args.objective
+    )
+    return opened, grid, candidates
 
 
 def main(argv=None):

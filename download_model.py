@@ -83,6 +83,7 @@ def run(args):
         download,
         is_made,
         load_model,
+        origin_of,
         original_dtype,
         reference,
         round_to,
@@ -125,6 +126,7 @@ def run(args):
             "skipped": True,
             **parameter_counts(load_model(model_path).model),
         }
+    dtype, origin = "float32", {}  # of what is trained here
     if is_demo:
         model, tokenizer, measured = demo.build(
             args.model_type,
@@ -135,11 +137,11 @@ def run(args):
             talk=talk,
             checkpoint=unfinished,
         )
-        source, task, dtype = DataSource(data=str(data_path)), usual_task(family), "float32"
+        source, task = DataSource(data=str(data_path)), usual_task(family)
     elif from_scratch:
         if makes_data:
             demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
-        source, task, dtype = DataSource(data=str(data_path)) if makes_data else given, usual_task(family), "float32"
+        source, task = DataSource(data=str(data_path)) if makes_data else given, usual_task(family)
         model, tokenizer, measured = train(
             source, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished
         )
@@ -154,12 +156,14 @@ def run(args):
             talk.say(f"{source}: can be read; splits that are there: {', '.join(splits)}")
         dtype = args.dtype or original_dtype(checkpoint)
         round_to(model_path, model, dtype)
+        origin = origin_of(checkpoint)
     save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
         made_from,
         model_type=args.model_type or family_name(model.config.model_type),
         task=task,
+        **origin,
         measured=measured,
         data=source and source.to_json(model_path),
         tokenizer=reference(tokenizer_path, model_path),

@@ -39,6 +39,7 @@ def run(args):
     cli.check_form(args)
     outputs = cli.numbered(args.output, "-o", args.nth)
     stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
         {
@@ -50,6 +51,7 @@ def run(args):
         },
     )
     from common.composition import choose
+    from common.hub import check_push, push
     from common.inputs import open_study, quality_from, recipe_from, tracking_folder
     from common.stats import check_stats
 
@@ -57,6 +59,7 @@ def run(args):
         tracking_folder(args, outputs[nth])
         check_writable(outputs[nth], is_file=outputs[nth].endswith(".pth"))
         check_stats(stats_files[nth])
+    check_push(repositories.values())
     opened = open_study(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
@@ -85,6 +88,9 @@ def run(args):
         )
         for choice in choices
     ]
+    for result in results if repositories else []:
+        repository = repositories[result["configuration"]]
+        result["pushed_to"] = push(result["output"], repository, args.private, opened.runtime.talk)
     return results[0] if len(results) == 1 else {"models": results}
 
 
@@ -93,7 +99,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     from common.blocks import find_blocks, rest_of
     from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.compact import make_compact
-    from common.composition import compose
+    from common.composition import compose, removed_parts
     from common.inputs import form_from, open_tracking
     from common.models import check_range, is_made, read_measured, round_to
     from common.stats import runs_in, seconds_of, write_stats
@@ -124,6 +130,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
 
     model = copy.deepcopy(loaded.model)
     masks = compose(model, choice)
+    removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
     if form.compact:
         model, masks = make_compact(model, masks, choice.patterns)
@@ -165,7 +172,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
         if quality:
             measured |= {name: quality.of(model), f"{name}_float32": learner.best_metric}
-    measured |= save(form, opened, choice, model, masks, measured, made_from, output)
+    measured |= save(form, opened, choice, model, masks, removed, measured, made_from, output)
     checkpoint.remove()
     talk.say(
         f"{output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
@@ -181,7 +188,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     }
 
 
-def save(form, opened, choice, model, masks, measured, made_from, output):
+def save(form, opened, choice, model, masks, removed, measured, made_from, output):
     """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters."""
     from common.composition import composed_record
     from common.evaluation import parameter_counts
@@ -189,7 +196,15 @@ def save(form, opened, choice, model, masks, measured, made_from, output):
 
     counts = parameter_counts(model)
     record = composed_record(
-        NAME, made_from, choice, opened.loaded, output, opened.tokenizer, opened.source, measured=measured | counts
+        NAME,
+        made_from,
+        choice,
+        opened.loaded,
+        output,
+        opened.tokenizer,
+        opened.source,
+        removed,
+        measured=measured | counts,
     )
     if opened.runtime.processes.is_first:
         save_model(

@@ -228,6 +228,12 @@ def _stages():
             ("compact",),
         ),
         Stage(
+            "compose-half",
+            f"{compose} -p solved -n 1 -o half --compact --dtype float16 --max-shard-size 10KB",
+            (*t5, "conf.json", "solved"),
+            ("half",),
+        ),
+        Stage(
             "compose-sparse", f"{compose} -p solved -n 1 -o sparse --sparse", (*t5, "conf.json", "solved"), ("sparse",)
         ),
         Stage(
@@ -268,6 +274,7 @@ def _stages():
             "evaluate-pth", "evaluate-t5.py -m baseline-0.pth --limit 4 --max-new-tokens 8", (*t5, "baseline-0.pth"), ()
         ),
         Stage("evaluate-compact", "evaluate-t5.py -m compact --limit 4 --max-new-tokens 8", (*t5, "compact"), ()),
+        Stage("evaluate-half", "evaluate-t5.py -m half --limit 4 --max-new-tokens 8", (*t5, "half"), ()),
         Stage("evaluate-sparse", "evaluate-t5.py -m sparse --limit 4 --max-new-tokens 8", (*t5, "sparse"), ()),
         Stage(
             "evaluate-distilbert",

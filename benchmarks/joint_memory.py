@@ -36,6 +36,7 @@ GIB = 2**30
 SHAPES = {  # (width, neurons, layers, heads) of T5
     "small": (512, 2048, 6, 8),
     "base": (768, 3072, 12, 12),
+    "large": (1024, 4096, 24, 16),
 }
 
 

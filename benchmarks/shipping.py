@@ -1,8 +1,9 @@
 """Ways to run a compact model elsewhere: what each takes on disk and in time, and whether it computes the same.
 
-The ways are those of docs/shipping.md. A JSON line for each: bytes on disk; milliseconds for a batch, median, least and
-most of the rounds, all ways in turn; quality on examples of the test split; on how many of these the answer is the same
-as that of the model as transformers runs it. Needs onnx, onnxscript and onnxruntime beside the suite's requirements.
+The ways are those of docs/shipping.md. A JSON line for each: bytes on disk; the processor's milliseconds for a batch,
+median, least and most of the rounds, all ways in turn, to be read with one thread; quality on examples of the test
+split; on how many of these the answer is the same as that of the model as transformers runs it. Needs onnx, onnxscript
+and onnxruntime beside the suite's requirements.
 
 Translation is greedy. All but `generate`, which keeps keys and values, run the decoder over all tokens at each step.
 """
@@ -11,12 +12,13 @@ import copy
 import statistics
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
 import onnxruntime
 import torch
-from measure import build_parser, cli, emit, in_turn, machine
+from measure import build_parser, cli, emit, machine
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
@@ -213,8 +215,7 @@ def run(args):
         else:
             ways = classifying(models, sizes, batches[0], Path(folder))
     middle = batches[len(batches) // 2]
-    timed = {way: partial(answer, middle) for way, (answer, _) in ways.items()}
-    seconds = in_turn(timed, args.rounds, device)
+    seconds = processor_seconds({way: partial(answer, middle) for way, (answer, _) in ways.items()}, args.rounds)
     of_transformers = None
     for way, (answer, size) in ways.items():
         answers = [row for batch in batches for row in answer(batch)]
@@ -229,6 +230,20 @@ def run(args):
             same_answers=sum(a == b for a, b in zip(answers, of_transformers)),
         )
     return setting
+
+
+def processor_seconds(ways, rounds):
+    """Seconds that this process computes, {way: [of each round]}: on one thread the time it takes where nothing else
+    runs. A warm-up of each, then A B A B …"""
+    for way in ways.values():
+        way()
+    seconds = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    return seconds
 
 
 def quality(opened, examples, order, answers):

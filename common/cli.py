@@ -172,6 +172,13 @@ def add_configuration_flags(parser, *, library_help, output):
     )
     add_dtype_flag(parser)
     parser.add_argument(
+        "--push-to-hub",
+        metavar="ID",
+        help="upload the finished folder to this repository of the hub, as the user of the last login or of HF_TOKEN; "
+        "{n} as in -o",
+    )
+    parser.add_argument("--private", action="store_true", help="make that repository a private one, if it is new")
+    parser.add_argument(
         "--max-shard-size",
         type=size_of_file,
         metavar="SIZE",
@@ -192,13 +199,17 @@ def check_form(args):
     """Make sure that what was asked for of the output's form can be.
 
     Raises:
-        UserError: a sparse .pth, or several files for a .pth or sparse weights.
+        UserError: a sparse .pth, several files for a .pth or sparse weights, or a .pth for the hub.
     """
     is_pth = args.output.endswith(".pth")
     if args.sparse and is_pth:
         raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
     if args.max_shard_size and (is_pth or args.sparse):
         raise UserError(f"--max-shard-size: {'a .pth' if is_pth else '--sparse'} is one file; leave the flag out")
+    if args.push_to_hub and is_pth:
+        raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
+    if args.private and not args.push_to_hub:
+        raise UserError("--private: goes with --push-to-hub")
 
 
 def numbered(template, flag, numbers):
@@ -212,6 +223,16 @@ def numbered(template, flag, numbers):
             f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"
         )
     return {n: template.replace("{n}", str(n)) for n in numbers}
+
+
+def add_shard_flag(parser, what):
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help=f"{what} of the I-th of N shares of the blocks alone, I from 0, for a job of its own; all jobs may work "
+        "at once on one folder",
+    )
 
 
 def add_search_flags(parser):
@@ -264,6 +285,8 @@ def add_search_flags(parser):
         help="how often, at most, a choice is improved by scoring variants within the chosen model",
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
+    add_shard_flag(group, "search nothing yet, and score the variants")
+    add_precision_flag(group)
     add_data_flags(parser, batch_size=32)
     own = [action.dest for action in parser._actions if action.dest not in {*others, "search"}]
     parser.set_defaults(search_flags=own)
@@ -290,6 +313,7 @@ def add_evaluation_flags(parser):
     )
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test", help="of the data set")
     parser.add_argument("--beams", type=few, default=1, help="beams of a translation's search; 1 is greedy")
+    add_precision_flag(parser)
     parser.add_argument(
         "--bootstrap",
         type=some,
@@ -394,12 +418,7 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         default=early_stop,
         help="stop after this many epochs without a better validation loss; 0 never stops early",
     )
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
-    )
+    add_precision_flag(parser)
     parser.add_argument("--stats", help=f"CSV for the losses of every epoch; without it {stats}")
     parser.add_argument(
         "--track",
@@ -421,6 +440,16 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
     )
 
 
+def add_precision_flag(parser):
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16"],
+        default="fp32",
+        help="bf16 runs the forward pass under autocast; tf32 rounds the factors of its products, on GPUs that can; "
+        "weights, losses and what is solved stay fp32",
+    )
+
+
 def add_from_scratch_flags(parser):
     """The flags of a model that is trained from scratch; what is not given is as usual for its data."""
     group = parser.add_argument_group("training", "of a seq2seq model; what is left out is as suits the data")
@@ -431,12 +460,7 @@ def add_from_scratch_flags(parser):
     group.add_argument("--epochs", type=some, help="epochs")
     group.add_argument("--batch-size", type=positive, help="examples a batch")
     group.add_argument("--lr", type=positive_number, help="peak learning rate")
-    group.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="bf16 runs the forward pass under autocast; weights and losses stay fp32",
-    )
+    add_precision_flag(group)
     parser.set_defaults(from_scratch_flags=[action.dest for action in group._group_actions])
 
 
@@ -460,6 +484,13 @@ def add_whole_model_flags(parser):
         "--dropout",
         action=argparse.BooleanOptionalAction,
         help="train with the model's own dropout or without; by default as it suits the model family",
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=positive,
+        default=1,
+        metavar="PIECES",
+        help="take each batch in so many pieces, one after another, for less memory; the step is that of the whole",
     )
     parser.add_argument(
         "--metric-for-best",
@@ -532,6 +563,14 @@ def duration(seconds):
             rest = seconds % size // of_small
             return f"{seconds // size} {large}" + (f" {rest} {small}" if rest else "")
     return f"{seconds} s"
+
+
+def shard(text):
+    """An argparse type: (I, N) of "I/N"."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count) <= LARGEST):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no share such as 0/4, the first of four")
+    return int(number), int(count)
 
 
 class Talk:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block, set_rest
 from common.errors import UserError
 from common.library import REST, Libraries
@@ -104,6 +106,7 @@ class Choice:
     variants: dict[str, str]
     libraries: Libraries
     patterns: dict[str, str]
+    rates: dict[str, float]  # the mean rate that was asked for, by kind of module
 
     def keys(self) -> dict[str, str]:
         """What each variant and the rest were made from, as digests by block: part of what a model is made from.
@@ -114,6 +117,12 @@ class Choice:
         keys = {block: self.libraries.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
         rest = self.libraries.rest_key()
         return keys | ({REST: rest} if rest else {})
+
+    def made_with(self) -> dict[str, object]:
+        """How the variants were made: of the settings in their libraries' entries those that all of them share."""
+        entries = [self.libraries.entry(Pair(*item))["made_from"] for item in self.variants.items()]
+        first = entries[0] if entries else {}
+        return {name: value for name, value in first.items() if all(each.get(name) == value for each in entries)}
 
     def origin(self, output: str | Path) -> dict:
         """Where the variants came from, for the record of a model at `output`.
@@ -161,7 +170,7 @@ def choose(
             check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
     libraries = Libraries.open(library_paths, loaded.identity["fingerprint"])
     choices = [
-        Choice(nth, variants, libraries, _patterns(blocks, removed))
+        Choice(nth, variants, libraries, _patterns(blocks, removed), scheme.requested[nth])
         for nth, (variants, removed) in zip(numbers, selected)
     ]
     for choice in choices:
@@ -198,19 +207,52 @@ def compose(model, choice: Choice) -> dict:
     return masks
 
 
-def composed_record(script: str, made_from: dict, choice: Choice, loaded, output: str, tokenizer, source, **content):
+@torch.no_grad()
+def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, list[int]]]:
+    """What masks remove from a model's blocks: {kind of block: {"heads", "neurons", "weights": [removed, all]}}.
+
+    Args:
+        masks: as `compose` gives them, of the model before it is made compact.
+    """
+    found = {}
+    for block in find_blocks(model).values():
+        *inner, out = (f"{block.root}.{linear}.weight" for linear in block.linears)
+        whole = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*inner, out)}
+        keeps = {name: masks.get(name, keep) for name, keep in whole.items()}
+        # A part is gone if all its weights are.
+        used = torch.stack([keeps[out].any(dim=0), *(keeps[name].any(dim=1) for name in inner)]).any(dim=0)  # (width,)
+        parts = "heads" if block.kind == "attention" else "neurons"
+        if block.heads:
+            used = used.view(block.heads, -1).any(dim=1)
+        counts = {parts: used, "weights": torch.cat([keep.flatten() for keep in keeps.values()])}
+        for name, kept in counts.items():
+            gone_and_all = found.setdefault(block.kind, {}).setdefault(name, [0, 0])
+            gone_and_all[0] += int((~kept).sum())
+            gone_and_all[1] += kept.numel()
+    return found
+
+
+def composed_record(
+    script: str, made_from: dict, choice: Choice, loaded, output: str, tokenizer, source, removed: dict, **content
+):
     """The record of a model that was composed out of `loaded`, the original: see `records.make_record`.
 
     Args:
         source: where the data are; None if that is not known.
+        removed: see `removed_parts`.
     """
     return make_record(
         script,
         made_from,
         task=loaded.task.name,
         original=loaded.identity | {"model": reference(loaded.path, output)},
+        base_model=loaded.record.get("base_model") or loaded.identity["name"],
+        **loaded.license,
+        configuration={"number": choice.nth, "rates": choice.rates},
         variants=choice.variants,
+        removed=removed,
         **choice.origin(output),
+        made_with=choice.made_with(),
         data=source and source.to_json(output),
         tokenizer=reference(tokenizer.name_or_path, output),
         **content,

@@ -1,8 +1,10 @@
 """Where to compute, and what every pass over data needs to know."""
 
+import contextlib
 import functools
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ class Runtime:
     """How data go through a model: on which device, how many examples at once, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another.
+    training, one after another. `precision`: see `computing`.
     """
 
     device: torch.device
@@ -25,6 +27,7 @@ class Runtime:
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
+    precision: str = "fp32"
 
     def now(self) -> float:
         """Seconds of a monotonic clock, once the device has done what it was given."""
@@ -75,15 +78,29 @@ def elapsed(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") 
     return start.elapsed_time(end) / 1000
 
 
-def in_full_precision(function):
-    """Run a function without gradients and outside any autocast region.
+@contextlib.contextmanager
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """How a model's forward pass computes: "fp32"; "tf32", products of factors rounded to 10 bits, on GPUs that can; or
+    "bf16", under autocast. Parameters stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
-    Inside one, products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the solution.
+
+def in_full_precision(function):
+    """Run a function without gradients, in float32 whatever surrounds it.
+
+    In an autocast region products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the
+    solution.
     """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with torch.no_grad(), computing(torch.device("cpu"), "fp32"), computing(torch.device("cuda"), "fp32"):
             return function(*args, **kwargs)
 
     return run

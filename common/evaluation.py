@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.data import Examples, evaluation_batches
-from common.devices import Runtime
+from common.devices import Runtime, computing
 from common.errors import UserError
 
 # How many batches greedy search takes through the decoder at once. A step of it holds one token of each example, where
@@ -49,8 +49,9 @@ def translate(
     started = runtime.now()
     order = runtime.processes.share(evaluation_batches(examples, together))
     for positions in runtime.talk.progress(order, "translating"):
-        states, mask = _encode(model, examples, positions, runtime)
-        tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
+        with computing(runtime.device, runtime.precision):
+            states, mask = _encode(model, examples, positions, runtime)
+            tokens = model.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **search)
         translations |= zip(positions, tokenizer.batch_decode(tokens, skip_special_tokens=True))
         after_batch()
     return in_order(translations, runtime), runtime.now() - started
@@ -147,7 +148,8 @@ def class_logits(
     order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
     for positions in runtime.talk.progress(order, "classifying"):
         batch = examples.batch(positions, runtime.device)
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        with computing(runtime.device, runtime.precision):
+            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         check_outputs(logits)
         found |= zip(positions, logits.float().cpu())
         after_batch()

@@ -62,7 +62,8 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     loaded = load_model(path or the_model(args.model), device)
     processes = join(device)
     talk = Talk(args.quiet or not processes.is_first)
-    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes))
+    how = {"pieces": getattr(args, "accumulate", 1), "precision": getattr(args, "precision", "fp32")}
+    return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes, **how))
 
 
 def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
@@ -318,7 +319,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
                 "examples": len(examples),
                 "max_length": examples.longest,
                 "device": str(opened.runtime.device),
-                "precision": str(loaded.model.dtype).removeprefix("torch."),
+                "precision": opened.runtime.precision,
                 **scores,
                 **({"intervals": sure, "confidence": CONFIDENCE, "resamples": args.bootstrap} if sure else {}),
                 **scored.signatures(),

@@ -1,6 +1,6 @@
 """Models whose removed heads and neurons are gone, not just zero: the families of T5, BART and BERT.
 
-This file needs torch and transformers alone, of a version that `NEEDS_TRANSFORMERS` says. A copy of it goes into the
+This file needs torch and transformers alone, of a version that `needed_transformers` says. A copy of it goes into the
 folder of every compact model, which then loads wherever these two are, with `trust_remote_code=True`; in a process that
 has imported the suite it loads without.
 
@@ -44,11 +44,11 @@ from transformers import (
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
+from transformers.utils.versions import require_version
 
 # Before 5.x the layers of T5 shared their position bias with the mask in it, see `with_mask`.
 BIAS_HOLDS_MASK = "cache_position" in signature(T5Attention.compute_bias).parameters
 
-NEEDS_TRANSFORMERS = ">=4.56"  # said in files; seen to load with 4.56.2, 4.57.6, 5.0.0, 5.23.0 and 5.24.0
 NOTICE = (
     "a-compact-model, too small for this class: load it with "
     "transformers.{}.from_pretrained(FOLDER, trust_remote_code=True)"
@@ -346,8 +346,20 @@ class CompactConfig:
         return super().to_dict() | {
             self.activation_attribute: NOTICE.format(self.auto_model),
             "original_activation": getattr(self, self.activation_attribute),
-            "needs_transformers": NEEDS_TRANSFORMERS,
+            "needs_transformers": needed_transformers(self),
         }
+
+
+def needed_transformers(config):
+    """Which versions compute what a compact model is to compute. Seen: 4.56.2, 4.57.6, 5.0.0, 5.23.0 and 5.24.0.
+
+    Earlier ones scale the output of any T5-like decoder whose config ties the embeddings, and since transformers 5
+    every such config says so. They would load an untied model and silently compute something else.
+    """
+    name = config.model_type.removeprefix("compact-")
+    if getattr(config, "scale_decoder_outputs", True) is False:
+        return ">=5.24" if name == "umt5" else ">=5.0"
+    return ">=5.0" if name == "mt5" else ">=4.56"
 
 
 class OlderCompactConfig(CompactConfig):
@@ -364,6 +376,7 @@ class CompactModel:
     """What a compact model adds to the original's class."""
 
     def __init__(self, config):
+        require_version(f"transformers{getattr(config, 'needs_transformers', '')}")  # what the file says, if it is one
         super().__init__(config)
         make_smaller(self, config)
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from common.blocks import find_blocks
+from common.cards import CARD_NAME, license_of, model_card
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.files import atomic_file, atomic_folder, check_regular
@@ -80,6 +81,8 @@ MODEL_RECORD = Object(
         "task": Text(tuple(TASKS)),
         "tokenizer": REFERENCE,
         "data": DATA,
+        "base_model": Text(),
+        "license": Text(),
         "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
         "variants": MapOf(Text()),
         "measured": MapOf(Anything()),
@@ -141,6 +144,12 @@ class LoadedModel:
                 f"front of the inputs of {source} ('' for nothing)"
             )
         return usual if source.prefix is None else source.prefix
+
+    @property
+    def license(self) -> dict[str, str]:
+        """{"license": what the card in its folder says}, for records; {} where it says nothing."""
+        name = license_of(self.path)
+        return {"license": name} if name else {}
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -452,15 +461,29 @@ def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     return model, tokenizer
 
 
+def folder_of(checkpoint: str) -> Path:
+    """Where a checkpoint's files are: the local folder, or what `download` left in the local cache."""
+    return Path(transformers.utils.cached_file(checkpoint, "config.json", local_files_only=True)).parent
+
+
 def original_dtype(checkpoint: str) -> str:
-    """The type of a checkpoint's weights: of a local folder's, or of those that `download` left in the local cache."""
-    folder = Path(transformers.utils.cached_file(checkpoint, "config.json", local_files_only=True)).parent
+    """The type of a checkpoint's weights, once `download` has got it."""
+    folder = folder_of(checkpoint)
     settings = read_config(folder)
     try:
         files = weight_files(folder)
     except UserError:  # weights in a format of torch's own
         files = []
     return stored_dtype(settings, files)
+
+
+def origin_of(checkpoint: str) -> dict[str, str]:
+    """What a record says of a checkpoint that `download` has got: {"base_model"} and, if it is known, {"license"}."""
+    folder, is_local = folder_of(checkpoint), Path(checkpoint).is_dir()
+    license_name = license_of(folder)
+    return {"base_model": Path(checkpoint).resolve().name if is_local else checkpoint} | (
+        {"license": license_name} if license_name else {}
+    )
 
 
 # --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
@@ -494,7 +517,7 @@ def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor,
     Raises:
         UserError: a number is too large for the type.
     """
-    unsaved = set(model._keys_to_ignore_on_save or ())
+    unsaved = computed_weights(model)
     for name, tensor in model.state_dict().items():
         if dtype == "float32" or name in unsaved or not tensor.is_floating_point():
             continue
@@ -582,6 +605,10 @@ def save_model(
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        card = model_card(
+            path.absolute().name, model, record, dtype=dtype, sparse=sparse, has_tokenizer=tokenizer is not None
+        )
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
 
 

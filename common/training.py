@@ -18,7 +18,7 @@ from common import interruption
 from common.checkpoints import Checkpoint, text_of
 from common.cli import duration
 from common.data import Examples, evaluation_batches, training_batches
-from common.devices import Runtime, elapsed
+from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.masking import HeldMasks
 from common.processes import ALONE, Processes
@@ -673,9 +673,8 @@ def steps_of(examples: Examples, recipe: Recipe) -> int:
 
 @contextlib.contextmanager
 def forward(device: torch.device, recipe: Recipe, training: bool) -> Iterator[None]:
-    """The mode of a forward pass: gradients in training alone, bfloat16 where the recipe asks for it."""
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16", cache_enabled=False)
-    with torch.set_grad_enabled(training), autocast:
+    """The mode of a forward pass: gradients in training alone, and the recipe's precision."""
+    with torch.set_grad_enabled(training), computing(device, recipe.precision):
         yield
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from helpers import ROOT, build_model, examples
 
 from common import processes
 from common.cli import Talk
-from common.devices import Runtime
+from common.devices import Runtime, computing, in_full_precision
 from common.training import Learner, ModelObjective, Recipe, Tally, pieces_of, run_pass
 
 
@@ -185,3 +186,36 @@ def test_the_shares_of_a_batch_add_up(count, sizes):
     assert [sum(len(piece) for piece, _ in each) for each in own] == sizes
     assert sum(share for each in own for _, share in each) == pytest.approx(1)
     assert all(share == 0 for each in own[7:] for _, share in each)
+
+
+# --- precision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "precision, dtype", [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_a_forward_pass_computes_as_asked_and_what_is_solved_in_float32(precision, dtype):
+    layer, device = torch.nn.Linear(4, 4), torch.device("cpu")
+    solve = in_full_precision(lambda rows: (rows @ rows.T, torch.get_float32_matmul_precision()))
+    with computing(device, precision):
+        assert layer(torch.ones(2, 4)).dtype == dtype
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+        product, inside = solve(torch.ones(2, 4))
+        assert (product.dtype, inside) == (torch.float32, "highest")
+    assert torch.get_float32_matmul_precision() == "highest" and layer.weight.dtype == torch.float32
+
+
+def test_evaluation_and_scoring_in_bf16_say_so_and_come_near(succeeds, workshop, chain, tmp_path):
+    """Oracle: float32. Scores found in another precision are other scores."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        how = ("--precision", precision)
+        result = succeeds("evaluate-distilbert.py", "-m", workshop / "model" / "distilbert", *how)
+        assert result["precision"] == precision
+        search = ("-m", workshop / "model" / "t5", "-c", chain / "conf.json", "--search", tmp_path / "tuned")
+        shutil.copytree(chain / "tuned", tmp_path / "tuned", dirs_exist_ok=True)
+        searched = succeeds("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / precision, *how)
+        found[precision] = searched["dense"]["loss"]
+        again = succeeds("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / f"{precision}-2", *how)
+        assert (searched["scored"], again["scored"]) == (26, 0)
+    assert found["bf16"] != found["fp32"] and found["bf16"] == pytest.approx(found["fp32"], rel=0.02)

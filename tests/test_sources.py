@@ -149,7 +149,8 @@ def test_no_test_reaches_for_the_network():
     reaching = ("load_dataset", "snapshot_download", "hf_hub_download", "urlopen", "urlretrieve")
     for path in TESTS:
         tree = parsed(path)
-        modules = {name.partition(".")[0] for name in imports(ast.walk(tree))}
+        names = set(imports(ast.walk(tree))) - {"http.server"}  # the stand-in of the hub, on this machine
+        modules = {name.partition(".")[0] for name in names}
         assert not modules & {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket"}, path
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):

@@ -86,7 +86,7 @@ def test_every_task_has_its_metrics_and_their_intervals(succeeds, model_for, tmp
         "examples": 16,
         "max_length": longest,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "precision": "float32",
+        "precision": "fp32",
         "resamples": 1000,
     }
     assert result["data"].endswith(f"data/{model.name}") and result["confidence"] == 0.95

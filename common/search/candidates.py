@@ -56,6 +56,7 @@ class Candidates:
         self.runtime = runtime
         scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
         scored_on += [key for key in [libraries.rest_key()] if key]
+        scored_on += [runtime.precision] * (runtime.precision != "fp32")  # as it was before there was a choice
         self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         rest = libraries.rest()
@@ -145,16 +146,18 @@ class Candidates:
         library's."""
         return self.real(dict.fromkeys(self.blocks, DENSE))
 
-    def scores(self):
+    def scores(self, shard=(0, 1)):
         """By how much each variant alone raises the objective: {block: {variant: number}}.
 
+        Args:
+            shard: (I, N), for the I-th of N shares of the blocks alone.
         What a library's record knows already, of the same variant and examples, is taken from there; what is found
         out is written there, block by block.
         """
         base = self.base()
         started = self.runtime.now()
         found = {name: {DENSE: 0.0} for name in self.blocks}
-        for name, variants in self.scheme.blocks.items():
+        for name, variants in list(self.scheme.blocks.items())[shard[0] :: shard[1]]:
             todo = [
                 variant
                 for variant in variants

@@ -13,6 +13,7 @@ single column, which keeps what lies between them, and is done entry by entry, n
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import torch
 from torch.func import functional_call
@@ -20,7 +21,7 @@ from torch.nn.functional import linear as apply_linear
 
 from common.blocks import Block, set_block
 from common.data import Examples, evaluation_batches
-from common.devices import Runtime
+from common.devices import Runtime, computing
 from common.tasks import IGNORED
 
 
@@ -110,7 +111,7 @@ def score_composed(
     examples: Examples,
     runtime: Runtime,
 ) -> dict[str, float]:
-    """What a copy of the teacher with other tensors in some blocks loses: {"loss", "kl"}, see `score_block`.
+    """What a copy of the teacher with other tensors in some blocks loses, in float32; see `score_block`.
 
     Args:
         blocks: all of the teacher's.
@@ -119,7 +120,7 @@ def score_composed(
     model = copy.deepcopy(teacher)
     for name, tensors in replacements.items():
         set_block(model, blocks[name], tensors)
-    return score_block(model, teacher, blocks, None, {}, examples, runtime)[None]
+    return score_block(model, teacher, blocks, None, {}, examples, replace(runtime, precision="fp32"))[None]
 
 
 @torch.no_grad()
@@ -149,7 +150,7 @@ def score_block(
     model.eval()
     teacher.eval()
     order, found = runtime.processes.share(evaluation_batches(examples, runtime.batch_size)), []
-    with Replaceable(model, blocks).opened() as replaceable:
+    with Replaceable(model, blocks).opened() as replaceable, computing(runtime.device, runtime.precision):
         for positions in runtime.talk.progress(order, name or "model"):
             batch = examples.batch(positions, runtime.device)
             real = batch["labels"] != IGNORED  # (batch,) or (batch, length)

@@ -1,0 +1,156 @@
+"""The peak memory of every stage for T5 models of true size with random weights, beside what the formula says.
+
+A model, a tokenizer of made-up words and a few sentences of them are written to a folder; then the suite's own programs
+run there one after another, each in a process of its own, whose peak is what the system says of it. The part that does
+not depend on the model (code, libraries) is measured with a model of next to no size, stage by stage.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from joint_memory import GIB, SHAPES
+from measure import ROOT, build_parser, cli, emit, machine, transformers
+
+from common.errors import UserError
+from common.models import model_class
+
+TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
+WORDS = 400  # of the tokenizer
+RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n", "1"]
+
+
+def parser():
+    flags = build_parser(__doc__.partition("\n\n")[0])
+    flags.add_argument("--sizes", nargs="+", choices=SHAPES, default=["small", "base"], help="of the T5")
+    flags.add_argument("--sentences", type=cli.positive, default=256, help="for calibration and training")
+    flags.add_argument("--length", type=cli.positive, default=20, help="words of a sentence")
+    flags.add_argument("--work", help="folder for models and libraries; without it a temporary one")
+    return flags
+
+
+def stages(args):
+    """{stage: command line}, in order."""
+    few = ["--limit", args.sentences, "--batch-size", 8, "--max-length", args.length + 2]
+    tuned = ["block-level_finetuning.py", *few, "--calibration", args.sentences]
+    return {
+        "configurations": ["config_generator.py", *RATES],
+        "scheme": ["prune_scheme_generator.py"],
+        "prune": ["prune.py"],
+        "closed form": [*tuned, "--method", "reconstruct", "-o", "solved"],
+        "joint": [*tuned, "--method", "joint", "-o", "joint", "--epochs", 1, "--epoch-size", 16],
+        "compose": ["compose_model.py", "-p", "solved", "-n", 0, "-o", "composed"],
+        "compact": ["compose_model.py", "-p", "solved", "-n", 0, "-o", "compact", "--compact"],
+        "model level": ["model-level_finetuning.py", "-p", "solved", "-n", 0, "-o", "tuned", *few]
+        + ["--epochs", 1, "--epoch-size", 16],
+        "evaluate": ["evaluate-t5.py", "-m", "compact", "--split", "validation", "--max-new-tokens", 8, *few],
+    }
+
+
+def formula(stage, model, library, statistics):
+    """Bytes that a stage takes beside its code: see docs/how-it-works.md, "Memory of the stages".
+
+    Args:
+        model, library: bytes of the model, and of one variant of each of its blocks, in float32.
+        statistics: most bytes of the closed form's sums and rows.
+    """
+    return {
+        "configurations": 2 * model,
+        "prune": 2 * model,
+        "closed form": 2 * model + 4 * library + statistics,
+        "joint": 3 * model + 5.25 * library + 3 * (model - library),
+        "compose": 2 * model + library,
+        "compact": 2 * model + library,
+        "model level": 5 * model + 0.25 * library,
+        "evaluate": 2 * model,
+    }.get(stage)
+
+
+def write_study(folder, shape, args):
+    """A model with its tokenizer and data in a folder, as download_model.py leaves them; returns its parameters."""
+    width, neurons, layers, heads = shape
+    torch.manual_seed(args.seed)
+    config = transformers.T5Config(
+        vocab_size=32128, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
+    )
+    model = model_class("t5")(config)
+    model.save_pretrained(folder / "model" / "t5")
+    words = [f"w{number}" for number in range(WORDS)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -5.0) for word in words), ("▁", -9.0)]
+    transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder / "tokenizer" / "t5")
+    record = {"tokenizer": {"folder": "../tokenizer/t5"}, "data": {"folder": "../data"}}
+    (folder / "model" / "t5" / "record.json").write_text(json.dumps(record))
+    (folder / "data").mkdir()
+    draw = random.Random(args.seed)
+    for stem, count in (("train", args.sentences), ("val", 32), ("test2016", 8)):
+        for language in ("en", "de"):
+            lines = (" ".join(draw.choices(words, k=args.length)) + "\n" for _ in range(count))
+            (folder / "data" / f"{stem}.{language}").write_text("".join(lines))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def peak_of(command, folder):
+    """Run one of the suite's programs in a folder; returns (its peak in bytes, seconds)."""
+    started = time.perf_counter()
+    with (folder / "log.txt").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / command[0], *map(str, command[1:])], cwd=folder, stdout=log, stderr=log
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{command[0]} ended with exit code {process.returncode}; see {folder}/log.txt")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), time.perf_counter() - started
+
+
+def measure(size, shape, args, code):
+    """Run all stages for one size; returns their peaks.
+
+    Args:
+        code: {stage: bytes} that do not depend on the model; None to find them.
+    """
+    peaks = {}
+    with tempfile.TemporaryDirectory(dir=args.work, prefix=f"memory-{size}-") as folder:
+        parameters = write_study(Path(folder), shape, args)
+        model = 4 * parameters
+        library = 4 * (parameters - 32128 * shape[0])
+        for stage, command in stages(args).items():
+            peaks[stage], seconds = peak_of(command, Path(folder))
+            known = formula(stage, model, library, 0)
+            if code is None or known is None:
+                continue
+            emit(
+                figure="memory",
+                size=size,
+                parameters=parameters,
+                stage=stage,
+                peak_gib=round(peaks[stage] / GIB, 3),
+                code_gib=round(code[stage] / GIB, 3),
+                formula_gib=round((known + code[stage]) / GIB, 3),
+                models=round((peaks[stage] - code[stage]) / model, 2),
+                ratio=round(peaks[stage] / (known + code[stage]), 3),
+                seconds=round(seconds, 1),
+            )
+    return peaks
+
+
+def run(args):
+    emit(figure="setting", **machine(torch.device("cpu")))
+    code = measure("tiny", TINY, args, None)
+    for size in args.sizes:
+        measure(size, SHAPES[size], args, code)
+    return {"figure": "done", "sizes": args.sizes}
+
+
+def main(argv=None):
+    return cli.launch(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
