@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
+from common.data import Batch
 from common.errors import UserError
 from common.families import family_of
 from common.tasks import IGNORED
@@ -158,6 +159,16 @@ def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
 def token_mask(block: Block, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Which tokens of a block's output are real: bool (batch, length). Padding belongs in no loss or statistic."""
     return batch["labels"] != IGNORED if block.side == "decoder" else batch["attention_mask"].bool()
+
+
+def real_rows(block: Block, batch: Batch, some: torch.Tensor | None = None) -> torch.Tensor:
+    """The same as numbers for `data.rows_of`, int64 (tokens,) on the batch's device.
+
+    Args:
+        some: positions, on the CPU; of these alone, counted as they stand there.
+    """
+    mask = token_mask(block, batch.host)
+    return batch.numbers(mask if some is None else mask[:, some])
 
 
 def features(

@@ -9,12 +9,43 @@ import torch
 from common.errors import UserError
 from common.records import digest
 from common.sources import DataSource, fixed_sample, read_texts
-from common.tasks import Classification, Translation, padded
+from common.tasks import IGNORED, Classification, Translation, padded
 
 SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
 
 
 # --- tokenizing ------------------------------------------------------------------------------------------------
+
+
+class Batch(dict):
+    """Tensors of a batch on a device, by name; and in `host` as they are in the CPU's memory.
+
+    What depends on their values, such as which tokens are padding, is found out there: nothing waits for the device.
+    """
+
+    def __init__(self, host: dict[str, torch.Tensor], device: torch.device):
+        super().__init__({name: to_device(tensor, device) for name, tensor in host.items()})
+        self.host, self.device = host, device
+
+    def numbers(self, mask: torch.Tensor) -> torch.Tensor:
+        """The numbers of the true entries of a mask in the CPU's memory, row by row: int64, on the batch's device."""
+        return to_device(mask.flatten().nonzero().flatten(), self.device)
+
+    def labelled(self) -> torch.Tensor:
+        """The numbers of the labels that are none of padding."""
+        return self.numbers(self.host["labels"] != IGNORED)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; the copy to a GPU is queued there, from pinned memory."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def rows_of(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Rows (tokens, …) of a tensor (batch, length, …), or of one (batch, …) that has a row for each example."""
+    return tensor[numbers] if tensor.dim() < 3 else tensor.flatten(0, 1)[numbers]
 
 
 @dataclass
@@ -81,7 +112,7 @@ class Examples:
         }
         if self.types:
             batch["token_type_ids"] = padded([self.types[i] for i in positions], 0)
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return Batch(batch, torch.device(device))
 
 
 def load_examples(

@@ -6,8 +6,8 @@ every block can be run on the very inputs that the block had, and be compared wi
 
 import torch
 
-from common.blocks import Block, block_calls, token_mask
-from common.data import Examples, evaluation_batches
+from common.blocks import Block, block_calls, real_rows
+from common.data import Examples, evaluation_batches, rows_of
 from common.devices import Runtime, in_full_precision
 from common.schemes import Pair, by_block
 from common.training import Loss, Recipe, forward
@@ -38,12 +38,12 @@ class BlockObjective:
         pairs = by_block(learners)
         while calls:
             call = calls.pop(0)  # and let go of it when its variants are done
-            real = token_mask(call.block, batch)
-            target = call.output[real].float()  # (tokens, d_model)
+            real = real_rows(call.block, batch)
+            target = rows_of(call.output, real).float()  # (tokens, d_model)
             power = target.pow(2).sum()
             for pair in pairs[call.block.name]:
                 with forward(target.device, self.recipe, training):
-                    output = call.replay(learners[pair].parameters)[real].float()
+                    output = rows_of(call.replay(learners[pair].parameters), real).float()
                     loss = (output - target).pow(2).sum() / power
                 yield Loss(pair, loss, power)
 
@@ -72,11 +72,11 @@ def held_out_errors(
     for positions in runtime.talk.progress(order, "held-out error"):
         batch = examples.batch(positions, runtime.device)
         for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
-            real = token_mask(call.block, batch)
-            target = call.output[real].float()  # (tokens, d_model)
+            real = real_rows(call.block, batch)
+            target = rows_of(call.output, real).float()  # (tokens, d_model)
             power = target.pow(2).sum()
             for pair in pairs[call.block.name]:
-                outputs = (call.replay(tensors)[real].float() for tensors in candidates[pair])
+                outputs = (rows_of(call.replay(tensors), real).float() for tensors in candidates[pair])
                 errors = [(output - target).pow(2).sum() for output in outputs]
                 found[pair].append(torch.stack([*errors, power]))  # they are read at the end: nothing waits here
     none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch

@@ -17,12 +17,11 @@ import torch
 from common import interruption
 from common.checkpoints import Checkpoint, text_of
 from common.cli import duration
-from common.data import Examples, evaluation_batches, training_batches
+from common.data import Examples, evaluation_batches, rows_of, training_batches
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.masking import HeldMasks
 from common.processes import ALONE, Processes
-from common.tasks import IGNORED
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so many
@@ -705,12 +704,11 @@ class ModelObjective:
         distill = self.recipe.distill if training else 0.0
         with forward(batch["labels"].device, self.recipe, training):
             output = self.model(**batch)
-            real = batch["labels"] != IGNORED  # (batch,) or (batch, length)
-            loss = output.loss
+            real, loss = batch.labelled(), output.loss
             if distill:
                 with torch.no_grad():
-                    wanted = self.teacher(**batch).logits[real].float().log_softmax(-1)
-                found = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
+                    wanted = rows_of(self.teacher(**batch).logits, real).float().log_softmax(-1)
+                found = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
                 loss = (1 - distill) * loss + distill * divergence
-        yield Loss(name, loss, real.sum().float())
+        yield Loss(name, loss, torch.full((), float(len(real)), device=loss.device))

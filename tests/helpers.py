@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import evaluation  # noqa: E402
 from common.cli import Talk  # noqa: E402
-from common.data import Examples  # noqa: E402
+from common.data import Batch, Examples  # noqa: E402
 from common.devices import Runtime  # noqa: E402
 from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration  # noqa: E402
 from common.models import load_model  # noqa: E402
@@ -504,7 +504,7 @@ def padded_batch(kind):
     if kind not in CLASSIFIERS:
         labels = torch.randint(2, 64, (2, 6), generator=generator)
         labels[1, 3:] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return Batch({"input_ids": ids, "attention_mask": mask, "labels": labels}, CPU)
 
 
 @torch.no_grad()

@@ -140,7 +140,8 @@ def test_a_model_type_that_is_not_known_is_named():
     config = t5_config()
     config.model_type = "gpt2"
     with pytest.raises(
-        UserError, match="model type 'gpt2' is not supported; known are t5, mt5, umt5, bart, mbart, marian, pegasus, "
+        UserError,
+        match="model type 'gpt2' is not supported; known are t5, mt5, umt5, bart, mbart, marian, seq2seq, pegasus, ",
     ):
         family_of(config)
     assert family_of(distilbert_config()) is FAMILIES["distilbert"]

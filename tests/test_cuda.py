@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from helpers import QUIET, build_model, examples
+
+from common.devices import Runtime
+from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -21,3 +25,21 @@ def test_every_stage_runs_on_the_gpu_and_agrees_with_the_cpu(workshop, tmp_path,
         succeeds("model-level_finetuning.py", *common, "-p", f"tuned-{device}", "-n", 0, "-o", device, "--epochs", 1)
         succeeds(evaluate, "-m", device, "--device", device, "--limit", 4)
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=1e-2)
+
+
+def test_training_steps_do_not_wait_for_the_gpu():
+    """After a first step, in which memory is allocated and kernels are loaded."""
+    device = torch.device("cuda")
+    model, data = build_model("t5").to(device), examples("t5", 16)
+    recipe = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0)
+    learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
+    runtime, tally = Runtime(device, 4, QUIET), Tally(["x"])
+    order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    run_pass({"x": learner}, ModelObjective(model, recipe), data, order[:1], runtime, "", tally)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_pass({"x": learner}, ModelObjective(model, recipe), data, order, runtime, "", tally)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert (learner.steps, tally.done) == (3, 3) and tally.result().losses["x"] > 0

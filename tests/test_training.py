@@ -15,7 +15,7 @@ from helpers import RUNTIME, build_model, padded_batch, recipe
 from common.blocks import block_tensors, find_blocks
 from common.checkpoints import Checkpoint
 from common.cli import Talk
-from common.data import Examples
+from common.data import Batch, Examples
 from common.errors import UserError
 from common.interruption import Interrupted, heeded
 from common.masking import parameter_masks, prune_block
@@ -195,11 +195,14 @@ def test_block_loss_is_the_nmse_over_real_tokens():
 def test_more_padding_does_not_change_a_block_loss():
     model, batch = build_model("t5"), padded_batch("t5")
     pad = torch.nn.functional.pad
-    wider = {
-        "input_ids": pad(batch["input_ids"], (0, 5)),
-        "attention_mask": pad(batch["attention_mask"], (0, 5)),
-        "labels": pad(batch["labels"], (0, 4), value=-100),
-    }
+    wider = Batch(
+        {
+            "input_ids": pad(batch["input_ids"], (0, 5)),
+            "attention_mask": pad(batch["attention_mask"], (0, 5)),
+            "labels": pad(batch["labels"], (0, 4), value=-100),
+        },
+        torch.device("cpu"),
+    )
     learners = block_learners(model, recipe(), examples())
     before, after = block_losses(model, learners, batch), block_losses(model, learners, wider)
     for name in VARIANTS:

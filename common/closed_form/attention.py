@@ -18,6 +18,7 @@ from common.closed_form.least_squares import (
     solve,
     with_ones,
 )
+from common.data import rows_of
 from common.masking import parameter_masks
 
 VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds the Gram matrix
@@ -50,16 +51,16 @@ def attention_rows(call, some, real, directions, bases):
     directions than the model, it holds the principal ones of the first batch.
 
     Args:
-        some: the positions to read; `real`: which tokens there are no padding, (batch, positions).
+        some: the positions to read; `real`: which rows of (batch, positions) are no padding.
         bases: {block: (d_model, directions)}; filled here on the block's first call.
     """
     block = call.block
     *_, values, out = block.linears
-    features = at_least_float32(call.inputs[out][:, some][real])  # (tokens, heads * width)
+    features = at_least_float32(rows_of(call.inputs[out][:, some], real))  # (tokens, heads * width)
     if not directions:
         return with_ones(features, block.has_bias)
-    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])[real]
-    attended = at_least_float32(attended)  # (tokens, heads, d_model)
+    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])
+    attended = at_least_float32(rows_of(attended, real))  # (tokens, heads, d_model)
     if block not in bases:
         d_model, flat = attended.shape[-1], attended.flatten(0, 1)
         power = torch.nan_to_num(flat.T @ flat, nan=0, posinf=0, neginf=0)  # eigh refuses what overflowed

@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 import torch
 
-from common.blocks import Block, BlockCall, Variant, block_calls, block_tensors, set_block, token_mask, watch
+from common.blocks import Block, BlockCall, Variant, block_calls, block_tensors, real_rows, set_block, token_mask, watch
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
 from common.closed_form.reconstruction import OVERSAMPLING, sampling
-from common.data import Examples, evaluation_batches
+from common.data import Examples, evaluation_batches, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.families import family_of
 from common.schemes import Pair
@@ -84,9 +84,10 @@ def reconstruct_in_sequence(
 
 
 class Sample(NamedTuple):
-    """A batch's part in a block's regressions: the tokens at the positions `some` that `real` says are no padding.
+    """A batch's part in a block's regressions: of the tokens at the positions `some` those that are no padding.
 
-    `real`: bool (batch, chosen positions). `target`: what the student's block is to add, (tokens, d_model).
+    `real`: their numbers among (batch, chosen positions). `target`: what the student's block is to add there, (tokens,
+    d_model).
     """
 
     student: BlockCall
@@ -97,7 +98,7 @@ class Sample(NamedTuple):
 
     def inputs(self, call: BlockCall) -> torch.Tensor:
         """What one of the two calls' first Linear read there, (tokens, d_model)."""
-        return call.inputs[call.block.linears[0]][:, self.some][self.real]
+        return rows_of(call.inputs[call.block.linears[0]][:, self.some], self.real)
 
 
 def gather(
@@ -113,11 +114,10 @@ def gather(
     positions_of = sampling(block, own, directions(block, own), examples, oversampling)
     for number, positions in enumerate(evaluation_batches(examples, runtime.batch_size)):
         batch = examples.batch(positions, runtime.device)
-        real = token_mask(block, batch)
-        some = positions_of(number, real.shape[1]).to(runtime.device)
-        real = real[:, some]
+        some = positions_of(number, token_mask(block, batch.host).shape[1])
+        real, some = real_rows(block, batch, some), to_device(some, runtime.device)
         (right, stream), (call, own_stream) = (run_up_to(block, model, batch) for model in (teacher, student))
-        target = (right.output + stream - own_stream)[:, some][real]
+        target = rows_of((right.output + stream - own_stream)[:, some], real)
         yield Sample(call, right, some, real, target)
 
 

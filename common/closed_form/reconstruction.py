@@ -36,11 +36,11 @@ from functools import partial
 
 import torch
 
-from common.blocks import Block, Variant, block_tensors, token_mask, watch
+from common.blocks import Block, Variant, block_tensors, real_rows, token_mask, watch
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
-from common.data import Examples, evaluation_batches
+from common.data import Examples, evaluation_batches, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.processes import Processes
 from common.schemes import Pair
@@ -221,13 +221,14 @@ def gather(
     grams, bases, inputs = {}, {}, {block: {} for block in moving}  # inputs: {number of a batch: rows}
 
     def read(batch, number, call):
-        block, real = call.block, token_mask(call.block, batch)
-        some = positions_of[block](number, real.shape[1]).to(runtime.device)
+        block = call.block
+        some = positions_of[block](number, token_mask(block, batch.host).shape[1])
+        real, some = real_rows(block, batch, some), to_device(some, runtime.device)
         if block.kind == "attention":
-            rows = attention_rows(call, some, real[:, some], moving[block], bases)
+            rows = attention_rows(call, some, real, moving[block], bases)
             grams[block] = add_products(grams.get(block), rows)
         else:
-            inputs[block][number] = call.inputs[block.linears[0]][:, some][real[:, some]]
+            inputs[block][number] = rows_of(call.inputs[block.linears[0]][:, some], real)
 
     def run(batches):
         for number, positions in runtime.talk.progress(batches, "statistics"):

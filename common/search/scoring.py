@@ -20,9 +20,8 @@ from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
 from common.blocks import Block, set_block
-from common.data import Examples, evaluation_batches
+from common.data import Examples, evaluation_batches, rows_of
 from common.devices import Runtime, computing
-from common.tasks import IGNORED
 
 
 class Replaceable:
@@ -153,20 +152,20 @@ def score_block(
     with Replaceable(model, blocks).opened() as replaceable, computing(runtime.device, runtime.precision):
         for positions in runtime.talk.progress(order, name or "model"):
             batch = examples.batch(positions, runtime.device)
-            real = batch["labels"] != IGNORED  # (batch,) or (batch, length)
-            rows = []
+            real, rows = batch.labelled(), []
             own = replaceable.run(batch)
-            wanted = (own if teacher is model else teacher(**batch)).logits[real].float().log_softmax(-1)
+            wanted = (own if teacher is model else teacher(**batch)).logits
+            wanted = rows_of(wanted, real).float().log_softmax(-1)
             for variant in (None, *variants):
                 output = own if variant is None else replaceable.run_with(name, variants[variant], batch)
-                given = output.logits[real].float().log_softmax(-1)  # (tokens, classes)
+                given = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
                 rows.append(torch.stack([output.loss.float(), divergence]))
-            found.append((torch.stack(rows), real.sum()))  # they are read at the end: nothing waits here
+            found.append((torch.stack(rows), len(real)))  # they are read at the end: nothing waits here
     sums, total = torch.zeros(1 + len(variants), 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for rows, count in found:
-        sums += rows.cpu().double() * count.cpu()
-        total += count.cpu()
+        sums += rows.cpu().double() * count
+        total += count
     runtime.processes.add([sums, total])
     means = (sums / total).tolist()
     return {variant: dict(zip(("loss", "kl"), each)) for variant, each in zip((None, *variants), means)}

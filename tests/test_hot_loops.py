@@ -1,0 +1,114 @@
+"""Nothing waits for the device in the loops over batches.
+
+A fake tensor has a shape and no values. Whatever needs a value (a boolean index, `item`, a copy into a list) raises
+where it meets one; with a tensor on a GPU it would wait for all that is queued there.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from helpers import QUIET, build_model, examples
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
+
+from common import data, teacher
+from common.block_level import JointObjective, Supernet, joint
+from common.blocks import block_tensors, find_blocks
+from common.devices import Runtime
+from common.masking import prune_block
+from common.schemes import Pair
+from common.teacher import BlockObjective
+from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
+
+RECIPE = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0, distill=0.5)
+RUNTIME = Runtime(torch.device("cpu"), 4, QUIET, pieces=2)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """The mode in which batches on the device are fake, while what is in the CPU's memory is not."""
+    mode = FakeTensorMode()
+    for owner, name in ((data.Examples, "batch"), (data.Batch, "labelled"), (teacher, "real_rows")):
+        monkeypatch.setattr(owner, name, outside(getattr(owner, name)))
+    monkeypatch.setattr(data, "to_device", lambda tensor, device: mode.from_tensor(tensor))
+    return mode
+
+
+def outside(function):
+    """A function that runs with real tensors, as what lies in the CPU's memory is."""
+
+    def run(*args):
+        with unset_fake_temporarily():
+            return function(*args)
+
+    return run
+
+
+def fake(mode, model):
+    with FakeCopyMode(mode):
+        return deepcopy(model)
+
+
+def train(mode, learners, objective, kind):
+    order, tally = [[0, 1, 2, 3], [4, 5, 6, 7]], Tally(learners)
+    with mode:
+        run_pass(learners, objective, examples(kind, 8), order, RUNTIME, "", tally)
+    assert all(learner.steps == 2 for learner in learners.values())
+    assert all(len(found[None]) == 2 * (RUNTIME.pieces if objective.divides else 1) for found in tally.found.values())
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_training_a_whole_model(fakes, kind):
+    model, original = (fake(fakes, build_model(kind)) for _ in range(2))
+    learner = Learner(dict(model.named_parameters()), {}, RECIPE, 2)
+    train(fakes, {"x": learner}, ModelObjective(model, RECIPE, original), kind)
+
+
+def variants_of(model):
+    variants = {}
+    for block in find_blocks(model).values():
+        own = block_tensors(model, block)
+        weights = {linear: own[f"{linear}.weight"].numel() // 2 for linear in block.linears}
+        for name in ("a", "b"):
+            variants[Pair(block.name, name)] = prune_block(block, own, {"heads": 0, "weights": weights})[0]
+    return variants
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_training_blocks(fakes, kind):
+    model = build_model(kind)
+    blocks, variants, original = find_blocks(model), variants_of(model), fake(fakes, model)
+    learners = {
+        pair: Learner(
+            {name: fakes.from_tensor(tensor.detach()).requires_grad_() for name, tensor in variant.tensors.items()},
+            {},
+            RECIPE,
+            2,
+        )
+        for pair, variant in variants.items()
+    }
+    train(fakes, learners, BlockObjective(original, blocks, RECIPE), kind)
+
+
+def test_training_all_variants_together(fakes, monkeypatch):
+    model = build_model("t5")
+    real = variants_of(model)
+    new = {
+        pair: each._replace(tensors={name: fakes.from_tensor(tensor.detach()) for name, tensor in each.tensors.items()})
+        for pair, each in real.items()
+    }
+    original = fake(fakes, model)
+    with monkeypatch.context() as patched:
+        patched.setattr(joint.copy, "deepcopy", lambda each: fake(fakes, each))
+        supernet = Supernet(model, find_blocks(model), new, {})
+    learner = supernet.make_learner(RECIPE, 2, 1.0)
+    assert learner.held.masks  # there are some to hold
+    learner.held.masks = {name: fakes.from_tensor(mask) for name, mask in learner.held.masks.items()}
+    train(fakes, {"library": learner}, JointObjective(supernet, RECIPE, {}, original), "t5")
+
+
+def test_a_wait_is_noticed(fakes):
+    """The very thing that these tests look for: a boolean index."""
+    tensor = fakes.from_tensor(torch.ones(3))
+    with fakes, pytest.raises(Exception, match="data-dependent|dynamic shape|nonzero"):
+        tensor[tensor > 0]
