@@ -48,10 +48,10 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: no such device here.
     """
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        return torch.device(own if torch.cuda.is_available() else "cpu")
+    name = own if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()

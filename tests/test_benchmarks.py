@@ -497,11 +497,16 @@ def test_joint_memory(capsys, monkeypatch):
             held["moments"] = sum(tensor.nbytes for tensor in moments)
             held["best_weights"] = sum(tensor.nbytes for tensor in learner.best.values())
             held["masks"] = sum(mask.nbytes for mask in learner.held.masks.values())
-            held["gradients"] = sum(p.grad.nbytes for p in learner.parameters.values() if p.grad is not None)
             held["trained"] = sum(tensor.nbytes for tensor in learner.parameters.values())
 
-    inner = Learner.observe
+    def clip(parameters, most):  # in a step, before they are let go of
+        parameters = list(parameters)
+        held["gradients"] = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        return clip_grad_norm(parameters, most)
+
+    inner, clip_grad_norm = Learner.observe, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(Learner, "observe", observe)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     monkeypatch.setitem(joint_memory.SHAPES, "small", (32, 48, 2, 4))
     code, (setting, figures), err = lines(joint_memory, capsys, "--size", "small", "--batch-size", 4)
     assert (code, err) == (0, "") and setting["variants"] == 5 * (6 + 4) and setting["steps"] == 5 + 1

@@ -516,7 +516,6 @@ def test_as_many_tokens_as_there_are_positions_are_fine(call, workshop, chain, t
         ("distilbert", "test.jsonl", '{"text": "\\ud800 a", "label": 1}\n', ["line 1", "surrogate"]),
         ("distilbert", "test.jsonl", '{"text": "a", "label": 1}\n' + "[" * 9000 + "\n", ["line 2", "malformed JSON"]),
         ("distilbert", "test.jsonl", "[" * 60 + "]" * 60 + "\n", ["line 1", "deep"]),
-        ("distilbert", "test.jsonl", '{"text": "a", "label": 1' + "0" * 400 + "}\n", ["line 1", "'label'"]),
         ("distilbert", "test.jsonl", '{"text": "a", "label": 1' + "0" * 5000 + "}\n", ["line 1", "malformed JSON"]),
         ("distilbert", "test.jsonl", '{"text": "a", "label": NaN}\n', ["line 1", "finite"]),
         ("distilbert", "test.jsonl", '{"text": "a", "label": 1, "label": 0}\n', ["line 1", "twice"]),
@@ -530,6 +529,13 @@ def test_data_line_by_line(refuses, workshop, tmp_path, kind, file, content, wor
     (folder / file).write_text(content)
     err = refuses(f"evaluate-{kind}.py", {"--data": folder})
     assert all(word in err for word in [str(folder / file), *words]), err
+
+
+def test_a_label_of_many_digits(refuses, workshop, tmp_path):
+    folder = shutil.copytree(workshop / "data" / "distilbert", tmp_path / "data")
+    (folder / "test.jsonl").write_text('{"text": "a", "label": 1' + "0" * 400 + "}\n")
+    err = refuses("evaluate-distilbert.py", {"--data": folder})
+    assert f"{folder}: test example 0 has label a huge number, but the model knows only 0 to 1" in err
 
 
 # --- what is no file ---------------------------------------------------------------------------------------------

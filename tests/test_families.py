@@ -335,7 +335,7 @@ def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_traine
         {"format": "pt"},
     )
     build_tokenizer("pegasus").save_pretrained(tmp_path)
-    for found in (load_model(tmp_path).model, models.download(str(tmp_path), "pegasus", QUIET)[0]):
+    for found in (load_model(tmp_path).model, models.download(str(tmp_path), "pegasus", QUIET)[0].model):
         assert same_state(found, model)
     frozen = {name for name, parameter in load_model(tmp_path).model.named_parameters() if not parameter.requires_grad}
     assert frozen == positions and len(positions) == 2

@@ -104,6 +104,7 @@ def test_one_library_gives_the_record_it_always_gave(succeeds, folder, flags):
     assert set(record) == {
         *("version", "script", "key", "made_from", "task", "original", "variants"),
         *("library_stage", "data", "tokenizer", "versions", "files", "digest"),
+        *("base_model", "configuration", "removed", "made_with"),  # for the model's card
     }
     assert record["library_stage"] == "fine-tuned"
     assert record["made_from"] == {

@@ -530,7 +530,7 @@ def test_the_picture_is_drawn(call, reports, tmp_path, more):
     assert result == {"output": str(picture), "points": 4}
     pixels = image.imread(picture)
     inches = [size / 150 for size in pixels.shape[:2]]
-    assert inches == pytest.approx([4.2, 15 if "--against" in more else 10], rel=0.05)  # margins are cut
+    assert inches == pytest.approx([4.2, 15 if "--against" in more else 10], rel=0.1)  # margins are cut
     assert pixels.std() > 0.01 and pixels.min() < 0.5  # something is on it
 
 
@@ -547,7 +547,7 @@ def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
     points = [pareto.read_point(path) for path in reports]
     figure = pareto.draw(points, list("1234"), [""] * 4, points[3], ["bytes_on_disk", "seconds_per_batch"])
     disk, batch = figure.axes
-    assert (disk.get_xlabel(), batch.get_xlabel(), disk.get_ylabel()) == ("MB on disk", "ms per batch", "bleu")
+    assert (disk.get_xlabel(), batch.get_xlabel(), disk.get_ylabel()) == ("MB on disk", "ms per batch", "BLEU")
     assert disk.lines[0].get_xydata().tolist() == [[4, 20], [8, 30], [16, 33]]
     dots, star = disk.collections
     assert dots.get_offsets().tolist() == [[4, 20], [8, 30], [12, 25], [16, 33]]
