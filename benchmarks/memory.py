@@ -12,17 +12,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from joint_memory import GIB, SHAPES
 from measure import ROOT, build_parser, cli, emit, machine, transformers
 
+from common.closed_form.attention import VALUE_WIDTH
+from common.closed_form.reconstruction import STATISTICS_BYTES
 from common.errors import UserError
 from common.models import model_class
 
 TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
-WORDS = 400  # of the tokenizer
+WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
+LOADING = 2.7  # sizes of the largest parameter that loading takes beside the model: measured
 RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n", "1"]
 
 
@@ -31,6 +36,7 @@ def parser():
     flags.add_argument("--sizes", nargs="+", choices=SHAPES, default=["small", "base"], help="of the T5")
     flags.add_argument("--sentences", type=cli.positive, default=256, help="for calibration and training")
     flags.add_argument("--length", type=cli.positive, default=20, help="words of a sentence")
+    flags.add_argument("--stages", nargs="+", metavar="STAGE", help="some of the stages alone, in their order")
     flags.add_argument("--work", help="folder for models and libraries; without it a temporary one")
     return flags
 
@@ -53,31 +59,40 @@ def stages(args):
     }
 
 
-def formula(stage, model, library, statistics):
+def formula(stage, shape, model, library, examples):
     """Bytes that a stage takes beside its code: see docs/how-it-works.md, "Memory of the stages".
 
     Args:
+        shape: (width, neurons, layers, heads).
         model, library: bytes of the model, and of one variant of each of its blocks, in float32.
-        statistics: most bytes of the closed form's sums and rows.
+        examples: tokens of calibration.
     """
+    width, neurons, layers, _ = shape
+    largest = 4 * VOCABULARY * width  # the embeddings
+    loading = model + LOADING * largest
+    compact = model - library / 2  # half the heads and neurons
+    attention, feed_forward = 3 * layers, 2 * layers
+    sums = 4 * (width + VALUE_WIDTH + 1) ** 2
+    statistics = min(STATISTICS_BYTES, attention * sums + feed_forward * 4 * examples * width)
+    solving = 3 * 4 * max(width + VALUE_WIDTH, neurons) ** 2
     return {
-        "configurations": 2 * model,
-        "prune": 2 * model,
-        "closed form": 2 * model + 4 * library + statistics,
+        "configurations": loading,
+        "prune": loading,
+        "closed form": model + 3 * library + statistics + solving,
         "joint": 3 * model + 5.25 * library + 3 * (model - library),
-        "compose": 2 * model + library,
-        "compact": 2 * model + library,
-        "model level": 5 * model + 0.25 * library,
-        "evaluate": 2 * model,
+        "compose": loading + model + library / 4,
+        "compact": loading + model + library / 4 + compact,
+        "model level": 6 * model + library / 4,
+        "evaluate": compact + LOADING * largest,
     }.get(stage)
 
 
-def write_study(folder, shape, args):
+def write_study(folder, shape, sentences, length, seed):
     """A model with its tokenizer and data in a folder, as download_model.py leaves them; returns its parameters."""
     width, neurons, layers, heads = shape
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     config = transformers.T5Config(
-        vocab_size=32128, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
+        vocab_size=VOCABULARY, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
     )
     model = model_class("t5")(config)
     model.save_pretrained(folder / "model" / "t5")
@@ -87,10 +102,10 @@ def write_study(folder, shape, args):
     record = {"tokenizer": {"folder": "../tokenizer/t5"}, "data": {"folder": "../data"}}
     (folder / "model" / "t5" / "record.json").write_text(json.dumps(record))
     (folder / "data").mkdir()
-    draw = random.Random(args.seed)
-    for stem, count in (("train", args.sentences), ("val", 32), ("test2016", 8)):
+    draw = random.Random(seed)
+    for stem, count in (("train", sentences), ("val", 32), ("test2016", 8)):
         for language in ("en", "de"):
-            lines = (" ".join(draw.choices(words, k=args.length)) + "\n" for _ in range(count))
+            lines = (" ".join(draw.choices(words, k=length)) + "\n" for _ in range(count))
             (folder / "data" / f"{stem}.{language}").write_text("".join(lines))
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -117,12 +132,16 @@ def measure(size, shape, args, code):
     """
     peaks = {}
     with tempfile.TemporaryDirectory(dir=args.work, prefix=f"memory-{size}-") as folder:
-        parameters = write_study(Path(folder), shape, args)
+        # In a process of its own: a child's peak is at least what its parent holds when it starts it.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            parameters = pool.submit(write_study, Path(folder), shape, args.sentences, args.length, args.seed).result()
         model = 4 * parameters
-        library = 4 * (parameters - 32128 * shape[0])
+        library = 4 * (parameters - VOCABULARY * shape[0])
         for stage, command in stages(args).items():
+            if args.stages and stage not in args.stages:
+                continue
             peaks[stage], seconds = peak_of(command, Path(folder))
-            known = formula(stage, model, library, 0)
+            known = formula(stage, shape, model, library, args.sentences * args.length)
             if code is None or known is None:
                 continue
             emit(
