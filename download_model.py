@@ -154,6 +154,8 @@ def run(args):
                 raise UserError("--data: say which data these are; or give --train-file")
             splits = check_data(loaded, tokenizer, source)
             talk.say(f"{source}: can be read; splits that are there: {', '.join(splits)}")
+        elif args.checkpoint and source:
+            talk.say(f"{checkpoint}: no data were named, so its record names {source}; give others with --data")
         dtype = args.dtype or original_dtype(checkpoint)
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)

@@ -56,6 +56,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: not None, and not a switch's False."""
 
     def _get_help_string(self, action):
+        if action.default == []:
+            return action.help
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
         silent = action.default is None or action.default is False or action.required

@@ -433,7 +433,7 @@ def download(
             reason = str(error).strip().splitlines()[0]
     raise UserError(
         f"{checkpoint}: is not in the local cache and not available from the hub ({reason}); "
-        "the types t5-demo and distilbert-demo need no network"
+        "give a folder that save_pretrained wrote, or try t5-demo or distilbert-demo, which need no network"
     )
 
 

@@ -221,7 +221,8 @@ def read_texts(
         positions = fixed_sample(positions, limit)
     pairs = rows.take(positions)
     if label2id and task.has_labels:
-        return _numbered(f"{source}: {split}", pairs, positions, label2id, rows.classes)
+        where = source.file("train" if is_made else split) or source
+        return _numbered(f"{where}: {split}", pairs, positions, label2id, rows.classes)
     return pairs
 
 

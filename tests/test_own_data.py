@@ -214,7 +214,7 @@ def test_two_texts_are_tokenized_as_a_pair_with_their_types(here):
         (["0", "2", "1"], [0, 2, 1]),
         (
             ["negatve", "neutral", "neutral"],
-            "example 0 has label 'negatve', but the model knows only 0 to 2 (negative, ",
+            "a.csv: train example 0 has label 'negatve', but the model knows only 0 to 2 (negative, ",
         ),
         (["0", "3", "1"], "example 1 has label '3', but the model knows only 0 to 2"),
         (["1", "-1", "1"], "example 1 has label '-1'"),
