@@ -88,7 +88,7 @@ def run(args):
         )
         for choice in choices
     ]
-    for result in results if repositories else []:
+    for result in results if repositories and opened.runtime.processes.is_first else []:
         repository = repositories[result["configuration"]]
         result["pushed_to"] = push(result["output"], repository, args.private, opened.runtime.talk)
     return results[0] if len(results) == 1 else {"models": results}
