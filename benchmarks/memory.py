@@ -27,7 +27,7 @@ from common.models import model_class
 
 TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
 WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
-LOADING = 2.7  # sizes of the largest parameter that loading takes beside the model: measured
+LOADING = 1.4  # sizes of the largest parameter that loading takes beside the model: measured
 RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n", "1"]
 
 
