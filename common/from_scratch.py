@@ -14,7 +14,7 @@ from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
 from common.sources import DataSource, read_texts
 from common.tasks import TASKS
-from common.training import Learner, ModelObjective, Recipe, fit, steps_of
+from common.training import Recipe, fit_model
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # their ids are those of Seq2SeqConfig
 LEAST = 2  # how often two pieces must stand side by side to be made one
@@ -67,18 +67,10 @@ def train(
         f"training {model.num_parameters() / 1e6:.1f} million parameters on {len(train)} examples for {recipe.epochs} "
         f"epochs; vocabularies of {len(tokenizer.source)} and {len(tokenizer.target)} tokens"
     )
-    learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    progress = fit(
-        {"model": learner},
-        ModelObjective(model, recipe),
-        train,
-        validation,
-        recipe,
-        Runtime(device, recipe.batch_size, talk),
-        checkpoint,
-    )
+    runtime = Runtime(device, recipe.batch_size, talk)
+    learner, progress = fit_model(model, train, validation, recipe, runtime, checkpoint)
     measured = {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
-    return model.eval(), tokenizer, measured
+    return model, tokenizer, measured
 
 
 def texts_digest(source: DataSource) -> str:

@@ -677,6 +677,22 @@ def forward(device: torch.device, recipe: Recipe, training: bool) -> Iterator[No
         yield
 
 
+def fit_model(
+    model: torch.nn.Module,
+    train: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    runtime: Runtime,
+    checkpoint: Checkpoint,
+) -> tuple[Learner, Progress]:
+    """Train all parameters of a model that nothing is removed from; it ends with its best weights, in `eval()`."""
+    learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
+    objective = ModelObjective(model, recipe)
+    progress = fit({"model": learner}, objective, train, validation, recipe, runtime, checkpoint)
+    model.eval()
+    return learner, progress
+
+
 class ModelObjective:
     """The loss of a whole model, for the only learner there is.
 

@@ -23,7 +23,7 @@ from common.records import write_record
 from common.sources import MULTI30K
 from common.studies import study_of, usual_task
 from common.tasks import TASKS
-from common.training import Learner, ModelObjective, Recipe, fit, steps_of
+from common.training import Recipe, fit_model
 
 VERSION = 3  # part of the demo models' key: count it up when anything here, in captions or in reviews changes
 LONGEST = 128  # tokens
@@ -71,17 +71,8 @@ def build(
         dropout=True,
     )
     talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
-    learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    fit(
-        {"model": learner},
-        ModelObjective(model, recipe),
-        train,
-        validation,
-        recipe,
-        Runtime(device, recipe.batch_size, talk),
-        checkpoint,
-    )
-    return model.eval(), tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
+    learner, _ = fit_model(model, train, validation, recipe, Runtime(device, recipe.batch_size, talk), checkpoint)
+    return model, tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
 
 
 # --- English-German captions -----------------------------------------------------------------------------------
