@@ -16,6 +16,7 @@ from common.records import digest
 
 NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
+SIDE_BY_SIDE = 8  # variants of a block, on a GPU
 JOINT_EPOCHS = 2  # by default; one for the other methods
 
 
@@ -67,6 +68,13 @@ def build_parser():
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
         "that each variant's held-out error is least with",
     )
+    parser.add_argument(
+        "--side-by-side",
+        type=cli.positive,
+        metavar="N",
+        help="how many variants of a block are trained side by side (--method train or both), in fewer operations and "
+        f"with the memory of as many; without it {SIDE_BY_SIDE} on a GPU, and one elsewhere",
+    )
     cli.add_shard_flag(parser, "fine-tune the variants")
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=None, early_stop=2, stats="the library's name and .csv")
@@ -114,6 +122,8 @@ def run(args):
         check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
+    if args.method not in ("train", "both"):
+        cli.refuse_unused(args, ["side_by_side"], "goes with --method train or both")
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -331,6 +341,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.teacher import BlockObjective
     from common.training import Epoch, Progress, fit
 
+    opened = side_by_side(args, opened)
     loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes
     pairs = pruned.variants()
     if args.shard:
@@ -417,7 +428,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     elif args.method != "reconstruct":
         progress = fit(
             learners,
-            BlockObjective(loaded.model, blocks, recipe),
+            BlockObjective(loaded.model, blocks, recipe, runtime.side_by_side),
             train,
             held_out,
             recipe,
@@ -472,6 +483,19 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     }
 
 
+def side_by_side(args, opened):
+    """The same, with as many variants of a block at once as are trained so."""
+    from dataclasses import replace
+
+    from common.side_by_side import SideBySide
+
+    runtime = opened.runtime
+    if args.method not in ("train", "both"):
+        return opened
+    most = args.side_by_side or (SIDE_BY_SIDE if runtime.device.type == "cuda" else 1)
+    return replace(opened, runtime=replace(runtime, side_by_side=SideBySide(most, runtime.talk)))
+
+
 def train_shares(args, opened, blocks, learners, key, keys, train, held_out, recipe, rows):
     """Train the learners of several processes, each those of its share of the blocks; returns the progress.
 
@@ -489,7 +513,7 @@ def train_shares(args, opened, blocks, learners, key, keys, train, held_out, rec
     own = {pair: learner for pair, learner in learners.items() if owners[pair.block] == processes.number}
     own_key = digest([key, processes.number, processes.count])
     checkpoint = open_checkpoint(args, own_key, {pair: keys[pair] for pair in own}, opened.runtime.talk, ALONE)
-    objective = BlockObjective(opened.loaded.model, blocks, recipe)
+    objective = BlockObjective(opened.loaded.model, blocks, recipe, own_runtime.side_by_side)
     progress = fit(own, objective, train, held_out, recipe, own_runtime, checkpoint, rows=rows)
     for pair, learner in learners.items():
         for tensor in learner.parameters.values():

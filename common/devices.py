@@ -5,13 +5,14 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
+from common.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Runtime:
     """How data go through a model: on which device, how many examples at once, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another. `precision`: see `computing`.
+    training, one after another. `precision`: see `computing`. `side_by_side`: how many variants of a block run at once.
     """
 
     device: torch.device
@@ -28,6 +29,7 @@ class Runtime:
     processes: Processes = ALONE
     pieces: int = 1
     precision: str = "fp32"
+    side_by_side: SideBySide = field(default_factory=SideBySide)
 
     def now(self) -> float:
         """Seconds of a monotonic clock, once the device has done what it was given."""
