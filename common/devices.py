@@ -20,7 +20,8 @@ class Runtime:
     """How data go through a model: on which device, how many examples at once, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another. `precision`: see `computing`. `side_by_side`: how many variants of a block run at once.
+    training, one after another; `checkpointing`: see `training.ModelObjective`. `precision`: see `computing`.
+    `side_by_side`: how many variants of a block run at once.
     """
 
     device: torch.device
@@ -28,6 +29,7 @@ class Runtime:
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
+    checkpointing: bool = False
     precision: str = "fp32"
     side_by_side: SideBySide = field(default_factory=SideBySide)
 
