@@ -8,8 +8,6 @@ Where the output Linear has a pattern such as 2:4, its groups are of the inputs 
 out that the pattern was made without.
 """
 
-import copy
-
 import torch
 
 from common import modeling_compact
@@ -23,7 +21,7 @@ from common.model_files import class_named
 def make_compact(
     model: torch.nn.Module, masks: dict[str, torch.Tensor], patterns: dict[str, str] | None = None
 ) -> tuple:
-    """A compact copy of a model (see `modeling_compact`), on the same device.
+    """A compact form of a model (see `modeling_compact`), on the same device; it shares what nothing is taken out of.
 
     Args:
         model: one of a known family; may be compact already.
@@ -34,7 +32,7 @@ def make_compact(
     Raises:
         UserError: a pattern would be lost.
     """
-    state, masks = copy.deepcopy(model.state_dict()), dict(masks)
+    state, masks = dict(model.state_dict()), dict(masks)
     settings = {
         name: value
         for name, value in model.config.to_dict().items()

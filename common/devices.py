@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.batching import Tokens
 from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
@@ -16,14 +17,14 @@ from common.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class Runtime:
-    """How data go through a model: on which device, how many examples at once, and who tells of the progress.
+    """How data go through a model: on which device, in batches of which size, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
     training, one after another. `precision`: see `computing`.
     """
 
     device: torch.device
-    batch_size: int
+    batch_size: int | Tokens
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1

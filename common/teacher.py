@@ -6,8 +6,9 @@ every block can be run on the very inputs that the block had, and be compared wi
 
 import torch
 
+from common.batching import evaluation_batches
 from common.blocks import Block, block_calls, real_rows
-from common.data import Examples, evaluation_batches, rows_of
+from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
 from common.schemes import Pair, by_block
 from common.training import Loss, Recipe, forward
