@@ -8,6 +8,8 @@ Where the output Linear has a pattern such as 2:4, its groups are of the inputs 
 out that the pattern was made without.
 """
 
+import copy
+
 import torch
 
 from common import modeling_compact
@@ -21,7 +23,7 @@ from common.model_files import class_named
 def make_compact(
     model: torch.nn.Module, masks: dict[str, torch.Tensor], patterns: dict[str, str] | None = None
 ) -> tuple:
-    """A compact form of a model (see `modeling_compact`), on the same device; it shares what nothing is taken out of.
+    """A compact form of a model (see `modeling_compact`), on the same device: a copy.
 
     Args:
         model: one of a known family; may be compact already.
@@ -32,7 +34,8 @@ def make_compact(
     Raises:
         UserError: a pattern would be lost.
     """
-    state, masks = dict(model.state_dict()), dict(masks)
+    whole = model.state_dict()
+    state, masks = dict(whole), dict(masks)
     settings = {
         name: value
         for name, value in model.config.to_dict().items()
@@ -69,6 +72,7 @@ def make_compact(
             cut(f"{block.root}.{linear}.bias", 0, index)
         cut(f"{block.root}.{out}.weight", 1, index)
 
+    state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is whole.get(name)})
     compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
     compact = compact_class.from_pretrained(

@@ -672,7 +672,8 @@ def validation_order(objective, examples: Examples, recipe: Recipe, runtime: Run
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:
     """Optimizer steps of a whole run."""
-    return epoch_steps(examples, recipe)[-1]
+    ends = epoch_steps(examples, recipe)
+    return ends[-1] if ends else 0
 
 
 def epoch_steps(examples: Examples, recipe: Recipe) -> list[int]:
