@@ -140,7 +140,8 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         model, masks = make_compact(model, masks, choice.patterns)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
-    objective = ModelObjective(model, recipe, teacher=loaded.model if recipe.distill else None)
+    teacher = loaded.model if recipe.distill else None
+    objective = ModelObjective(model, recipe, teacher, checkpointing=opened.runtime.checkpointing)
     checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 

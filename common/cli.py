@@ -506,6 +506,12 @@ def add_whole_model_flags(parser):
         help="take each batch in so many pieces, one after another, for less memory; the step is that of the whole",
     )
     parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute the insides of each layer again for the gradients instead of keeping them, for less memory and "
+        "more time; the step is the same",
+    )
+    parser.add_argument(
         "--metric-for-best",
         default="loss",
         metavar="METRIC",

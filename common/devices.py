@@ -20,7 +20,7 @@ class Runtime:
     """How data go through a model: on which device, in batches of which size, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another. `precision`: see `computing`.
+    training, one after another; `checkpointing`: see `training.ModelObjective`. `precision`: see `computing`.
     """
 
     device: torch.device
@@ -28,6 +28,7 @@ class Runtime:
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
+    checkpointing: bool = False
     precision: str = "fp32"
 
     def now(self) -> float:

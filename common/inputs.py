@@ -62,7 +62,11 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     loaded = load_model(path or the_model(args.model), device)
     processes = join(device)
     talk = Talk(args.quiet or not processes.is_first)
-    how = {"pieces": getattr(args, "accumulate", 1), "precision": getattr(args, "precision", "fp32")}
+    how = {
+        "pieces": getattr(args, "accumulate", 1),
+        "checkpointing": getattr(args, "checkpointing", False),
+        "precision": getattr(args, "precision", "fp32"),
+    }
     return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes, **how))
 
 

@@ -21,6 +21,7 @@ from common.cli import duration
 from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
+from common.layers import recomputed
 from common.masking import HeldMasks
 from common.processes import ALONE, Processes
 
@@ -698,7 +699,7 @@ def fit_model(
 ) -> tuple[Learner, Progress]:
     """Train all parameters of a model that nothing is removed from; it ends with its best weights, in `eval()`."""
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    objective = ModelObjective(model, recipe)
+    objective = ModelObjective(model, recipe, checkpointing=runtime.checkpointing)
     progress = fit({"model": learner}, objective, train, validation, recipe, runtime, checkpoint)
     model.eval()
     return learner, progress
@@ -714,9 +715,22 @@ class ModelObjective:
 
     divides = True  # the loss of a batch is the mean of its examples', which processes can share
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
-        """`teacher`: the original model; needed if the recipe distils."""
-        self.model, self.recipe, self.teacher = model, recipe, teacher
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        recipe: Recipe,
+        teacher: torch.nn.Module | None = None,
+        *,
+        checkpointing: bool = False,
+    ):
+        """
+        Args:
+            teacher: the original model; needed if the recipe distils.
+            checkpointing: whether the layers are computed again in the backward pass, for less memory.
+        """
+        self.model, self.recipe, self.teacher, self.checkpointing = model, recipe, teacher, checkpointing
+        # T5 would otherwise fill a cache of keys and values, which nothing reads here.
+        self.settings = {"use_cache": False} if model.config.is_encoder_decoder else {}
         if teacher is not None:
             teacher.eval()  # dropout would make the targets noisy
 
@@ -729,12 +743,16 @@ class ModelObjective:
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
         distill = self.recipe.distill if training else 0.0
+        again = contextlib.nullcontext()
+        if training and self.checkpointing:
+            again = recomputed(self.model, self.recipe.precision)
         with forward(batch["labels"].device, self.recipe, training):
-            output = self.model(**batch)
+            with again:
+                output = self.model(**batch, **self.settings)
             real, loss = batch.labelled(), output.loss
             if distill:
                 with torch.no_grad():
-                    wanted = rows_of(self.teacher(**batch).logits, real).float().log_softmax(-1)
+                    wanted = rows_of(self.teacher(**batch, **self.settings).logits, real).float().log_softmax(-1)
                 found = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
                 loss = (1 - distill) * loss + distill * divergence

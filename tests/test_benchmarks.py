@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ import composability
 import guarantees
 import joint_memory
 import joint_step
+import saving
 import selection
 import small_models
 
@@ -521,6 +523,20 @@ def test_joint_memory(capsys, monkeypatch):
     assert parts["original_and_copy"] == 2 * 4 * model
     assert figures["formula_gib"] == pytest.approx(sum(parts.values()) / 2**30, abs=1e-3)
     assert figures["peak_gib"] > figures["formula_gib"] and len(figures["seconds_of_steps"]) == 6
+
+
+def test_saving(capsys, monkeypatch):
+    """All ways take the same steps. Memory is that of this process here, which does not fall."""
+    monkeypatch.setitem(joint_memory.SHAPES, "small", (32, 48, 2, 4))
+    monkeypatch.setattr(saving, "get_context", lambda kind: None)
+    monkeypatch.setattr(saving, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    small = ("--batch-size", 8, "--length", 6, "--steps", 2, "--rounds", 2)
+    code, (setting, *ways, done), err = lines(saving, capsys, *small)
+    assert (code, err) == (0, "") and setting["threads"] == 1 and [each["way"] for each in ways] == list(saving.WAYS)
+    for way in ways:
+        assert way["loss"] == pytest.approx(ways[0]["loss"], rel=1e-5) and way["seconds_of_a_step"] > 0
+        assert way["peak_gib"] == pytest.approx(way["beyond_state_gib"] + done["state_gib"], abs=2e-3)
+    assert done["state_gib"] == pytest.approx(16 * done["parameters"] / 2**30, abs=1e-3)
 
 
 def test_selection(workshop, teacher, tokenizer, capsys):

@@ -27,7 +27,8 @@ def test_every_stage_runs_on_the_gpu_and_agrees_with_the_cpu(workshop, tmp_path,
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=1e-2)
 
 
-def test_training_steps_do_not_wait_for_the_gpu():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_steps_do_not_wait_for_the_gpu(checkpointing):
     """After a first step, in which memory is allocated and kernels are loaded."""
     device = torch.device("cuda")
     model, data = build_model("t5").to(device), examples("t5", 16)
@@ -35,11 +36,12 @@ def test_training_steps_do_not_wait_for_the_gpu():
     learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
     runtime, tally = Runtime(device, 4, QUIET), Tally(["x"])
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    run_pass({"x": learner}, ModelObjective(model, recipe), data, order[:1], runtime, "", tally)
+    objective = ModelObjective(model, recipe, checkpointing=checkpointing)
+    run_pass({"x": learner}, objective, data, order[:1], runtime, "", tally)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run_pass({"x": learner}, ModelObjective(model, recipe), data, order, runtime, "", tally)
+        run_pass({"x": learner}, objective, data, order, runtime, "", tally)
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert (learner.steps, tally.done) == (3, 3) and tally.result().losses["x"] > 0

@@ -168,15 +168,16 @@ class JointObjective:
         recipe: Recipe,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,
+        **how,
     ):
         """
         Args:
             compositions: {name: {block: variant}}, those that validation measures.
-            teacher: the original model; needed if the recipe distils.
+            teacher, how: see `training.ModelObjective`.
         """
         self.supernet, self.compositions = supernet, compositions
         self.draws = Draws(supernet.new, supernet.tensors, recipe.seed)
-        self.whole = ModelObjective(supernet.model, recipe, teacher)
+        self.whole = ModelObjective(supernet.model, recipe, teacher, **how)
 
     def begin(self, batch, learners):
         """Nothing is shared: the batch as it is."""

@@ -1,0 +1,226 @@
+"""Layers that are computed again in the backward pass: the oracle is the same step without that."""
+
+import copy
+
+import pytest
+import torch
+from helpers import CLASSIFIERS, CPU, MODELS, QUIET, build_model, examples, files_in, padded_batch, recipe
+
+from common.block_level import JointObjective, Supernet
+from common.blocks import block_tensors, find_blocks
+from common.compact import make_compact
+from common.devices import Runtime
+from common.layers import layers_of, recomputed
+from common.masking import parameter_masks, prune_block
+from common.schemes import Pair
+from common.training import ModelObjective, Tally, run_pass
+
+MODES = [True, False]
+
+
+def names_of(model):
+    return {id(module): name for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize(
+    "kind, stacks",
+    [
+        ("t5", ["encoder.block", "decoder.block"]),
+        ("bart", ["model.encoder.layers", "model.decoder.layers"]),
+        ("seq2seq", ["model.encoder.layers", "model.decoder.layers"]),
+        ("distilbert", ["distilbert.transformer.layer"]),
+        ("deberta-v2-unshared", ["deberta.encoder.layer"]),
+    ],
+)
+def test_the_layers_of_a_model_by_hand(kind, stacks):
+    model = build_model(kind)
+    assert [names_of(model)[id(layer)] for layer in layers_of(model)] == [
+        f"{each}.{n}" for each in stacks for n in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_all_blocks_lie_in_layers(kind):
+    model = build_model(kind)
+    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    assert all(id(model.get_submodule(block.root)) in inside for block in find_blocks(model).values())
+
+
+def compact(kind):
+    """A model in which the first attention block has no heads left, and the others fewer than before."""
+    model, masks = build_model(kind), {}
+    for number, block in enumerate(find_blocks(model).values()):
+        removed = {"heads": block.heads // (number % 2 + 1), "neurons": block.neurons // 2, "weights": {}}
+        variant, _ = prune_block(block, block_tensors(model, block), removed)
+        with torch.no_grad():
+            for name, tensor in variant.tensors.items():
+                block_tensors(model, block)[name].copy_(tensor)
+        masks |= {f"{block.root}.{name}": mask for name, mask in parameter_masks(block, variant.keeps).items()}
+    return make_compact(model, masks)[0].eval()
+
+
+def step(model, kind, checkpointing, **settings):
+    """Loss, gradients and the state of the random numbers after a forward and a backward pass."""
+    torch.manual_seed(7)
+    objective = ModelObjective(model, recipe(**settings), build_model(kind), checkpointing=checkpointing)
+    ((_, loss, *_),) = objective.losses(padded_batch(kind), {"x": None}, training=True)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return loss.detach(), gradients, torch.get_rng_state()
+
+
+def same_step(found, expected):
+    (loss, gradients, state), (other_loss, others, other_state) = found, expected
+    assert torch.equal(loss, other_loss) and torch.equal(state, other_state)
+    assert gradients.keys() == others.keys() and sum(each is not None and bool(each.any()) for each in others.values())
+    for name, gradient in others.items():
+        assert (gradient is None) == (gradients[name] is None), name
+        assert gradient is None or torch.equal(gradients[name], gradient), name
+
+
+@pytest.mark.parametrize("dropout", MODES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_are_the_same_bit_for_bit(kind, dropout):
+    found, expected = (step(build_model(kind), kind, again, dropout=dropout, distill=0.5) for again in MODES)
+    same_step(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "bart", "bert", "seq2seq"])
+def test_gradients_of_compact_models_are_the_same(kind):
+    model = compact(kind)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in build_model(kind).parameters())
+    found, expected = (step(copy.deepcopy(model), kind, again) for again in MODES)
+    same_step(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_gradients_in_bfloat16_are_the_same(kind):
+    found, expected = (step(build_model(kind), kind, again, precision="bf16") for again in MODES)
+    same_step(found, expected)
+
+
+def test_what_is_computed_again_is_computed_in_the_precision_of_the_forward_pass():
+    """On GPUs tf32 rounds; here the setting alone is looked at, in both passes."""
+    model, seen = build_model("t5"), []
+    for layer in layers_of(model):
+        layer.register_forward_pre_hook(lambda *_: seen.append("outside"))
+        layer.layer[0].register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    step(model, "t5", True, precision="tf32")
+    assert seen == ["outside", "high"] * 4 + ["high"] * 4 and torch.get_float32_matmul_precision() == "highest"
+
+
+def kept(model, kind, checkpointing):
+    """Bytes that a forward pass keeps for the gradients, beside the parameters; whatever shares memory counts once."""
+    own, found = {parameter.data_ptr() for parameter in model.parameters()}, {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive, objective = [], ModelObjective(model, recipe(dropout=False), checkpointing=checkpointing)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        losses = list(objective.losses(padded_batch(kind), {"x": None}, training=True))
+    assert len(losses) == 1 and alive
+    return sum(found.values())
+
+
+def deeper(kind, layers):
+    """A model of so many layers on each side."""
+    config = copy.deepcopy(build_model(kind).config)
+    for name in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layers"):
+        if hasattr(config, name):
+            setattr(config, name, layers)
+    return type(build_model(kind))(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "seq2seq", "distilbert"])
+def test_of_a_further_layer_its_input_alone_is_kept(kind):
+    """By hand: (2, 7) source tokens, of an encoder-decoder (2, 6) target tokens too, of width 32."""
+    for checkpointing in MODES:
+        more = kept(deeper(kind, 4), kind, checkpointing) - kept(deeper(kind, 3), kind, checkpointing)
+        inputs = 4 * 32 * 2 * (7 if kind in CLASSIFIERS else 7 + 6)
+        assert more == inputs if checkpointing else more > 5 * inputs, checkpointing
+
+
+def test_nothing_is_left_in_the_model():
+    model, batch = build_model("t5"), padded_batch("t5")
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+
+    def is_clean():
+        return {name: set(vars(module)) for name, module in model.named_modules()} == before
+
+    objective = ModelObjective(model, recipe(), checkpointing=True)
+    for loss in objective.losses(batch, {"x": None}, training=True):
+        assert is_clean()  # before the backward pass, in which the layers run again
+        loss.value.backward()
+    assert is_clean() and all(torch.equal(a, b) for a, b in zip(copy.deepcopy(model).parameters(), model.parameters()))
+    with pytest.raises(KeyboardInterrupt), recomputed(model, "fp32"):
+        assert not is_clean()
+        raise KeyboardInterrupt
+    assert is_clean()
+
+
+def test_validation_is_as_ever(monkeypatch):
+    monkeypatch.setattr("common.training.recomputed", lambda *_: pytest.fail("nothing is computed again there"))
+    objective = ModelObjective(build_model("t5"), recipe(), checkpointing=True)
+    assert len(list(objective.losses(padded_batch("t5"), {"x": None}, training=False))) == 1
+
+
+@pytest.mark.parametrize("checkpointing", MODES)
+def test_a_model_that_is_trained_fills_no_cache(monkeypatch, checkpointing):
+    """A cache would be added to again when a layer is computed again."""
+    model = build_model("t5")
+    monkeypatch.setattr("transformers.cache_utils.DynamicLayer.update", lambda *_, **__: pytest.fail("a cache"))
+    assert step(model, "t5", checkpointing)[0].isfinite()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind, old", [("t5", ()), ("t5", ("a",)), ("distilbert", ())])
+def test_joint_fine_tuning_in_pieces_is_the_same(kind, old, precision):
+    """Three batches, each with another composition and in two pieces; the teacher's part of the loss too."""
+    runs = []
+    for again in MODES:
+        torch.manual_seed(3)
+        model, every = build_model(kind), {}
+        for name, block in find_blocks(model).items():
+            for variant, heads in (("a", 1), ("b", 2)):
+                removed = {"heads": heads * bool(block.heads), "weights": {block.linears[-1]: 100}}
+                every[Pair(name, variant)], _ = prune_block(block, block_tensors(model, block), removed)
+        there = {pair: each for pair, each in every.items() if pair.variant in old}
+        supernet = Supernet(model, find_blocks(model), {p: v for p, v in every.items() if p not in there}, there)
+        plan = recipe(distill=0.5, precision=precision)
+        learner = supernet.make_learner(plan, 3, 0.0 if old else 1.0)
+        objective = JointObjective(supernet, plan, {}, model, checkpointing=again)
+        runtime, tally = Runtime(CPU, 4, QUIET, pieces=2), Tally(["x"])
+        order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        run_pass({"x": learner}, objective, examples(kind, 12), order, runtime, "", tally)
+        runs.append((learner.parameters, tally.result().losses["x"], learner.steps))
+    (left, loss, steps), (right, other_loss, other_steps) = runs
+    assert loss == other_loss and steps == other_steps == 3
+    assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def test_a_model_fine_tuned_so_is_the_same_file_and_need_not_be_made_again(succeeds, call, workshop, chain, tmp_path):
+    flags = ["-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 1]
+    flags += ["--epochs", 1, "--batch-size", 8, "--dropout"]
+    left, right = tmp_path / "left", tmp_path / "right"
+    before = succeeds("model-level_finetuning.py", *flags, "-o", left)
+    after = succeeds("model-level_finetuning.py", *flags, "-o", right, "--checkpointing", "--accumulate", 1)
+    assert before["val_loss"] == after["val_loss"] and not after["skipped"]
+    assert succeeds("model-level_finetuning.py", *flags, "-o", left, "--checkpointing")["skipped"]
+    weights = [
+        {path.name: digest for path, digest in files_in(each).items()}["model.safetensors"] for each in (left, right)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_joint_fine_tuning_alone_takes_the_flag(succeeds, call, workshop, chain, tmp_path):
+    flags = ["-m", workshop / "model" / "t5", "-p", chain / "pruned", "--checkpointing", "--batch-size", 8]
+    code, _, err = call("block-level_finetuning.py", *flags, "-o", tmp_path / "a", "--method", "train")
+    assert code == 2 and "--checkpointing: goes with --method joint" in err
+    small = ("--epochs", 1, "--epoch-size", 16, "--calibration", 16)
+    result = succeeds("block-level_finetuning.py", *flags, "-o", tmp_path / "a", "--method", "joint", *small)
+    assert result["fine_tuned"] == 26 and result["rest"] == "trained"
