@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from common.batching import Tokens
 from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
@@ -17,7 +18,7 @@ from common.side_by_side import SideBySide
 
 @dataclass(frozen=True)
 class Runtime:
-    """How data go through a model: on which device, how many examples at once, and who tells of the progress.
+    """How data go through a model: on which device, in batches of which size, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
     training, one after another; `checkpointing`: see `training.ModelObjective`. `precision`: see `computing`.
@@ -25,7 +26,7 @@ class Runtime:
     """
 
     device: torch.device
-    batch_size: int
+    batch_size: int | Tokens
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1

@@ -9,8 +9,9 @@ from itertools import islice
 
 import torch
 
+from common.batching import evaluation_batches
 from common.blocks import Block, block_calls, real_rows
-from common.data import Examples, evaluation_batches, rows_of
+from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
 from common.schemes import Pair, by_block
 from common.side_by_side import SideBySide, outcomes

@@ -16,9 +16,10 @@ import torch
 from torch.optim.adamw import adamw
 
 from common import interruption
+from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
 from common.checkpoints import Checkpoint, text_of
 from common.cli import duration
-from common.data import Examples, evaluation_batches, rows_of, training_batches
+from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.layers import recomputed
@@ -34,13 +35,13 @@ BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember th
 class Recipe:
     """How to train.
 
-    `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in
-    epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill` and
-    `dropout`: see `ModelObjective`.
+    `batch_size` in examples, or as `Tokens`; `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
+    fraction of all steps; `early_stop` in epochs, 0 = never; `target_loss`: stop once the validation loss is no
+    higher, None = never; `distill` and `dropout`: see `ModelObjective`.
     """
 
     epochs: int
-    batch_size: int
+    batch_size: int | Tokens
     lr: float
     warmup: float
     weight_decay: float
@@ -54,7 +55,8 @@ class Recipe:
     dropout: bool = False
 
     def to_json(self) -> dict:
-        return asdict(self)
+        size = self.batch_size
+        return asdict(self) | {"batch_size": size.to_json() if isinstance(size, Tokens) else size}
 
 
 class Epoch(NamedTuple):
@@ -343,9 +345,13 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
 
 
-def last_rate(recipe: Recipe, total_steps: int, epoch: int) -> float:
-    """The learning rate of the last step of an epoch, counted from 1 over those that train."""
-    return recipe.lr * schedule(total_steps // recipe.epochs * epoch - 1, total_steps, recipe.warmup)
+def last_rate(recipe: Recipe, ends: list[int], epoch: int) -> float:
+    """The learning rate of the last step of an epoch, counted from 1 over those that train.
+
+    Args:
+        ends: see `epoch_steps`.
+    """
+    return recipe.lr * schedule(ends[epoch - 1] - 1, ends[-1], recipe.warmup)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------
@@ -744,8 +750,13 @@ def validation_order(objective, examples: Examples, recipe: Recipe, runtime: Run
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:
     """Optimizer steps of a whole run."""
-    size = min(recipe.epoch_size or len(examples), len(examples))
-    return recipe.epochs * -(-size // recipe.batch_size)
+    ends = epoch_steps(examples, recipe)
+    return ends[-1] if ends else 0
+
+
+def epoch_steps(examples: Examples, recipe: Recipe) -> list[int]:
+    """Optimizer steps until the end of each epoch."""
+    return epoch_ends(examples, recipe.batch_size, recipe.seed, recipe.epochs, recipe.epoch_size)
 
 
 @contextlib.contextmanager
