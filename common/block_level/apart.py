@@ -54,8 +54,8 @@ class Apart:
             UserError: see `Library.read`, `solve` and `training.fit`.
         """
         processes = self.runtime.processes
-        variants = self.read(portion.todo)
-        learners = {pair: make_learner(variant, self.recipe, self.train) for pair, variant in variants.items()}
+        variants, total_steps = self.read(portion.todo), steps_of(self.train, self.recipe)
+        learners = {pair: make_learner(variant, self.recipe, total_steps) for pair, variant in variants.items()}
         before = {}  # losses of variants that were solved and written before an interruption
 
         def histories():
@@ -197,7 +197,7 @@ class Apart:
         return Progress(max((rows for _, rows in gathered), key=len))
 
 
-def make_learner(variant: Variant, recipe: Recipe, train: Examples) -> Learner:
+def make_learner(variant: Variant, recipe: Recipe, total_steps: int) -> Learner:
     """A learner of a variant's tensors, its removed weights held at zero."""
     parameters = {name: tensor.requires_grad_() for name, tensor in variant.tensors.items()}
-    return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, steps_of(train, recipe))
+    return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, total_steps)
