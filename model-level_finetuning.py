@@ -136,7 +136,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         model, masks = make_compact(model, masks, choice.patterns)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
-    objective = ModelObjective(model, recipe, loaded.model, checkpointing=opened.runtime.checkpointing)
+    objective = ModelObjective(model, recipe, loaded.model, **opened.runtime.layers())
     checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 
