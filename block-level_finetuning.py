@@ -16,6 +16,7 @@ from common.records import digest
 
 NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
+SIDE_BY_SIDE = 8  # variants of a block, on a GPU
 JOINT_EPOCHS = 2  # by default; one for the other methods
 
 
@@ -67,6 +68,13 @@ def build_parser():
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
         "that each variant's held-out error is least with",
     )
+    parser.add_argument(
+        "--side-by-side",
+        type=cli.positive,
+        metavar="N",
+        help="how many variants of a block are trained side by side (--method train or both), in fewer operations and "
+        f"with the memory of as many; without it {SIDE_BY_SIDE} on a GPU, and one elsewhere",
+    )
     cli.add_shard_flag(parser, "fine-tune the variants")
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=None, early_stop=2, stats="the library's name and .csv")
@@ -114,6 +122,8 @@ def run(args):
         check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
+    if args.method not in ("train", "both"):
+        cli.refuse_unused(args, ["side_by_side"], "goes with --method train or both")
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -321,16 +331,15 @@ def choices_of(args, loaded):
 
 def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats_file):
     """Solve or train every variant against the original's block; returns the result."""
-    from common.block_level import solve, solve_in_sequence
-    from common.checkpoints import RUN_DIGITS, text_of
+    from common.block_level import Apart, Course, portions_of
+    from common.checkpoints import RUN_DIGITS
     from common.composition import choose
     from common.inputs import open_tracking, recipe_from
     from common.library import FINE_TUNED, IN_SEQUENCE
     from common.schemes import Pair, by_block
     from common.stats import seconds_of, write_stats, write_variant_stats
-    from common.teacher import BlockObjective
-    from common.training import Epoch, Progress, fit
 
+    opened = side_by_side(args, opened)
     loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes
     pairs = pruned.variants()
     if args.shard:
@@ -361,104 +370,46 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     if not todo:
         return nothing_to_do(args, skipped, stats_file, {run})
 
-    variants = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
-    learners = {pair: make_learner(variant, recipe, train) for pair, variant in variants.items()}
     keys = {pair: digest(made_from[pair]) for pair in todo}
     checkpoint = open_checkpoint(args, key, keys, runtime.talk, processes)
-    before = {}  # histories of variants that this run fine-tuned before it was interrupted
-
-    def histories():
-        past = {pair: [Epoch(*row) for row in checkpoint.past.get(text_of(pair), ())] for pair in made_from}
-        found = past | before | {pair: learner.history for pair, learner in learners.items()}
-        return {pair: found[pair] for pair in made_from if found[pair]}
-
-    def write_losses(progress):
-        if processes.is_first:
-            write_stats(stats_file, histories(), progress, run)
-            write_variant_stats(beside(stats_file, "blocks"), histories(), run)
-
-    def write_variant(pair, learner):
-        if not processes.is_first:
-            return
-        library.write(
-            pair.variant,
-            variants[pair]._replace(tensors=learner.parameters),
-            made_from[pair],
-            nmse_before=learner.history[0].val_loss,
-            nmse_after=learner.best_loss,
-            best_epoch=learner.best_epoch,
-            **compared,
-            **({"ridge": checkpoint.notes["ridges"][text_of(pair)]} if len(args.ridge) > 1 else {}),
-        )
-
-    compared = {}  # what solving in sequence found out
+    portions = [pairs] if args.in_sequence else portions_of(pairs, blocks)
+    course = Course(pairs, portions, todo, checkpoint)
     tracking = open_tracking(args, args.output, stats_file, run, recipe, train, runtime)
 
-    def on_epoch(progress):
-        write_losses(progress)
-        tracking.tell()
+    def write_losses(histories, progress):
+        write_stats(stats_file, histories, progress, run)
+        write_variant_stats(beside(stats_file, "blocks"), histories, run)
 
-    progress = Progress()
-    if args.method != "train" and (processes.count > 1 or not checkpoint.holds_training()):
-        solved = solve(variants, loaded.model, blocks, calibration, held_out, args.ridge, runtime, checkpoint)
-        for pair in todo:
-            each = solved.solutions[pair]
-            learners[pair].restart_from(each.tensors, each.before, each.after, solved.own_seconds)
-        before = {pair: rows for pair, rows in solved.histories().items() if pair not in learners}
-        checkpoint.notes["ridges"] = {text_of(pair): each.ridge for pair, each in solved.solutions.items()}
-        checkpoint.notes["most_pruned"] = solved.most_pruned
-        progress.rows = solved.rows
-        write_losses(progress)
-    if args.method != "reconstruct" and processes.count > 1:
-        progress = train_shares(args, opened, blocks, learners, key, keys, train, held_out, recipe, progress.rows)
-        write_losses(progress)
-        for pair, learner in learners.items():
-            write_variant(pair, learner)
-    elif args.method != "reconstruct":
-        progress = fit(
-            learners,
-            BlockObjective(loaded.model, blocks, recipe),
-            train,
-            held_out,
-            recipe,
-            runtime,
-            checkpoint,
-            rows=progress.rows,
-            on_epoch=on_epoch,
-            on_finished=write_variant,
-        )
-    else:
-        for learner in learners.values():
-            learner.restore_best()
-        if args.in_sequence:
-            started = runtime.now()
-            # Read again: the learners have been given their solutions in place.
-            again = {pair: variant.to(runtime.device) for pair, variant in variants_of(pruned, blocks, todo).items()}
-            better, compared = solve_in_sequence(
-                again,
-                loaded.model,
-                blocks,
-                calibration,
-                held_out,
-                args.ridge[0],
-                runtime,
-                # The configuration has one variant of each block: this model is its own.
-                independent=checkpoint.notes["most_pruned"]["solved"]["kl"],
-            )
-            for pair, (tensors, error) in better.items():
-                learner = learners[pair]
-                learner.parameters, learner.best_epoch, learner.best_loss = tensors, 1, error
-            last = progress.rows[-1]
-            progress.rows[-1] = last._replace(train=last.train + runtime.now() - started)
-            write_losses(progress)
-        for pair, learner in learners.items():
-            write_variant(pair, learner)
+    tuning = Apart(
+        method=args.method,
+        in_sequence=bool(args.in_sequence),
+        teacher=loaded.model,
+        blocks=blocks,
+        pruned=pruned,
+        library=library,
+        made_from=made_from,
+        train=train,
+        calibration=calibration,
+        held_out=held_out,
+        ridges=args.ridge,
+        recipe=recipe,
+        runtime=runtime,
+        checkpoint=checkpoint,
+        course=course,
+        write_stats=write_losses,
+        # Of several portions the figures of an epoch are known when all are done.
+        after_epoch=tracking.tell if len(course) == 1 else lambda: None,
+    )
+    for portion in course:
+        if len(course) > 1 and portion.todo:
+            runtime.talk.say(f"portion {portion.number} of {len(course)}: {len(portion.todo)} variants")
+        tuning.tune(portion)
     tracking.close()  # of a closed form alone, the trackers are told now: its seconds are known
     checkpoint.remove()
-    of_all = {pair: min(row.val_loss for row in rows) for pair, rows in histories().items()}
-    of_all |= {pair: learner.best_loss for pair, learner in learners.items()}
-    at_first = [rows[0].val_loss for rows in histories().values()]
-    nmse_before, nmse_after = sum(at_first) / len(at_first), sum(of_all.values()) / len(of_all)
+    histories = course.histories({})
+    at_first = [rows[0].val_loss for rows in histories.values()]
+    least = {pair: min(row.val_loss for row in rows) for pair, rows in histories.items()} | tuning.errors
+    nmse_before, nmse_after = sum(at_first) / len(at_first), sum(least.values()) / len(least)
     runtime.talk.say(f"{args.output}: mean held-out error {nmse_before:.4f} -> {nmse_after:.4f}")
     return {
         "fine_tuned": len(todo),
@@ -466,41 +417,23 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         "nmse_before": nmse_before,
         "nmse_after": nmse_after,
         **({"most_pruned": checkpoint.notes["most_pruned"]} if args.method != "train" else {}),
-        **compared,
+        **tuning.compared,
         "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }
 
 
-def train_shares(args, opened, blocks, learners, key, keys, train, held_out, recipe, rows):
-    """Train the learners of several processes, each those of its share of the blocks; returns the progress.
-
-    Each keeps a state of its own. In the end all learners have their best weights and histories in all processes.
-    """
+def side_by_side(args, opened):
+    """The same, with as many variants of a block at once as are trained so."""
     from dataclasses import replace
 
-    from common.processes import ALONE
-    from common.schemes import by_block
-    from common.teacher import BlockObjective
-    from common.training import Progress, fit
+    from common.side_by_side import SideBySide
 
-    processes, own_runtime = opened.runtime.processes, replace(opened.runtime, processes=ALONE)
-    owners = {name: number % processes.count for number, name in enumerate(by_block(learners))}
-    own = {pair: learner for pair, learner in learners.items() if owners[pair.block] == processes.number}
-    own_key = digest([key, processes.number, processes.count])
-    checkpoint = open_checkpoint(args, own_key, {pair: keys[pair] for pair in own}, opened.runtime.talk, ALONE)
-    objective = BlockObjective(opened.loaded.model, blocks, recipe)
-    progress = fit(own, objective, train, held_out, recipe, own_runtime, checkpoint, rows=rows)
-    for pair, learner in learners.items():
-        for tensor in learner.parameters.values():
-            processes.spread(tensor.data, owners[pair.block])
-    states = [(each.history, each.best_loss, each.best_epoch) for each in own.values()]
-    gathered = processes.gather((dict(zip(own, states)), progress.rows))
-    for found, _ in gathered:
-        for pair, state in found.items():
-            learners[pair].history, learners[pair].best_loss, learners[pair].best_epoch = state
-    checkpoint.remove()
-    return Progress(max((rows for _, rows in gathered), key=len))
+    runtime = opened.runtime
+    if args.method not in ("train", "both"):
+        return opened
+    most = args.side_by_side or (SIDE_BY_SIDE if runtime.device.type == "cuda" else 1)
+    return replace(opened, runtime=replace(runtime, side_by_side=SideBySide(most, runtime.talk)))
 
 
 def of_shard(args):
@@ -535,15 +468,6 @@ def nothing_to_do(args, skipped, stats_file, runs):
 
     remove_checkpoints(Path(args.output) / f"unfinished{of_shard(args)}")
     return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(stats_file, {*runs, ""})}
-
-
-def make_learner(variant, recipe, train):
-    """A learner of a variant's tensors, its removed weights held at zero."""
-    from common.masking import parameter_masks
-    from common.training import Learner, steps_of
-
-    parameters = {name: tensor.requires_grad_() for name, tensor in variant.tensors.items()}
-    return Learner(parameters, parameter_masks(variant.block, variant.keeps), recipe, steps_of(train, recipe))
 
 
 def beside(stats, what):

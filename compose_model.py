@@ -42,7 +42,7 @@ def run(args):
     tokenizer = open_tokenizer(args, opened.loaded)
     results = []
     for choice in choices:
-        counts = compose_one(args, opened, choice, tokenizer, outputs[choice.nth])
+        counts = compose_one(args, opened, choice, tokenizer, outputs[choice.nth], is_last=choice is choices[-1])
         results.append(
             {
                 "output": outputs[choice.nth],
@@ -61,8 +61,11 @@ def run(args):
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def compose_one(args, opened, choice, tokenizer, output):
-    """Compose and save a configuration's model, unless it is there; returns its counts of parameters."""
+def compose_one(args, opened, choice, tokenizer, output, is_last):
+    """Compose and save a configuration's model, unless it is there; returns its counts of parameters.
+
+    The last one is made of the original itself, so that there is no second model in memory.
+    """
     from common.compact import make_compact
     from common.composition import compose, composed_record, removed_parts
     from common.evaluation import parameter_counts
@@ -74,7 +77,7 @@ def compose_one(args, opened, choice, tokenizer, output):
     made_from = {"model": loaded.identity["fingerprint"], "variants": choice.keys(), **form.to_json()}
     if is_made(output, made_from, args.overwrite, NAME):
         return parameter_counts(load_model(output).model)
-    model = copy.deepcopy(loaded.model)
+    model = loaded.model if is_last else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
     if form.compact:

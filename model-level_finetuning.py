@@ -85,6 +85,7 @@ def run(args):
             quality,
             outputs[choice.nth],
             stats_files[choice.nth],
+            is_last=choice is choices[-1],
         )
         for choice in choices
     ]
@@ -94,8 +95,11 @@ def run(args):
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality, output, stats_file):
-    """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result."""
+def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality, output, stats_file, is_last):
+    """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result.
+
+    The last one is made of the original itself, unless that teaches it, so that there is no second model in memory.
+    """
     from common.blocks import find_blocks, rest_of
     from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.compact import make_compact
@@ -128,7 +132,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
         return {**there, "seconds": seconds_of(stats_file, {run, ""}), "stats": stats_file}
 
-    model = copy.deepcopy(loaded.model)
+    model = loaded.model if is_last and not recipe.distill else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
@@ -136,7 +140,8 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         model, masks = make_compact(model, masks, choice.patterns)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
-    objective = ModelObjective(model, recipe, loaded.model, **opened.runtime.layers())
+    teacher = loaded.model if recipe.distill else None
+    objective = ModelObjective(model, recipe, teacher, **opened.runtime.layers())
     checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 

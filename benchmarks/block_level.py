@@ -21,9 +21,10 @@ import torch
 from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 
 from common import training
+from common.batching import evaluation_batches, training_batches
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.closed_form.reconstruction import reconstruct
-from common.data import evaluation_batches, load_examples, training_batches
+from common.data import load_examples
 from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
 from common.evaluation import quality

@@ -23,8 +23,8 @@ from measure import (
 )
 
 from common import report, training
+from common.batching import training_batches
 from common.compact import make_compact
-from common.data import training_batches
 from common.devices import resolve_device
 from common.models import LoadedModel
 

@@ -29,10 +29,10 @@ from measure import (
     transformers,
 )
 
+from common.batching import training_batches
 from common.block_level import JointObjective, Supernet
 from common.blocks import block_tensors, find_blocks
 from common.closed_form import reconstruct
-from common.data import training_batches
 from common.devices import Runtime
 from common.search import score_block
 from common.search.knapsack import choose

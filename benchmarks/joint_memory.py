@@ -28,9 +28,9 @@ from measure import (
     transformers,
 )
 
+from common.batching import training_batches
 from common.block_level import JointObjective, Supernet
 from common.blocks import find_blocks
-from common.data import training_batches
 
 GIB = 2**30
 SHAPES = {  # (width, neurons, layers, heads) of T5

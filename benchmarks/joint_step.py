@@ -26,9 +26,9 @@ from measure import (
     stepper,
 )
 
+from common.batching import training_batches
 from common.block_level import JointObjective, Supernet
 from common.blocks import find_blocks
-from common.data import training_batches
 from common.devices import resolve_device
 from common.inputs import open_study
 from common.training import Learner, ModelObjective

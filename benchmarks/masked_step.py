@@ -25,7 +25,8 @@ from measure import (
 )
 
 from common import training
-from common.data import load_examples, training_batches
+from common.batching import training_batches
+from common.data import load_examples
 from common.devices import now, resolve_device
 from common.models import data_source, load_model, load_tokenizer
 

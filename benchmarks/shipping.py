@@ -22,7 +22,7 @@ from measure import build_parser, cli, emit, machine
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
-from common.data import evaluation_batches
+from common.batching import evaluation_batches
 from common.inputs import open_study
 from common.models import load_model
 

@@ -4,6 +4,7 @@ Which modules are blocks is in `families`. A block's Linears may lie anywhere in
 things too; its output is what its last Linear returns, before any residual sum or norm.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -120,6 +121,28 @@ def block_tensors(model: torch.nn.Module, block: Block) -> dict[str, torch.Tenso
     }
 
 
+def sharing_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model that shares the memory of its parameters, and does not train them.
+
+    Give it others by `share_block` and `share_rest`, which leave the model's own alone; what copies into its parameters
+    changes the model.
+    """
+    shared = {id(each): torch.nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+@torch.no_grad()
+def share_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
+    """Let a block of a `sharing_copy` have the memory of tensors on its device.
+
+    Raises:
+        UserError: see `set_block`.
+    """
+    own = _own_like(model, block, tensors)
+    for name, tensor in tensors.items():
+        own[name].data = tensor.detach()
+
+
 @torch.no_grad()
 def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors in the place of a block's own.
@@ -127,13 +150,19 @@ def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Ten
     Raises:
         UserError: the names or shapes are not the block's.
     """
+    own = _own_like(model, block, tensors)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def _own_like(model, block, tensors):
+    """A block's own tensors, once those given are sure to be like them."""
     own = block_tensors(model, block)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != shapes:
         raise UserError(f"block {block.name}: holds tensors {given} where the model has {shapes}")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+    return own
 
 
 def rest_of(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
@@ -149,11 +178,28 @@ def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
     Raises:
         UserError: the names or shapes are not the model's.
     """
+    for parameter, tensor in _rest_pairs(model, rest):
+        parameter.copy_(tensor)
+
+
+@torch.no_grad()
+def share_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
+    """Let a `sharing_copy` have the memory of tensors on its device outside of its blocks.
+
+    Raises:
+        UserError: see `set_rest`.
+    """
+    for parameter, tensor in _rest_pairs(model, rest):
+        parameter.data = tensor.detach()
+
+
+def _rest_pairs(model, rest):
+    """[(parameter, the tensor that it gets)]"""
     own = dict(model.named_parameters())
     for name, tensor in rest.items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"the rest of the model: holds {name} {tuple(tensor.shape)}, which is not the model's")
-        own[name].copy_(tensor)
+    return [(own[name], tensor) for name, tensor in rest.items()]
 
 
 def token_mask(block: Block, batch: dict[str, torch.Tensor]) -> torch.Tensor:

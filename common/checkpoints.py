@@ -9,7 +9,7 @@ import torch
 
 from common.files import atomic_file, hold, remove_abandoned
 from common.processes import ALONE
-from common.records import content_digest
+from common.records import content_digest, digest
 
 FORMAT = "composable-pruning checkpoint 1"  # what a checkpoint says first
 RUN_DIGITS = 12  # of a run's key, in the names of its checkpoint and in the rows of its stats
@@ -32,17 +32,18 @@ class Checkpoint:
             talk: is told of a file that is damaged.
             processes: those that share the run; all read the file, and the first writes it.
         """
-        self.prefix = Path(prefix)
+        self.prefix, self.run = Path(prefix), run
         self.path = self.prefix.with_name(f"{self.prefix.name}.{run[:RUN_DIGITS]}.checkpoint")
         self.keys = {text_of(name): key for name, key in keys.items()}
         self.save_seconds, self.talk, self.is_written_here = save_seconds, talk, processes.is_first
         self.notes = {}  # what else of the run must not be lost: plain values, saved with every state
         self.past = {}  # {name's text: history}, of learners that were done before the interruption
         self._saved_at, self._held, self._content = time.monotonic(), None, None
+        self._is_of_no_use = False  # what lies there now: damaged, or about other learners than those at work
 
     def read(self):
         """The file's content, or None: it is not there, is damaged, or is about other learners."""
-        if self._content is None and self.path.is_file():
+        if self._content is None and not self._is_of_no_use and self.path.is_file():
             try:
                 content = torch.load(self.path, map_location="cpu", weights_only=True)
                 if content["digest"] != content_digest(_without_digest(content)):
@@ -50,11 +51,17 @@ class Checkpoint:
             except Exception:  # a damaged zip, or no checkpoint at all: many classes
                 if self.talk:
                     self.talk.say(f"{self.path}: is damaged and not used; starting over")
+                self._is_of_no_use = True
                 return None
             if all(content["keys"].get(name) == key for name, key in self.keys.items()):
                 self._content = content
-                self.notes |= content["notes"]
+                self.notes = {**content["notes"], **self.notes}
+                self.past = {**content["past"], **self.past}
         return self._content
+
+    def forget(self):
+        """Let go of the state that was read: it is of learners that are done, and those to come have none yet."""
+        self._content, self._is_of_no_use = None, True
 
     def holds_training(self):
         """Whether the file has the state of a training, and not only the closed form's solutions."""
@@ -99,6 +106,17 @@ class Checkpoint:
         """Save the closed form's solutions so far, in plain values and tensors."""
         self._write({"solutions": solutions})
 
+    def save_past(self, histories):
+        """Save that learners are done, {name: history}; what is saved next is of others."""
+        self.past |= {text_of(name): [tuple(row) for row in history] for name, history in histories.items()}
+        self.forget()
+        self._write({})
+
+    def share(self, number, count, names):
+        """The checkpoint of one of `count` processes, which has some of the learners, and keeps a state of its own."""
+        keys = {text_of(name): self.keys[text_of(name)] for name in names}
+        return Checkpoint(self.prefix, digest([self.run, number, count]), keys, self.save_seconds, self.talk)
+
     def is_due(self):
         """Whether it is time to save."""
         return bool(self.save_seconds) and time.monotonic() - self._saved_at >= self.save_seconds
@@ -114,7 +132,7 @@ class Checkpoint:
             **{"learners": None, "rows": [], "partial": None, "solutions": None},
             **state,
         }
-        self._content = None
+        self._content, self._is_of_no_use = None, False
         with atomic_file(self.path, follow=False) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
             held = hold(handle)
@@ -127,11 +145,15 @@ class Checkpoint:
             os.close(self._held)
             self._held = None
 
-    def remove(self):
-        """Remove the file, once the output is there, and those that runs with other settings left for this output."""
+    def remove_alone(self):
+        """Remove the file, if this process wrote it."""
         if self._held is not None:
             self._let_go()
             self.path.unlink(missing_ok=True)
+
+    def remove(self):
+        """Remove the file, once the output is there, and those that runs with other settings left for this output."""
+        self.remove_alone()
         if self.is_written_here:
             remove_checkpoints(self.prefix)
 

@@ -17,6 +17,7 @@ import time
 import traceback
 
 from common import interruption
+from common.batching import Tokens
 from common.errors import UserError
 from common.records import json_text
 from common.schema import shown
@@ -87,7 +88,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         # Parsed into a namespace that holds a mark in every place; where it still stands, nothing was given.
-        defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        suppressed = argparse.SUPPRESS  # the default of a second flag for what another has a default for
+        defaults = {action.dest: action.default for action in self._actions if action.default != suppressed}
         absent = object()
         namespace, rest = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, absent)))
         namespace.given = {name for name in defaults if getattr(namespace, name) is not absent}
@@ -363,7 +365,16 @@ def add_data_flags(parser, *, batch_size):
         "(translation) or 256 (classification)",
     )
     parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
+    size.add_argument(
+        "--batch-tokens",
+        type=lambda text: Tokens(positive(text)),
+        dest="batch_size",
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="as many examples a batch as come to so many tokens with their padding, inputs and targets together",
+    )
 
 
 def add_source_flags(parser):

@@ -23,7 +23,7 @@ from common.model_files import class_named
 def make_compact(
     model: torch.nn.Module, masks: dict[str, torch.Tensor], patterns: dict[str, str] | None = None
 ) -> tuple:
-    """A compact copy of a model (see `modeling_compact`), on the same device.
+    """A compact form of a model (see `modeling_compact`), on the same device: a copy.
 
     Args:
         model: one of a known family; may be compact already.
@@ -34,7 +34,8 @@ def make_compact(
     Raises:
         UserError: a pattern would be lost.
     """
-    state, masks = copy.deepcopy(model.state_dict()), dict(masks)
+    whole = model.state_dict()
+    state, masks = dict(whole), dict(masks)
     settings = {
         name: value
         for name, value in model.config.to_dict().items()
@@ -71,6 +72,7 @@ def make_compact(
             cut(f"{block.root}.{linear}.bias", 0, index)
         cut(f"{block.root}.{out}.weight", 1, index)
 
+    state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is whole.get(name)})
     compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
     compact = compact_class.from_pretrained(

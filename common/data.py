@@ -1,6 +1,5 @@
-"""A split's examples: tokenized once, batched by length."""
+"""A split's examples, tokenized once."""
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,6 @@ from common.errors import UserError
 from common.records import digest
 from common.sources import DataSource, fixed_sample, read_texts
 from common.tasks import IGNORED, Classification, Translation, padded
-
-SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so many batches
-
-
-# --- tokenizing ------------------------------------------------------------------------------------------------
 
 
 class Batch(dict):
@@ -155,46 +149,3 @@ def load_examples(
         raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
     types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
     return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)
-
-
-# --- batching --------------------------------------------------------------------------------------------------
-
-
-def training_batches(examples, batch_size, seed, epoch, size=None):
-    """Positions of one epoch's batches: shuffled, but examples of like length together to save padding.
-
-    The order depends on (seed, epoch) alone, so that a resumed run sees what the interrupted one would have seen.
-
-    Args:
-        epoch: counted from 1.
-        size: examples an epoch; None for all. Shorter epochs go on where the one before ended, so that each example
-            is seen once before any is seen again.
-    """
-    total = len(examples)
-    size = min(size or total, total)
-    first, offset = divmod((epoch - 1) * size, total)  # which pass over all examples, and where in it
-    order = [position for number in (first, first + 1) for position in _shuffled(total, f"{seed}/pass {number}")]
-    order, pool = order[offset : offset + size], SORTED_BATCHES * batch_size
-    order = [i for start in range(0, size, pool) for i in _by_length(examples, order[start : start + pool])]
-    batches = _chunks(order, batch_size)
-    random.Random(f"{seed}/epoch {epoch}").shuffle(batches)
-    return batches
-
-
-def _shuffled(count, seed):
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def evaluation_batches(examples, batch_size):
-    """Positions of batches over all examples, longest first, so that memory runs out at once or never."""
-    return _chunks(_by_length(examples, range(len(examples)))[::-1], batch_size)
-
-
-def _by_length(examples, positions):
-    return sorted(positions, key=lambda i: len(examples.inputs[i]))
-
-
-def _chunks(order, size):
-    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -5,32 +5,35 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from common.batching import Tokens
 from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
+from common.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How data go through a model: on which device, how many examples at once, and who tells of the progress.
+    """How data go through a model: on which device, in batches of which size, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
     training, one after another; `checkpointing`, `compiling`: how layers run there, see `layers.Layers`. `precision`:
-    see `computing`.
+    see `computing`. `side_by_side`: how many variants of a block run at once.
     """
 
     device: torch.device
-    batch_size: int
+    batch_size: int | Tokens
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
     checkpointing: bool = False
     compiling: bool = False
     precision: str = "fp32"
+    side_by_side: SideBySide = field(default_factory=SideBySide)
 
     def layers(self) -> dict[str, bool]:
         """How a whole model's layers run in training, as keyword arguments of `layers.Layers` and of objectives."""

@@ -7,7 +7,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from common.data import Examples, evaluation_batches
+from common.batching import evaluation_batches, in_batches
+from common.data import Examples
 from common.devices import Runtime, computing
 from common.errors import UserError
 
@@ -44,7 +45,7 @@ def translate(
     together = runtime.batch_size
     if beams == 1:
         search["custom_generate"] = greedy
-        together *= DECODED_TOGETHER
+        together = together * DECODED_TOGETHER
     translations = {}  # {position: text}
     started = runtime.now()
     order = runtime.processes.share(evaluation_batches(examples, together))
@@ -68,8 +69,8 @@ def in_order(answers: dict, runtime: Runtime) -> list:
 def _encode(model, examples, positions, runtime):
     """The encoder's states (examples, source length, d_model) and mask (examples, source length), batch by batch."""
     states, masks = [], []
-    for start in range(0, len(positions), runtime.batch_size):
-        batch = examples.batch(positions[start : start + runtime.batch_size], runtime.device)
+    for some in in_batches(examples, positions, runtime.batch_size):
+        batch = examples.batch(some, runtime.device)
         mask = batch["attention_mask"]
         states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         check_outputs(states[-1])

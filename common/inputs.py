@@ -22,7 +22,7 @@ from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
 from common.sources import DataSource, check_source, has_split
 from common.tracking import Tracking, check_trackers
-from common.training import Recipe, last_rate, steps_of
+from common.training import Recipe, epoch_steps, last_rate
 
 METRIC_EXAMPLES = 256  # by default, of what is generated: enough to tell epochs apart, and takes seconds
 TRIED = 100  # examples of each split that are read when a model is adopted
@@ -227,7 +227,7 @@ def tracking_folder(args, output: str | Path) -> Path:
 def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
     """The trackers of --track for one run of training; of several processes the first alone has them."""
     settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
-    rate = partial(last_rate, recipe, steps_of(train, recipe))
+    rate = partial(last_rate, recipe, epoch_steps(train, recipe))
     names = args.track if runtime.processes.is_first else []
     folder = tracking_folder(args, output)
     return Tracking(names, folder, output, run, stats_file, rate, settings, runtime.talk)

@@ -354,6 +354,14 @@ def _by(shape):
     return "x".join(map(str, shape)) or "one number"
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers of a tensor are finite; no memory of its size is taken where the answer is yes.
+
+    A sum is finite only if all its terms are. That of finite ones may still overflow.
+    """
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def check_finite(where: object, tensors) -> None:
     """Make sure that tensors hold finite numbers alone.
 
@@ -363,7 +371,7 @@ def check_finite(where: object, tensors) -> None:
         UserError: naming the first that does not.
     """
     for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise UserError(f"{where}: {name} holds values that are not finite: the model is damaged")
 
 

@@ -5,7 +5,6 @@ Models are always loaded in float32, whatever their file holds: masks, statistic
 same everywhere. Half precision is a matter of files alone.
 """
 
-import copy
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.blocks import find_blocks
+from common.blocks import find_blocks, sharing_copy
 from common.cards import CARD_NAME, license_of, model_card
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
@@ -44,6 +43,7 @@ from common.model_files import (
     class_named,
     computed_weights,
     dense_shapes,
+    is_finite,
     read_config,
     skeleton_of,
     stored_dtype,
@@ -522,7 +522,7 @@ def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor,
         if dtype == "float32" or name in unsaved or not tensor.is_floating_point():
             continue
         other = tensor.to(getattr(torch, dtype))
-        if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(other).all()):
+        if not is_finite(other) and is_finite(tensor):
             raise UserError(
                 f"{path}: {name} holds {float(tensor.abs().max()):g}, and {dtype} ends at "
                 f"{torch.finfo(other.dtype).max:g}; not written; choose another --dtype, such as float32"
@@ -569,13 +569,13 @@ def save_model(
     """
     path = Path(path)
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(parameter):
             raise UserError(f"{path}: {name} would hold values that are not finite; not written")
     if not model.can_generate() and model.config.problem_type is None:
         model.config.problem_type = "single_label_classification"  # a forward pass with labels would, if there was one
     if dtype != "float32":
         check_range(path, model, dtype)
-        model = copy.deepcopy(model).to(getattr(torch, dtype))
+        model = sharing_copy(model).to(getattr(torch, dtype))
         model.config.dtype = dtype
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none

@@ -4,12 +4,17 @@ The teacher is the original model, in `eval()` and without gradients. Once it ha
 every block can be run on the very inputs that the block had, and be compared with the output that it gave.
 """
 
+from functools import partial
+from itertools import islice
+
 import torch
 
+from common.batching import evaluation_batches
 from common.blocks import Block, block_calls, real_rows
-from common.data import Examples, evaluation_batches, rows_of
+from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
 from common.schemes import Pair, by_block
+from common.side_by_side import SideBySide, outcomes
 from common.training import Loss, Recipe, forward
 
 
@@ -22,9 +27,12 @@ class BlockObjective:
 
     divides = False  # each block is one process's
 
-    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
+    def __init__(
+        self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe, side_by_side: SideBySide | None = None
+    ):
+        """`side_by_side`: how many variants of a block run at once; None for one."""
         self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
-        self.blocks, self.recipe = blocks, recipe
+        self.blocks, self.recipe, self.side_by_side = blocks, recipe, side_by_side or SideBySide()
 
     def begin(self, batch, learners):
         """The teacher's pass: the batch, and the calls of the blocks that have learners, in order of execution."""
@@ -33,19 +41,40 @@ class BlockObjective:
             return batch, block_calls(self.teacher, blocks, batch)
 
     def losses(self, begun, learners, training):
-        """A `Loss` for each learner, block by block; its weight is the teacher's squared output."""
+        """A `Loss` for each learner, block by block; its weight is the teacher's squared output.
+
+        Those of variants that ran side by side come as one list.
+        """
         batch, calls = begun
         pairs = by_block(learners)
         while calls:
             call = calls.pop(0)  # and let go of it when its variants are done
             real = real_rows(call.block, batch)
-            target = rows_of(call.output, real).float()  # (tokens, d_model)
+            target = _rows(call.output, real)
             power = target.pow(2).sum()
-            for pair in pairs[call.block.name]:
+            loss_of = partial(_nmse, real=real, target=target, power=power)
+            variants = [(pair, learners[pair].parameters) for pair in pairs[call.block.name]]
+            with forward(target.device, self.recipe, training):
+                groups = self.side_by_side.groups(call, variants)
+            for group in groups:
                 with forward(target.device, self.recipe, training):
-                    output = rows_of(call.replay(learners[pair].parameters), real).float()
-                    loss = (output - target).pow(2).sum() / power
-                yield Loss(pair, loss, power)
+                    losses = outcomes(call, [tensors for _, tensors in group], loss_of)
+                found = [Loss(pair, loss, power) for (pair, _), loss in zip(group, losses)]
+                yield found if len(found) > 1 else found[0]
+
+
+def _rows(output, real):
+    """The rows of a block's output that are real tokens, (tokens, d_model), in float32 at least."""
+    rows = rows_of(output, real)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _squared_error(output, real, target):
+    return (_rows(output, real) - target).pow(2).sum()
+
+
+def _nmse(output, real, target, power):
+    return _squared_error(output, real, target) / power
 
 
 @in_full_precision
@@ -58,7 +87,7 @@ def held_out_errors(
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
-    Each process has its share of the examples.
+    Each process has its share of the examples. As many variants of a block as `runtime` says run side by side.
 
     Args:
         candidates: {pair: [tensors, …]}, on the device.
@@ -73,12 +102,15 @@ def held_out_errors(
         batch = examples.batch(positions, runtime.device)
         for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
             real = real_rows(call.block, batch)
-            target = rows_of(call.output, real).float()  # (tokens, d_model)
+            target = _rows(call.output, real)
             power = target.pow(2).sum()
-            for pair in pairs[call.block.name]:
-                outputs = (rows_of(call.replay(tensors), real).float() for tensors in candidates[pair])
-                errors = [(output - target).pow(2).sum() for output in outputs]
-                found[pair].append(torch.stack([*errors, power]))  # they are read at the end: nothing waits here
+            error_of = partial(_squared_error, real=real, target=target)
+            own = pairs[call.block.name]
+            variants = [(pair, tensors) for pair in own for tensors in candidates[pair]]
+            groups = runtime.side_by_side.groups(call, variants)
+            errors = (e for group in groups for e in outcomes(call, [tensors for _, tensors in group], error_of))
+            for pair in own:  # errors are read at the end: nothing waits here
+                found[pair].append(torch.stack([*islice(errors, len(candidates[pair])), power]))
     none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch
     sums = {pair: torch.stack(each).cpu() if each else none[pair] for pair, each in found.items()}
     sums = {pair: each.double().sum(0) for pair, each in sums.items()}

@@ -7,21 +7,23 @@ pass, which serves all variants.
 
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.optim.adamw import adamw
 
 from common import interruption
+from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
 from common.checkpoints import Checkpoint, text_of
 from common.cli import duration
-from common.data import Examples, evaluation_batches, rows_of, training_batches
+from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.layers import Layers
-from common.masking import HeldMasks
+from common.masking import HeldMasks, multiply_gradients, multiply_parameters
 from common.processes import ALONE, Processes
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
@@ -33,13 +35,13 @@ BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember th
 class Recipe:
     """How to train.
 
-    `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a fraction of all steps; `early_stop` in
-    epochs, 0 = never; `target_loss`: stop once the validation loss is no higher, None = never; `distill` and
-    `dropout`: see `ModelObjective`.
+    `batch_size` in examples, or as `Tokens`; `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
+    fraction of all steps; `early_stop` in epochs, 0 = never; `target_loss`: stop once the validation loss is no
+    higher, None = never; `distill` and `dropout`: see `ModelObjective`.
     """
 
     epochs: int
-    batch_size: int
+    batch_size: int | Tokens
     lr: float
     warmup: float
     weight_decay: float
@@ -53,7 +55,8 @@ class Recipe:
     dropout: bool = False
 
     def to_json(self) -> dict:
-        return asdict(self)
+        size = self.batch_size
+        return asdict(self) | {"batch_size": size.to_json() if isinstance(size, Tokens) else size}
 
 
 class Epoch(NamedTuple):
@@ -131,13 +134,19 @@ class Learner:
         loss.backward()
         if not is_whole:
             return
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
+        self._set_rates()
         processes.add([p.grad for p in self.parameters.values() if p.grad is not None])
         self.held.mask_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)  # those that have a gradient
         self.optimizer.step()
         self.held.apply()
+        self._end_step()
+
+    def _set_rates(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
+
+    def _end_step(self):
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
@@ -266,15 +275,83 @@ class Learner:
         self.history = [Epoch(*row) for row in state["history"]]
 
 
+def step_together(learners: list[Learner], losses: list[torch.Tensor]) -> None:
+    """One optimizer step for each of several learners down its own scalar loss, in few operations for all of them.
+
+    Each learner's is the step that `Learner.step` takes: no loss depends on another's parameters, so the gradient of
+    their sum is each one's own.
+
+    Args:
+        learners: of one recipe, with as many parameters each.
+    """
+    torch.stack(losses).sum().backward()
+    for learner in learners:
+        learner._set_rates()
+    held = [learner.held for learner in learners]
+    multiply_gradients(held)
+    gradients = [[p.grad for p in learner.parameters.values() if p.grad is not None] for learner in learners]
+    _clip_each(gradients, learners[0].recipe.clip)
+    _adamw_together([learner.optimizer for learner in learners])
+    multiply_parameters(held)
+    for learner in learners:
+        learner._end_step()
+
+
+@torch.no_grad()
+def _clip_each(gradients, largest):
+    """What `torch.nn.utils.clip_grad_norm_` does, for each learner's gradients, as many of each."""
+    norms = torch.stack(torch._foreach_norm([each for own in gradients for each in own])).view(len(gradients), -1)
+    factors = (largest / (torch.linalg.vector_norm(norms, dim=1) + 1e-6)).clamp(max=1.0)
+    for own, factor in zip(gradients, factors.unbind()):
+        torch._foreach_mul_(own, factor)
+
+
+@torch.no_grad()
+def _adamw_together(optimizers):
+    """A step of several AdamW optimizers of one recipe, each with its own state, as one call for each learning rate."""
+    if not all(optimizer.state for optimizer in optimizers):
+        for optimizer in optimizers:
+            optimizer.step()  # the first one makes its state
+        return
+    by_rate = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            stepped = [(p, p.grad, optimizer.state[p]) for p in group["params"] if p.grad is not None]
+            by_rate.setdefault(group["lr"], []).extend(stepped)
+    settings = optimizers[0].defaults
+    for rate, stepped in by_rate.items():
+        parameters, gradients, states = map(list, zip(*stepped))
+        adamw(
+            parameters,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=settings["fused"],
+            amsgrad=False,
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            lr=rate,
+            weight_decay=settings["weight_decay"],
+            eps=settings["eps"],
+            maximize=False,
+        )
+
+
 def schedule(step: int, total: int, warmup: float) -> float:
     """Factor on the peak learning rate: linear rise over `warmup * total` steps, then linear fall towards 0."""
     rise = warmup * total
     return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
 
 
-def last_rate(recipe: Recipe, total_steps: int, epoch: int) -> float:
-    """The learning rate of the last step of an epoch, counted from 1 over those that train."""
-    return recipe.lr * schedule(total_steps // recipe.epochs * epoch - 1, total_steps, recipe.warmup)
+def last_rate(recipe: Recipe, ends: list[int], epoch: int) -> float:
+    """The learning rate of the last step of an epoch, counted from 1 over those that train.
+
+    Args:
+        ends: see `epoch_steps`.
+    """
+    return recipe.lr * schedule(ends[epoch - 1] - 1, ends[-1], recipe.warmup)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------
@@ -382,7 +459,8 @@ def fit(
     Args:
         learners: by name.
         objective: has `begin(batch, learners)`, which does what all learners share, and `losses(begun, learners,
-            training)`, which yields a `Loss` for each of them. See `ModelObjective` and `teacher.BlockObjective`.
+            training)`, which yields a `Loss` for each of them, or a list of several that were found side by side and
+            are stepped so. See `ModelObjective` and `teacher.BlockObjective`.
             `divides`: whether processes share the examples of a batch; if not, each has learners of its own.
         checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
@@ -502,25 +580,28 @@ class Tally:
         self.found = {name: {} for name in names}  # {learner: {part: [(loss * weight, weight), as (batches, 2)]}}
         self.own_seconds = dict.fromkeys(self.found, 0.0)
         self.seconds, self.done = 0.0, 0  # `done`: batches
-        self.laps = []  # [(learner, start, end)] that a GPU may not have come to yet
+        self.laps = []  # [(learners, start, end)] that a GPU may not have come to yet
 
-    def add(self, loss: Loss) -> None:
-        """Count a loss."""
-        pair = torch.stack([loss.value.detach().float() * loss.weight, loss.weight])[None]
-        self.found[loss.learner].setdefault(loss.part, []).append(pair)
+    def add(self, *losses: Loss) -> None:
+        """Count losses."""
+        weights = torch.stack([loss.weight for loss in losses])
+        values = torch.stack([loss.value.detach().float() for loss in losses])
+        pairs = torch.stack([values * weights, weights], dim=1)  # (losses, 2)
+        for loss, pair in zip(losses, pairs.split(1)):
+            self.found[loss.learner].setdefault(loss.part, []).append(pair)
 
-    def time(self, learner: Hashable, start, end) -> None:
-        """Count the time between two marks (`Runtime.mark`); as a learner's own, unless all share it (None)."""
-        self.laps.append((learner, start, end))
+    def time(self, learners: Sequence[Hashable], start, end) -> None:
+        """Count the time between two marks (`Runtime.mark`); as these learners' own, in equal parts."""
+        self.laps.append((learners, start, end))
         if isinstance(start, float):
             self._settle()
 
     def _settle(self):
-        for learner, start, end in self.laps:
+        for learners, start, end in self.laps:
             seconds = elapsed(start, end)
             self.seconds += seconds
-            if learner is not None:
-                self.own_seconds[learner] += seconds
+            for learner in learners:
+                self.own_seconds[learner] += seconds / len(learners)
         self.laps.clear()
 
     def result(self, processes: Processes = ALONE) -> Pass:
@@ -617,16 +698,18 @@ def run_pass(
             started = runtime.mark()
             begun = objective.begin(examples.batch(piece, runtime.device), learners)
             ended = runtime.mark()
-            tally.time(None, started, ended)
-            for loss in objective.losses(begun, learners, training):
-                learner = learners[loss.learner]
-                if training:
+            tally.time((), started, ended)
+            for found in objective.losses(begun, learners, training):
+                losses = found if isinstance(found, list) else [found]
+                if training and len(losses) > 1:
+                    step_together([learners[loss.learner] for loss in losses], [loss.value for loss in losses])
+                elif training:
                     processes = runtime.processes if objective.divides else ALONE
-                    learner.step(loss.value * share, piece is pieces[-1][0], processes)
+                    learners[found.learner].step(found.value * share, piece is pieces[-1][0], processes)
                 if share:
-                    tally.add(loss)
+                    tally.add(*losses)
                 started, ended = ended, runtime.mark()
-                tally.time(loss.learner, started, ended)
+                tally.time([loss.learner for loss in losses], started, ended)
         tally.done += 1
         after_batch()
 
@@ -667,8 +750,13 @@ def validation_order(objective, examples: Examples, recipe: Recipe, runtime: Run
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:
     """Optimizer steps of a whole run."""
-    size = min(recipe.epoch_size or len(examples), len(examples))
-    return recipe.epochs * -(-size // recipe.batch_size)
+    ends = epoch_steps(examples, recipe)
+    return ends[-1] if ends else 0
+
+
+def epoch_steps(examples: Examples, recipe: Recipe) -> list[int]:
+    """Optimizer steps until the end of each epoch."""
+    return epoch_ends(examples, recipe.batch_size, recipe.seed, recipe.epochs, recipe.epoch_size)
 
 
 @contextlib.contextmanager
@@ -723,7 +811,7 @@ class ModelObjective:
         """
         self.model, self.recipe, self.teacher = model, recipe, teacher
         self.layers = Layers(model, checkpointing=checkpointing, compiling=compiling)
-        self.teachers_layers = Layers(teacher, compiling=compiling) if recipe.distill else None
+        self.teachers_layers = None if teacher is None else Layers(teacher, compiling=compiling)
         # T5 would otherwise fill a cache of keys and values, which nothing reads here.
         self.settings = {"use_cache": False} if model.config.is_encoder_decoder else {}
         if teacher is not None:

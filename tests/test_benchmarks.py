@@ -29,6 +29,7 @@ import joint_memory
 import joint_step
 import saving
 import selection
+import side_by_side
 import small_models
 
 BASELINE = [(5.0, 0.0), (3.0, 10.0), (4.0, 20.0), (2.0, 30.0)]  # losses and seconds after epochs 0 to 3
@@ -486,6 +487,35 @@ def test_joint_step(workshop, capsys):
     assert figures["parameters_of_variants"] == 6 * 4 * attention + 4 * 2 * feed_forward
     for spread in (figures["joint_over_model_level"], figures["noise"]):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+
+
+def test_side_by_side_takes_fewer_operations(capsys):
+    """One variant is trained alike both ways. Of several each adds as much as the first, or hardly anything."""
+    code, (setting, *figures), err = lines(
+        side_by_side, capsys, "--width", 32, "--batch-size", 2, "--rounds", 2, "--blocks", 3, "--variants", 1, 2, 6
+    )
+    assert (code, err) == (0, "") and (setting["threads"], setting["width"], setting["blocks"]) == (1, 32, 3)
+    assert [each["variants_of_a_block"] for each in figures] == [1, 2, 6]
+    apart, together = ([each["operations"][way] for each in figures] for way in side_by_side.WAYS)
+    (original,) = {each["operations_of_the_original"] for each in figures}
+    assert apart[0] == together[0] > original > 0
+    of_one = apart[0] - original
+    assert [each - original for each in apart] == pytest.approx([of_one, 2 * of_one, 6 * of_one], rel=0.2)
+    assert together[2] - together[1] == 4 * 3  # four more variants of three blocks: each clips its own gradients
+    assert apart[2] - original > 3 * (together[2] - original)
+    for each in figures:
+        assert each["operations_ratio"] == round(each["operations"][side_by_side.WAYS[0]] / together.pop(0), 3)
+        assert each["seconds_of_copies"] > 0 and all(seconds > 0 for seconds in each["seconds"].values())
+
+
+def test_operations_are_what_computes_something():
+    """By hand: a sum and a product; neither views nor empty tensors, and an operation in place."""
+    tensor = torch.ones(4, 3)
+    with side_by_side.Operations() as counted:
+        (tensor.t()[1:].sum() * tensor.view(12)[0]).unsqueeze(0)
+        torch.empty_like(tensor).expand(2, 4, 3).unbind()
+        tensor.add_(1)
+    assert counted.count == 3
 
 
 def test_joint_memory(capsys, monkeypatch):

@@ -6,7 +6,20 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, MODELS, build_model, distilbert_config, padded_batch, t5_config
 
-from common.blocks import block_calls, block_tensors, find_blocks, prunable_modules, set_block, token_mask, watch
+from common.blocks import (
+    block_calls,
+    block_tensors,
+    find_blocks,
+    prunable_modules,
+    rest_of,
+    set_block,
+    set_rest,
+    share_block,
+    share_rest,
+    sharing_copy,
+    token_mask,
+    watch,
+)
 from common.closed_form.attention import attention_probabilities
 from common.errors import UserError
 from common.families import FAMILIES, family_of
@@ -182,6 +195,38 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
     with pytest.raises(UserError, match=r"block encoder\.block\.0\.layer\.1\.DenseReluDense: holds tensors"):
         set_block(model, block, spoil({name: torch.zeros_like(tensor) for name, tensor in before.items()}))
     assert all(torch.equal(tensor, before[name]) for name, tensor in block_tensors(model, block).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
+    """Oracle: a deep copy that is given the same tensors by `set_block` and `set_rest`."""
+    model, batch = build_model(kind), padded_batch(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shared, twin, blocks = sharing_copy(model), copy.deepcopy(model), find_blocks(model)
+    own = dict(model.named_parameters())
+    assert {name: each.data_ptr() for name, each in shared.named_parameters()} == {
+        name: each.data_ptr() for name, each in own.items()
+    }
+    assert not any(each.requires_grad for each in shared.parameters())
+    assert any(each.requires_grad for each in model.parameters())
+    torch.manual_seed(1)
+    first, *others = blocks.values()
+    new = {name: 0.1 * torch.randn_like(tensor) for name, tensor in block_tensors(model, first).items()}
+    rest = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in rest_of(model, blocks).items()}
+    share_block(shared, first, new)
+    share_rest(shared, rest)
+    set_block(twin, first, new)
+    set_rest(twin, rest)
+    with torch.no_grad():
+        assert torch.equal(shared(**batch).logits, twin(**batch).logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {each.data_ptr() for each in block_tensors(shared, first).values()} == {
+        each.data_ptr() for each in new.values()
+    }
+    with pytest.raises(UserError, match="holds tensors"):
+        share_block(shared, others[0], {})
+    with pytest.raises(UserError, match="the rest of the model: holds x"):
+        share_rest(shared, {"x": torch.zeros(1)})
 
 
 # --- replay --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import PREFIX, build_tokenizer
 
-from common.data import Examples, evaluation_batches, load_examples, training_batches
+from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
+from common.data import Examples, load_examples
 from common.errors import UserError
 from common.sources import read_texts, stratified_holdout
 from common.tasks import TASKS
@@ -71,6 +72,35 @@ def test_training_batches_are_not_met_in_the_order_of_their_length():
     means = [sum(lengths[i] for i in batch) / 8 for batch in training_batches(examples_of_lengths(lengths), 8, 0, 1)]
     rises = sum(a < b for a, b in zip(means, means[1:]))
     assert 15 <= rises <= 34  # of 49; sorted ones would have 49 or none
+
+
+def test_batches_by_tokens_by_hand():
+    """Padding counts: of three examples in a batch whose longest has 5 tokens, 15 are its size."""
+    examples = examples_of_lengths([3, 9, 5, 1, 7, 5])
+    assert evaluation_batches(examples, Tokens(15)) == [[1], [4, 5], [2, 0, 3]]
+    translations = Examples(TRANSLATION, examples.inputs, [[7] * length for length in (1, 1, 5, 6, 1, 2)], [], 0)
+    assert evaluation_batches(translations, Tokens(20)) == [[1, 4], [5, 2], [0, 3]]
+    assert evaluation_batches(translations, Tokens(1)) == [[1], [4], [5], [2], [0], [3]]  # one at least
+
+
+@pytest.mark.parametrize("tokens, size", [(100, None), (400, None), (400, 150), (10**6, None)])
+def test_training_batches_by_tokens_hold_what_they_may(tokens, size):
+    """All examples are there once, no batch is too large; in validation each is full but for the last."""
+    lengths = random_lengths(300)
+    examples = examples_of_lengths(lengths)
+    by_epoch = [training_batches(examples, Tokens(tokens), 0, epoch, size) for epoch in (1, 2, 3)]
+    for batches in by_epoch:
+        seen = sorted(i for batch in batches for i in batch)
+        assert len(set(seen)) == len(seen) == (size or 300)
+        assert all(len(batch) * max(lengths[i] for i in batch) <= tokens for batch in batches if len(batch) > 1)
+    batches = evaluation_batches(examples, Tokens(tokens))
+    assert all((len(batch) + 1) * lengths[batch[0]] > tokens for batch in batches[:-1])  # full
+    counts = [len(batches) for batches in by_epoch]
+    assert epoch_ends(examples, Tokens(tokens), 0, 3, size) == [counts[0], sum(counts[:2]), sum(counts)]
+
+
+def test_batch_sizes_grow_in_tokens():
+    assert isinstance(Tokens(5) * 8, Tokens) and Tokens(5) * 8 == 40 and Tokens(5).to_json() != Tokens(6).to_json()
 
 
 def test_evaluation_batches_by_hand_longest_first():

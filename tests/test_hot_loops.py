@@ -17,6 +17,7 @@ from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
 from common.masking import prune_block
 from common.schemes import Pair
+from common.side_by_side import SideBySide
 from common.teacher import BlockObjective
 from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
 
@@ -75,8 +76,9 @@ def variants_of(model):
     return variants
 
 
+@pytest.mark.parametrize("most", [1, 2])
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
-def test_training_blocks(fakes, kind):
+def test_training_blocks(fakes, kind, most):
     model = build_model(kind)
     blocks, variants, original = find_blocks(model), variants_of(model), fake(fakes, model)
     learners = {
@@ -88,7 +90,9 @@ def test_training_blocks(fakes, kind):
         )
         for pair, variant in variants.items()
     }
-    train(fakes, learners, BlockObjective(original, blocks, RECIPE), kind)
+    side_by_side = SideBySide(most)
+    train(fakes, learners, BlockObjective(original, blocks, RECIPE, side_by_side), kind)
+    assert side_by_side.can == ({} if most == 1 else dict.fromkeys(blocks, True))
 
 
 def test_training_all_variants_together(fakes, monkeypatch):
@@ -100,7 +104,7 @@ def test_training_all_variants_together(fakes, monkeypatch):
     }
     original = fake(fakes, model)
     with monkeypatch.context() as patched:
-        patched.setattr(joint.copy, "deepcopy", lambda each: fake(fakes, each))
+        patched.setattr(joint, "sharing_copy", lambda each: fake(fakes, each).requires_grad_(False))
         supernet = Supernet(model, find_blocks(model), new, {})
     learner = supernet.make_learner(RECIPE, 2, 1.0)
     assert learner.held.masks  # there are some to hold

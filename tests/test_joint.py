@@ -95,6 +95,22 @@ def test_a_supernet_computes_what_a_model_of_copied_tensors_does(kind):
             assert torch.equal(supernet.model.eval()(**batch).logits, copied(**batch).logits), choice
 
 
+@pytest.mark.parametrize("rest_share", [0.0, 1.0])
+def test_a_supernet_takes_no_memory_for_the_originals_blocks_and_leaves_it_alone(rest_share):
+    supernet, model = supernet_of("t5")
+    before = plain(model.state_dict())
+    learner = supernet.make_learner(RECIPE, 4, rest_share)
+    own = {each.data_ptr() for each in model.parameters()}
+    theirs = {each.data_ptr() for each in supernet.model.parameters()}
+    assert len(theirs - own) == (len(supernet.rest) if rest_share else 0)
+    supernet.compose(dict.fromkeys(find_blocks(model), "a"))
+    for _ in range(2):
+        learner.step(supernet.model(**padded_batch("t5")).loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    moved = [not torch.equal(tensor, before[name]) for name, tensor in supernet.rest.items()]
+    assert all(moved) if rest_share else not any(moved)
+
+
 def test_the_rest_is_all_that_lies_in_no_block():
     """Oracle: the names of T5's parameters, by hand."""
     supernet, model = supernet_of("t5")

@@ -111,7 +111,18 @@ def test_a_script_starts_with_the_standard_library_alone():
                     waiting.append(MODULES[name])
             else:
                 assert name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} starts with {name}"
-    light = ("cli", "errors", "families", "files", "interruption", "pictures", "records", "schema", "schemes")
+    light = (
+        "batching",
+        "cli",
+        "errors",
+        "families",
+        "files",
+        "interruption",
+        "pictures",
+        "records",
+        "schema",
+        "schemes",
+    )
     assert seen == {f"common.{name}" for name in light}
 
 

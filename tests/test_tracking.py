@@ -70,7 +70,7 @@ def test_rate_of_the_last_step():
     """Oracle: the schedule, step by step; 4 steps an epoch."""
     plan = recipe(epochs=3, lr=0.5, warmup=0.25)
     steps = [plan.lr * schedule(step, 12, plan.warmup) for step in range(12)]
-    assert [last_rate(plan, 12, epoch) for epoch in (1, 2, 3)] == [steps[3], steps[7], steps[11]]
+    assert [last_rate(plan, [4, 8, 12], epoch) for epoch in (1, 2, 3)] == [steps[3], steps[7], steps[11]]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

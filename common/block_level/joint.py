@@ -10,13 +10,12 @@ The idea of one path at a time is from single-path one-shot (Guo et al., arXiv 1
 1908.09791) and DynaBERT (arXiv 2004.04037). There the sub-networks share their weights. Here each variant has its own.
 """
 
-import copy
 import random
 from collections.abc import Iterable
 
 import torch
 
-from common.blocks import Block, Variant, block_tensors, rest_of, set_rest
+from common.blocks import Block, Variant, block_tensors, rest_of, share_rest, sharing_copy
 from common.masking import parameter_masks
 from common.schemes import DENSE, Pair, by_block
 from common.training import Learner, ModelObjective, Recipe
@@ -27,9 +26,10 @@ NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, t
 
 
 class Supernet:
-    """A copy of the original in which every block can be any of its variants, and what of it is trained.
+    """The original, in which every block can be any of its variants, and what of it is trained.
 
-    A variant is put into the model without being copied: its tensors become the parameters of the block's Linears.
+    Blocks are not copied. A variant's tensors become the parameters of the block's Linears; the original's own are put
+    back in the same way.
     """
 
     def __init__(
@@ -50,13 +50,14 @@ class Supernet:
             offload_from: the model's device, to keep only those variants there that are in use, and the others in the
                 memory of the CPU.
         """
-        self.model, self.blocks, self.new = copy.deepcopy(original), blocks, new
-        self.rest = rest_of(self.model, blocks)
-        self.model.requires_grad_(False)
+        self.model, self.blocks, self.new = sharing_copy(original), blocks, new
+        own = dict(self.model.named_parameters())
+        self.rest = {name: own[name] for name in rest_of(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
         self.inside, self.offload_from, self.learner = dict.fromkeys(blocks, DENSE), offload_from, None
-        set_rest(self.model, rest or {})
-        home = self.model.device if offload_from is None else CPU
+        device = self.model.device
+        share_rest(self.model, {name: tensor.to(device) for name, tensor in (rest or {}).items()})
+        home = device if offload_from is None else CPU
         self.tensors = {
             pair: {
                 name: torch.nn.Parameter(tensor, requires_grad=pair in new)
@@ -75,6 +76,7 @@ class Supernet:
         }
         shares = {}
         if rest_share:
+            share_rest(self.model, {name: tensor.clone() for name, tensor in self.rest.items()})
             shares = {_key("", name): rest_share for name in self.rest}
             parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.rest.items()}
         self.learner = Learner(parameters, masks, recipe, total_steps, shares)

@@ -28,12 +28,26 @@ class Solution(NamedTuple):
     ridge: float  # the one of several that the error is least with
 
 
+class MostPruned(NamedTuple):
+    """The variant of a block that keeps least: how many weights, and its tensors without and with what was solved."""
+
+    kept: int
+    pruned: dict[str, torch.Tensor]
+    solved: dict[str, torch.Tensor]
+
+    def copied(self) -> "MostPruned":
+        """A copy in the memory of the CPU."""
+        pruned, solved = ({n: t.detach().to("cpu", copy=True) for n, t in each.items()} for each in self[1:])
+        return MostPruned(self.kept, pruned, solved)
+
+
 class Solved(NamedTuple):
     """All solutions, what they took, and whether they help a model composed of them."""
 
     solutions: dict[Pair, Solution]
     rows: list[EpochSeconds]  # before, and of the closed form as epoch 1
-    most_pruned: dict  # see `measure_most_pruned`
+    most_pruned: dict | None  # see `measure_most_pruned`; None where other variants follow
+    so_far: dict[str, MostPruned]  # of each block, for those that follow; empty where none do
 
     @property
     def own_seconds(self) -> float:
@@ -43,13 +57,16 @@ class Solved(NamedTuple):
     def to_plain(self) -> dict:
         """All of it as plain values and tensors."""
         solutions = [[*pair, *each] for pair, each in self.solutions.items()]
-        return {"solutions": solutions, "rows": [tuple(row) for row in self.rows], "most_pruned": self.most_pruned}
+        plain = {"solutions": solutions, "rows": [tuple(row) for row in self.rows], "most_pruned": self.most_pruned}
+        so_far = {name: tuple(each) for name, each in self.so_far.items()}
+        return plain | ({"so_far": so_far} if so_far else {})
 
     @classmethod
     def from_plain(cls, plain: dict) -> "Solved":
         """What `to_plain` gave."""
         solutions = {Pair(block, variant): Solution(*each) for block, variant, *each in plain["solutions"]}
-        return cls(solutions, [EpochSeconds(*row) for row in plain["rows"]], plain["most_pruned"])
+        so_far = {name: MostPruned(*each) for name, each in plain.get("so_far", {}).items()}
+        return cls(solutions, [EpochSeconds(*row) for row in plain["rows"]], plain["most_pruned"], so_far)
 
     def better(self) -> dict[Pair, dict[str, torch.Tensor]]:
         """The solutions that are better than the pruned weights."""
@@ -73,6 +90,9 @@ def solve(
     ridges: Sequence[float],
     runtime: Runtime,
     checkpoint: Checkpoint | None = None,
+    *,
+    so_far: dict[str, MostPruned] | None = None,
+    is_last: bool = True,
 ) -> Solved:
     """Solve all variants with each ridge, and measure the solutions on held-out examples.
 
@@ -80,6 +100,8 @@ def solve(
         variants: the pruned ones, on the device; left as they are.
         blocks: all of the teacher's.
         checkpoint: keeps what is solved. What it kept is not solved again, and may be of more variants.
+        so_far: of each block, the most pruned of the variants that were solved before, if there were any.
+        is_last: whether these are the last ones, so that the model of the most pruned can be measured.
     Raises:
         UserError: an error is no finite number: the model or the data are damaged.
     """
@@ -99,7 +121,8 @@ def solve(
         if not math.isfinite(each[0]):
             raise UserError(f"{pair}: its held-out error is not a finite number: the model or the data are damaged")
     best = {pair: min(range(len(each)), key=each.__getitem__) for pair, each in errors.items()}
-    most_pruned = measure_most_pruned(variants, candidates, best, teacher, blocks, validation, runtime)
+    most = find_most_pruned(variants, candidates, best, so_far or {}, copies=not is_last)
+    most_pruned = measure_most_pruned(most, teacher, blocks, validation, runtime) if is_last else None
     solutions = {}
     for pair, (before, *after) in errors.items():
         least = min(range(len(after)), key=after.__getitem__)
@@ -110,7 +133,7 @@ def solve(
     before, after = (sum(each) / len(errors) for each in zip(*((each[0], min(each[1:])) for each in errors.values())))
     runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
     rows = [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, finished - started, runtime.now() - finished)]
-    found = Solved(solutions, rows, most_pruned)
+    found = Solved(solutions, rows, most_pruned, {} if is_last else most)
     if checkpoint:
         checkpoint.save_solutions({"solved": {}, "seconds": 0.0, "all": found.to_plain()})
     return found
@@ -149,23 +172,40 @@ def solve_each(variants, teacher, calibration, ridges, runtime, checkpoint, kept
     return {pair: solved[pair] for pair in variants}
 
 
-def measure_most_pruned(variants, candidates, best, teacher, blocks, examples, runtime):
-    """Whether solving blocks one by one helps a model composed of them: measured for each block's most pruned variant.
+def find_most_pruned(variants, candidates, best, so_far, copies):
+    """The variant of each block that keeps least, {block: MostPruned}; of several the last.
 
     Args:
         candidates: {pair: [pruned tensors, solutions …]}; `best`: {pair: which of them has the least error}.
+        so_far: the same of variants that came before.
+        copies: whether the tensors are needed for longer than those of the candidates, which are trained in place.
+    """
+    least = {name: each.kept for name, each in so_far.items()}
+    most = {}
+    for pair, variant in variants.items():
+        kept = sum(int(keep.sum()) for keep in variant.keeps.values())
+        if kept <= least.get(pair.block, kept):
+            least[pair.block], most[pair.block] = kept, pair
+    new = {
+        name: MostPruned(least[name], candidates[pair][0], candidates[pair][best[pair]]) for name, pair in most.items()
+    }
+    return so_far | ({name: each.copied() for name, each in new.items()} if copies else new)
+
+
+def measure_most_pruned(most, teacher, blocks, examples, runtime):
+    """Whether solving blocks one by one helps a model composed of them: measured for each block's most pruned variant.
+
+    Args:
+        most: {block: MostPruned}.
     Returns:
         {"pruned", "solved": {"loss", "kl"}} of the two models on the held-out examples.
     """
-    most = {}
-    left = {pair: sum(int(keep.sum()) for keep in variant.keeps.values()) for pair, variant in variants.items()}
-    for pair in sorted(variants, key=left.__getitem__, reverse=True):
-        most[pair.block] = pair  # the last of a block keeps least
-    before = {pair.block: candidates[pair][0] for pair in most.values()}
-    after = {pair.block: candidates[pair][best[pair]] for pair in most.values()}
     found = {
         name: score_composed(teacher, blocks, tensors, examples, runtime)
-        for name, tensors in (("pruned", before), ("solved", after))
+        for name, tensors in (
+            ("pruned", {block: each.pruned for block, each in most.items()}),
+            ("solved", {block: each.solved for block, each in most.items()}),
+        )
     }
     losses = {name: scores["loss"] for name, scores in found.items()}
     if losses["solved"] > losses["pruned"]:

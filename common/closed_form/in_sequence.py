@@ -20,19 +20,30 @@ examples. What is held at a time is one block's share of the statistics in `reco
 times over, and the student.
 """
 
-import copy
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from common.blocks import Block, BlockCall, Variant, block_calls, block_tensors, real_rows, set_block, token_mask, watch
+from common.batching import evaluation_batches
+from common.blocks import (
+    Block,
+    BlockCall,
+    Variant,
+    block_calls,
+    block_tensors,
+    real_rows,
+    share_block,
+    sharing_copy,
+    token_mask,
+    watch,
+)
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
 from common.closed_form.reconstruction import OVERSAMPLING, sampling
-from common.data import Examples, evaluation_batches, rows_of, to_device
+from common.data import Examples, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.families import family_of
 from common.schemes import Pair
@@ -59,7 +70,7 @@ def reconstruct_in_sequence(
         {pair: {"o.weight": …}}: all tensors of the block, in the order of execution.
     """
     teacher.eval()  # dropout would blur inputs and targets
-    student = copy.deepcopy(teacher)
+    student = sharing_copy(teacher)
     pairs = {variant.block: pair for pair, variant in variants.items()}
     order = [call.block for call in block_calls(teacher, pairs, examples.batch([0], runtime.device))]
     solved = {}
@@ -76,7 +87,7 @@ def reconstruct_in_sequence(
                 sums = Sums(teacher, block, inputs, own, wanted)
                 tensors = solve_feed_forward(sums, {pair: variant}, ridge=ridge)[pair]
             solved[pair] = variant.tensors | tensors
-            set_block(student, block, solved[pair])
+            share_block(student, block, solved[pair])
     return solved
 
 

@@ -36,11 +36,12 @@ from functools import partial
 
 import torch
 
+from common.batching import evaluation_batches
 from common.blocks import Block, Variant, block_tensors, real_rows, token_mask, watch
 from common.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
 from common.closed_form.feed_forward import Sums, solve_feed_forward
 from common.closed_form.least_squares import add_products, whole
-from common.data import Examples, evaluation_batches, rows_of, to_device
+from common.data import Examples, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.processes import Processes
 from common.schemes import Pair

@@ -1,8 +1,6 @@
 """The variants of libraries that a model can be composed of: their scores, and the models measured."""
 
-import copy
-
-from common.blocks import Block, block_tensors, find_blocks, set_block, set_rest
+from common.blocks import Block, block_tensors, find_blocks, share_block, share_rest, sharing_copy
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Libraries
@@ -58,9 +56,9 @@ class Candidates:
         scored_on += [key for key in [libraries.rest_key()] if key]
         scored_on += [runtime.precision] * (runtime.precision != "fp32")  # as it was before there was a choice
         self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
-        self.composed, self.inside = copy.deepcopy(loaded.model), dict.fromkeys(self.blocks, DENSE)
+        self.composed, self.inside = sharing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         rest = libraries.rest()
-        set_rest(self.composed, rest or {})
+        share_rest(self.composed, {name: tensor.to(runtime.device) for name, tensor in (rest or {}).items()})
         self.has_rest = rest is not None
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
         self.known_held_back = {} if self.held_back else self.known
@@ -95,7 +93,7 @@ class Candidates:
         """The model of a {block: variant}; the same object each time."""
         for name, variant in choice.items():
             if self.inside[name] != variant:
-                set_block(self.composed, self.blocks[name], self.tensors(name, variant))
+                share_block(self.composed, self.blocks[name], self.tensors(name, variant))
                 self.inside[name] = variant
         return self.composed
 

@@ -12,15 +12,15 @@ single column, which keeps what lies between them, and is done entry by entry, n
 """
 
 import contextlib
-import copy
 from dataclasses import replace
 
 import torch
 from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
-from common.blocks import Block, set_block
-from common.data import Examples, evaluation_batches, rows_of
+from common.batching import evaluation_batches
+from common.blocks import Block, share_block, sharing_copy
+from common.data import Examples, rows_of
 from common.devices import Runtime, computing
 
 
@@ -110,15 +110,15 @@ def score_composed(
     examples: Examples,
     runtime: Runtime,
 ) -> dict[str, float]:
-    """What a copy of the teacher with other tensors in some blocks loses, in float32; see `score_block`.
+    """What the teacher with other tensors in some blocks loses, in float32; see `score_block`.
 
     Args:
         blocks: all of the teacher's.
-        replacements: {block's name: {"q.weight": tensor}}.
+        replacements: {block's name: {"q.weight": tensor}}, on its device.
     """
-    model = copy.deepcopy(teacher)
+    model = sharing_copy(teacher)
     for name, tensors in replacements.items():
-        set_block(model, blocks[name], tensors)
+        share_block(model, blocks[name], tensors)
     return score_block(model, teacher, blocks, None, {}, examples, replace(runtime, precision="fp32"))[None]
 
 
