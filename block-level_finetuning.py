@@ -98,7 +98,7 @@ def build_parser():
         action="store_true",
         help="keep on the device only those variants that a step trains, the others in the memory of the CPU",
     )
-    own = ["configurations", "rest_rate", "together", "distill", "dropout", "checkpointing", "offload"]
+    own = ["configurations", "rest_rate", "together", "distill", "dropout", "checkpointing", "compile", "offload"]
     parser.set_defaults(joint_flags=[*own, "metric_for_best", "metric_examples", "max_new_tokens"])
     return parser
 
@@ -210,7 +210,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
         library.check_rest(supernet.rest)
     learner = supernet.make_learner(recipe, steps_of(train, recipe), rest_rate if trains_rest else 0.0)
     compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
-    objective = JointObjective(supernet, recipe, compositions, loaded.model, checkpointing=runtime.checkpointing)
+    objective = JointObjective(supernet, recipe, compositions, loaded.model, **runtime.layers())
     learners, progress = {"library": learner}, Progress()
     checkpoint = open_checkpoint(args, run, {"library": run}, runtime.talk, runtime.processes)
     of_run = run[:RUN_DIGITS]

@@ -141,7 +141,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None
-    objective = ModelObjective(model, recipe, teacher, checkpointing=opened.runtime.checkpointing)
+    objective = ModelObjective(model, recipe, teacher, **opened.runtime.layers())
     checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 

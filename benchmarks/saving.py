@@ -1,4 +1,4 @@
-"""What --checkpointing and --accumulate save of memory, and what they cost of time, side by side.
+"""What --checkpointing, --accumulate and --compile save of memory and time, or cost, side by side.
 
 A T5 with random weights, by default of T5-small's size, is trained for some steps as model-level_finetuning.py does it.
 Each way runs in a process of its own, in turn, several rounds; its peak is that of the process, or on a GPU of what was
@@ -28,6 +28,8 @@ WAYS = {  # what the flags are in `Runtime`
     "checkpointing": {"checkpointing": True},
     "accumulate 4": {"pieces": 4},
     "both": {"checkpointing": True, "pieces": 4},
+    "compile": {"compiling": True},
+    "compile, checkpointing": {"compiling": True, "checkpointing": True},
 }
 
 
@@ -37,7 +39,7 @@ def parser():
     flags.add_argument("--batch-size", type=cli.positive, default=16, help="examples a batch")
     flags.add_argument("--length", type=cli.positive, default=128, help="tokens of every source and target")
     flags.add_argument("--steps", type=cli.positive, default=4, help="timed steps of each way a round, after one")
-    flags.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of the ways alone")
+    flags.add_argument("--ways", nargs="+", choices=WAYS, default=[way for way in WAYS if "compile" not in way])
     cli.add_precision_flag(flags)
     flags.set_defaults(rounds=3)
     return flags
@@ -58,7 +60,7 @@ def train(args, way):
     recipe = model_recipe(loaded, args.batch_size, args.seed)
     learners = {"model": Learner(dict(loaded.model.named_parameters()), {}, recipe, args.steps + 1)}
     runtime = Runtime(device, args.batch_size, cli.Talk(quiet=True), precision=args.precision, **WAYS[way])
-    objective = ModelObjective(loaded.model, recipe, checkpointing=runtime.checkpointing)
+    objective = ModelObjective(loaded.model, recipe, **runtime.layers())
     tally, seconds = Tally(learners), []
     now = time.process_time if device.type == "cpu" else runtime.now
     for number in range(args.steps + 1):
@@ -72,6 +74,7 @@ def train(args, way):
         "parameters": parameters,
         "state_gib": 4 * 4 * parameters / GIB,  # weights, gradients, two moments
         "peak_gib": (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak()) / GIB,
+        "first": seconds[0],
         "seconds": statistics.median(seconds[1:]),
         "loss": tally.result().losses["model"],
     }
@@ -93,6 +96,7 @@ def run(args):
             way=way,
             peak_gib=round(peak_gib, 3),
             beyond_state_gib=round(peak_gib - rounds[0]["state_gib"], 3),
+            seconds_of_the_first_step=round(statistics.median(each["first"] for each in rounds), 3),
             seconds_of_a_step=round(statistics.median(each["seconds"] for each in rounds), 3),
             seconds_over_usual=ratio([each["seconds"] for each in rounds], [each["seconds"] for each in usual]),
             loss=rounds[0]["loss"],

@@ -65,6 +65,7 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     how = {
         "pieces": getattr(args, "accumulate", 1),
         "checkpointing": getattr(args, "checkpointing", False),
+        "compiling": getattr(args, "compile", False),
         "precision": getattr(args, "precision", "fp32"),
     }
     return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes, **how))

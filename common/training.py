@@ -22,7 +22,7 @@ from common.cli import duration
 from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
-from common.layers import recomputed
+from common.layers import Layers
 from common.masking import HeldMasks, multiply_gradients, multiply_parameters
 from common.processes import ALONE, Processes
 
@@ -776,7 +776,7 @@ def fit_model(
 ) -> tuple[Learner, Progress]:
     """Train all parameters of a model that nothing is removed from; it ends with its best weights, in `eval()`."""
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    objective = ModelObjective(model, recipe, checkpointing=runtime.checkpointing)
+    objective = ModelObjective(model, recipe, **runtime.layers())
     progress = fit({"model": learner}, objective, train, validation, recipe, runtime, checkpoint)
     model.eval()
     return learner, progress
@@ -799,13 +799,19 @@ class ModelObjective:
         teacher: torch.nn.Module | None = None,
         *,
         checkpointing: bool = False,
+        compiling: bool = False,
     ):
         """
         Args:
             teacher: the original model; needed if the recipe distils.
-            checkpointing: whether the layers are computed again in the backward pass, for less memory.
+            checkpointing, compiling: how layers run in training, the teacher's too; see `layers.Layers`. Validation
+                runs the model as it is.
+        Raises:
+            UserError: nothing can be compiled here.
         """
-        self.model, self.recipe, self.teacher, self.checkpointing = model, recipe, teacher, checkpointing
+        self.model, self.recipe, self.teacher = model, recipe, teacher
+        self.layers = Layers(model, checkpointing=checkpointing, compiling=compiling)
+        self.teachers_layers = None if teacher is None else Layers(teacher, compiling=compiling)
         # T5 would otherwise fill a cache of keys and values, which nothing reads here.
         self.settings = {"use_cache": False} if model.config.is_encoder_decoder else {}
         if teacher is not None:
@@ -820,15 +826,13 @@ class ModelObjective:
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
         distill = self.recipe.distill if training else 0.0
-        again = contextlib.nullcontext()
-        if training and self.checkpointing:
-            again = recomputed(self.model, self.recipe.precision)
+        precision = self.recipe.precision
         with forward(batch["labels"].device, self.recipe, training):
-            with again:
+            with self.layers.running(precision) if training else contextlib.nullcontext():
                 output = self.model(**batch, **self.settings)
             real, loss = batch.labelled(), output.loss
             if distill:
-                with torch.no_grad():
+                with torch.no_grad(), self.teachers_layers.running(precision):
                     wanted = rows_of(self.teacher(**batch, **self.settings).logits, real).float().log_softmax(-1)
                 found = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -562,7 +562,9 @@ def test_saving(capsys, monkeypatch):
     monkeypatch.setattr(saving, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     small = ("--batch-size", 8, "--length", 6, "--steps", 2, "--rounds", 2)
     code, (setting, *ways, done), err = lines(saving, capsys, *small)
-    assert (code, err) == (0, "") and setting["threads"] == 1 and [each["way"] for each in ways] == list(saving.WAYS)
+    assert (
+        (code, err) == (0, "") and setting["threads"] == 1 and [each["way"] for each in ways] == list(saving.WAYS)[:4]
+    )
     for way in ways:
         assert way["loss"] == pytest.approx(ways[0]["loss"], rel=1e-5) and way["seconds_of_a_step"] > 0
         assert way["peak_gib"] == pytest.approx(way["beyond_state_gib"] + done["state_gib"], abs=2e-3)
