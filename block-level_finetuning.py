@@ -173,6 +173,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
     """Train all variants within composed models, and the rest of the model with them; returns the result."""
     from common.block_level import JointObjective, Supernet, sample_compositions, solve
     from common.checkpoints import RUN_DIGITS
+    from common.devices import give_back_memory
     from common.inputs import open_tracking, quality_from, recipe_from
     from common.library import TOGETHER
     from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
@@ -247,6 +248,7 @@ def tune_jointly(args, opened, blocks, pruned, train, held_out, calibration, sta
             write_variant_stats(beside(stats_file, "blocks"), solved.histories(), of_run)
         write_losses(progress)
         del solved, on_device
+        give_back_memory()  # of all the solutions, before the optimizer needs as much and more
     progress = fit(
         learners,
         objective,

@@ -31,7 +31,8 @@ from common.models import model_class
 
 TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
 WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
-LOADING = 1.4  # sizes of the largest parameter that loading takes beside the model: measured
+SORTING = 10  # sizes of the largest block that pruning it takes: measured with T5-small
+ALLOCATOR = 0.4  # of the variants of a model, freed pieces that the C library holds after reading: measured so, too
 RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n", "1"]
 
 
@@ -73,22 +74,25 @@ def formula(stage, shape, model, library, examples):
         examples: tokens of calibration.
     """
     width, neurons, layers, _ = shape
-    largest = 4 * VOCABULARY * width  # the embeddings
-    loading = model + LOADING * largest
+    block = 4 * 2 * width * neurons  # the largest
     compact = model - library / 2  # half the heads and neurons
     attention, feed_forward = 3 * layers, 2 * layers
     sums = 4 * (width + VALUE_WIDTH + 1) ** 2
     statistics = min(STATISTICS_BYTES, attention * sums + feed_forward * 4 * examples * width)
     solving = 3 * 4 * max(width + VALUE_WIDTH, neurons) ** 2
+    portion = min(library, PORTION_BYTES)
+    before = 2 * library if portion < library else 0  # the most pruned variants of other portions
+    masks = library / 4
+    held = ALLOCATOR * library
     return {
-        "configurations": loading,
-        "prune": loading,
-        "closed form": model + 3 * library + statistics + solving,
-        "joint": 3 * model + 5.25 * library + 3 * (model - library),
-        "compose": loading + model + library / 4,
-        "compact": loading + model + library / 4 + compact,
-        "model level": 6 * model + library / 4,
-        "evaluate": compact + LOADING * largest,
+        "configurations": model,
+        "prune": model + SORTING * block,
+        "closed form": model + before + max(3 * portion, 2 * portion + statistics + solving),
+        "joint": 6 * model + masks + held,
+        "compose": model + masks + held,
+        "compact": model + masks + held + compact,
+        "model level": 5 * model + masks + held,
+        "evaluate": compact,
     }.get(stage)
 
 
