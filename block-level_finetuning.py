@@ -98,8 +98,7 @@ def build_parser():
         action="store_true",
         help="keep on the device only those variants that a step trains, the others in the memory of the CPU",
     )
-    own = ["configurations", "rest_rate", "together", "distill", "dropout", "checkpointing", "compile", "offload"]
-    parser.set_defaults(joint_flags=[*own, "metric_for_best", "metric_examples", "max_new_tokens"])
+    parser.set_defaults(joint_flags=[action.dest for action in joint._group_actions])
     return parser
 
 

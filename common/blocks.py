@@ -133,14 +133,14 @@ def sharing_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 @torch.no_grad()
 def share_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
-    """Let a block of a `sharing_copy` have the memory of tensors on its device.
+    """Let a block of a `sharing_copy` have the memory of tensors, or of copies on its device.
 
     Raises:
         UserError: see `set_block`.
     """
     own = _own_like(model, block, tensors)
     for name, tensor in tensors.items():
-        own[name].data = tensor.detach()
+        own[name].data = tensor.detach().to(own[name].device)
 
 
 @torch.no_grad()
@@ -184,13 +184,13 @@ def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def share_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
-    """Let a `sharing_copy` have the memory of tensors on its device outside of its blocks.
+    """Let a `sharing_copy` have the memory of tensors, or of copies on its device, outside of its blocks.
 
     Raises:
         UserError: see `set_rest`.
     """
     for parameter, tensor in _rest_pairs(model, rest):
-        parameter.data = tensor.detach()
+        parameter.data = tensor.detach().to(parameter.device)
 
 
 def _rest_pairs(model, rest):

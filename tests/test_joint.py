@@ -468,6 +468,7 @@ def test_without_configurations_quality_is_measured_on_drawn_ones(succeeds, work
     [
         (("--method", "train", "--rest-rate", 1), "--rest-rate: goes with --method joint"),
         (("--method", "both", "--together"), "--together: goes with --method joint"),
+        (("--method", "train", "--accumulate", 2), "--accumulate: goes with --method joint"),
         (("--method", "reconstruct", "--distill", 0.5), "--distill: goes with --method joint"),
         (("--method", "train", "-c", "conf.json"), "--configurations: goes with --method joint"),
         (("-c", "absent.json"), "absent.json"),

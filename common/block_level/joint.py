@@ -55,9 +55,8 @@ class Supernet:
         self.rest = {name: own[name] for name in rest_of(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
         self.inside, self.offload_from, self.learner = dict.fromkeys(blocks, DENSE), offload_from, None
-        device = self.model.device
-        share_rest(self.model, {name: tensor.to(device) for name, tensor in (rest or {}).items()})
-        home = device if offload_from is None else CPU
+        share_rest(self.model, rest or {})
+        home = self.model.device if offload_from is None else CPU
         self.tensors = {
             pair: {
                 name: torch.nn.Parameter(tensor, requires_grad=pair in new)

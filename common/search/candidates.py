@@ -58,7 +58,7 @@ class Candidates:
         self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = sharing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         rest = libraries.rest()
-        share_rest(self.composed, {name: tensor.to(runtime.device) for name, tensor in (rest or {}).items()})
+        share_rest(self.composed, rest or {})
         self.has_rest = rest is not None
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
         self.known_held_back = {} if self.held_back else self.known

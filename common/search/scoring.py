@@ -114,7 +114,7 @@ def score_composed(
 
     Args:
         blocks: all of the teacher's.
-        replacements: {block's name: {"q.weight": tensor}}, on its device.
+        replacements: {block's name: {"q.weight": tensor}}, wherever they lie.
     """
     model = sharing_copy(teacher)
     for name, tensors in replacements.items():
