@@ -223,6 +223,10 @@ def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
     assert {each.data_ptr() for each in block_tensors(shared, first).values()} == {
         each.data_ptr() for each in new.values()
     }
+    elsewhere = sharing_copy(copy.deepcopy(model).to("meta"))
+    share_block(elsewhere, first, new)  # whose tensors are on the CPU
+    share_rest(elsewhere, rest)
+    assert {each.device.type for each in elsewhere.parameters()} == {"meta"}
     with pytest.raises(UserError, match="holds tensors"):
         share_block(shared, others[0], {})
     with pytest.raises(UserError, match="the rest of the model: holds x"):
