@@ -193,7 +193,8 @@ def joint_run(kind, old=(), steps=3, **options):
             every[Pair(name, variant)], _ = prune_block(block, block_tensors(model, block), removed)
     there = {pair: each for pair, each in every.items() if pair.variant in old}
     supernet = Supernet(model, find_blocks(model), {p: v for p, v in every.items() if p not in there}, there)
-    plan = recipe(distill=0.5, precision=precision, dropout=options.pop("dropout", True))
+    others = {"distill": options.pop("distill", 0.5), "dropout": options.pop("dropout", True)}
+    plan = recipe(precision=precision, **others)
     learner = supernet.make_learner(plan, steps, 0.0 if old else 1.0)
     objective = JointObjective(supernet, plan, {}, model, **options)
     runtime, tally = Runtime(CPU, 4, QUIET, pieces=2), Tally(["x"])
@@ -261,40 +262,40 @@ def near_step(found, expected, rtol=1e-4, atol=1e-5):
             )
 
 
-@pytest.mark.parametrize("kind, checkpointing", [("t5", True), ("bart", False), ("bert", True), ("deberta-v2", False)])
-def test_compiled_layers_make_the_same_step(traced, kind, checkpointing):
-    found = step(build_model(kind), kind, checkpointing, compiling=True, dropout=False, distill=0.5)
-    near_step(found, step(build_model(kind), kind, False, dropout=False, distill=0.5))
+@pytest.mark.parametrize("kind, checkpointing, distill", [("bart", False, 0.0), ("bert", True, 0.5)])
+def test_compiled_layers_make_the_same_step(traced, kind, checkpointing, distill):
+    found = step(build_model(kind), kind, checkpointing, compiling=True, dropout=False, distill=distill)
+    near_step(found, step(build_model(kind), kind, False, dropout=False, distill=distill))
     assert traced() > 1
 
 
 def test_a_compact_model_can_be_compiled(traced):
-    model = compact("t5")
-    near_step(*(step(copy.deepcopy(model), "t5", again, compiling=again) for again in MODES))
+    model = compact("bert")
+    near_step(*(step(copy.deepcopy(model), "bert", again, compiling=again) for again in MODES))
     assert traced() > 1
 
 
 def test_bfloat16_and_dropout_go_with_compiling_and_checkpointing(traced):
     settings = {"precision": "bf16", "dropout": True}
-    found, expected = (step(build_model("t5"), "t5", again, again, **settings) for again in MODES)
+    found, expected = (step(build_model("bert"), "bert", again, again, **settings) for again in MODES)
     near_step(found, expected, rtol=0.05, atol=0.02)
 
 
 def test_batches_of_other_lengths_and_other_compositions_are_not_compiled_again(traced):
     """Oracle: the same run without compiling. Each step has another composition, and its pieces have other lengths."""
-    expected, loss, _ = joint_run("t5", steps=6, dropout=False)
-    found, other_loss, _ = joint_run("t5", steps=6, dropout=False, compiling=True)
+    expected, loss, _ = joint_run("t5", steps=4, dropout=False, distill=0.0)
+    found, other_loss, _ = joint_run("t5", steps=4, dropout=False, distill=0.0, compiling=True, checkpointing=True)
     assert other_loss == pytest.approx(loss, rel=1e-5)
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
     # By hand: the trial; and of two stacks the first layer, which makes the position bias, and the others, with padding
-    # and without, trained and the teacher's. The layers ran 6 * 2 * 4 * 2 times.
-    assert 2 * 2 * 2 < traced() <= 1 + 2 * 2 * 2 * 2 and counters["graph_break"] == {}
+    # and without. The layers ran 4 * 2 * 4 times.
+    assert 2 * 2 < traced() <= 1 + 2 * 2 * 2 and counters["graph_break"] == {}
 
 
 def test_nothing_of_a_compiled_layer_is_left_in_the_model(traced):
-    model, plain = build_model("t5"), build_model("t5")
-    step(model, "t5", True, compiling=True)
+    model, plain = build_model("bert"), build_model("bert")
+    step(model, "bert", True, compiling=True)
     for name, module in model.named_modules():
         assert set(vars(module)) == set(vars(plain.get_submodule(name))), name
     assert copy.deepcopy(model).state_dict().keys() == plain.state_dict().keys()
