@@ -14,18 +14,15 @@ import time
 import torch
 from measure import (
     SIZES,
-    LoadedModel,
-    Path,
     build_parser,
     cli,
     emit,
     every_variant,
     machine,
-    model_class,
     model_recipe,
     random_examples,
+    random_t5,
     stepper,
-    transformers,
 )
 
 from common.batching import training_batches
@@ -66,18 +63,14 @@ def formula(of_variants, of_model, of_rest):
         "moments": 8 * (of_variants + of_rest),
         "best_weights": 4 * (of_variants + of_rest),
         "masks": of_variants,
-        "original_and_copy": 2 * 4 * of_model,
+        "original": 4 * of_model,
+        "rest_of_its_own": 4 * of_rest,
         "gradients": 4 * of_model,
     }
 
 
 def run(args):
-    width, neurons, layers, heads = SHAPES[args.size]
-    torch.manual_seed(args.seed)
-    config = transformers.T5Config(
-        vocab_size=32128, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
-    )
-    loaded = LoadedModel(model_class("t5")(config).eval(), Path(f"random-t5-{args.size}"))
+    loaded = random_t5(SHAPES[args.size], args.seed)
     model, blocks = loaded.model, find_blocks(loaded.model)
     variants = every_variant(model, args.attention, args.linear)
     of_variants = sum(tensor.numel() for variant in variants.values() for tensor in variant.tensors.values())
@@ -105,7 +98,7 @@ def run(args):
     known = sum(parts.values())
     return {
         "figure": "memory",
-        "model": str(loaded.path),
+        "model": f"{loaded.path}-{args.size}",
         "batch_size": args.batch_size,
         "variants": len(variants),
         "parameters": of_model,

@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
@@ -174,15 +175,35 @@ def stepper(objective, learner, examples, batches, device):
 # --- models of true size -----------------------------------------------------------------------------------------
 
 
-def random_model(family, seed, device):
-    """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone."""
+def random_model(family, seed, device, width=None):
+    """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone.
+
+    Args:
+        width: another one, with eight heads and four times as many neurons.
+    """
     torch.manual_seed(seed)
+    sizes = {}
+    if width:
+        sizes = {
+            "t5": dict(d_model=width, d_ff=4 * width, d_kv=width // 8),
+            "distilbert": dict(dim=width, hidden_dim=4 * width, n_heads=8),
+        }[family]
     config = {
-        "t5": transformers.T5Config(vocab_size=32128, decoder_start_token_id=0),  # its defaults are T5-small's
-        "distilbert": transformers.DistilBertConfig(),
-    }[family]
+        "t5": partial(transformers.T5Config, vocab_size=32128, decoder_start_token_id=0),  # its defaults are T5-small's
+        "distilbert": transformers.DistilBertConfig,
+    }[family](**sizes)
     model = model_class(family)(config)
     return LoadedModel(model.to(device).eval(), Path(f"random-{family}"))
+
+
+def random_t5(shape, seed):
+    """A T5 with random weights and T5's vocabulary; `shape`: (width, neurons, layers of each stack, heads)."""
+    width, neurons, layers, heads = shape
+    torch.manual_seed(seed)
+    config = transformers.T5Config(
+        vocab_size=32128, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
+    )
+    return LoadedModel(model_class("t5")(config).eval(), Path("random-t5"))
 
 
 def random_examples(loaded, count, length, seed):

@@ -21,13 +21,12 @@ from pathlib import Path
 
 import torch
 from joint_memory import GIB, SHAPES
-from measure import ROOT, build_parser, cli, emit, machine, transformers
+from measure import ROOT, build_parser, cli, emit, machine, random_t5, transformers
 
 from common.block_level.portions import PORTION_BYTES
 from common.closed_form.attention import VALUE_WIDTH
 from common.closed_form.reconstruction import STATISTICS_BYTES
 from common.errors import UserError
-from common.models import model_class
 
 TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
 WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
@@ -99,12 +98,7 @@ def formula(stage, shape, model, library, examples):
 
 def write_study(folder, shape, sentences, length, seed):
     """A model with its tokenizer and data in a folder, as download_model.py leaves them; returns its parameters."""
-    width, neurons, layers, heads = shape
-    torch.manual_seed(seed)
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
-    )
-    model = model_class("t5")(config)
+    model = random_t5(shape, seed).model
     model.save_pretrained(folder / "model" / "t5")
     words = [f"w{number}" for number in range(WORDS)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -5.0) for word in words), ("▁", -9.0)]

@@ -13,11 +13,10 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from joint_memory import GIB, SHAPES, peak
-from measure import LoadedModel, build_parser, cli, emit, machine, model_class, model_recipe, ratio, transformers
+from measure import build_parser, cli, emit, machine, model_recipe, random_t5, ratio
 
 from common.data import Examples
 from common.devices import Runtime, resolve_device
@@ -48,12 +47,8 @@ def parser():
 def train(args, way):
     """Take the steps of one way; returns its figures. In a process of its own."""
     device = resolve_device(args.device)
-    width, neurons, layers, heads = SHAPES[args.size]
-    torch.manual_seed(args.seed)
-    config = transformers.T5Config(
-        vocab_size=32128, d_model=width, d_ff=neurons, num_layers=layers, num_heads=heads, decoder_start_token_id=0
-    )
-    loaded = LoadedModel(model_class("t5")(config).to(device).eval(), Path(f"random-t5-{args.size}"))
+    loaded = random_t5(SHAPES[args.size], args.seed)
+    loaded.model.to(device)
     draw, count = random.Random(args.seed), args.batch_size * (args.steps + 1)
     sources, targets = ([[draw.randrange(5, 32128) for _ in range(args.length)] for _ in range(count)] for _ in "st")
     examples = Examples(loaded.task, sources, targets, [("", "")] * count, pad=0)

@@ -11,14 +11,13 @@ import sys
 from statistics import median
 
 import torch
-from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, ratio
+from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DistilBertConfig, T5Config
 
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime, resolve_device
 from common.masking import parameter_masks, prune_block
-from common.models import LoadedModel, Path, load_model, model_class
+from common.models import load_model
 from common.schemes import Pair, by_block
 from common.side_by_side import SideBySide
 from common.teacher import BlockObjective
@@ -60,18 +59,6 @@ class Operations(TorchDispatchMode):
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
         self.count += not is_view and not func._schema.name.startswith(NO_WORK)
         return func(*args, **(kwargs or {}))
-
-
-def random_model(family, width, seed, device):
-    """A model of the study's size, or as many layers of another width, with random weights."""
-    torch.manual_seed(seed)
-    sizes = {
-        "t5": dict(d_model=width, d_ff=4 * (width or 0), d_kv=(width or 0) // 8),
-        "distilbert": dict(dim=width, hidden_dim=4 * (width or 0), n_heads=8),
-    }[family]
-    given = {"decoder_start_token_id": 0} if family == "t5" else {}
-    config = {"t5": T5Config, "distilbert": DistilBertConfig}[family](**given, **(sizes if width else {}))
-    return LoadedModel(model_class(family)(config).to(device).eval(), Path(f"random-{family}"))
 
 
 def learners_of(model, blocks, count, recipe, device):
@@ -133,7 +120,7 @@ def run(args):
     if args.model:
         loaded = load_model(args.model, device)
     else:
-        loaded = random_model(args.model_type, args.width, args.seed, device)
+        loaded = random_model(args.model_type, args.seed, device, args.width)
     model = loaded.model
     size, length = SIZES[model.config.model_type]
     examples = random_examples(loaded, args.batch_size or size, length, args.seed)

@@ -550,7 +550,7 @@ def test_joint_memory(capsys, monkeypatch):
         name: held[name] for name in ("moments", "best_weights", "gradients")
     }
     assert parts["masks"] == held["masks"] and parts["weights"] + 4 * rest == held["trained"]
-    assert parts["original_and_copy"] == 2 * 4 * model
+    assert (parts["original"], parts["rest_of_its_own"]) == (4 * model, 4 * rest)
     assert figures["formula_gib"] == pytest.approx(sum(parts.values()) / 2**30, abs=1e-3)
     assert figures["peak_gib"] > figures["formula_gib"] and len(figures["seconds_of_steps"]) == 6
 
