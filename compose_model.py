@@ -85,16 +85,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     round_to(output, model, form.dtype)
     source = data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed)
-    save_model(
-        output,
-        model,
-        record,
-        masks=masks,
-        tokenizer=tokenizer,
-        sparse=form.sparse,
-        dtype=form.dtype,
-        shard_size=form.shard_size,
-    )
+    save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype, shard_size=form.shard_size)
     return parameter_counts(model)
 
 

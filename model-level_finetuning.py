@@ -118,7 +118,6 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
         "compact": form.compact,
-        "sparse": form.sparse,
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
         **(quality.to_json() if quality else {}),
     }
@@ -218,7 +217,6 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
             record,
             masks=masks,
             tokenizer=opened.tokenizer,
-            sparse=form.sparse,
             dtype=form.dtype,
             shard_size=form.shard_size,
         )

@@ -234,11 +234,8 @@ def _stages():
             ("half",),
         ),
         Stage(
-            "compose-sparse", f"{compose} -p solved -n 1 -o sparse --sparse", (*t5, "conf.json", "solved"), ("sparse",)
-        ),
-        Stage(
             "bert-compose",
-            "compose_model.py -m model/bert -c bert.json -p bert-solved -n 1 -o bert-composed --compact --sparse",
+            "compose_model.py -m model/bert -c bert.json -p bert-solved -n 1 -o bert-composed --compact",
             (*bert, "bert.json", "bert-solved"),
             ("bert-composed",),
         ),
@@ -275,7 +272,6 @@ def _stages():
         ),
         Stage("evaluate-compact", "evaluate-t5.py -m compact --limit 4 --max-new-tokens 8", (*t5, "compact"), ()),
         Stage("evaluate-half", "evaluate-t5.py -m half --limit 4 --max-new-tokens 8", (*t5, "half"), ()),
-        Stage("evaluate-sparse", "evaluate-t5.py -m sparse --limit 4 --max-new-tokens 8", (*t5, "sparse"), ()),
         Stage(
             "evaluate-distilbert",
             "evaluate-distilbert.py -m bert-composed --limit 4 --report bert-report.json",

@@ -411,7 +411,7 @@ OUTSIDE = {}
 READERS = {
     "conf_prune.json": "prune", "pruned": "reconstruct", "solved": "compose",
     "joint": "compose-pth", "composed": "evaluate-t5", "baseline-0.pth": "evaluate-pth", "compact": "evaluate-compact",
-    "sparse": "evaluate-sparse", "bert-composed": "evaluate-distilbert", "grid-solved": "search",
+    "bert-composed": "evaluate-distilbert", "grid-solved": "search",
     "finetuned": "download-local",
 }  # fmt: skip
 

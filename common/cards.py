@@ -43,30 +43,30 @@ def license_of(folder: str | Path) -> str | None:
     return found if isinstance(found, str) and re.fullmatch(r"[\w.-]{1,60}", found) else None
 
 
-def model_card(name: str, model, record: dict, *, dtype: str, sparse: bool, has_tokenizer: bool) -> str:
+def model_card(name: str, model, record: dict, *, dtype: str, has_tokenizer: bool) -> str:
     """The card of a model in a folder.
 
     Args:
         name: of the folder.
         record: the model's, see `docs/formats.md`; what it does not know is left out.
-        dtype, sparse: how the weights are written.
+        dtype: of the weights.
         has_tokenizer: whether the tokenizer lies in the folder.
     """
     task, base = TASKS.get(record.get("task")), record.get("base_model")
     is_compact = model.config.model_type.startswith(COMPACT)
     parts = [
-        f"---\n{_header(record, base, task, is_compact, sparse)}\n---",
+        f"---\n{_header(record, base, task, is_compact)}\n---",
         f"# {base or record['original']['name']}, pruned" if "original" in record else f"# {name}",
         _introduction(model, record, base, task, is_compact),
         _removed(model, record),
         _made(record),
         _measured(record),
-        _use(name, model, record, task, dtype, sparse=sparse, has_tokenizer=has_tokenizer, is_compact=is_compact),
+        _use(name, model, record, task, dtype, has_tokenizer=has_tokenizer, is_compact=is_compact),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _header(record, base, task, is_compact, sparse):
+def _header(record, base, task, is_compact):
     """The YAML header, as the hub reads it."""
     data = record.get("data") or {}
     base = base or record.get("original", {}).get("name")
@@ -78,12 +78,7 @@ def _header(record, base, task, is_compact, sparse):
         license=record.get("license"),
         metrics=[task.metric] if task else None,
         pipeline_tag=PIPELINES.get(task.name) if task else None,
-        tags=[
-            SUITE["name"],
-            *(["pruned"] if "original" in record else []),
-            *(["compact"] if is_compact else []),
-            *(["sparse"] if sparse else []),
-        ],
+        tags=[SUITE["name"], *(["pruned"] if "original" in record else []), *(["compact"] if is_compact else [])],
     )
     return header.to_yaml(line_break="\n")
 
@@ -157,13 +152,8 @@ def _measured(record):
     return "\n".join(["## What was measured", "", "| | |", "|---|---|", *rows])
 
 
-def _use(name, model, record, task, dtype, *, sparse, has_tokenizer, is_compact):
+def _use(name, model, record, task, dtype, *, has_tokenizer, is_compact):
     """A snippet that works, and what it needs."""
-    if sparse:
-        return (
-            f"## Use\n\nThe weights are in `sparse.safetensors`, which {SUITE['name']} alone reads, for instance "
-            f"`python {task.evaluated_by if task else 'evaluate-t5.py'} -m {name}`."
-        )
     has_code = model._auto_class is not None  # in the folder: of a compact model, or another of the suite's own
     auto = model._auto_class or AUTO_CLASSES[model.can_generate()]
     options = ", trust_remote_code=True" if has_code else ""

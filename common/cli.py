@@ -169,11 +169,6 @@ def add_configuration_flags(parser, *, library_help, output):
         action="store_true",
         help="take removed heads and neurons out of the model, so that it really is smaller and faster",
     )
-    parser.add_argument(
-        "--sparse",
-        action="store_true",
-        help="a weights file whose size follows the non-zeros, for this suite's scripts to read",
-    )
     add_dtype_flag(parser)
     parser.add_argument(
         "--push-to-hub",
@@ -203,13 +198,11 @@ def check_form(args):
     """Make sure that what was asked for of the output's form can be.
 
     Raises:
-        UserError: a sparse .pth, several files for a .pth or sparse weights, or a .pth for the hub.
+        UserError: several files for a .pth, or a .pth for the hub.
     """
     is_pth = args.output.endswith(".pth")
-    if args.sparse and is_pth:
-        raise UserError(f"--sparse: {args.output} is a .pth, which holds whole tensors; give -o a folder")
-    if args.max_shard_size and (is_pth or args.sparse):
-        raise UserError(f"--max-shard-size: {'a .pth' if is_pth else '--sparse'} is one file; leave the flag out")
+    if args.max_shard_size and is_pth:
+        raise UserError("--max-shard-size: a .pth is one file; leave the flag out")
     if args.push_to_hub and is_pth:
         raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
     if args.private and not args.push_to_hub:

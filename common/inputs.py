@@ -174,23 +174,18 @@ class Form:
     """How a model is written."""
 
     compact: bool
-    sparse: bool
     dtype: str
     shard_size: str | None
 
     def to_json(self) -> dict:
         """Its part of what a model is made from; what is usual stays unsaid, as it was before there was a choice."""
         chosen = {"dtype": self.dtype if self.dtype != "float32" else None, "max_shard_size": self.shard_size}
-        return {
-            "compact": self.compact,
-            "sparse": self.sparse,
-            **{name: value for name, value in chosen.items() if value},
-        }
+        return {"compact": self.compact, **{name: value for name, value in chosen.items() if value}}
 
 
 def form_from(args, loaded: LoadedModel) -> Form:
     """The form of a script's flags (`cli.add_configuration_flags`); the type is the original's if they say none."""
-    return Form(args.compact, args.sparse, args.dtype or loaded.dtype, args.max_shard_size)
+    return Form(args.compact, args.dtype or loaded.dtype, args.max_shard_size)
 
 
 def recipe_from(args, default_lr: float, **others) -> Recipe:

@@ -35,11 +35,11 @@ from common.schema import (
     check,
     shown,
 )
-from common.sparse import FLOATS, check_dtypes
 
-DENSE_NAME, SPARSE_NAME = "model.safetensors", "sparse.safetensors"  # of a folder's weights
-INDEX_NAME = f"{DENSE_NAME}.index.json"  # of a large model's shards
+WEIGHTS_NAME = "model.safetensors"  # of a folder's weights
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of a large model's shards
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in, as safetensors has them
+FLOATS = ("F64", *DTYPES.values())  # types of weights
 MODEL_BY, TOKENIZER_BY = "download_model.py", "download_model.py"
 # What transformers raises over a config, a tokenizer or weights that it cannot make anything of.
 CANNOT_BE_BUILT = (
@@ -256,11 +256,10 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    for name in (SPARSE_NAME, DENSE_NAME):
-        if (folder / name).is_file():
-            return [folder / name]
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
     if not (folder / INDEX_NAME).is_file():
-        raise UserError(f"{folder}: has no weights ({DENSE_NAME} or {SPARSE_NAME}); make or download the model again")
+        raise UserError(f"{folder}: has no weights ({WEIGHTS_NAME}); make or download the model again")
     index = read_json(folder / INDEX_NAME, MODEL_BY)
     check(folder / INDEX_NAME, index, Object({"weight_map": MapOf(FILE_NAME, smallest=1)}, others=True))
     files = [folder / name for name in sorted(set(index["weight_map"].values()))]
@@ -270,7 +269,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def dense_shapes(files: list[Path]) -> dict[str, tuple]:
+def stored_shapes(files: list[Path]) -> dict[str, tuple]:
     """{name: shape} of what safetensors files hold, by their headers alone.
 
     Raises:
@@ -279,8 +278,11 @@ def dense_shapes(files: list[Path]) -> dict[str, tuple]:
     shapes = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            check_dtypes(file)
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                kind = file.get_slice(name).get_dtype()
+                if kind not in FLOATS and not name.endswith(".position_ids"):  # once saved, and unused
+                    raise ValueError(f"{name} is of {kind}, not one of {', '.join(FLOATS)}")
+                shapes[name] = tuple(file.get_slice(name).get_shape())
     return shapes
 
 

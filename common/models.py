@@ -28,8 +28,6 @@ from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.files import atomic_file, atomic_folder, check_regular
 from common.model_files import (
-    DENSE_NAME,
-    SPARSE_NAME,
     check_archive,
     check_config,
     check_finite,
@@ -42,11 +40,11 @@ from common.model_files import (
     check_tokenizer_settings,
     class_named,
     computed_weights,
-    dense_shapes,
     is_finite,
     read_config,
     skeleton_of,
     stored_dtype,
+    stored_shapes,
     told_in_one_line,
     weight_files,
 )
@@ -65,13 +63,12 @@ from common.records import (
 )
 from common.schema import PATH, SHA256, Anything, MapOf, Maybe, Object, Text, check
 from common.sources import DATA, DataSource
-from common.sparse import load_sparse, save_sparse, sparse_shapes
 from common.studies import Study, study_of, usual_task
 from common.tasks import TASKS, Classification, Translation
 
 PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
 GENERATION_NAME = "generation_config.json"
-LARGEST_SHARD, UNSHARDED = "50GB", 2**62  # of a weights file; the former is what transformers has
+LARGEST_SHARD = "50GB"  # of a weights file, as transformers has it
 REFERENCE = Maybe(Object({}, {"folder": PATH, "hub": PATH}))
 MODEL_RECORD = Object(
     {},
@@ -230,12 +227,9 @@ def _load_folder(path):
     with _named(path), told_in_one_line(path, "model"):
         of_class, config = _class_and_config(settings, record)
         files = weight_files(path)
-        is_sparse = files[0].name == SPARSE_NAME
         skeleton = skeleton_of(of_class, config)
-        check_shapes(skeleton, of_class, sparse_shapes(files[0]) if is_sparse else dense_shapes(files))
-        state = load_sparse(files[0]) if is_sparse else {}
-        for file in [] if is_sparse else files:
-            state |= load_file(file)
+        check_shapes(skeleton, of_class, stored_shapes(files))
+        state = {name: tensor for file in files for name, tensor in load_file(file).items()}
         if generation is None and of_class.can_generate():  # older checkpoints say in config.json how to generate
             generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
         model = _from_state(of_class, config, state, computed_weights(skeleton), generation)
@@ -550,7 +544,6 @@ def save_model(
     *,
     masks=None,
     tokenizer=None,
-    sparse: bool = False,
     dtype: str = "float32",
     shard_size: str | None = None,
 ) -> None:
@@ -560,7 +553,6 @@ def save_model(
         record: from `records.make_record`.
         masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
-        sparse: let the size of a folder's weights file follow the non-zeros; `load_model` alone reads it then.
         dtype: of the weights in the file, one of `DTYPES`.
         shard_size: largest weights file of a folder, such as "200MB", beyond which there are several; None for
             transformers' own.
@@ -594,10 +586,7 @@ def save_model(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model.save_pretrained(folder, max_shard_size=UNSHARDED if sparse else shard_size or LARGEST_SHARD)
-                if sparse:
-                    save_sparse(folder / SPARSE_NAME, load_file(folder / DENSE_NAME))
-                    (folder / DENSE_NAME).unlink()
+                model.save_pretrained(folder, max_shard_size=shard_size or LARGEST_SHARD)
             except SafetensorError as error:  # it tells of a full disk in its own way
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 if not number:
@@ -605,9 +594,7 @@ def save_model(
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        card = model_card(
-            path.absolute().name, model, record, dtype=dtype, sparse=sparse, has_tokenizer=tokenizer is not None
-        )
+        card = model_card(path.absolute().name, model, record, dtype=dtype, has_tokenizer=tokenizer is not None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
 

@@ -33,7 +33,6 @@ def written(workshop, tmp_path_factory):
         run("prune.py", "-m", model, "-c", folder / f"{kind}-scheme.json", "-o", library)
         flags = ["-m", model, "-p", library, "-c", conf, "-n", 1]
         run("compose_model.py", *flags, "-o", folder / f"{kind}-composed", "--compact", "--dtype", "bfloat16")
-        run("compose_model.py", *flags, "-o", folder / f"{kind}-sparse", "--sparse")
         tuning = ["--epochs", 1, "--batch-size", 8, "--seed", 3]
         run("model-level_finetuning.py", *flags, *tuning, "-o", folder / f"{kind}-tuned")
     return folder
@@ -102,12 +101,6 @@ def test_the_snippet_runs_as_it_stands(written, tmp_path, name):
     assert done.returncode == 0, done.stderr
     printed = done.stdout.strip()
     assert printed in ("LABEL_0", "LABEL_1") if name.startswith("distil") else printed.startswith("[")
-
-
-def test_a_sparse_folder_says_who_reads_it(written):
-    card = card_of(written / "t5-sparse")
-    assert not SNIPPET.findall(card.text)
-    assert "`python evaluate-t5.py -m t5-sparse`" in card.text and "sparse" in card.data.tags
 
 
 def test_cards_name_no_place_of_this_machine_and_come_out_the_same(written, workshop, tmp_path):

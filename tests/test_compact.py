@@ -43,7 +43,7 @@ KINDS = ["t5", "t5-gated", "distilbert"]
 # Parameters of a head and of a neuron.
 PRICES = {"t5": (768, 64), "t5-gated": (768, 96), "t5-deep": (768, 64), "distilbert": (1048, 65)}
 HEADS, NEURONS = 4, 48
-OUTPUTS = ["folder", "sparse", "file.pth"]
+OUTPUTS = ["folder", "file.pth"]
 
 
 BLOCKS = {"t5": T5_BLOCKS, "t5-gated": T5_BLOCKS, "t5-deep": t5_blocks(3), "distilbert": DISTILBERT_BLOCKS}
@@ -420,7 +420,7 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     with torch.no_grad():
         for name, parameter in compact.named_parameters():
             parameter[~masks[name]] = 0
-    save_model(tmp_path / output, compact, {"key": "k"}, masks=masks, sparse=output == "sparse")
+    save_model(tmp_path / output, compact, {"key": "k"}, masks=masks)
     loaded = load_model(tmp_path / output)
     assert same_state(loaded.model, compact) and type(loaded.model) is type(compact)
     assert without_digests(loaded.record) == {"key": "k"}
@@ -579,7 +579,7 @@ def test_a_plain_class_refuses_it_and_says_what_to_do(folders, kind, plain):
 
 # --- the scripts ---------------------------------------------------------------------------------------------------
 
-FORMS = {"masked": [], "compact": ["--compact"], "sparse": ["--sparse"], "both": ["--compact", "--sparse"]}
+FORMS = {"masked": [], "compact": ["--compact"]}
 
 
 def succeed(script, *arguments):
@@ -605,7 +605,7 @@ def composing(folder, output, *flags):
 
 @pytest.fixture(scope="module")
 def stages(workshop, chain, tmp_path_factory):
-    """A folder with a T5 that translates, its configuration, its library, and its composed model in four forms.
+    """A folder with a T5 that translates, its configuration, its library, and its composed model in both forms.
 
     In each of its feed-forward modules wi's rows of 6 neurons are the smallest, so that `--linear 0.3` removes them
     whole. Their columns of wo make up for it: relu(x / 1000) · 1000 = relu(x).
@@ -670,12 +670,7 @@ SMALL = 33408 - 6 * 768 - 4 * 6 * 64  # a head of each attention module and 6 ne
 def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds):
     """Oracles: the masked model's BLEU and its weights that are not zero; the sizes worked by hand."""
     results = {name: succeeds("evaluate-t5.py", "-m", stages / name) for name in FORMS}
-    assert {name: result["parameters"] for name, result in results.items()} == {
-        "masked": 33408,
-        "compact": SMALL,
-        "sparse": 33408,
-        "both": SMALL,
-    }
+    assert {name: result["parameters"] for name, result in results.items()} == {"masked": 33408, "compact": SMALL}
     assert 1 < results["masked"]["bleu"] < 100
     assert {result["bleu"] for result in results.values()} == {results["masked"]["bleu"]}
     masked, compact = (load_model(stages / name).model for name in ("masked", "compact"))
@@ -688,7 +683,6 @@ def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds
     )
     nonzero = sum(int((parameter != 0).sum()) for parameter in masked.parameters())
     assert results["compact"]["nonzero_parameters"] == nonzero - unread
-    assert results["both"]["nonzero_parameters"] == nonzero - unread
 
 
 def test_a_composed_form_is_kept_and_none_is_taken_for_another(stages, call, succeeds):
@@ -700,7 +694,7 @@ def test_a_composed_form_is_kept_and_none_is_taken_for_another(stages, call, suc
         }
 
     before = weights()
-    assert sorted(path.name for path in before) == ["model.safetensors"] * 2 + ["sparse.safetensors"] * 2
+    assert sorted(path.name for path in before) == ["model.safetensors"] * 2
     for output, flags in FORMS.items():
         result = succeeds(*composing(stages, stages / output, *flags))
         assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
@@ -715,9 +709,6 @@ def test_overwriting_changes_the_form(stages, succeeds, tmp_path):
     for flags in reversed(FORMS.values()):
         result = succeeds(*composing(stages, tmp_path / "m", *flags, "--overwrite"))
         assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
-        assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == [
-            "sparse.safetensors" if "--sparse" in flags else "model.safetensors"
-        ]
         assert (tmp_path / "m" / "modeling_compact.py").exists() == ("--compact" in flags)
 
 

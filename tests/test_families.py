@@ -78,7 +78,7 @@ def run_all_stages(kind, workshop):
         run(method, "block-level_finetuning.py", "--method", method, "--epochs", 1, *small, "-o", method)
     run("in sequence", "block-level_finetuning.py", *small, "--in-sequence", "conf.json", 0, "-o", "in-sequence")
     run("joint", "block-level_finetuning.py", "--method", "joint", "--lr", 0.001, "--epochs", 3, "--batch-size", 8)
-    for name, flags in (("composed", ()), ("compact", ("--compact",)), ("sparse", ("--sparse",))):
+    for name, flags in (("composed", ()), ("compact", ("--compact",))):
         run(name, "compose_model.py", "-n", 0, "-o", name, *flags)
     training = ("-n", 0, "--epochs", 1, *small)
     run("tuned", "model-level_finetuning.py", *training, "-o", "tuned.pth")
@@ -178,12 +178,6 @@ def generated(model, kind, beams):
     ).tolist()
 
 
-def was_sparse(kind, folder, results):
-    assert torch.equal(logits(folder / "sparse", kind), logits(folder / "composed", kind))
-    sparse, dense = folder / "sparse" / "sparse.safetensors", folder / "composed" / "model.safetensors"
-    assert sparse.stat().st_size < dense.stat().st_size
-
-
 def was_tuned(kind, folder, results):
     """Oracle: the masks in the file, and the figures of the composed compact model."""
     tuned = load_model(folder / "tuned.pth")
@@ -215,7 +209,6 @@ STAGES = {  # a column of docs/families.md
     "joint": was_tuned_together,
     "compose_model.py": was_composed,
     "--compact": was_compact,
-    "--sparse": was_sparse,
     "model-level": was_tuned,
     "evaluate": was_evaluated,
     "--search": was_searched,
@@ -377,8 +370,8 @@ def test_a_bias_of_the_logits_goes_along(kind, tmp_path):
     assert models.fingerprint(model) != before
     with torch.no_grad():
         expected = model(**batch).logits
-        for name in ("folder", "sparse", "file.pth"):
-            models.save_model(tmp_path / name, model, make_record("a script", {}), sparse=name == "sparse")
+        for name in ("folder", "file.pth"):
+            models.save_model(tmp_path / name, model, make_record("a script", {}))
             assert torch.equal(load_model(tmp_path / name).model(**batch).logits, expected), name
         compact, _ = make_compact(model, {})
         torch.testing.assert_close(compact(**batch).logits, expected, rtol=1e-5, atol=1e-5)

@@ -185,8 +185,8 @@ def test_a_search_counts_what_the_compact_model_costs(kind, measure, library_of,
     assert figures["cost"] == pytest.approx(report["rest"] + each * biases)
     composing = ("compose_model.py", "-p", "modules-finetuned", "-c", "found.json", "-n", 0, "--compact")
     if measure == "bytes":
-        succeeds(*composing, "-o", "small", "--sparse")
-        content = (tmp_path / "small" / "sparse.safetensors").read_bytes()
+        succeeds(*composing, "-o", "small")
+        content = (tmp_path / "small" / "model.safetensors").read_bytes()
         assert figures["cost"] == len(content) - 8 - int.from_bytes(content[:8], "little")
     else:
         made = succeeds(*composing, "-o", "small")

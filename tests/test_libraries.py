@@ -111,7 +111,6 @@ def test_one_library_gives_the_record_it_always_gave(succeeds, folder, flags):
         "model": read_json(folder / "conf.json")["model"]["fingerprint"],
         "variants": {block: there[f"{block}.{variant}"]["key"] for block, variant in chosen.items()},
         "compact": False,
-        "sparse": False,
     }
 
 

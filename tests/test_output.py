@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.models import damage, load_model, save_model
 
 HALVES = ["float16", "bfloat16"]
-FORMS = {"folder": [], "sparse": ["--sparse"], "file.pth": [], "shards": ["--max-shard-size", "10KB"]}
+FORMS = {"folder": [], "file.pth": [], "shards": ["--max-shard-size", "10KB"]}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_written_model_is_the_float32_one_rounded(succeeds, composing, tmp_pat
         assert json.loads(content["config"])["dtype"] == dtype
     else:
         assert read_json(tmp_path / output / "config.json")["dtype"] == dtype
-        floats = {each.dtype for each in tensors_of(tmp_path / output).values()} - {torch.uint8}
+        floats = {each.dtype for each in tensors_of(tmp_path / output).values()}
         assert floats == {getattr(torch, dtype)}
         files = len(list((tmp_path / output).glob("model*.safetensors")))
         assert (files > 2) == (output == "shards") and damage(found["output"]) is None
@@ -175,7 +175,7 @@ def test_what_float16_cannot_hold_is_refused(call, composing, workshop, chain, t
     assert call("compose_model.py", *where, "-o", tmp_path / "out", "--dtype", "bfloat16")[0] == 0
 
 
-@pytest.mark.parametrize("output", ["folder", "sparse", "file.pth"])
+@pytest.mark.parametrize("output", ["folder", "file.pth"])
 def test_numbers_too_small_for_a_type_become_zeros(tmp_path, output):
     """2^-30 is beyond float16's smallest, 2^-24, and -2^-30 becomes a negative zero: read back, both are zeros."""
     model = build_model("bart")
@@ -185,7 +185,7 @@ def test_numbers_too_small_for_a_type_become_zeros(tmp_path, output):
         weight[0], weight[1], weight[2] = 2.0**-30, -(2.0**-30), 2.0**-24
         weight[3], mask[3] = 0, False
     name = "model.encoder.layers.0.fc1.weight"
-    save_model(tmp_path / output, model, {}, masks={name: mask}, sparse=output == "sparse", dtype="float16")
+    save_model(tmp_path / output, model, {}, masks={name: mask}, dtype="float16")
     loaded = load_model(tmp_path / output)
     found = loaded.model.get_parameter(name)
     assert not bool(found[[0, 1, 3]].any()) and bool((found[2] == 2.0**-24).all())
@@ -255,7 +255,6 @@ def test_the_files_of_a_model_from_elsewhere_are_checked_against_each_other(shar
     "flags, said",
     [
         (["-o", "m.pth", "--max-shard-size", "1MB"], "--max-shard-size: a .pth is one file"),
-        (["--sparse", "--max-shard-size", "1MB"], "--max-shard-size: --sparse is one file"),
         (["--max-shard-size", "ten"], "'ten' is not a size such as 200MB"),
         (["--max-shard-size", "0KB"], "'0KB' is not a size such as 200MB"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
@@ -276,7 +275,7 @@ def test_outputs_have_the_modes_of_plain_files_and_folders(succeeds, composing, 
     try:
         (tmp_path / "oracle").mkdir()
         (tmp_path / "oracle" / "file").touch()
-        for output in ("folder", "sparse", "file.pth", "shards"):
+        for output in ("folder", "file.pth", "shards"):
             succeeds("compose_model.py", *composing(output, *FORMS[output], "--compact", "--dtype", "float16"))
         model, conf = workshop / "model" / "t5", chain / "conf.json"
         succeeds("prune_scheme_generator.py", "-i", conf, "-o", tmp_path / "scheme.json")

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import RUNTIME, build_model, distilbert_config, is_one_line, load_script, same_state
+from helpers import RUNTIME, build_model, distilbert_config, is_one_line, load_script
 from matplotlib import image
 
 from common import evaluation, inputs, report
 from common.compact import make_compact
 from common.devices import Runtime
 from common.models import load_model, save_model
-from common.sparse import load_sparse
 
 T5_LAYER = {
     "encoder": ["0.SelfAttention", "1.DenseReluDense"],
@@ -171,20 +170,6 @@ def test_a_compact_model_is_smaller_by_its_heads_and_neurons(tmp_path, kind, hea
     sizes = report.sizes(loaded)
     assert (sizes["parameters"], sizes["bytes_in_memory"]) == (left, 4 * left + buffers)
     assert sizes["bytes_on_disk"] == os.path.getsize(tmp_path / "m" / "model.safetensors")
-
-
-def test_bytes_on_disk_of_a_sparse_file_are_its_own(tmp_path):
-    model = build("t5")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter[:, ::2] = 0
-    save_model(tmp_path / "m", model, {}, sparse=True)
-    loaded = load_model(tmp_path / "m")
-    assert same_state(loaded.model, model) and load_sparse(tmp_path / "m" / "sparse.safetensors")
-    sizes = report.sizes(loaded)
-    assert sizes["bytes_on_disk"] == os.path.getsize(tmp_path / "m" / "sparse.safetensors") < 4 * T5_SIZE
-    assert sizes["bytes_in_memory"] == 4 * T5_SIZE
 
 
 def test_files_that_are_never_loaded_are_no_weights_on_disk(tmp_path):

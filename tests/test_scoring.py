@@ -241,9 +241,9 @@ def nonzeros(model):
 
 
 def stored_bytes(model, folder):
-    """The size of a model's sparse file without its header: 8 bytes that tell the header's length, and the header."""
-    save_model(folder, model, {}, sparse=True)
-    content = (folder / "sparse.safetensors").read_bytes()
+    """The size of a model's weights file without its header: 8 bytes that tell the header's length, and the header."""
+    save_model(folder, model, {})
+    content = (folder / "model.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     assert json.loads(content[8 : 8 + length])["__metadata__"]
     return len(content) - 8 - length
@@ -273,7 +273,7 @@ def test_parameters_are_the_composed_models_nonzeros(kind):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "t5-odd"])
-def test_bytes_are_those_of_the_compact_models_sparse_file(kind, tmp_path):
+def test_bytes_are_those_of_the_compact_models_weights_file(kind, tmp_path):
     """Oracle: the size of the file of its compact copy, less what its own first eight bytes say of the header."""
     model = all_different(kind)
     variants = grid_variants(model)

@@ -1,11 +1,10 @@
 """What each variant of each block costs: parameters, multiply-adds, bytes or seconds of a model composed of it.
 
 All four are additive over the blocks; what lies outside of them (embeddings, norms, head) is one more number.
-Parameters are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out;
-single removed weights count for bytes alone.
+Parameters are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out, and
+single removed weights count as there.
 """
 
-import math
 import statistics
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from common.schemes import DENSE
 class Costs:
     """`blocks`: {block: {variant, DENSE among them: cost}}; `rest`: what the model costs outside of its blocks.
 
-    Units: parameters; multiply-adds of one example of the stated lengths; bytes of a compact, sparse weights file,
+    Units: parameters; multiply-adds of one example of the stated lengths; bytes of a compact weights file in float32,
     without its header; or seconds of a forward pass over a batch of the stated size.
     """
 
@@ -108,9 +107,8 @@ def _parameters(block, masks):
 
 
 def _bytes(block, masks):
-    compact = _compact(block, masks)
-    weights = sum(min(4 * mask.numel(), math.ceil(mask.numel() / 8) + 4 * int(mask.sum())) for mask in compact.values())
-    return weights + (4 * sum(len(mask) for mask in compact.values()) if block.has_bias else 0)
+    compact = _compact(block, masks).values()
+    return 4 * sum(mask.numel() + (len(mask) if block.has_bias else 0) for mask in compact)
 
 
 def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[int, int]]:
