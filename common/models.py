@@ -594,7 +594,7 @@ def save_model(
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        card = model_card(path.absolute().name, model, record, dtype=dtype, has_tokenizer=tokenizer is not None)
+        card = model_card(path.absolute().name, model, record, dtype, has_tokenizer=tokenizer is not None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
 
