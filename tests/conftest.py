@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and data, built from configs: offline, in well under a second each."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -7,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, t5_config, transformers
+from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, run, t5_config, transformers
 
 from common import cli
 
@@ -72,85 +73,34 @@ def succeeds(call):
 
 
 @pytest.fixture(scope="session")
+def t5(workshop):
+    """The folder of the tiny T5, whose record names its tokenizer and data."""
+    return workshop / "model" / "t5"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder, which is the working folder as long as the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
 def chain(workshop, tmp_path_factory):
     """Every stage run once on the tiny T5, for three configurations: the folder that holds the outputs."""
     folder = tmp_path_factory.mktemp("chain")
-    model, stats = workshop / "model" / "t5", folder / "blocks.csv"
-
-    def run(script, *arguments):
-        code = load_script(script).main([*map(str, arguments), "--quiet"])
-        assert code == 0, f"{script} ended with {code}"
-
-    run(
-        "config_generator.py",
-        "-m",
-        model,
-        "-o",
-        folder / "conf.json",
-        "--attention",
-        0.25,
-        0.5,
-        0.25,
-        "--linear",
-        0.3,
-        0.3,
-        0.5,
-        "-n",
-        3,
-    )
-    run("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
-    run("prune.py", "-m", model, "-c", folder / "conf_prune.json", "-o", folder / "pruned")
-    run(
-        "block-level_finetuning.py",
-        "-m",
-        model,
-        "-p",
-        folder / "pruned",
-        "-o",
-        folder / "tuned",
-        "--stats",
-        stats,
-        "--epochs",
-        2,
-        "--batch-size",
-        8,
-        "--method",
-        "train",
-    )
-    for n in range(3):
-        run(
-            "compose_model.py",
-            "-m",
-            model,
-            "-p",
-            folder / "tuned",
-            "-c",
-            folder / "conf.json",
-            "-n",
-            n,
-            "-o",
-            folder / f"composed-{n}",
-        )
-    for library in ("pruned", "tuned"):
-        run(
-            "model-level_finetuning.py",
-            "-m",
-            model,
-            "-p",
-            folder / library,
-            "-c",
-            folder / "conf.json",
-            "-n",
-            0,
-            "-o",
-            folder / f"{library}-0.pth",
-            "--stats",
-            folder / f"{library}-0.csv",
-            "--epochs",
-            2,
-            "--batch-size",
-            8,
-        )
+    with contextlib.chdir(folder):
+        model = f"-m {workshop}/model/t5"
+        run(f"config_generator.py {model} --attention 0.25 0.5 0.25 --linear 0.3 0.3 0.5 -n 3")
+        run("prune_scheme_generator.py")
+        run(f"prune.py {model} -o pruned")
+        training = "--epochs 2 --batch-size 8"
+        run(f"block-level_finetuning.py {model} -p pruned -o tuned --stats blocks.csv --method train {training}")
+        for n in range(3):
+            run(f"compose_model.py {model} -p tuned -n {n} -o composed-{n}")
+        for library in ("pruned", "tuned"):
+            files = f"-o {library}-0.pth --stats {library}-0.csv"
+            run(f"model-level_finetuning.py {model} -p {library} -n 0 {files} {training}")
     return folder
 
 

@@ -1,9 +1,12 @@
 """What several test files share: tiny models and data, running scripts, oracles."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +244,31 @@ def load_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def outcome(command):
+    """Run a command, as it would stand in a shell, in this process: (exit code, JSON result or None, stderr)."""
+    script, *arguments = shlex.split(command)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = load_script(script).main(arguments)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+    return code, json.loads(out.getvalue()) if out.getvalue().strip() else None, err.getvalue()
+
+
+def run(command):
+    """run("prune.py -m model -o pruned"): the result of a command that has to succeed."""
+    code, result, err = outcome(command)
+    assert code == 0, err
+    return result
+
+
+def fails(command):
+    """The one line on stderr of a command that a mistake of the user ends."""
+    code, result, err = outcome(command)
+    assert (code, result) == (2, None) and is_one_line(err), err
+    return err
 
 
 def call_apart(script, *arguments, cwd, input=None, **environment):
