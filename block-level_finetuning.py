@@ -348,7 +348,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         pairs = [pair for each in list(by_block(pairs).values())[number::count] for pair in each]
     if args.in_sequence:
         conf, number = args.in_sequence
-        (choice,) = choose(loaded, [args.library], conf, [int(number)])
+        (choice,) = choose(loaded, args.library, conf, [int(number)])
         pairs = [Pair(*item) for item in choice.variants.items()]
     stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
     library = open_library(args, opened, stage)

@@ -52,7 +52,7 @@ def run(args):
             }
         )
         opened.runtime.talk.say(
-            f"{outputs[choice.nth]}: configuration {choice.nth} out of {choice.libraries}, "
+            f"{outputs[choice.nth]}: configuration {choice.nth} out of {choice.library.folder}, "
             f"sparsity {counts['sparsity']:.4f}"
         )
     for result in results if repositories else []:

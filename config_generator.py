@@ -2,8 +2,7 @@
 """Write conf.json: a pruning rate for every module, for every wanted configuration.
 
 The rates are given (one of each kind for each configuration), crossed (--grid), drawn for each block (--random), or
-found: --search LIBRARY takes the variants that a library or several hold and picks, for each budget, those that lose
-least.
+found: --search LIBRARY takes the variants that a library holds and picks, for each budget, those that lose least.
 """
 
 import sys
@@ -144,7 +143,7 @@ def check_patterns(configurations, model):
 
 
 def score_share(args):
-    """Score one share of the libraries' variants, which a search finds in their records then; returns the result."""
+    """Score one share of a library's variants, which a search finds in its record then; returns the result."""
     searching = ["budget", "budget_of", "measure", "rounds", "report", "output"]
     cli.refuse_unused(args, searching, "goes with the search that follows, without --shard")
     opened, _, candidates = open_candidates(args)
@@ -161,14 +160,14 @@ def score_share(args):
 
 
 def search(args):
-    """For each budget, the configuration of the libraries' variants that loses least."""
+    """For each budget, the configuration of the library's variants that loses least."""
     outputs = {"-o": args.output, "--report": args.report}
     check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
     check_report(args.report, NAME)
     from common.search import check_feasible, count, find, limits, rates_of, report
 
     opened, grid, candidates = open_candidates(args)
-    talk, libraries = opened.runtime.talk, candidates.libraries
+    talk = opened.runtime.talk
     processes = opened.runtime.processes
     cost = processes.agree(count(args.measure, opened.loaded, candidates.keeps(), opened.runtime.device))
     if cost.excess:
@@ -188,7 +187,7 @@ def search(args):
         )
     scores = candidates.scores()
     talk.say(
-        f"{libraries}: {candidates.scored} variants scored, "
+        f"{args.search}: {candidates.scored} variants scored, "
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
     found = find(candidates, cost, allowed, scores, rounds=args.rounds)
@@ -214,16 +213,16 @@ def open_candidates(args):
     grid = schemes.read_configurations(args.configurations)
     from common.composition import check_model
     from common.inputs import open_study
-    from common.library import Libraries
+    from common.library import Library
     from common.search import Candidates
 
     opened = open_study(args)
     check_model(grid.model, opened.loaded, args.configurations)
-    libraries = Libraries.open(args.search, opened.loaded.identity["fingerprint"])
-    libraries.check_together()
+    library = Library.open(args.search, opened.loaded.identity["fingerprint"])
+    library.check_sequence()
     validation, number = opened.split(args, "validation"), args.score_examples
     candidates = Candidates(
-        opened.loaded, grid, libraries, validation, opened.runtime, number=number, objective=args.objective
+        opened.loaded, grid, library, validation, opened.runtime, number=number, objective=args.objective
     )
     return opened, grid, candidates
 

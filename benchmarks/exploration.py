@@ -31,7 +31,7 @@ from measure import cli, emit, given, machine, stage
 
 from common.devices import resolve_device
 from common.evaluation import parameter_counts
-from common.library import Libraries
+from common.library import Library
 from common.models import data_source, load_model
 from common.records import RECORD_NAME, read_json, write_json
 from common.report import multiply_adds
@@ -252,9 +252,9 @@ class Exploration:
             (their numbers from the smallest up, the size of each, {position: Run}, seconds of pruning)
         """
         pruning, pruned = self.prune("l1"), self.folder / "pruned-l1"
-        libraries = Libraries.open([pruned], self.original.identity["fingerprint"])
+        library = Library.open(pruned, self.original.identity["fingerprint"])
         configurations = read_configurations(self.folder / "conf.json")
-        kept = sizes(self.original, configurations, libraries, "parameters", self.original.model.device)
+        kept = sizes(self.original, configurations, library, "parameters", self.original.model.device)
         order = sorted(range(len(kept)), key=kept.__getitem__)
         limit, runs = self.args.baseline_limit, {}
         for position in range(len(kept)) if limit is None else spread(len(kept), limit):

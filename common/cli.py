@@ -147,13 +147,7 @@ def add_model_flag(parser, help="the original model: folder or .pth"):
 def add_configuration_flags(parser, *, library_help, output):
     """The flags of the two scripts that put configurations' models together, and write them to `output`."""
     add_model_flag(parser)
-    parser.add_argument(
-        "-p",
-        "--library",
-        nargs="+",
-        default=[FINE_TUNED_LIBRARY],
-        help=f"{library_help}; of several, the one with the smaller held-out error gives a variant",
-    )
+    parser.add_argument("-p", "--library", default=FINE_TUNED_LIBRARY, help=library_help)
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations")
     parser.add_argument(
         "-n", "--nth", type=natural, nargs="+", required=True, help="which configurations, counted from 0"
@@ -235,14 +229,8 @@ def add_shard_flag(parser, what):
 def add_search_flags(parser):
     """The flags of config_generator.py's search. `args.search_flags` lists those that nothing else reads."""
     others = {action.dest for action in parser._actions}
-    group = parser.add_argument_group("search", "configurations of variants that a library holds, or several")
-    group.add_argument(
-        "--search",
-        nargs="+",
-        metavar="LIBRARY",
-        help="a library that holds the variants of -c; of several, the one with the smaller held-out error gives a "
-        "variant",
-    )
+    group = parser.add_argument_group("search", "configurations of variants that a library holds")
+    group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
     group.add_argument("-c", "--configurations", default="grid.json", help="what the library was made for, see --grid")
     group.add_argument(
         "--budget",

@@ -1,4 +1,4 @@
-"""Composing: the model of one configuration, out of the original and libraries of block variants."""
+"""Composing: the model of one configuration, out of the original and a library of block variants."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block, set_rest
 from common.errors import UserError
-from common.library import REST, Libraries
+from common.library import REST, Library
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
@@ -97,14 +97,14 @@ def _check_pattern(where, block, inputs, linear, pattern, removed):
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration's variants, {block's name: variant's name}, and the libraries that they are in.
+    """A configuration's variants, {block's name: variant's name}, and the library that they are in.
 
     `patterns`: of the weights that have one, {parameter's name: "2:4"}.
     """
 
     nth: int
     variants: dict[str, str]
-    libraries: Libraries
+    library: Library
     patterns: dict[str, str]
     rates: dict[str, float]  # the mean rate that was asked for, by kind of module
 
@@ -112,51 +112,27 @@ class Choice:
         """What each variant and the rest were made from, as digests by block: part of what a model is made from.
 
         Raises:
-            UserError: no library has one of the variants.
+            UserError: the library lacks one of the variants.
         """
-        keys = {block: self.libraries.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
-        rest = self.libraries.rest_key()
+        keys = {block: self.library.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
+        rest = self.library.rest_key()
         return keys | ({REST: rest} if rest else {})
 
     def made_with(self) -> dict[str, object]:
-        """How the variants were made: of the settings in their libraries' entries those that all of them share."""
-        entries = [self.libraries.entry(Pair(*item))["made_from"] for item in self.variants.items()]
+        """How the variants were made: of the settings in their entries those that all of them share."""
+        entries = [self.library.entry(Pair(*item))["made_from"] for item in self.variants.items()]
         first = entries[0] if entries else {}
         return {name: value for name, value in first.items() if all(each.get(name) == value for each in entries)}
 
-    def origin(self, output: str | Path) -> dict:
-        """Where the variants came from, for the record of a model at `output`.
 
-        Returns:
-            {"library_stage"} of the only library; of several {"libraries": [{"folder", "stage", "blocks"}]}, `blocks`
-            naming those whose variants that library gave.
-        """
-        libraries = self.libraries.libraries
-        if len(libraries) == 1:
-            return {"library_stage": libraries[0].record["stage"]}
-        owners = {block: self.libraries.owner(Pair(block, variant)) for block, variant in self.variants.items()}
-        return {
-            "libraries": [
-                {
-                    **reference(library.folder, output),
-                    "stage": library.record["stage"],
-                    "blocks": [block for block, owner in owners.items() if owner is library],
-                }
-                for library in libraries
-            ]
-        }
-
-
-def choose(
-    loaded, library_paths: list[str | Path], configurations_path: str | Path, numbers: list[int]
-) -> list[Choice]:
+def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:
     """What some configurations of a `conf.json` put into a model, one `Choice` for each of their numbers.
 
     Args:
         loaded: the original, a `models.LoadedModel`.
     Raises:
-        UserError: no such configuration, or it is not this model's, or no library has a variant of it; or a library was
-            solved in sequence for another one.
+        UserError: no such configuration, or it is not this model's, or the library lacks a variant of it; or was solved
+            in sequence for another one.
     """
     configurations = read_configurations(configurations_path)
     scheme = make_scheme(configurations)
@@ -168,13 +144,13 @@ def choose(
         for name in removed:
             own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
             check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
-    libraries = Libraries.open(library_paths, loaded.identity["fingerprint"])
+    library = Library.open(library_path, loaded.identity["fingerprint"])
     choices = [
-        Choice(nth, variants, libraries, _patterns(blocks, removed), scheme.requested[nth])
+        Choice(nth, variants, library, _patterns(blocks, removed), scheme.requested[nth])
         for nth, (variants, removed) in zip(numbers, selected)
     ]
     for choice in choices:
-        libraries.check_together(Pair(*item) for item in choice.variants.items())
+        library.check_sequence(Pair(*item) for item in choice.variants.items())
         choice.keys()  # before any work: all variants are there
     return choices
 
@@ -200,10 +176,10 @@ def compose(model, choice: Choice) -> dict:
     """
     blocks, masks = find_blocks(model), {}
     for name, variant_name in choice.variants.items():
-        block, tensors, keeps = choice.libraries.read(blocks[name], variant_name)
+        block, tensors, keeps = choice.library.read(blocks[name], variant_name)
         set_block(model, block, tensors)
         masks |= {f"{block.root}.{parameter}": mask for parameter, mask in parameter_masks(block, keeps).items()}
-    set_rest(model, choice.libraries.rest() or {})
+    set_rest(model, choice.library.read_rest() or {})
     return masks
 
 
@@ -251,7 +227,7 @@ def composed_record(
         configuration={"number": choice.nth, "rates": choice.rates},
         variants=choice.variants,
         removed=removed,
-        **choice.origin(output),
+        library_stage=choice.library.record["stage"],
         made_with=choice.made_with(),
         data=source and source.to_json(output),
         tokenizer=reference(tokenizer.name_or_path, output),

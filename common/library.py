@@ -195,7 +195,10 @@ class Library:
             UserError: the library has no such variant.
         """
         if pair not in self:
-            raise UserError(_missing(self.folder, pair))
+            raise UserError(
+                f"{self.folder}: has no variant {pair.variant} of {pair.block}; run prune.py (and "
+                "block-level_finetuning.py) again with the scheme of this conf.json"
+            )
         return self.record["variants"][str(pair)]
 
     def __contains__(self, pair: Pair) -> bool:
@@ -323,6 +326,31 @@ class Library:
         """Whether the file of the rest, if there is one, is what was written."""
         return not self.has_rest() or self._is_intact(self.record[REST])
 
+    def rest_key(self) -> str | None:
+        """What the rest was made from, as a digest; None if there is none."""
+        return self.record[REST]["key"] if self.has_rest() else None
+
+    def check_sequence(self, pairs: Iterable[Pair] = ()) -> None:
+        """Make sure that variants that were solved in sequence are used for their own configuration alone.
+
+        Args:
+            pairs: the configuration's; none where any variants are to be combined.
+        Raises:
+            UserError: they would be used for another one; or they are of several runs.
+        """
+        if self.record["stage"] != IN_SEQUENCE:
+            return
+        if not set(self.variants()) <= set(pairs):
+            raise UserError(
+                f"{self.folder}: was solved in sequence for one configuration, and its variants fit no other; "
+                "give it with that configuration, or a library made without --in-sequence"
+            )
+        if len({self.entry(pair)["key"] for pair in self.variants()}) > 1:
+            raise UserError(
+                f"{self.folder}: holds variants of several runs, one of them interrupted; "
+                "run block-level_finetuning.py --in-sequence again"
+            )
+
     def read_rest(self) -> dict[str, torch.Tensor] | None:
         """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.
 
@@ -376,107 +404,6 @@ class Library:
             raise UserError(f"{path}: does not hold the tensors its record lists; {REMEDY}")
         _check_arrays(path, arrays, REMEDY)
         return {field: torch.from_numpy(array) for field, array in arrays.items()}
-
-
-class Libraries:
-    """One library or several of the same model, read as one.
-
-    Of a variant that several hold, the one with the smaller held-out error counts; where one of them has no such
-    error, as in a pruned library, the one of the library named first. Ties go to the library named first, too.
-    """
-
-    def __init__(self, libraries: list[Library]):
-        self.libraries = libraries
-
-    @classmethod
-    def open(cls, folders: list[str | Path], model_fingerprint: str) -> "Libraries":
-        """Open libraries that earlier stages made.
-
-        Raises:
-            UserError: a folder is named twice, or see `Library.open`.
-        """
-        resolved = [real(folder) for folder in folders]
-        for n, folder in enumerate(resolved):
-            if folder in resolved[:n]:
-                raise UserError(f"{folders[n]}: is the same library as {folders[resolved.index(folder)]}; name it once")
-        return cls([Library.open(folder, model_fingerprint) for folder in folders])
-
-    def __str__(self):
-        return ", ".join(str(library.folder) for library in self.libraries)
-
-    def check_together(self, pairs: Iterable[Pair] = ()) -> None:
-        """Make sure that variants that belong together are not mixed with others.
-
-        Those that were solved in sequence fit their own configuration only, those that were tuned together any, but
-        nothing else.
-
-        Args:
-            pairs: the configuration's; none where any variants are to be combined.
-        Raises:
-            UserError: they would be used for another one, or with other libraries; or they are of several runs.
-        """
-        for library in self.libraries:
-            if library.record["stage"] == TOGETHER and len(self.libraries) > 1:
-                raise UserError(
-                    f"{library.folder}: its variants were tuned together, with a rest of the model of their own, and "
-                    "do not go with those of another library; give it alone"
-                )
-            if library.record["stage"] != IN_SEQUENCE:
-                continue
-            if len(self.libraries) > 1 or not set(library.variants()) <= set(pairs):
-                raise UserError(
-                    f"{library.folder}: was solved in sequence for one configuration, and its variants fit no other; "
-                    "give it alone and with that configuration, or a library made without --in-sequence"
-                )
-            if len({library.entry(pair)["key"] for pair in library.variants()}) > 1:
-                raise UserError(
-                    f"{library.folder}: holds variants of several runs, one of them interrupted; "
-                    "run block-level_finetuning.py --in-sequence again"
-                )
-
-    def owner(self, pair: Pair) -> Library:
-        """The library whose variant counts.
-
-        Raises:
-            UserError: none has such a variant.
-        """
-        holders = [library for library in self.libraries if pair in library]
-        if not holders:
-            raise UserError(_missing(self, pair))
-        errors = [library.entry(pair).get("nmse_after") for library in holders]
-        return holders[0] if None in errors else holders[errors.index(min(errors))]
-
-    def rest(self) -> dict[str, torch.Tensor] | None:
-        """The rest of the model, see `Library.read_rest`; only a library that is alone has one."""
-        return self.libraries[0].read_rest() if len(self.libraries) == 1 else None
-
-    def rest_key(self) -> str | None:
-        """What it was made from, as a digest; None if there is none."""
-        only = self.libraries[0].record if len(self.libraries) == 1 else {}
-        return only[REST]["key"] if REST in only else None
-
-    def entry(self, pair: Pair) -> dict:
-        """The record of a variant, see `Library.entry`."""
-        return self.owner(pair).entry(pair)
-
-    def read(self, block: Block, name: str) -> Variant:
-        """One variant, see `Library.read`."""
-        return self.owner(Pair(block.name, name)).read(block, name)
-
-    def annotate(self, block: str, scores: dict, writes: bool = True) -> None:
-        """Add scores to the entries of the libraries that the variants are from, see `Library.annotate`."""
-        owners = {variant: self.owner(Pair(block, variant)) for variant in scores}
-        for library in self.libraries:
-            own = {variant: score for variant, score in scores.items() if owners[variant] is library}
-            if own:
-                library.annotate(block, own, writes)
-
-
-def _missing(where, pair):
-    return (
-        f"{where}: has no variant {pair.variant} of {pair.block}; run prune.py (and block-level_finetuning.py) again "
-        "with the scheme of this conf.json"
-    )
 
 
 def _read_library_record(path):

@@ -42,7 +42,7 @@ def build_parser():
         next_stage="compose_model.py, or model-level_finetuning.py",
     )
     cli.add_model_flag(parser)
-    parser.add_argument("-p", "--library", nargs="+", default=[cli.FINE_TUNED_LIBRARY], help="the fine-tuned library")
+    parser.add_argument("-p", "--library", default=cli.FINE_TUNED_LIBRARY, help="the fine-tuned library")
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations to choose from")
     parser.add_argument(
         "--drop",
@@ -82,17 +82,17 @@ def run(args):
     from common.composition import check_model
     from common.evaluation import quality
     from common.inputs import longest_answer, open_study
-    from common.library import Libraries
+    from common.library import Library
     from common.search import Candidates, Compositions, sizes
 
     opened = open_study(args)
     loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric
     check_model(configurations.model, loaded, args.configurations)
-    libraries = Libraries.open(args.library, loaded.identity["fingerprint"])
-    libraries.check_together()
+    library = Library.open(args.library, loaded.identity["fingerprint"])
+    library.check_sequence()
     validation = opened.split(args, "validation")
     candidates = Candidates(
-        loaded, configurations, libraries, validation, opened.runtime, number=args.score_examples, objective="loss"
+        loaded, configurations, library, validation, opened.runtime, number=args.score_examples, objective="loss"
     )
     most = longest_answer(args, loaded)
     quiet = dataclasses.replace(opened.runtime, talk=cli.Talk(quiet=True))  # there is a line for each model instead
@@ -100,7 +100,7 @@ def run(args):
     def score(model):
         return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=most)
 
-    kept = sizes(loaded, configurations, libraries, args.measure, quiet.device)
+    kept = sizes(loaded, configurations, library, args.measure, quiet.device)
     scored_on = [validation.fingerprint(), most]
     models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
     report = {

@@ -393,7 +393,6 @@ def test_the_report_holds_what_a_picture_needs(found):
                 {
                     "block": block,
                     "variant": variant,
-                    "library": str(found / "tuned"),
                     "removed": removed,
                     "loss": score["loss"],
                     "kl": score["kl"],

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from common import evaluation, metrics
 from common.blocks import find_blocks
 from common.composition import choose, compose
-from common.library import Libraries
+from common.library import Library
 from common.models import load_model
 from common.schemes import make_scheme, read_configurations
 from common.search import find_smallest, score_block, sizes
@@ -79,9 +79,9 @@ def fractions(folder, library):
 
 def test_sizes_are_the_kept_weights(workshop, chain):
     loaded = load_model(workshop / "model" / "t5")
-    libraries = Libraries.open([chain / "tuned"], loaded.identity["fingerprint"])
+    library = Library.open(chain / "tuned", loaded.identity["fingerprint"])
     configurations = read_configurations(chain / "conf.json")
-    found = sizes(loaded, configurations, libraries, "parameters", loaded.model.device)
+    found = sizes(loaded, configurations, library, "parameters", loaded.model.device)
     assert found == pytest.approx(fractions(chain, chain / "tuned"), rel=1e-12)
     assert len(set(found)) == 3
 

@@ -481,18 +481,6 @@ def test_flags_of_joint_fine_tuning_need_it(call, workshop, chain, tmp_path, fla
     assert not list((tmp_path / "library").glob("*.npy"))
 
 
-def test_variants_tuned_together_go_with_no_other_library(call, workshop, chain, joint, tmp_path):
-    libraries = (joint / "library", chain / "tuned")
-    for pair in (libraries, libraries[::-1]):
-        code, _, err = call(
-            "compose_model.py",
-            *("-m", workshop / "model" / "t5", "-p", *pair, "-c", chain / "conf.json", "-n", 0),
-            *("-o", tmp_path / "composed"),
-        )
-        assert code == 2 and is_one_line(err) and "were tuned together" in err
-    assert not (tmp_path / "composed").exists()
-
-
 def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(call, workshop, chain, tmp_path):
     shutil.copytree(chain / "tuned", tmp_path / "library")
     code, _, err = call("block-level_finetuning.py", *arguments(workshop, chain, tmp_path))

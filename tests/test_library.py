@@ -12,7 +12,7 @@ import torch
 from common import library as library_module
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.library import FINE_TUNED, PRUNED, TOGETHER, Libraries, Library, pack, unpack
+from common.library import FINE_TUNED, PRUNED, TOGETHER, Library, pack, unpack
 from common.records import digest
 from common.schemes import Pair
 
@@ -321,41 +321,6 @@ def test_a_folder_that_is_not_there_or_holds_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(UserError, match="is neither empty nor a library"):
         open_library(tmp_path)
-
-
-# --- several libraries ---------------------------------------------------------------------------------------------
-
-ABSENT = "no such variant"
-
-
-@pytest.mark.parametrize(
-    "errors, expected",
-    [
-        ([0.3], 0),
-        ([0.2, 0.1, 0.3], 1),
-        ([0.1, 0.2], 0),
-        ([0.1, 0.1], 0),  # the one named first
-        ([0.2, None], 0),  # one has no error
-        ([None, 0.1], 0),
-        ([0.3, 0.1, None], 0),
-        ([ABSENT, 0.3, 0.2], 2),
-        ([ABSENT, None, 0.1], 1),
-    ],
-)
-def test_the_variant_with_the_smaller_held_out_error_counts(tmp_path, errors, expected):
-    """By hand. The libraries' tensors are told apart by what was added to them, their number."""
-    tensors, keeps = tensors_and_keeps()
-    for n, error in enumerate(errors):
-        made = Library.open_or_create(tmp_path / str(n), "script", MODEL, FINE_TUNED)
-        name = "wi-4" if error is ABSENT else VARIANT
-        variant = Variant(BLOCK, {field: tensor + n * (tensor != 0) for field, tensor in tensors.items()}, keeps)
-        made.write(name, variant, {"number": n}, **({} if error in (ABSENT, None) else {"nmse_after": error}))
-    libraries = Libraries.open([tmp_path / str(n) for n in range(len(errors))], "f00d")
-    assert libraries.entry(PAIR)["made_from"] == {"number": expected}
-    assert torch.equal(libraries.read(BLOCK, VARIANT).tensors["wi.bias"], tensors["wi.bias"] + expected)
-    libraries.annotate(BLOCK.name, {VARIANT: {"key": "f00d", "loss": 1.0, "kl": 1.0}})
-    noted = [Library.open(tmp_path / str(n), "f00d").record["variants"] for n in range(len(errors))]
-    assert [n for n, each in enumerate(noted) for entry in each.values() if "score" in entry] == [expected]
 
 
 # --- several writers -----------------------------------------------------------------------------------------------

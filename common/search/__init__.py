@@ -1,4 +1,4 @@
-"""Searching configurations: scores and costs of libraries' variants, and the best choice for each budget.
+"""Searching configurations: scores and costs of a library's variants, and the best choice for each budget.
 
 And the other way round: of some configurations, the smallest that is good enough.
 """

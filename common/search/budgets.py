@@ -150,13 +150,11 @@ def report(candidates, cost, scores, found, uniform):
     variants = []
     for pair in candidates.keys:
         name, variant = pair
-        library = candidates.libraries.owner(pair)
-        entry = library.entry(pair)
+        entry = candidates.library.entry(pair)
         variants.append(
             {
                 "block": name,
                 "variant": variant,
-                "library": str(library.folder),
                 "removed": candidates.scheme.blocks[name][variant],
                 "loss": entry["score"]["loss"],
                 "kl": entry["score"]["kl"],

@@ -1,9 +1,9 @@
-"""The variants of libraries that a model can be composed of: their scores, and the models measured."""
+"""The variants of a library that a model can be composed of: their scores, and the models measured."""
 
 from common.blocks import Block, block_tensors, find_blocks, share_block, share_rest, sharing_copy
 from common.data import Examples
 from common.devices import Runtime
-from common.library import Libraries
+from common.library import Library
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, Scheme, make_scheme, nth_choice
@@ -12,10 +12,10 @@ from common.search.scoring import score_block
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
 
 
-def read_keeps(scheme: Scheme, blocks: dict[str, Block], libraries: Libraries) -> dict:
+def read_keeps(scheme: Scheme, blocks: dict[str, Block], library: Library) -> dict:
     """The masks of a scheme's variants: {block: {variant: {Linear: bool mask}}}."""
     return {
-        name: {variant: libraries.read(blocks[name], variant).keeps for variant in variants}
+        name: {variant: library.read(blocks[name], variant).keeps for variant in variants}
         for name, variants in scheme.blocks.items()
     }
 
@@ -27,7 +27,7 @@ class Candidates:
         self,
         loaded: LoadedModel,
         configurations: Configurations,
-        libraries: Libraries,
+        library: Library,
         validation: Examples,
         runtime: Runtime,
         *,
@@ -38,26 +38,26 @@ class Candidates:
         Args:
             loaded: the original.
             configurations: those whose variants are the candidates.
-            libraries: hold these.
+            library: holds these.
             validation: not examples that anything was trained on.
             number: how many of them variants and models are scored on. As many others are held back to check what
                 is found, or fewer where there are no more.
             objective: "loss" or "kl", see `score_block`.
         Raises:
-            UserError: no library has one of them.
+            UserError: the library lacks one of them.
         """
-        self.loaded, self.libraries, self.objective = loaded, libraries, objective
+        self.loaded, self.library, self.objective = loaded, library, objective
         self.validation, (self.examples, rest) = validation, validation.sample_and_rest(number)
         self.held_back = rest.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
         scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
-        scored_on += [key for key in [libraries.rest_key()] if key]
+        scored_on += [key for key in [library.rest_key()] if key]
         scored_on += [runtime.precision] * (runtime.precision != "fp32")  # as it was before there was a choice
-        self.keys = {pair: digest([libraries.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
+        self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = sharing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        rest = libraries.rest()
+        rest = library.read_rest()
         share_rest(self.composed, rest or {})
         self.has_rest = rest is not None
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
@@ -82,12 +82,12 @@ class Candidates:
         """A block's tensors, on the device."""
         if variant == DENSE:
             return block_tensors(self.loaded.model, self.blocks[name])
-        tensors = self.libraries.read(self.blocks[name], variant).tensors
+        tensors = self.library.read(self.blocks[name], variant).tensors
         return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
 
     def keeps(self):
         """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
-        return read_keeps(self.scheme, self.blocks, self.libraries)
+        return read_keeps(self.scheme, self.blocks, self.library)
 
     def compose(self, choice):
         """The model of a {block: variant}; the same object each time."""
@@ -159,7 +159,7 @@ class Candidates:
             todo = [
                 variant
                 for variant in variants
-                if (self.libraries.entry(Pair(name, variant)).get("score") or {}).get("key")
+                if (self.library.entry(Pair(name, variant)).get("score") or {}).get("key")
                 != self.keys[Pair(name, variant)]
             ]
             if todo:
@@ -173,7 +173,7 @@ class Candidates:
                     self.examples,
                     self.runtime,
                 )
-                self.libraries.annotate(
+                self.library.annotate(
                     name,
                     {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo},
                     writes=self.runtime.processes.is_first,
@@ -181,7 +181,7 @@ class Candidates:
                 self.scored += len(todo)
             for variant in variants:
                 found[name][variant] = (
-                    self.libraries.entry(Pair(name, variant))["score"][self.objective] - base[self.objective]
+                    self.library.entry(Pair(name, variant))["score"][self.objective] - base[self.objective]
                 )
         self.seconds["scores"] += self.runtime.now() - started
         return found

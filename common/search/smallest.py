@@ -12,7 +12,7 @@ import torch
 
 from common.blocks import find_blocks
 from common.cli import Talk
-from common.library import Libraries
+from common.library import Library
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, make_scheme
@@ -58,17 +58,17 @@ def find_smallest(
 
 
 def sizes(
-    loaded: LoadedModel, configurations: Configurations, libraries: Libraries, measure: str, device: torch.device
+    loaded: LoadedModel, configurations: Configurations, library: Library, measure: str, device: torch.device
 ) -> list[float]:
     """What the blocks of each configuration's model cost, as a fraction of what the original's cost.
 
     Args:
         loaded: the original.
-        libraries: hold the configurations' variants.
+        library: holds the configurations' variants.
         measure: see `costs.count`.
     """
     scheme, blocks = make_scheme(configurations), find_blocks(loaded.model)
-    cost = count(measure, loaded, read_keeps(scheme, blocks, libraries), device)
+    cost = count(measure, loaded, read_keeps(scheme, blocks, library), device)
     return [cost.of(dict.fromkeys(blocks, DENSE) | choice) / cost.original for choice in scheme.configs]
 
 
@@ -97,7 +97,7 @@ class Compositions:
         self.order = sorted(range(len(kept)), key=kept.__getitem__)  # of equal ones the first comes first
         on = [
             candidates.loaded.identity["fingerprint"],
-            candidates.libraries.rest_key(),
+            candidates.library.rest_key(),
             candidates.examples.fingerprint(),
         ]
         earlier = {row["key"]: row for row in known}
@@ -110,7 +110,7 @@ class Compositions:
             self.measured.append({name: row[name] for name in MEASURED if name in row})
 
     def _made_from(self, pair):
-        return DENSE if pair.variant == DENSE else self.candidates.libraries.entry(pair)["key"]
+        return DENSE if pair.variant == DENSE else self.candidates.library.entry(pair)["key"]
 
     def loss(self, n: int) -> float:
         """The n-th model's loss on the scoring examples."""
