@@ -81,7 +81,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
     if form.compact:
-        model, masks = make_compact(model, masks, choice.patterns)
+        model, masks = make_compact(model, masks)
     round_to(output, model, form.dtype)
     source = data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed)

@@ -6,7 +6,6 @@ found: --search LIBRARY takes the variants that a library holds and picks, for e
 """
 
 import sys
-from math import isclose
 
 from common import cli, schemes
 from common.errors import UserError
@@ -28,12 +27,7 @@ def build_parser():
     parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
     for flag, rate, parts in (
         ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
-        (
-            "--linear",
-            cli.linear_rate,
-            "weights of every Linear, less than 1; or a pattern such as 2:4, which keeps 2 of each 4 consecutive input "
-            "weights",
-        ),
+        ("--linear", cli.rate_below_1, "weights of every Linear, less than 1"),
         (
             "--feed-forward",
             cli.rate,
@@ -45,12 +39,6 @@ def build_parser():
             f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
         )
         parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
-    parser.add_argument(
-        "--pattern",
-        type=cli.pattern,
-        metavar="N:M",
-        help="a --linear rate of 1 - N/M (0.5 for 2:4) is meant as this pattern; without --linear all Linears have it",
-    )
     parser.add_argument("-n", "--number", type=cli.many, help="how many configurations")
     parser.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
@@ -79,8 +67,6 @@ def run(args):
 
 def generate(args):
     """Configurations at the given rates."""
-    if args.pattern:
-        args.linear = in_pattern(args)
     kinds = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
     given = {kind: rates for kind, rates in kinds.items() if rates}
     cli.refuse_unused(args, args.search_flags, "goes with --search")
@@ -88,9 +74,7 @@ def generate(args):
         cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
         cli.refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
     if not (args.attention and args.linear and (args.number or args.grid)):
-        raise UserError(
-            "give --attention, --linear (or --pattern) and -n; or --attention, --linear and --grid; or --search"
-        )
+        raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
     one_each = not (args.grid or args.random)
     for kind, rates in given.items():
         if one_each and len(rates) != args.number:
@@ -113,33 +97,7 @@ def generate(args):
         else:
             rates = [{kind: each[n] for kind, each in given.items()} for n in range(args.number)]
         configurations = schemes.uniform_configurations(loaded.identity, modules, rates)
-    if any(map(schemes.pattern_of, args.linear)):
-        check_patterns(configurations, loaded.model)
     return configurations, {}
-
-
-def in_pattern(args):
-    """The --linear rates, with --pattern in the place of those that mean it."""
-    if not args.linear:
-        return [args.pattern] * (1 if args.grid or args.random else args.number or 1)
-    meant = schemes.fraction_removed(args.pattern)
-    linear = [args.pattern if isclose(schemes.fraction_removed(rate), meant) else rate for rate in args.linear]
-    if args.pattern not in linear:
-        raise UserError(
-            f"--pattern {args.pattern}: removes {meant:g} of the weights, and no --linear rate does; "
-            f"give --linear {meant:g}"
-        )
-    return linear
-
-
-def check_patterns(configurations, model):
-    """Make sure that patterns fit the Linears' inputs, and those that stay: told before a later stage needs them."""
-    from common.blocks import block_tensors, find_blocks
-    from common.composition import check_variant
-
-    scheme, blocks = schemes.make_scheme(configurations), find_blocks(model)
-    for block, variant in scheme.variants():
-        check_variant(block, blocks[block], block_tensors(model, blocks[block]), scheme.blocks[block][variant])
 
 
 def score_share(args):
@@ -208,7 +166,7 @@ def search(args):
 
 def open_candidates(args):
     """What a search reads: (the opened model, the configurations of -c, the candidates)."""
-    rates = ["attention", "linear", "feed_forward", "pattern", "number", "grid", "random"]
+    rates = ["attention", "linear", "feed_forward", "number", "grid", "random"]
     cli.refuse_unused(args, rates, "has no part in a --search")
     grid = schemes.read_configurations(args.configurations)
     from common.composition import check_model

@@ -136,7 +136,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
     if form.compact:
-        model, masks = make_compact(model, masks, choice.patterns)
+        model, masks = make_compact(model, masks)
     shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None

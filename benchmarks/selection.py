@@ -30,7 +30,7 @@ def parser():
     flags.add_argument("-m", "--model", required=True, help="folder or .pth")
     for kind in ("attention", "feed-forward"):
         flags.add_argument(f"--{kind}", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
-    flags.add_argument("--linear", type=cli.linear_rate, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
+    flags.add_argument("--linear", type=cli.rate_below_1, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
     flags.add_argument("--calibration", type=cli.positive, help="training examples (default: the family's)")
     flags.add_argument(
         "--split", choices=["validation", "test"], default="validation", help="what quality is measured on"

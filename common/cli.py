@@ -21,7 +21,6 @@ from common.batching import Tokens
 from common.errors import UserError
 from common.records import json_text
 from common.schema import shown
-from common.schemes import pattern_of
 
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
 # Folders where the stages leave models and libraries, unless told otherwise.
@@ -540,18 +539,6 @@ rate = _number(float, lambda x: 0 <= x <= 1, "a pruning rate: the fraction remov
 rate_below_1 = _number(
     float, lambda x: 0 <= x < 1, "a pruning rate of weights: the fraction removed, from 0 to below 1"
 )
-
-
-def pattern(text):
-    """N:M, see `schemes.pattern_of`."""
-    if not pattern_of(text):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a pattern N:M, such as 2:4, with N below M")
-    return text
-
-
-def linear_rate(text):
-    """A rate of weights, or a pattern."""
-    return pattern(text) if ":" in text else rate_below_1(text)
 
 
 def size_of_file(text):

@@ -3,9 +3,6 @@
 A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
 inner Linear or its column in the output Linear is. A block that loses all of them is left out: only the bias of its
 output Linear stays. What is left computes the same function, up to the order of sums.
-
-Where the output Linear has a pattern such as 2:4, its groups are of the inputs that stay, so that just those are taken
-out that the pattern was made without.
 """
 
 import copy
@@ -14,25 +11,18 @@ import torch
 
 from common import modeling_compact
 from common.blocks import block_tensors, features, find_blocks
-from common.errors import UserError
-from common.masking import follows
 from common.model_files import class_named
 
 
 @torch.no_grad()
-def make_compact(
-    model: torch.nn.Module, masks: dict[str, torch.Tensor], patterns: dict[str, str] | None = None
-) -> tuple:
+def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
     """A compact form of a model (see `modeling_compact`), on the same device: a copy.
 
     Args:
         model: one of a known family; may be compact already.
         masks: {parameter name: bool mask}, True = kept.
-        patterns: {parameter name: "2:4"}, of weights whose masks follow one.
     Returns:
         (compact model, its masks).
-    Raises:
-        UserError: a pattern would be lost.
     """
     whole = model.state_dict()
     state, masks = dict(whole), dict(masks)
@@ -50,20 +40,14 @@ def make_compact(
 
     for block in find_blocks(model).values():
         inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.linears[-1]
-        pattern = (patterns or {}).get(f"{block.root}.{out}.weight")
-        used = used_in_pattern(block, masks, pattern) if pattern else None
         if block.kind == "attention":
             heads = working_heads(block, block_tensors(model, block))
-            if pattern:
-                heads = used.view(block.heads, -1).any(dim=1).nonzero().flatten()
             numbers = kept_heads.get(block.root, range(block.heads))
             kept_heads[block.root] = [numbers[head] for head in heads.tolist()]
             width = state[f"{block.root}.{out}.weight"].shape[1] // block.heads
             index = (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
         else:
             index, constant = working_neurons(model, block)
-            if pattern:
-                index, constant = used.nonzero().flatten(), None
             kept_neurons[block.root] = len(index)
             if constant is not None:
                 state[f"{block.root}.{out}.bias"] = state[f"{block.root}.{out}.bias"] + constant
@@ -84,23 +68,6 @@ def make_compact(
     if model.can_generate():
         compact.generation_config = model.generation_config
     return compact.to(model.device).train(model.training), masks
-
-
-def used_in_pattern(block, masks, pattern):
-    """Which inputs of a block's output Linear have weights, there or in what makes them: bool (in,).
-
-    Raises:
-        UserError: among these alone the output Linear's mask does not follow its pattern. That is so where all that is
-            around a part happens to have gone by rates.
-    """
-    *inner, out = (masks[f"{block.root}.{linear}.weight"] for linear in block.linears)
-    used = torch.stack([out.any(dim=0), *(keep.any(dim=1) for keep in inner)]).any(dim=0)
-    if not follows(out[:, used], pattern):
-        raise UserError(
-            f"{block.name}: parts of it have lost all their weights by the rates of its Linears, and taking them out "
-            f"would break the pattern {pattern}; give its Linears lower rates, or leave --compact out"
-        )
-    return used
 
 
 def working_heads(block, tensors):

@@ -11,7 +11,7 @@ from common.library import REST, Library
 from common.masking import parameter_masks
 from common.models import reference
 from common.records import make_record
-from common.schemes import Pair, make_scheme, pattern_of, read_configurations, select
+from common.schemes import Pair, make_scheme, read_configurations, select
 
 
 def check_model(made_for, loaded, path):
@@ -56,56 +56,29 @@ def check_variant(where, block, tensors, removed):
         tensors: the block's own.
         removed: {"heads", "weights"} and perhaps "neurons", see `schemes.Scheme`.
     Raises:
-        UserError: the counts are of no such block; someone changed conf.json's "modules". Or a pattern's groups do not
-            fit into the inputs that a Linear has, or keeps.
+        UserError: the counts are of no such block; someone changed conf.json's "modules".
     """
     sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
     fits = (
         block is not None
         and removed["heads"] <= block.heads
         and removed.get("neurons", 0) <= block.neurons
-        and all(
-            (0 if pattern_of(count) else count) <= sizes.get(name, -1) for name, count in removed["weights"].items()
-        )
+        and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items())
     )
     if not fits:
         raise UserError(
             f"{where}: does not fit the model; its 'modules' were changed: "
             "make conf.json again with config_generator.py"
         )
-    for name, count in removed["weights"].items():
-        if pattern_of(count):
-            _check_pattern(where, block, tensors[f"{name}.weight"].shape[1], name, count, removed)
-
-
-def _check_pattern(where, block, inputs, linear, pattern, removed):
-    """Make sure that a pattern fits a Linear's inputs, and those that stay if the Linear is the block's output."""
-    _, of = pattern_of(pattern)
-    if inputs % of:
-        raise UserError(
-            f"{where}: pattern {pattern} does not fit {linear}, whose {inputs} inputs are no multiple of {of}; "
-            "give it a rate instead"
-        )
-    parts, gone = ("heads", removed["heads"]) if block.heads else ("neurons", removed.get("neurons", 0))
-    left = inputs - gone * (inputs // (block.heads or block.neurons)) if linear == block.linears[-1] else inputs
-    if left % of:
-        raise UserError(
-            f"{where}: pattern {pattern} does not fit {linear}: with {gone} {parts} removed it has {left} of {inputs} "
-            f"inputs, no multiple of {of}; remove another number of {parts}"
-        )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration's variants, {block's name: variant's name}, and the library that they are in.
-
-    `patterns`: of the weights that have one, {parameter's name: "2:4"}.
-    """
+    """A configuration's variants, {block's name: variant's name}, and the library that they are in."""
 
     nth: int
     variants: dict[str, str]
     library: Library
-    patterns: dict[str, str]
     rates: dict[str, float]  # the mean rate that was asked for, by kind of module
 
     def keys(self) -> dict[str, str]:
@@ -145,23 +118,11 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
             own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
             check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
     library = Library.open(library_path, loaded.identity["fingerprint"])
-    choices = [
-        Choice(nth, variants, library, _patterns(blocks, removed), scheme.requested[nth])
-        for nth, (variants, removed) in zip(numbers, selected)
-    ]
+    choices = [Choice(nth, variants, library, scheme.requested[nth]) for nth, (variants, _) in zip(numbers, selected)]
     for choice in choices:
         library.check_sequence(Pair(*item) for item in choice.variants.items())
         choice.keys()  # before any work: all variants are there
     return choices
-
-
-def _patterns(blocks, removed):
-    return {
-        f"{blocks[name].root}.{linear}.weight": count
-        for name, counts in removed.items()
-        for linear, count in counts["weights"].items()
-        if pattern_of(count)
-    }
 
 
 def compose(model, choice: Choice) -> dict:

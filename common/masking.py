@@ -7,7 +7,7 @@ A mask is a bool tensor named `keep`: True = kept. Exactly k entries are removed
 import torch
 
 from common.blocks import Block, Variant
-from common.schemes import SIZES, pattern_of
+from common.schemes import SIZES
 
 
 def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
@@ -29,33 +29,6 @@ def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     keep[order[:removed]] = False
     return keep.view(scores.shape)
-
-
-def keep_pattern(scores: torch.Tensor, pattern: str, stay: torch.Tensor | None = None) -> torch.Tensor:
-    """Keep the N largest scores of each M consecutive inputs; of equal ones the later stay.
-
-    Args:
-        scores: (out, in).
-        pattern: "N:M".
-        stay: bool (in,), the inputs that are not removed anyway. Groups are of M of these, as they follow one another
-            once the others are taken out; the others have groups of their own. Both are multiples of M.
-    Returns:
-        bool (out, in), True = kept.
-    """
-    kept, of = pattern_of(pattern)
-    stay = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device) if stay is None else stay
-    keep = torch.ones_like(scores, dtype=torch.bool)
-    for inputs in (stay, ~stay):
-        groups = scores[:, inputs].unflatten(1, (int(inputs.sum()) // of, of))
-        smallest = groups.argsort(dim=2, stable=True)[..., : of - kept]
-        keep[:, inputs] = torch.ones_like(groups, dtype=torch.bool).scatter(2, smallest, False).flatten(1)
-    return keep
-
-
-def follows(keep: torch.Tensor, pattern: str) -> bool:
-    """Whether a mask (out, in) keeps N of each M consecutive inputs, and nothing is left over."""
-    kept, of = pattern_of(pattern)
-    return keep.shape[1] % of == 0 and bool((keep.unflatten(1, (keep.shape[1] // of, of)).sum(2) == kept).all())
 
 
 def head_scores(q, k, v, heads):
@@ -104,19 +77,15 @@ class L1:
         """(neurons,)"""
         return neuron_scores(self.inner, self.out)
 
-    def weights(self, linear: str, removed: int | str, features: torch.Tensor, keeps: dict) -> torch.Tensor:
+    def weights(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
         """Which weights of a Linear stay, bool (out, in).
 
         Args:
-            removed: how many do not; or a pattern, see `keep_pattern`.
-            features: bool, the output Linear's inputs that stay. A pattern is one of these; a number of weights is
-                ranked over the whole Linear here.
+            removed: how many do not.
+            features: bool, the output Linear's inputs that stay. Here weights are ranked over the whole Linear.
             keeps: {Linear: bool (out, in)}, the masks of the block's Linears before this one.
         """
-        scores = self.tensors[f"{linear}.weight"].abs()
-        if pattern_of(removed):
-            return keep_pattern(scores, removed, features if linear == self.block.linears[-1] else None)
-        return keep_largest(scores, removed)
+        return keep_largest(self.tensors[f"{linear}.weight"].abs(), removed)
 
 
 def prune_block(
@@ -130,8 +99,8 @@ def prune_block(
 
     Args:
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
-        removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed, or their
-            pattern}}. It fits the block, see `composition.check_variant`.
+        removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed}}. It fits the
+            block, see `composition.check_variant`.
         criteria: {"attention", "feed_forward", "linear": what ranks these kinds of parts, see `L1`}; None for l1.
     Returns:
         (the variant, {Linear: weights removed by its own rate, measured on the masks}).

@@ -4,23 +4,19 @@ A configuration gives every module a pruning rate. A scheme turns the rates into
 variant of every block by what is really removed, and says which variant each configuration uses where. Rates that
 remove the same heads and weights are therefore one variant, made once.
 
-A Linear's rate may be a pattern instead, such as "2:4": of each four consecutive input weights of a row two are kept,
-which sparse matrix units can make use of. A count is the same pattern then.
-
 A block is one attention or feed-forward sublayer. `conf.json` says of each Linear which block it lies in, and under
 which name there; an attention or feed-forward module has its block's name.
 """
 
 import math
 import random
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from common.errors import UserError
 from common.records import FORMAT_VERSION, digest, read_json
-from common.schema import HEX, Anything, Either, Fault, ListOf, MapOf, Number, Object, OneOf, Text, Where, check, shown
+from common.schema import HEX, Anything, Either, Fault, ListOf, MapOf, Number, Object, Text, Where, check, shown
 
 DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
 # Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
@@ -45,11 +41,7 @@ CONFIGURATIONS = Object(
         "configs": ListOf(MapOf(Anything()), "configuration", shortest=1),  # the rates depend on the modules
     }
 )
-PATTERN = Where(
-    Text(pattern="[0-9]{1,2}:[0-9]{1,2}", expected="a pattern such as 2:4"),
-    lambda text: None if pattern_of(text) else Fault((), repr(text), "a pattern such as 2:4"),
-)
-REMOVED = Object({"heads": COUNT, "weights": MapOf(OneOf((COUNT, PATTERN)))}, {"neurons": COUNT})
+REMOVED = Object({"heads": COUNT, "weights": MapOf(COUNT)}, {"neurons": COUNT})
 
 
 def _variants_fault(scheme):
@@ -111,7 +103,7 @@ class Configurations:
 
     model: dict[str, str]
     modules: dict[str, dict]
-    configs: list[dict[str, float | str]]
+    configs: list[dict[str, float]]
 
     def to_json(self) -> dict:
         return {"version": FORMAT_VERSION, "model": self.model, "modules": self.modules, "configs": self.configs}
@@ -121,7 +113,7 @@ class Configurations:
 class Scheme:
     """`conf_prune.json`.
 
-    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed, or their pattern}}}};
+    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}};
     where neurons are removed, their number is there as "neurons".
     `configs`: one {block: variant or "dense"} a configuration, over all blocks.
     `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
@@ -236,11 +228,8 @@ def _check_version(path, value, made_by):
 
 
 def _check_rate(rate, module, where):
-    if module["kind"] == "linear" and pattern_of(rate):
-        return
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        pattern = ", or a pattern such as '2:4'" if module["kind"] == "linear" else ""
-        raise UserError(f"{where}: the rate must be a number such as 0.3{pattern}, not {shown(rate)}")
+        raise UserError(f"{where}: the rate must be a number such as 0.3, not {shown(rate)}")
     parts = SIZES[module["kind"]]
     size = module[parts]
     if parts != "weights" and rate == 1:
@@ -258,19 +247,6 @@ def _check_rate(rate, module, where):
 def removed_count(rate: float, size: int) -> int:
     """How many of `size` a pruning rate removes, rounded as `torch.nn.utils.prune` rounds (halves to even)."""
     return round(rate * size)
-
-
-def pattern_of(rate) -> tuple[int, int] | None:
-    """(N, M) of a Linear's rate "N:M", which keeps N of each M consecutive input weights; None for any other value."""
-    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", rate) if isinstance(rate, str) else None
-    kept, of = map(int, found.groups()) if found else (0, 0)
-    return (kept, of) if 0 < kept < of and rate == f"{kept}:{of}" else None
-
-
-def fraction_removed(rate: float | str) -> float:
-    """A rate as a number: 0.5 for "2:4"."""
-    kept, of = pattern_of(rate) or (0, 0)
-    return 1 - kept / of if of else rate
 
 
 def nth_choice(scheme, nth, path):
@@ -319,8 +295,7 @@ def make_scheme(configurations: Configurations) -> Scheme:
             for name in names:
                 module = configurations.modules[name]
                 parts = SIZES[module["kind"]]
-                rate = config.get(name, 0)
-                count = rate if pattern_of(rate) else removed_count(rate, module[parts])
+                count = removed_count(config.get(name, 0), module[parts])
                 if parts == "weights":
                     removed["weights"][module["linear"]] = count
                 elif count:
@@ -339,15 +314,14 @@ def _mean_rates(modules, config):
     for kind, size in SIZES.items():
         sizes = {name: module[size] for name, module in modules.items() if module["kind"] == kind}
         if sizes:
-            means[kind] = sum(fraction_removed(config.get(name, 0)) * n for name, n in sizes.items())
+            means[kind] = sum(config.get(name, 0) * n for name, n in sizes.items())
             means[kind] = round(means[kind] / sum(sizes.values()), 6)
     return means
 
 
 def _variant_name(removed):
     counts = {"heads": removed["heads"], "neurons": removed.get("neurons", 0), **removed["weights"]}
-    # Files are called by it, and some systems allow no colon in names.
-    return "_".join(f"{name}-{count}".replace(":", "of") for name, count in counts.items() if count) or DENSE
+    return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
 
 
 def looks_like_configurations(value: object) -> bool:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 from common import cli
 from common.files import check_apart
 from common.pictures import check_picture, plain, save_picture
-from common.schemes import SIZES, block_of, fraction_removed, nth_choice, read_configurations, removed_count
+from common.schemes import SIZES, block_of, nth_choice, read_configurations, removed_count
 
 PARTS = {"attention": "heads", "feed_forward": "neurons", "linear": "single weights"}  # a panel each
 CELL, GAP = 0.25, 0.9  # a cell's side in inches, and the space above each kind of block in cells, for its name
@@ -51,8 +51,7 @@ def fractions(modules, config):
     for name, module in modules.items():
         kind, rate = module["kind"], config.get(name, 0)
         size = module[SIZES[kind]]
-        whole = isinstance(rate, str)  # a pattern, which holds for any size
-        removed = fraction_removed(rate) * size if whole else removed_count(rate, size)
+        removed = removed_count(rate, size)
         sums.setdefault(kind, {}).setdefault(block_of(name, module), []).append((removed, size))
     return {
         kind: {block: sum(n for n, _ in each) / sum(size for _, size in each) for block, each in blocks.items()}

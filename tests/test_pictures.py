@@ -128,12 +128,12 @@ def test_a_heat_map_is_legible(blocks, count):
 
 
 def test_a_heat_map_shows_what_is_removed():
-    """By hand: of 8 heads 0.3 is 2; weights together, (100 + 0.7 · 3000) / 4000; 2:4 removes half of an `o`."""
+    """By hand: of 8 heads 0.3 is 2; weights together, (100 + 0.7 · 3000) / 4000."""
     rates = load_script("experiments/rates.py")
     modules = modules_of(["encoder.layers.0.attention", "encoder.layers.1.attention", "encoder.layers.1.ffn"], False)
     config = {
         "encoder.layers.0.attention": 0.3,
-        "encoder.layers.0.attention.o": "2:4",
+        "encoder.layers.0.attention.o": 0.5,
         "encoder.layers.1.ffn.wi": 0.1,
         "encoder.layers.1.ffn.wo": 0.7,
     }

@@ -6,8 +6,7 @@
   order does not depend on how many are to go, so one order serves all rates of a block.
 - Single weights go by ADMM with a gradual mask (arXiv 2401.02938): the unconstrained solution is pulled, step by step,
   towards a sparse one, whose support is chosen anew each time, of the largest entries, with more and more of them
-  removed. The output Linear's mask is chosen on the features that the inner Linears produce once they are solved. Where
-  a pattern such as 2:4 is asked for, the largest entries of each group are the support.
+  removed. The output Linear's mask is chosen on the features that the inner Linears produce once they are solved.
 
 Both see the data through the sums that the closed form takes; see `reconstruction`.
 """
@@ -21,8 +20,7 @@ from common.closed_form.feed_forward import Sums, solve_linear
 from common.closed_form.least_squares import joined
 from common.devices import in_full_precision
 from common.errors import UserError
-from common.masking import keep_largest, keep_pattern
-from common.schemes import fraction_removed, pattern_of
+from common.masking import keep_largest
 
 RIDGE = 1e-3  # relative to the mean of diag H
 NEURONS_AT_ONCE = 16  # at most, and at most one of 32; one at a time gave nothing better
@@ -65,8 +63,8 @@ class Reconstruction:
         turns[order] = torch.arange(count, device=order.device)
         return turns
 
-    def weights(self, linear: str, removed: int | str, features: torch.Tensor, keeps: dict) -> torch.Tensor:
-        """The gradual mask of a Linear, bool (out, in), `removed` of its weights not kept, or those of a pattern kept.
+    def weights(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
+        """The gradual mask of a Linear, bool (out, in), `removed` of its weights not kept.
 
         It is chosen among the rows or columns of the heads and neurons that stay, at the rate of the whole. How many
         fall on the others, which go anyway, is counted as if they went at that rate too.
@@ -76,13 +74,10 @@ class Reconstruction:
         is_output = linear == self.block.linears[-1]
         weight = self.own[f"{linear}.weight"]
         within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)
-        if pattern_of(removed):
-            inside, keep = removed, keep_pattern(weight.abs(), removed, features if is_output else None)
-        else:
-            inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
-            inside = max(inside, removed - int((~within).sum()))
-            keep = torch.ones_like(weight, dtype=torch.bool)
-            keep[~within] = keep_largest(weight[~within].abs(), removed - inside)
+        inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
+        inside = max(inside, removed - int((~within).sum()))
+        keep = torch.ones_like(weight, dtype=torch.bool)
+        keep[~within] = keep_largest(weight[~within].abs(), removed - inside)
         gram, cross = self._output(keeps) if is_output else self._finite(*self.sums.inner(linear))
         start = joined(self.own, linear).to(gram)
         if is_output:
@@ -156,7 +151,7 @@ def gradual_mask(
     cross: torch.Tensor,
     start: torch.Tensor,
     prunable: int,
-    removed: int | str,
+    removed: int,
     *,
     iterations: int = ITERATIONS,
 ) -> torch.Tensor:
@@ -165,7 +160,7 @@ def gradual_mask(
     Args:
         gram: H, (in, in); cross: G, (out, in); start: W, (out, in).
         prunable: how many of the inputs have weights that may go; the bias's input, which follows, stays.
-        removed: how many of them go; or the pattern of those that stay, see `masking.keep_pattern`.
+        removed: how many of them go.
     Returns:
         bool (out, prunable).
     """
@@ -177,14 +172,10 @@ def gradual_mask(
     target = cross / scale + RIDGE * start
     inverse = torch.linalg.inv(gram / scale / scale[:, None] + (RIDGE + 1) * eye)  # of the damped matrix + ρ, ρ = 1
     solved, dual = start, torch.zeros_like(start)
-    has_pattern = pattern_of(removed)
-    in_all = round(fraction_removed(removed) * start[:, :prunable].numel()) if has_pattern else removed
     for turn in range(1, iterations + 1):
         progress = min(1.0, turn / (0.75 * iterations))
         sparse = solved + dual
-        sizes, gone = sparse[:, :prunable].abs(), round(in_all * (1 - (1 - progress) ** 3))
-        if has_pattern:  # only what has no place in the pattern goes; the smallest of that goes first
-            sizes = torch.where(keep_pattern(sizes, removed), torch.inf, sizes)
+        sizes, gone = sparse[:, :prunable].abs(), round(removed * (1 - (1 - progress) ** 3))
         if turn == iterations:
             keep = keep_largest(sizes, gone)
         else:  # ties may go together here, and a threshold takes a tenth of the time of a full order

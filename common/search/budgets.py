@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.schemes import DENSE, SIZES, block_of, pattern_of
+from common.schemes import DENSE, SIZES, block_of
 from common.search import knapsack
 from common.search.candidates import Candidates
 from common.search.costs import Costs
@@ -202,12 +202,12 @@ def report(candidates, cost, scores, found, uniform):
 
 
 def rates_of(choice, candidates, modules):
-    """A choice as a configuration, {module: rate}: rates, or patterns, that remove just what its variants do."""
+    """A choice as a configuration, {module: rate}: rates that remove just what its variants do."""
     config = {}
     for name, module in modules.items():
         block = block_of(name, module)
         removed = candidates.scheme.blocks[block][choice[block]] if choice[block] != DENSE else {"weights": {}}
         parts = SIZES[module["kind"]]
         count = removed["weights"].get(module["linear"], 0) if parts == "weights" else removed.get(parts, 0)
-        config[name] = count if pattern_of(count) else count / module[parts]
+        config[name] = count / module[parts]
     return config
