@@ -1,14 +1,9 @@
 """A sweep: from how many configurations on composability is faster, and by how much.
 
 For growing numbers N of configurations, each layer's rates drawn from a grid, every configuration's pruned model is
-fine-tuned as a whole: the baseline. Beside it stand two ways with blocks that are fine-tuned once for all (--ways):
-
-joint: every N has a library of its own, made from scratch. What goes is chosen by --criterion; the closed form and the
-joint run over --joint-examples follow. A composed model is measured as it is. Only where it is not yet as good as its
-baseline's best is it fine-tuned, too, by the baseline's recipe.
-
-apart: one growing library, whose variants are tuned against the original's blocks. Each composed model is fine-tuned by
-the baseline's recipe until it is as good as the baseline's best.
+fine-tuned as a whole: the baseline. Beside it every N has a library of its own, made from scratch. What goes is chosen
+by --criterion; the closed form and the joint run over --joint-examples follow. A composed model is measured as it is.
+Only where it is not yet as good as its baseline's best is it fine-tuned, too, by the baseline's recipe.
 
 The ratio for N is
 
@@ -17,7 +12,7 @@ The ratio for N is
 A target is the baseline's best validation loss, over all epochs or up to one of them. Where it is reached before any
 fine-tuning of the whole, that costs no seconds; where never, it costs the whole run's: the ratio is then only an upper
 bound, and marked. Seconds are those of training, which is what block level adds up to as well: choosing, closed form
-and gradient steps. Validation and loading count on neither side. For joint there is also the same ratio in examples
+and gradient steps. Validation and loading count on neither side. There is also the same ratio in examples
 trained on, which no other work on the machine disturbs; the passes over calibration examples, of choosing and of the
 closed form, are not in it.
 
@@ -72,13 +67,6 @@ def parser():
         help="larger numbers, that the ratio is projected for",
     )
     flags.add_argument(
-        "--ways",
-        choices=["joint", "apart"],
-        nargs="+",
-        default=["joint"],
-        help="how blocks are fine-tuned: all variants together, or each against the original's block",
-    )
-    flags.add_argument(
         "--attention",
         type=cli.rate,
         nargs="+",
@@ -100,7 +88,7 @@ def parser():
         "--criterion",
         choices=["l1", "reconstruction"],
         default="reconstruction",
-        help="what goes, in the variants of the joint way; elsewhere l1",
+        help="what goes, in the library's variants; the baselines' are pruned by l1",
     )
     flags.add_argument(
         "--joint-examples",
@@ -111,9 +99,6 @@ def parser():
     )
     flags.add_argument(
         "--joint-args", default="", help="further flags for joint fine-tuning; {n} stands for the number N"
-    )
-    flags.add_argument(
-        "--block-args", default="", help="further flags for block-level_finetuning.py --method both, the way apart"
     )
     flags.add_argument(
         "--model-args",
@@ -230,32 +215,6 @@ def joint_epochs(examples, available):
     return epochs, ceil(examples / epochs)
 
 
-def own_seconds(rows, variant_rows):
-    """What each variant took by itself in a block-level run, {(block, variant): seconds}, from its two CSVs.
-
-    There, a gradient epoch's seconds include the variant's validation, which is taken out by the epoch's share of it;
-    a closed form, an epoch 1 without a training loss, has an equal share of what all variants took.
-    """
-    share = {}
-    for row in rows:
-        train, val = float(row["train_seconds"]), float(row["val_seconds"])
-        share[row["epoch"]] = train / (train + val or 1) if row["train_loss"] else float(row["epoch"] != "0")
-    own = {}
-    for row in variant_rows:
-        pair = row["block"], row["variant"]
-        own[pair] = own.get(pair, 0.0) + share.get(row["epoch"], 1.0) * float(row["seconds"])
-    return own
-
-
-def without_reuse(configs, own, teacher_seconds):
-    """Block-level seconds if every configuration fine-tuned all its blocks for itself, and ran the teacher for itself.
-
-    Args:
-        configs: one {block: variant} each; what `own` does not know of is left as it was, and costs nothing.
-    """
-    return sum(teacher_seconds + sum(own.get(pair, 0.0) for pair in config.items()) for config in configs)
-
-
 def draw(modules, count, attention, linear, seed):
     """`count` configurations: for each layer one attention rate and one rate of its Linears, from the two grids."""
     rng, configs = random.Random(seed), []
@@ -287,8 +246,6 @@ class Sweep:
         self.args, self.folder, self.train_examples = args, Path(args.output), train_examples
         self.epoch_size = min(args.epoch_size, train_examples)  # of model level
         self.baselines = []  # the curves, by configuration
-        self.own, self.block_seconds, self.teacher_seconds = {}, 0.0, None  # of the blocks tuned apart, so far
-        self.apart_comparisons = []
         self.folder.mkdir(parents=True, exist_ok=True)
         self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
         self.data = given(args, "tokenizer", "data", "max_length", "limit", "batch_size")
@@ -383,15 +340,15 @@ class Sweep:
             emit(figure="baseline", configuration=nth, mean_rates=scheme.requested[nth], **figures_of(curve))
         return scheme
 
-    def compare(self, way, name, library, n, nth, *more):
+    def compare(self, library, n, nth):
         """Fine-tune the nth configuration's composed model, until it is as good as the baseline's best."""
         baseline = self.baselines[nth]
-        composed = self.fine_tune_model(name, library, n, nth, "--target-loss", targets(baseline)["best"], *more)
+        composed = self.fine_tune_model(
+            library, library, n, nth, "--target-loss", targets(baseline)["best"], "--overwrite"
+        )
         comparison = compare(baseline, composed)
-        emit(figure="composed", way=way, library=library, configuration=nth, **figures_of(composed), targets=comparison)
+        emit(figure="composed", library=library, configuration=nth, **figures_of(composed), targets=comparison)
         return comparison
-
-    # --- jointly ---
 
     def joint(self, n, scheme):
         """The figure of N configurations whose blocks are trained together, in a library for them alone."""
@@ -419,11 +376,10 @@ class Sweep:
         spent = read_seconds(stats)
         seconds = {"choosing": choosing, "closed_form": spent["closed form"], "joint": spent["training"]}
         # The composed models follow from the library: where it is another one than before, so are they.
-        comparisons = [self.compare("joint", library, library, n, nth, "--overwrite") for nth in range(n)]
+        comparisons = [self.compare(library, n, nth) for nth in range(n)]
         gains, examples = gain(comparisons, sum(seconds.values())), (len(rows) - 2) * size
         return {
             "figure": "sweep",
-            "way": "joint",
             "configurations": n,
             "variants": len(scheme.variants()),
             "blocks_without_reuse": scheme.count_without_reuse(),
@@ -432,7 +388,8 @@ class Sweep:
             "reached_as_composed": sum(
                 each["best"]["composed"] == "reached" and not each["best"]["composed_epochs"] for each in comparisons
             ),
-            "with_reuse": gains,
+            "in_seconds": gains["best"],
+            "targets": gains,
             "in_examples": in_examples(gains["best"], self.epoch_size, examples),
             "not_in_examples": "the calibration passes of choosing and of the closed form",
         }
@@ -449,47 +406,6 @@ class Sweep:
             write_json(path, {"seconds": made["seconds"]})
         return library, read_json(path, "benchmarks/composability.py")["seconds"]
 
-    # --- apart ---
-
-    def apart(self, n, scheme):
-        """The figure of N configurations whose blocks are tuned one by one, in the library that grows."""
-        self.fine_tune_apart(n, scheme)
-        self.apart_comparisons += [
-            self.compare("apart", "composed", "tuned", n, nth) for nth in range(len(self.apart_comparisons), n)
-        ]
-        alone = without_reuse(scheme.configs, self.own, self.teacher_seconds)
-        return {
-            "figure": "sweep",
-            "way": "apart",
-            "configurations": n,
-            "variants": len(scheme.variants()),
-            "blocks_without_reuse": scheme.count_without_reuse(),
-            "block_seconds": round(self.block_seconds, 3),
-            "block_seconds_without_reuse": round(alone, 3),
-            "with_reuse": gain(self.apart_comparisons, self.block_seconds),
-            "without_reuse_is": "computed from the variants' own seconds and the teacher's passes",
-            "without_reuse": gain(self.apart_comparisons, alone),
-        }
-
-    def fine_tune_apart(self, n, scheme):
-        """Fine-tune the blocks that N configurations need and that are not there yet."""
-        stats = self.folder / f"blocks-{n}.csv"
-        # The rows are of the variants that are new for N, fine-tuned now or in an earlier run.
-        rows = self.fine_tune_blocks(
-            f"pruned-{n}", "tuned", stats, "--method", "both", *shlex.split(self.args.block_args)
-        )
-        own = own_seconds(rows, read_rows(stats.with_name(f"{stats.stem}-blocks.csv")))
-        spent, alone = sum(float(row["train_seconds"]) for row in rows), sum(own.values())
-        self.block_seconds += max(spent, alone)  # killed between two solutions, it told of some in the second CSV alone
-        if self.teacher_seconds is None:
-            self.teacher_seconds = max(spent - alone, 0.0)
-        self.own |= own
-        if set(self.own) != set(scheme.variants()):
-            raise UserError(
-                f"{self.folder}: its blocks-*.csv are not about the variants of scheme-{n}.json, so their "
-                "seconds are unknown; start again in another work folder (-o)"
-            )
-
 
 def figures_of(curve):
     return {
@@ -499,19 +415,18 @@ def figures_of(curve):
 
 
 def projections(measured, wanted, grid):
-    """The projected figures of a way, out of that of the largest number that was measured.
+    """The projected figures, out of that of the largest number that was measured.
 
     Args:
         wanted: numbers of configurations; those that are not larger are left out.
         grid: variants that there are in all.
     """
-    n, best, growth = measured["configurations"], measured["with_reuse"]["best"], grid / measured["variants"]
+    n, best, growth = measured["configurations"], measured["in_seconds"], grid / measured["variants"]
     for configurations in sorted(set(wanted)):
         if configurations <= n:
             continue
         figure = {
             "figure": "sweep",
-            "way": measured["way"],
             "projected": True,
             "configurations": configurations,
             "assumption": ASSUMPTION.format(grid=grid, measured=measured["variants"]),
@@ -521,70 +436,35 @@ def projections(measured, wanted, grid):
                 configurations, n, best["baseline_seconds"], measured["block_seconds"], best["composed_seconds"], growth
             ),
         }
-        if "in_examples" in measured:
-            sums = measured["in_examples"]
-            figure["in_examples"] = project(
-                configurations, n, sums["baseline"], sums["joint"], sums["composed"], growth
-            )
+        sums = measured["in_examples"]
+        figure["in_examples"] = project(configurations, n, sums["baseline"], sums["joint"], sums["composed"], growth)
         yield figure
 
 
 def plot(path, figures):
     """The ratios over the number of configurations, measured and (open markers) projected."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
 
     picture = Figure(figsize=(7, 4.5))
     axis = picture.subplots()
-
-    crosses = []
-
-    def line(points, style, label=None, **more):
-        """`points`: [(configurations, ratio, whether it is only an upper bound)]"""
-        heights = [nan if height is None else height for _, height, _ in points]
-        axis.plot([n for n, _, _ in points], heights, style, markersize=5, label=label, **more)
-        crosses.extend((n, height) for (n, _, is_bound), height in zip(points, heights) if is_bound)
-
-    def points(chosen, ratio_of):
-        bounds = [figure if "projected" in figure else figure["with_reuse"]["best"] for figure in chosen]
-        return [
-            (figure["configurations"], ratio_of(figure), bool(bound["not_reached"]))
-            for figure, bound in zip(chosen, bounds)
-        ]
-
-    def ahead(behind, projected, style, color):
-        """The projection, from the last point that was measured on."""
-        if projected:
-            line(behind[-1:] + projected, style, color=color, markerfacecolor="white", markevery=slice(1, None))
-
-    for way, marker, color in (("joint", "o", "black"), ("apart", "s", "grey")):
-        measured = [each for each in figures if each["way"] == way and "projected" not in each]
-        if not measured:
-            continue
-        projected = [each for each in figures if each["way"] == way and "projected" in each]
-        seconds = points(measured, lambda figure: figure["with_reuse"]["best"]["ratio"])
-        line(seconds, f"{marker}-", way, color=color)
-        ahead(seconds, points(projected, lambda figure: figure["in_seconds"]["ratio"]), f"{marker}--", color)
-        if way == "joint":
-            examples = points(measured, lambda figure: figure["in_examples"]["ratio"])
-            line(examples, "^:", "joint, in examples instead of seconds", color=color)
-            ahead(examples, points(projected, lambda figure: figure["in_examples"]["ratio"]), "^:", color)
-        else:
-            alone = points(measured, lambda figure: figure["without_reuse"]["best"]["ratio"])
-            line(alone, "D:", "apart, without reuse (computed)", color=color)
-    if any("projected" in each for each in figures):
-        axis.plot([], [], "ks", markersize=5, markerfacecolor="white", label="open: projected")
-    if crosses:
-        axis.plot(*zip(*crosses), "kx", markersize=9, label="not always reached: an upper bound")
+    for key, label, style in (
+        ("in_seconds", "in seconds", "o-"),
+        ("in_examples", "in examples instead of seconds", "^:"),
+    ):
+        measured = [figure for figure in figures if "projected" not in figure]
+        projected = [figure for figure in figures if "projected" in figure]
+        for points, open_markers in ((measured, {}), (measured[-1:] + projected, {"markerfacecolor": "white"})):
+            counts = [figure["configurations"] for figure in points]
+            ratios = [nan if figure[key]["ratio"] is None else figure[key]["ratio"] for figure in points]
+            name = None if open_markers else label
+            axis.plot(counts, ratios, style, color="black", label=name, **open_markers)
     axis.axhline(1, color="grey", linewidth=0.8)
-    counts = sorted({each["configurations"] for each in figures})
+    counts = sorted({figure["configurations"] for figure in figures})
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, map(str, counts))
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="configurations", ylabel="baseline's seconds / composed models' seconds")
+    axis.set(xlabel="configurations (open: projected)", ylabel="baseline's seconds / composed models' seconds")
     axis.legend(fontsize=8)
     save_picture(path, picture)
 
@@ -604,10 +484,8 @@ def run(args):
         linear=args.linear,
         epochs=args.epochs,
         epoch_size=args.epoch_size,
-        ways=args.ways,
         criterion=args.criterion,
         joint_args=args.joint_args,
-        block_args=args.block_args,
         model_args=args.model_args,
         seconds="of training; validation is counted nowhere",
         **machine(opened.runtime.device),
@@ -618,13 +496,11 @@ def run(args):
     modules = sweep.configure()
     for n in args.counts:
         scheme = sweep.run_baselines(n)
-        for way in dict.fromkeys(args.ways):
-            figures.append(sweep.joint(n, scheme) if way == "joint" else sweep.apart(n, scheme))
-            emit(**figures[-1])
+        figures.append(sweep.joint(n, scheme))
+        emit(**figures[-1])
         plot(picture, figures)
     grid = variants_in_grid(modules, args.attention, args.linear)
-    largest = [figure for figure in figures if figure["configurations"] == args.counts[-1]]
-    projected = [each for figure in largest for each in projections(figure, args.project, grid)]
+    projected = list(projections(figures[-1], args.project, grid))
     for figure in projected:
         emit(**figure)
     plot(picture, figures + projected)

@@ -13,9 +13,8 @@ test split is for the models that were found, and its evaluation counts nowhere.
 
 With --baseline-limit K the baseline fine-tunes K configurations only, spread evenly from the smallest to the largest,
 and the rest is projected: quality is taken to grow with size, evenly between two of those that were run, and seconds to
-be the mean of theirs. This takes the baseline to be never lucky, and it is: the first of many that passes often lies
-above what its size promises. Therefore a second figure, `with_scatter`, from 3 configurations on: how many are tried in
-the mean if qualities scatter about a straight line as those that were run do. The truth lies rather there.
+be the mean of theirs. This takes the baseline to be never lucky, which favours the library: the first of many that
+passes often lies above what its size promises.
 
 The suite's own scripts do the work and keep what is there: after an interruption, run it again.
 """
@@ -115,32 +114,6 @@ def project(kept, runs, wanted):
         "seconds": round(sum(runs[place].seconds if place in runs else mean for place in range(tried)), 3),
         "projected": not set(range(tried)) <= runs.keys(),
     }
-
-
-def tried_with_scatter(kept, runs, wanted):
-    """How many configurations are tried in the mean, from the smallest up, if qualities scatter about a straight line.
-
-    The line over size is the least-squares one through those that were run, and the scatter is normal with the
-    deviation of their residuals (two degrees of freedom are the line's).
-
-    Args:
-        kept, runs, wanted: see `project`.
-    Returns:
-        {"scatter": the deviation, "tried": the mean}, or None with fewer than three runs, which have no residuals.
-    """
-    if len(runs) < 3:
-        return None
-    size, quality = np.array([(kept[position], run.quality) for position, run in runs.items()]).T
-    line = np.polynomial.Polynomial.fit(size, quality, 1)
-    scatter = float(np.sqrt(((quality - line(size)) ** 2).sum() / (len(runs) - 2)))
-    if scatter == 0:
-        return None
-    expected = statistics.NormalDist(0, scatter)
-    tried, none_so_far = 0.0, 1.0  # the chance that none before was good enough
-    for each in line(np.array(kept)):
-        tried += none_so_far
-        none_so_far *= expected.cdf(wanted - float(each))
-    return {"scatter": round(scatter, 4), "tried": round(tried, 1)}
 
 
 # --- the two ways -------------------------------------------------------------------------------------------------
@@ -311,10 +284,6 @@ def run(args):
         theirs = project(kept, runs, found["wanted"])
         position = theirs.pop("position")
         total, baseline_total = sum(seconds.values()), pruning + theirs["seconds"]
-        scattered = tried_with_scatter(kept, runs, found["wanted"]) if theirs["projected"] else None
-        if scattered:
-            mean = statistics.mean(each.seconds for each in runs.values())
-            scattered["ratio"] = round((pruning + scattered["tried"] * mean) / total, 2)
         figures.append(
             {
                 "figure": "exploration",
@@ -334,7 +303,6 @@ def run(args):
                     **theirs,
                     "ran": len(runs),
                     "total_seconds": round(baseline_total, 3),
-                    "with_scatter": scattered,
                 },
                 "ratio": round(baseline_total / total, 2),
             }

@@ -1,6 +1,5 @@
 """What the benchmarks share: ways timed in turn, figures as JSON lines, and models of true size with random weights."""
 
-import itertools
 import json
 import os
 import platform
@@ -16,14 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 import torch
 import transformers
 
-from common import cli, training
-from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
+from common import cli
 from common.data import Examples
 from common.devices import now
 from common.errors import UserError
-from common.masking import parameter_masks, prune_block
 from common.models import LoadedModel, model_class
-from common.schemes import grid_rates, make_scheme, select, uniform_configurations
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones
@@ -97,79 +93,6 @@ def given(args, *names):
         if value:
             parts += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
     return parts
-
-
-# --- pruned models and training steps -----------------------------------------------------------------------------
-
-
-def prune(model, rates):
-    """Prune all blocks of a model in place, at one rate for each kind of module: {parameter name: bool mask}."""
-    modules = prunable_modules(model, neurons="feed_forward" in rates)
-    _, removed = select(make_scheme(uniform_configurations({}, modules, [rates])), 0, "")
-    blocks = find_blocks(model)
-    masks = {}
-    for name, counts in removed.items():
-        block = blocks[name]
-        variant, _ = prune_block(block, block_tensors(model, block), counts)
-        set_block(model, block, variant.tensors)
-        masks |= {f"{block.root}.{key}": mask for key, mask in parameter_masks(block, variant.keeps).items()}
-    return masks
-
-
-class ByPosition:
-    """A criterion that costs no time, where it does not matter what goes: the first of everything."""
-
-    def __init__(self, block, tensors):
-        self.block, self.tensors = block, tensors
-
-    def heads(self):
-        return torch.arange(self.block.heads)
-
-    def weights(self, linear, removed, features, keeps):
-        keep = torch.ones_like(self.tensors[f"{linear}.weight"], dtype=torch.bool)
-        keep.view(-1)[:removed] = False
-        return keep
-
-
-def every_variant(model, attention, linear):
-    """All variants of all blocks for the rates of two grids, {pair: variant}; what goes are the first of everything."""
-    modules, blocks = prunable_modules(model), find_blocks(model)
-    scheme = make_scheme(uniform_configurations({}, modules, grid_rates(attention, linear)))
-    variants = {}
-    for pair in scheme.variants():
-        block, own = blocks[pair.block], block_tensors(model, blocks[pair.block])
-        criteria = dict.fromkeys(("attention", "linear"), ByPosition(block, own))
-        variants[pair], _ = prune_block(block, own, scheme.blocks[pair.block][pair.variant], criteria)
-    return variants
-
-
-def model_recipe(loaded, batch_size, seed):
-    """That of model-level fine-tuning by its defaults."""
-    return training.Recipe(
-        epochs=1,
-        epoch_size=None,
-        batch_size=batch_size,
-        lr=loaded.learning_rate("model"),
-        warmup=0.1,
-        weight_decay=0.01,
-        clip=1.0,
-        early_stop=0,
-        precision="fp32",
-        seed=seed,
-        dropout=loaded.study.dropout,
-    )
-
-
-def stepper(objective, learner, examples, batches, device):
-    """A function that takes the next batch's training step, as `training.fit` does."""
-    positions, learners = itertools.cycle(batches), {"model": learner}
-
-    def step():
-        batch = examples.batch(next(positions), device)
-        for _, loss, *_ in objective.losses(objective.begin(batch, learners), learners, training=True):
-            learner.step(loss)
-
-    return step
 
 
 # --- models of true size -----------------------------------------------------------------------------------------

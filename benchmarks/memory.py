@@ -3,9 +3,6 @@
 A model, a tokenizer of made-up words and a few sentences of them are written to a folder; then the suite's own programs
 run there one after another, each in a process of its own, whose peak is what the system says of it. The part that does
 not depend on the model (code, libraries) is measured with a model of next to no size, stage by stage.
-
-With --variants, instead: block-level fine-tuning by gradients of a library with so many variants of each block, in
-portions, and as if one portion could be ever so large.
 """
 
 import json
@@ -20,14 +17,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from joint_memory import GIB, SHAPES
 from measure import ROOT, build_parser, cli, emit, machine, random_t5, transformers
 
-from common.block_level.portions import PORTION_BYTES
 from common.closed_form.attention import VALUE_WIDTH
 from common.closed_form.reconstruction import STATISTICS_BYTES
 from common.errors import UserError
 
+GIB = 2**30
+SHAPES = {  # (width, neurons, layers, heads) of T5
+    "small": (512, 2048, 6, 8),
+    "base": (768, 3072, 12, 12),
+    "large": (1024, 4096, 24, 16),
+}
 TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
 WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
 SORTING = 10  # sizes of the largest block that pruning it takes: measured with T5-small
@@ -42,7 +43,6 @@ def parser():
     flags.add_argument("--sentences", type=cli.positive, default=256, help="for calibration and training")
     flags.add_argument("--length", type=cli.positive, default=20, help="words of a sentence")
     flags.add_argument("--stages", nargs="+", metavar="STAGE", help="some of the stages alone, in their order")
-    flags.add_argument("--variants", type=cli.positive, help="of each block, to be trained in portions and at once")
     flags.add_argument("--work", help="folder for models and libraries; without it a temporary one")
     return flags
 
@@ -80,14 +80,12 @@ def formula(stage, shape, model, library, examples):
     sums = 4 * (width + VALUE_WIDTH + 1) ** 2
     statistics = min(STATISTICS_BYTES, attention * sums + feed_forward * 4 * examples * width)
     solving = 3 * 4 * max(width + VALUE_WIDTH, neurons) ** 2
-    portion = min(library, PORTION_BYTES)
-    before = 2 * library if portion < library else 0  # the most pruned variants of other portions
     masks = library / 4
     held = HELD * library
     return {
         "configurations": model,
         "prune": model + SORTING * block,
-        "closed form": model + before + max(3 * portion, 2 * portion + statistics + solving),
+        "closed form": model + max(3 * library, 2 * library + statistics + solving),
         "joint": 6 * model + masks + HELD_IN_JOINT * library,
         "compose": model + masks + held,
         "compact": model + masks + held + compact,
@@ -114,19 +112,17 @@ def write_study(folder, shape, sentences, length, seed):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def peak_of(command, folder, portion=None):
-    """Run one of the suite's programs in a folder, perhaps with portions of other bytes.
+def peak_of(command, folder):
+    """Run one of the suite's programs in a folder.
 
     Returns:
         (its peak in bytes, seconds).
     """
-    started, start = time.perf_counter(), [ROOT / command[0]]
-    if portion:
-        script = f"from common.block_level import portions; portions.PORTION_BYTES = {portion}; import runpy; "
-        script += f"runpy.run_path({str(ROOT / command[0])!r}, run_name='__main__')"
-        start = ["-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}"]
+    started = time.perf_counter()
     with (folder / "log.txt").open("a") as log:
-        process = subprocess.Popen([sys.executable, *start, *map(str, command[1:])], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / command[0], *map(str, command[1:])], cwd=folder, stdout=log, stderr=log
+        )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -169,40 +165,8 @@ def measure(size, shape, args, code):
     return peaks
 
 
-def measure_portions(size, shape, args):
-    """Train the variants of a library apart, in portions and at once, and compare the peaks."""
-    count, several = args.variants, ["--attention", "--linear", "--feed-forward"]
-    rates = [[0.5] * count, [round((number + 1) / (count + 1), 6) for number in range(count)], [0.0] * count]
-    with tempfile.TemporaryDirectory(dir=args.work, prefix=f"portions-{size}-") as folder:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # see `measure`
-            parameters = pool.submit(write_study, Path(folder), shape, args.sentences, args.length, args.seed).result()
-        configurations = [word for flag, each in zip(several, rates) for word in (flag, *each)]
-        peak_of(["config_generator.py", *configurations, "-n", count], Path(folder))
-        for command in ("prune_scheme_generator.py", "prune.py"):
-            peak_of([command], Path(folder))
-        model, library = 4 * parameters, 4 * count * (parameters - VOCABULARY * shape[0])
-        for name, portion in (("portions", PORTION_BYTES), ("at once", 2**60)):
-            tuned = ["block-level_finetuning.py", "--method", "train", "-o", name, "--limit", args.sentences]
-            tuned += ["--epochs", 1, "--batch-size", 8, "--epoch-size", 8, "--held-out", 8]
-            peak, seconds = peak_of(tuned, Path(folder), portion)
-            emit(
-                figure=name,
-                size=size,
-                variants=count,
-                model_gib=round(model / GIB, 3),
-                library_gib=round(library / GIB, 3),
-                portion_gib=round(min(portion, library) / GIB, 3),
-                peak_gib=round(peak / GIB, 3),
-                seconds=round(seconds, 1),
-            )
-
-
 def run(args):
     emit(figure="setting", **machine(torch.device("cpu")))
-    if args.variants:
-        for size in args.sizes:
-            measure_portions(size, SHAPES[size], args)
-        return {"figure": "done", "sizes": args.sizes}
     code = measure("tiny", TINY, args, None)
     for size in args.sizes:
         measure(size, SHAPES[size], args, code)

@@ -1,20 +1,15 @@
 """Greedy translation against transformers' own `generate`, token for token, on tiny random models."""
 
-import json
 import random
-import sys
 
 import pytest
 import torch
 import transformers
-from helpers import ENDS, LIMIT, ROOT, build_model, build_tokenizer, t5_config, token_rows, translated
+from helpers import ENDS, LIMIT, build_model, build_tokenizer, t5_config, token_rows, translated
 
 from common import evaluation
 from common.data import Examples
 from common.tasks import TASKS
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import decode
 
 CPU = torch.device("cpu")
 CONFIGS = {
@@ -145,39 +140,3 @@ def test_text_in_the_order_of_the_examples(examples):
 
 def test_nothing_to_translate():
     assert translated(build_model("t5"), Examples(TASKS["translation"], [], [], [], pad=0)) == []
-
-
-# --- the benchmark ---------------------------------------------------------------------------------------------
-
-
-def test_decode_benchmark(workshop, capsys):
-    capsys.readouterr()
-    code = decode.main(
-        [
-            "-m",
-            str(workshop / "model" / "t5"),
-            "--rounds",
-            "1",
-            "--batch-size",
-            "4",
-            "--limit",
-            "10",
-            "--max-new-tokens",
-            "8",
-            "--plain-batch-sizes",
-            "3",
-        ]
-    )
-    setting, other, result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert code == 0 and setting["threads"] == 1 and setting["examples"] == 10
-    assert [figures["plain_batch_size"] for figures in (other, result)] == [3, 4]
-    for figures in (other, result):
-        assert figures["identical"] == 10 and figures["translate_bleu"] == figures["plain_bleu"]
-        assert figures["throughput_ratio"]["median"] == pytest.approx(
-            figures["plain_seconds"] / figures["translate_seconds"], rel=0.05
-        )  # both are rounded
-
-
-def test_decode_benchmark_refuses_a_classifier(workshop, capsys):
-    assert decode.main(["-m", str(workshop / "model" / "distilbert")]) == 2
-    assert "is a classification model" in capsys.readouterr().err

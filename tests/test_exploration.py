@@ -4,9 +4,6 @@ Untrained models translate nothing well. Where a run needs models of different q
 validation loss, and 5 more for the original, which is no better than the others otherwise.
 """
 
-import contextlib
-import io
-import json
 import os
 import subprocess
 import sys
@@ -26,9 +23,6 @@ from common.models import load_model
 from common.schemes import make_scheme, read_configurations
 from common.search import find_smallest, score_block, sizes
 from common.stats import read_seconds
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import exploration
 
 GRID = ("--attention", 0.25, 0.5, "--linear", 0.3, 0.7)
 
@@ -205,146 +199,9 @@ def test_mistaken_flags_of_exploring(call, workshop, chain, monkeypatch, flags, 
     assert (code, result) == (2, None) and is_one_line(err) and words in err
 
 
-# --- the benchmark -----------------------------------------------------------------------------------------------
-
-
-def test_positions_are_spread_from_the_first_to_the_last():
-    assert exploration.spread(9, 3) == [0, 4, 8]
-    assert exploration.spread(500, 5) == [0, 125, 250, 374, 499]  # 124.75, 249.5, 374.25: halves to the even
-    assert exploration.spread(3, 7) == [0, 1, 2]
-    assert exploration.spread(10, 1) == [0]
-
-
-def test_projection_by_hand():
-    """Five sizes, of which the first, the middle and the last were run: 2, then 6, then 7 in quality.
-
-    In between that is 2 + 4 · 0.1 / 0.4 = 3 for the second, and 6 + 1 · 0.3 / 0.4 = 6.75 for the fourth. 10, 20 and 30
-    seconds have a mean of 20.
-    """
-    kept = [0.2, 0.3, 0.6, 0.9, 1.0]
-    runs = {place: exploration.Run(*figures) for place, figures in ((0, (2, 10)), (2, (6, 20)), (4, (7, 30)))}
-
-    def project(wanted):
-        return tuple(exploration.project(kept, runs, wanted).values())  # position, quality, tried, seconds, projected
-
-    assert project(1.5) == (0, 2, 1, 10, False)
-    assert project(2.5) == (1, pytest.approx(3), 2, 10 + 20, True)
-    assert project(6) == (2, 6, 3, 10 + 20 + 20, True)
-    assert project(6.5) == (3, pytest.approx(6.75), 4, 10 + 20 + 20 + 20, True)
-    assert project(7) == (4, 7, 5, 10 + 20 + 20 + 20 + 30, True)
-    assert project(7.5) == (None, None, 5, 100, True)  # none is good enough, and all were tried
-    everything = runs | {1: exploration.Run(6.5, 40), 3: exploration.Run(1, 50)}
-    assert tuple(exploration.project(kept, everything, 6).values()) == (1, 6.5, 2, 50, False)
-
-
-def test_trials_with_scatter_by_simulation():
-    """Residuals of -1, 2 and -1 about the line 4 · size: a deviation of sqrt(6). Oracle: 20,000 drawn sweeps."""
-    kept = [0.0, 0.25, 0.5, 0.75, 1.0]
-    runs = {0: exploration.Run(-1, 1), 2: exploration.Run(4, 1), 4: exploration.Run(3, 1)}
-    found = exploration.tried_with_scatter(kept, runs, 3.5)
-    assert found["scatter"] == pytest.approx(6**0.5, abs=1e-4)
-    good = np.random.default_rng(0).normal(4 * np.array(kept), 6**0.5, (20_000, 5)) >= 3.5
-    tried = np.where(good.any(axis=1), good.argmax(axis=1) + 1, 5)
-    assert found["tried"] == pytest.approx(tried.mean(), abs=0.1)
-    assert exploration.tried_with_scatter(kept, {0: runs[0], 4: runs[4]}, 3.5) is None  # no residuals
-
-
-@pytest.fixture
-def benchmark(workshop, tmp_path, capsys, monkeypatch):
-    """Run the benchmark for five configurations, its stages in this process: its JSON lines by figure."""
-
-    def stage(script, *arguments):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert load_script(script).main([str(argument) for argument in arguments]) == 0
-        return json.loads(out.getvalue())
-
-    monkeypatch.setattr(exploration, "stage", stage)
-    fixed = (
-        *("-m", workshop / "model" / "t5", "-o", tmp_path, "-n", 5, *GRID, "--batch-size", 8, "--quiet"),
-        *("--block-args", "--method reconstruct --calibration 16", "--finish-args", "--epochs 1 --lr 1e-9"),
-        *("--epochs", 1, "--epoch-size", 16, "--model-args", "--lr 3e-4 --early-stop 0"),
-    )
-
-    def run(*more):
-        capsys.readouterr()
-        assert exploration.main([str(word) for word in (*fixed, *more)]) == 0
-        found = {}
-        for line in capsys.readouterr().out.splitlines():
-            figures = json.loads(line, parse_constant=pytest.fail)
-            found.setdefault(figures["figure"], []).append(figures)
-        return found
-
-    return run
-
-
 def best_loss(path):
     rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
     return min(float(row[2]) for row in rows), sum(float(row[3]) + float(row[4]) for row in rows)
-
-
-def test_exploration_both_ways(benchmark, tmp_path, by_loss):
-    """Oracles: all five baselines one by one, by their stats; numpy for the sizes; sums of seconds by hand."""
-    everything = benchmark("--drop", 0, "--baseline-limit", 5)
-    size = fractions(tmp_path, tmp_path / "pruned-l1")
-    order = sorted(range(5), key=lambda n: size[n])
-    assert [run["configuration"] for run in everything["baseline"]] == order and len(set(size)) == 5
-    quality, seconds = {}, {}
-    for run in everything["baseline"]:
-        n = run["configuration"]
-        loss, training = best_loss(tmp_path / f"baseline-{n}.csv")
-        quality[n], seconds[n] = run["validation"], training + run["seconds"]["evaluating"]
-        assert run["validation"] == pytest.approx(10 - loss, rel=1e-4) and run["kept"] == pytest.approx(
-            size[n], abs=1e-4
-        )
-        assert run["seconds"]["training"] == pytest.approx(training, abs=2e-3)
-    dense = everything["setting"][0]["dense"]
-    pruning = read_json(tmp_path / "pruned-l1-seconds.json")["seconds"]
-    stats = read_seconds(tmp_path / "library.csv")
-
-    def check(figures, drop, ran):
-        wanted = dense - drop
-        ours, theirs = figures["library"], figures["baseline"]
-        good = [place for place, n in enumerate(order) if quality[n] >= wanted]
-        tried = good[0] + 1 if good else 5
-        if len(ran) >= tried:  # else it is projected
-            assert theirs["configuration"] == (order[good[0]] if good else None) and theirs["tried"] == tried
-            total = pruning + sum(seconds[n] for n in order[:tried])
-            assert theirs["total_seconds"] == pytest.approx(total, abs=5e-3) and not theirs["projected"]
-        assert ours["good_enough"] == (ours["validation"] >= wanted)
-        spent = dict(ours["seconds"])
-        assert {part: spent.pop(part) for part in stats} == stats
-        assert (spent.pop("finishing") > 0) == ours["finished"] and spent.keys() == {"pruning", "losses", "qualities"}
-        assert ours["total_seconds"] == pytest.approx(sum(ours["seconds"].values()), abs=2e-3)
-        assert figures["ratio"] == pytest.approx(theirs["total_seconds"] / ours["total_seconds"], abs=6e-3)
-
-    check(everything["exploration"][0], 0, order)
-    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".npy", ".safetensors")}
-    drops = [dense - quality[order[2]], 9]
-    both = benchmark("--drop", *drops)
-    assert [figures["drop"] for figures in both["exploration"]] == drops
-    for figures in both["exploration"]:
-        check(figures, figures["drop"], [run["configuration"] for run in both["baseline"]])
-    anything = both["exploration"][1]
-    assert anything["library"]["kept"] == pytest.approx(min(fractions(tmp_path, tmp_path / "library")), rel=1e-12)
-    assert (anything["library"]["finished"], anything["baseline"]["configuration"]) == (False, order[0])
-    assert {path: path.stat().st_mtime_ns for path in models} == models  # nothing was made again
-
-    few = benchmark("--drop", 9, "--baseline-limit", 2)
-    assert [run["configuration"] for run in few["baseline"]] == [order[0], order[-1]]
-    check(few["exploration"][0], 9, order[:1])
-
-
-def test_a_composition_that_is_not_good_enough_is_finished(benchmark, tmp_path, by_loss):
-    """The original's quality is out of reach, and with a rate of 1e-9 finishing changes nothing."""
-    (figures,) = benchmark("--baseline-limit", 1, "--drop", 0)["exploration"]
-    ours, theirs = figures["library"], figures["baseline"]
-    explored = read_json(tmp_path / "explored.json")
-    best = max(row["quality"] for row in explored["configurations"] if "quality" in row)
-    assert (ours["finished"], ours["good_enough"], ours["looked_at"]) == (True, False, 5)
-    assert ours["validation"] == pytest.approx(best, rel=1e-4)
-    _, seconds = best_loss(tmp_path / f"finished-{ours['configuration']}.csv")
-    assert ours["seconds"]["finishing"] >= seconds > 0
-    assert theirs["configuration"] is None and theirs["tried"] == 5 and theirs["projected"]
 
 
 # --- the bash script ---------------------------------------------------------------------------------------------

@@ -375,7 +375,7 @@ def test_it_comes_back(saved):
             assert getattr(loaded.config, name) == getattr(masked.config, name), name
 
 
-UNTIED = {"t5-gated": ">=5.0", "mt5": ">=5.0", "umt5": ">=5.24"}  # see benchmarks/versions.py
+UNTIED = {"t5-gated": ">=5.0", "mt5": ">=5.0", "umt5": ">=5.24"}
 
 
 def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
