@@ -42,14 +42,6 @@ def build_parser():
         "for translation, reconstruct for classification",
     )
     parser.add_argument(
-        "--in-sequence",
-        nargs=2,
-        metavar=("CONF", "N"),
-        help="solve the N-th configuration's variants alone (--method reconstruct), each on what the blocks before it "
-        "really produce; taken only if the composed model then diverges less from the original on held-out data. The "
-        "library fits no other configuration",
-    )
-    parser.add_argument(
         "--calibration",
         type=cli.positive,
         help="training examples that the closed form is solved on; without it the model family's own",
@@ -138,15 +130,6 @@ def check_flags(args):
     """Make sure that the flags go together."""
     if real(args.library) == real(args.output):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    if args.in_sequence:
-        cli.refuse_unused(args, ["shard"], "goes without --in-sequence, which solves one block after the other")
-        if "method" in args.given and args.method != "reconstruct":
-            raise UserError(f"--method {args.method}: --in-sequence is for --method reconstruct, which it implies")
-        args.method = "reconstruct"
-        if len(args.ridge) > 1:
-            raise UserError("--ridge: several go without --in-sequence, which takes one")
-        if not args.in_sequence[1].isdecimal():
-            raise UserError(f"--in-sequence: {args.in_sequence[1]!r} is not a whole number from 0 up")
 
 
 def settings_of(args, held_out, calibration, train, recipe):
@@ -334,10 +317,9 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     """Solve or train every variant against the original's block; returns the result."""
     from common.block_level import Apart, Course, portions_of
     from common.checkpoints import RUN_DIGITS
-    from common.composition import choose
     from common.inputs import open_tracking, recipe_from
-    from common.library import FINE_TUNED, IN_SEQUENCE
-    from common.schemes import Pair, by_block
+    from common.library import FINE_TUNED
+    from common.schemes import by_block
     from common.stats import seconds_of, write_stats, write_variant_stats
 
     opened = side_by_side(args, opened)
@@ -346,24 +328,12 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     if args.shard:
         number, count = args.shard
         pairs = [pair for each in list(by_block(pairs).values())[number::count] for pair in each]
-    if args.in_sequence:
-        conf, number = args.in_sequence
-        (choice,) = choose(loaded, args.library, conf, [int(number)])
-        pairs = [Pair(*item) for item in choice.variants.items()]
-    stage = IN_SEQUENCE if args.in_sequence else FINE_TUNED
-    library = open_library(args, opened, stage)
-    if args.in_sequence and not set(library.variants()) <= set(pairs):
-        raise UserError(f"{args.output}: was solved in sequence for another configuration; choose another folder")
+    library = open_library(args, opened, FINE_TUNED)
     recipe = recipe_from(args, loaded.learning_rate("block"))
     settings = settings_of(args, held_out, calibration, train, recipe)
-    if args.in_sequence:  # each variant's tensors depend on all the others
-        made_from = dict.fromkeys(pairs, {"in_sequence": choice.keys(), **settings})
-    else:
-        made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pairs}
+    made_from = {pair: {"pruned": pruned.entry(pair)["key"], **settings} for pair in pairs}
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
     todo = processes.agree(todo)
-    if todo and args.in_sequence:
-        todo = pairs
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune, {skipped} are there already")
     key = digest({str(pair): settings for pair, settings in made_from.items()})
@@ -373,7 +343,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
 
     keys = {pair: digest(made_from[pair]) for pair in todo}
     checkpoint = open_checkpoint(args, key, keys, runtime.talk, processes)
-    portions = [pairs] if args.in_sequence else portions_of(pairs, blocks)
+    portions = portions_of(pairs, blocks)
     course = Course(pairs, portions, todo, checkpoint)
     tracking = open_tracking(args, args.output, stats_file, run, recipe, train, runtime)
 
@@ -383,7 +353,6 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
 
     tuning = Apart(
         method=args.method,
-        in_sequence=bool(args.in_sequence),
         teacher=loaded.model,
         blocks=blocks,
         pruned=pruned,
@@ -418,7 +387,6 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         "nmse_before": nmse_before,
         "nmse_after": nmse_after,
         **({"most_pruned": checkpoint.notes["most_pruned"]} if args.method != "train" else {}),
-        **tuning.compared,
         "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }

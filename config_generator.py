@@ -177,7 +177,6 @@ def open_candidates(args):
     opened = open_study(args)
     check_model(grid.model, opened.loaded, args.configurations)
     library = Library.open(args.search, opened.loaded.identity["fingerprint"])
-    library.check_sequence()
     validation, number = opened.split(args, "validation"), args.score_examples
     candidates = Candidates(
         opened.loaded, grid, library, validation, opened.runtime, number=number, objective=args.objective

@@ -181,13 +181,6 @@ def _stages():
             trains=True,
         ),
         Stage(
-            "in-sequence",
-            f"{block} -m model/t5 -p pruned -o sequence --method reconstruct --in-sequence conf.json 0",
-            (*t5, "pruned", "conf.json"),
-            fine_tuned("sequence"),
-            trains=True,
-        ),
-        Stage(
             "grid-reconstruct",
             f"{block} -m model/t5 -p grid-pruned -o grid-solved --method reconstruct",
             (*t5, "grid-pruned"),

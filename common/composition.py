@@ -104,8 +104,7 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
     Args:
         loaded: the original, a `models.LoadedModel`.
     Raises:
-        UserError: no such configuration, or it is not this model's, or the library lacks a variant of it; or was solved
-            in sequence for another one.
+        UserError: no such configuration, or it is not this model's, or the library lacks a variant of it.
     """
     configurations = read_configurations(configurations_path)
     scheme = make_scheme(configurations)
@@ -120,7 +119,6 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
     library = Library.open(library_path, loaded.identity["fingerprint"])
     choices = [Choice(nth, variants, library, scheme.requested[nth]) for nth, (variants, _) in zip(numbers, selected)]
     for choice in choices:
-        library.check_sequence(Pair(*item) for item in choice.variants.items())
         choice.keys()  # before any work: all variants are there
     return choices
 

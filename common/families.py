@@ -51,8 +51,6 @@ class Family:
     `layouts`: {class name of a module: its block}.
     `run`: (model, batch): every block, but neither the head nor the loss.
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
-    `pre_norm`: whether a block reads what a norm made of the stream that its output is added to; if not, its output is
-    added to what it reads.
     `positions`: (config): how many tokens there are positions for; None where they are relative.
     """
 
@@ -60,7 +58,6 @@ class Family:
     layouts: dict[str, Attention | FeedForward]
     run: Callable
     decoder: str = ""
-    pre_norm: bool = False
     positions: Callable = lambda config: getattr(config, "max_position_embeddings", None)
 
     def __post_init__(self):
@@ -144,24 +141,14 @@ def _after_padding(config):
 
 
 FAMILIES = {
-    "t5": Family(
-        {"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder", pre_norm=True
-    ),
-    "mt5": Family(
-        {"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder", pre_norm=True
-    ),
-    "umt5": Family(
-        {"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder", pre_norm=True
-    ),
+    "t5": Family({"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder"),
+    "mt5": Family({"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder"),
+    "umt5": Family({"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder"),
     "bart": Family(
         {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
     ),
     "mbart": Family(
-        {"translation": "MBartForConditionalGeneration"},
-        _bart_like("MBart"),
-        _run_encoder_decoder,
-        "model.decoder",
-        pre_norm=True,
+        {"translation": "MBartForConditionalGeneration"}, _bart_like("MBart"), _run_encoder_decoder, "model.decoder"
     ),
     "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
     "seq2seq": Family(
@@ -174,11 +161,7 @@ FAMILIES = {
         "model.decoder",
     ),
     "pegasus": Family(
-        {"translation": "PegasusForConditionalGeneration"},
-        _bart_like("Pegasus"),
-        _run_encoder_decoder,
-        "model.decoder",
-        pre_norm=True,
+        {"translation": "PegasusForConditionalGeneration"}, _bart_like("Pegasus"), _run_encoder_decoder, "model.decoder"
     ),
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},

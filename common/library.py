@@ -10,7 +10,6 @@ library: whoever does locks the folder, and adds to the record as it is then.
 """
 
 import tokenize
-from collections.abc import Iterable
 from pathlib import Path
 
 import filelock
@@ -52,7 +51,6 @@ from common.schema import (
 from common.schemes import MODEL, Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
-IN_SEQUENCE = "solved-in-sequence"  # fine-tuned for one configuration alone
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
 REST = "rest"  # in the record, and the name of its file
 LOCK_NAME = ".lock"
@@ -104,7 +102,7 @@ def _names_fault(record):
 
 RECORD = Where(
     Object(
-        {"stage": Text((PRUNED, FINE_TUNED, IN_SEQUENCE, TOGETHER)), "model": MODEL, "variants": MapOf(ENTRY)},
+        {"stage": Text((PRUNED, FINE_TUNED, TOGETHER)), "model": MODEL, "variants": MapOf(ENTRY)},
         {REST: Object(FILE, MADE_FROM, others=True), "script": Text()},
         others=True,
     ),
@@ -125,7 +123,7 @@ class Library:
         """Open the library that an earlier stage made.
 
         Args:
-            stage: PRUNED, FINE_TUNED, IN_SEQUENCE or TOGETHER, if only one of them will do.
+            stage: PRUNED, FINE_TUNED or TOGETHER, if only one of them will do.
         Raises:
             UserError: there is none, or it was made for another model, or it is of another stage.
         """
@@ -149,7 +147,7 @@ class Library:
 
         Args:
             model: {name, type, fingerprint} of the original model.
-            stage: PRUNED, FINE_TUNED, IN_SEQUENCE or TOGETHER.
+            stage: PRUNED, FINE_TUNED or TOGETHER.
         Raises:
             UserError: the folder cannot be written, or holds something else.
         """
@@ -329,27 +327,6 @@ class Library:
     def rest_key(self) -> str | None:
         """What the rest was made from, as a digest; None if there is none."""
         return self.record[REST]["key"] if self.has_rest() else None
-
-    def check_sequence(self, pairs: Iterable[Pair] = ()) -> None:
-        """Make sure that variants that were solved in sequence are used for their own configuration alone.
-
-        Args:
-            pairs: the configuration's; none where any variants are to be combined.
-        Raises:
-            UserError: they would be used for another one; or they are of several runs.
-        """
-        if self.record["stage"] != IN_SEQUENCE:
-            return
-        if not set(self.variants()) <= set(pairs):
-            raise UserError(
-                f"{self.folder}: was solved in sequence for one configuration, and its variants fit no other; "
-                "give it with that configuration, or a library made without --in-sequence"
-            )
-        if len({self.entry(pair)["key"] for pair in self.variants()}) > 1:
-            raise UserError(
-                f"{self.folder}: holds variants of several runs, one of them interrupted; "
-                "run block-level_finetuning.py --in-sequence again"
-            )
 
     def read_rest(self) -> dict[str, torch.Tensor] | None:
         """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.

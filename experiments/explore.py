@@ -89,7 +89,6 @@ def run(args):
     loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric
     check_model(configurations.model, loaded, args.configurations)
     library = Library.open(args.library, loaded.identity["fingerprint"])
-    library.check_sequence()
     validation = opened.split(args, "validation")
     candidates = Candidates(
         loaded, configurations, library, validation, opened.runtime, number=args.score_examples, objective="loss"

@@ -55,7 +55,6 @@ def test_what_is_no_share(call, given):
     "script, more, words",
     [
         ("block-level_finetuning.py", ("--method", "joint"), "the variants of --method joint are tuned together"),
-        ("block-level_finetuning.py", ("--in-sequence", "conf.json", 0), "goes without --in-sequence"),
         ("config_generator.py", ("--attention", 0.5, "--linear", 0.5, "-n", 1), "--shard: goes with --search"),
         ("config_generator.py", ("--search", "x", "--budget", 0.5), "--budget: goes with the search that follows"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from common.block_level.portions import Course, Portion
-from common.block_level.solutions import MostPruned, solve, solve_in_sequence
+from common.block_level.solutions import MostPruned, solve
 from common.blocks import Block, Variant
 from common.checkpoints import Checkpoint, text_of
 from common.data import Examples
@@ -24,11 +24,10 @@ class Apart:
     """All that the tuning of variants needs, one portion after another.
 
     `method`: "reconstruct" takes the closed form's solutions, "train" goes down the gradient, "both" does so from the
-    solutions. `in_sequence`: the variants are one configuration's, in one portion, and to be solved in sequence too.
+    solutions.
     """
 
     method: str
-    in_sequence: bool
     teacher: torch.nn.Module
     blocks: dict[str, Block]  # all of the teacher's
     pruned: Library
@@ -45,7 +44,6 @@ class Apart:
     write_stats: Callable[[dict[Pair, list[Epoch]], Progress], None]  # given those of all portions so far
     after_epoch: Callable[[], None]
     errors: dict[Pair, float] = field(default_factory=dict)  # held-out, of what was written
-    compared: dict = field(default_factory=dict)  # what solving in sequence found out
 
     def tune(self, portion: Portion) -> None:
         """Solve or train the variants of a portion, write them to the library, and let go of them.
@@ -98,9 +96,6 @@ class Apart:
             else:
                 for learner in learners.values():
                     learner.restore_best()
-            if self.in_sequence:
-                progress.rows[-1] = self.solve_in_sequence(learners, progress.rows[-1])
-                tell(progress)
             for pair, learner in learners.items():
                 write(pair, learner)
         self.course.finish(portion, histories(), progress)
@@ -118,7 +113,6 @@ class Apart:
             nmse_before=learner.history[0].val_loss,
             nmse_after=learner.best_loss,
             best_epoch=learner.best_epoch,
-            **self.compared,
             **({"ridge": self.checkpoint.notes["ridges"][text_of(pair)]} if len(self.ridges) > 1 else {}),
         )
 
@@ -154,25 +148,6 @@ class Apart:
         if so_far or solved.so_far:
             notes["so_far"] = {name: tuple(each) for name, each in solved.so_far.items()}
         return {pair: rows for pair, rows in solved.histories().items() if pair not in learners}, solved.rows
-
-    def solve_in_sequence(self, learners: dict[Pair, Learner], last: EpochSeconds) -> EpochSeconds:
-        """Give the learners what solving in sequence finds, if that is better; returns the last row of seconds."""
-        started = self.runtime.now()
-        better, self.compared = solve_in_sequence(
-            self.read(list(learners)),  # again: the learners have been given their solutions in place
-            self.teacher,
-            self.blocks,
-            self.calibration,
-            self.held_out,
-            self.ridges[0],
-            self.runtime,
-            # The configuration has one variant of each block: this model is its own.
-            independent=self.checkpoint.notes["most_pruned"]["solved"]["kl"],
-        )
-        for pair, (tensors, error) in better.items():
-            learner = learners[pair]
-            learner.parameters, learner.best_epoch, learner.best_loss = tensors, 1, error
-        return last._replace(train=last.train + self.runtime.now() - started)
 
     def train_shares(self, learners: dict[Pair, Learner], rows: list[EpochSeconds]) -> Progress:
         """Train the learners of several processes, each those of its share of the blocks; returns the progress.

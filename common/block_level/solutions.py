@@ -9,7 +9,7 @@ import torch
 from common import interruption
 from common.blocks import Block, Variant
 from common.checkpoints import Checkpoint
-from common.closed_form import reconstruct_in_sequence, reconstruct_with_each, too_few
+from common.closed_form import reconstruct_with_each, too_few
 from common.data import Examples
 from common.devices import Runtime
 from common.errors import UserError
@@ -215,38 +215,3 @@ def measure_most_pruned(most, teacher, blocks, examples, runtime):
             "--calibration, or a larger --ridge"
         )
     return found
-
-
-def solve_in_sequence(
-    variants: dict[Pair, Variant],
-    teacher: torch.nn.Module,
-    blocks: dict[str, Block],
-    calibration: Examples,
-    validation: Examples,
-    ridge: float,
-    runtime: Runtime,
-    independent: float,
-) -> tuple[dict[Pair, tuple[dict[str, torch.Tensor], float]], dict]:
-    """Solve one configuration's variants in sequence, and see whether their model diverges less from the teacher.
-
-    Args:
-        variants: the pruned ones, on the device.
-        independent: KL(teacher || model) of the model of their independent solutions, on the held-out examples.
-    Returns:
-        ({pair: (tensors, held-out error)}, empty where the independent solutions are better;
-        {"kl": {"independent", "in_sequence": KL(teacher || model) on the held-out examples}, "taken": one of the two}).
-    """
-    solved = reconstruct_in_sequence(teacher, variants, calibration, runtime, ridge=ridge)
-    by_block = {pair.block: tensors for pair, tensors in solved.items()}
-    in_sequence = score_composed(teacher, blocks, by_block, validation, runtime)["kl"]
-    kl = {"independent": independent, "in_sequence": in_sequence}
-    taken = "in_sequence" if in_sequence < independent else "independent"
-    runtime.talk.say(
-        f"held-out divergence of the model: {independent:.4f} solved independently, "
-        f"{in_sequence:.4f} in sequence; taken: {taken.replace('_', ' ')}"
-    )
-    better = {}
-    if taken == "in_sequence":
-        errors = held_out_errors(teacher, blocks, {pair: [solved[pair]] for pair in variants}, validation, runtime)
-        better = {pair: (solved[pair], *errors[pair]) for pair in variants}
-    return better, {"kl": kl, "taken": taken}

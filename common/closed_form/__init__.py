@@ -1,18 +1,9 @@
 """What a block's output says: closed-form fine-tuning, and selection of what goes by what the closed form leaves.
 
-The ways in are `reconstruct` and its two kin, and `statistics` with `Reconstruction`.
+The ways in are `reconstruct` and `reconstruct_with_each`, and `statistics` with `Reconstruction`.
 """
 
-from common.closed_form.in_sequence import reconstruct_in_sequence
 from common.closed_form.reconstruction import OVERSAMPLING, reconstruct, reconstruct_with_each, statistics, too_few
 from common.closed_form.selection import Reconstruction
 
-__all__ = [
-    "OVERSAMPLING",
-    "Reconstruction",
-    "reconstruct",
-    "reconstruct_in_sequence",
-    "reconstruct_with_each",
-    "statistics",
-    "too_few",
-]
+__all__ = ["OVERSAMPLING", "Reconstruction", "reconstruct", "reconstruct_with_each", "statistics", "too_few"]

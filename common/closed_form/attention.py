@@ -72,7 +72,7 @@ def attention_rows(call, some, real, directions, bases):
     return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 
-def solve_attention(gram, basis, own, variant, *, ridge, rounds, cross=None):
+def solve_attention(gram, basis, own, variant, *, ridge, rounds):
     """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
 
     q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
@@ -83,8 +83,6 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds, cross=None):
         own: the teacher's tensors.
         variant: a `blocks.Variant`.
         rounds: how often the value projections are solved.
-        cross: sum of the products of what the output is to be by `attention_rows`, (d_model, same as gram); without it
-            the output is to be the teacher's on these inputs.
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
@@ -99,9 +97,8 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds, cross=None):
     c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()  # their context features
     z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
     one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
-    if cross is None:
-        teacher_rows = torch.cat([torch.arange(inner, device=device), one])
-        cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
+    teacher_rows = torch.cat([torch.arange(inner, device=device), one])
+    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
     if not bool(torch.isfinite(cross).all()):
         return {}
     weights, mask = joined(tensors, out), kept(parameter_masks(block, keeps), tensors, out)

@@ -28,38 +28,22 @@ CHUNK = 4096  # tokens that go through a feed-forward block at once
 class Sums:
     """What a feed-forward block's regressions need of the data: sums over the sampled tokens."""
 
-    def __init__(
-        self,
-        teacher: torch.nn.Module,
-        block: Block,
-        inputs: torch.Tensor,
-        own: dict[str, torch.Tensor],
-        wanted: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ):
+    def __init__(self, teacher: torch.nn.Module, block: Block, inputs: torch.Tensor, own: dict[str, torch.Tensor]):
         """
         Args:
             inputs: of the block, (tokens, d_model).
             own: the teacher's tensors.
-            wanted: for inputs that are not the teacher's own: the teacher's for the same tokens, which the inner
-                Linears' targets are made from, and what the output is to be; both (tokens, d_model).
         """
         self.teacher, self.block, self.own = teacher, block, own
-        self.are_teachers = wanted is None
         rows = at_least_float32(with_ones(inputs, block.has_bias))
         self.inputs = whole(add_products(None, rows))  # H of the inner Linears
         self.chunks = inputs.split(CHUNK)
-        if wanted is None:
-            weight = joined(own, block.linears[-1]).to(rows)
-            self.targets = [self._features(own, chunk) @ weight.T for chunk in self.chunks]
-            self.by_teacher = self.inputs
-        else:
-            teacher_inputs, target = wanted
-            self.targets = target.to(rows).split(CHUNK)
-            self.by_teacher = with_ones(teacher_inputs, block.has_bias).to(rows).T @ rows  # teacher's inputs by these
+        weight = joined(own, block.linears[-1]).to(rows)
+        self.targets = [self._features(own, chunk) @ weight.T for chunk in self.chunks]
 
     def inner(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
         """H (in, in) and G (out, in) of an inner Linear."""
-        return self.inputs, joined(self.own, linear).to(self.inputs) @ self.by_teacher
+        return self.inputs, joined(self.own, linear).to(self.inputs) @ self.inputs
 
     def output(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The same of the output Linear, over the features that the block's `tensors` produce."""
@@ -85,7 +69,7 @@ def solve_feed_forward(
 
     Where nothing but whole neurons is missing, the inner rows that are left have the teacher's weights and inputs, and
     nothing to solve. Such variants share the features' sums, and with no other mask on it, the output Linear's rows
-    share a support: one Cholesky is the exact solution. Where the inputs are not the teacher's, all rows are solved.
+    share a support: one Cholesky is the exact solution.
 
     Returns:
         {pair: all tensors of the block}.
@@ -93,12 +77,12 @@ def solve_feed_forward(
     *inner, out = sums.block.linears
     solved = {}
     for pair, variant in variants.items():
-        if sums.are_teachers and lost_neurons_alone(sums.block, variant.keeps):
+        if lost_neurons_alone(sums.block, variant.keeps):
             solved[pair] = variant.tensors | solve_linear(variant, out, *sums.teachers_output, ridge=ridge)
             continue
         new = dict(variant.tensors)
         for linear in inner:
-            if not (sums.are_teachers and bool(variant.keeps[linear].all())):
+            if not bool(variant.keeps[linear].all()):
                 new |= solve_linear(variant, linear, *sums.inner(linear), ridge=ridge)
         solved[pair] = new | solve_linear(variant, out, *sums.output(new), ridge=ridge)
     return solved
