@@ -16,7 +16,6 @@ from common.records import digest
 
 NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
-SIDE_BY_SIDE = 8  # variants of a block, on a GPU
 JOINT_EPOCHS = 2  # by default; one for the other methods
 
 
@@ -59,13 +58,6 @@ def build_parser():
         default=[1e-3],
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
         "that each variant's held-out error is least with",
-    )
-    parser.add_argument(
-        "--side-by-side",
-        type=cli.positive,
-        metavar="N",
-        help="how many variants of a block are trained side by side (--method train or both), in fewer operations and "
-        f"with the memory of as many; without it {SIDE_BY_SIDE} on a GPU, and one elsewhere",
     )
     cli.add_shard_flag(parser, "fine-tune the variants")
     cli.add_data_flags(parser, batch_size=32)
@@ -113,8 +105,6 @@ def run(args):
         check_stats(beside(stats_file, "compositions"), COMPOSITION_COLUMNS)
     else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
-    if args.method not in ("train", "both"):
-        cli.refuse_unused(args, ["side_by_side"], "goes with --method train or both")
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
@@ -322,7 +312,6 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.schemes import by_block
     from common.stats import seconds_of, write_stats, write_variant_stats
 
-    opened = side_by_side(args, opened)
     loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes
     pairs = pruned.variants()
     if args.shard:
@@ -390,19 +379,6 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
         "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }
-
-
-def side_by_side(args, opened):
-    """The same, with as many variants of a block at once as are trained so."""
-    from dataclasses import replace
-
-    from common.side_by_side import SideBySide
-
-    runtime = opened.runtime
-    if args.method not in ("train", "both"):
-        return opened
-    most = args.side_by_side or (SIDE_BY_SIDE if runtime.device.type == "cuda" else 1)
-    return replace(opened, runtime=replace(runtime, side_by_side=SideBySide(most, runtime.talk)))
 
 
 def of_shard(args):

@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +14,6 @@ from common.batching import Tokens
 from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
-from common.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Runtime:
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
     training, one after another; `checkpointing`, `compiling`: how layers run there, see `layers.Layers`. `precision`:
-    see `computing`. `side_by_side`: how many variants of a block run at once.
+    see `computing`.
     """
 
     device: torch.device
@@ -34,7 +33,6 @@ class Runtime:
     checkpointing: bool = False
     compiling: bool = False
     precision: str = "fp32"
-    side_by_side: SideBySide = field(default_factory=SideBySide)
 
     def layers(self) -> dict[str, bool]:
         """How a whole model's layers run in training, as keyword arguments of `layers.Layers` and of objectives."""

@@ -171,12 +171,18 @@ class HeldMasks:
         """The parameters that have a gradient, and their masks."""
         return [(p, self.masks[name]) for name, p in self.parameters.items() if p.grad is not None]
 
+    @torch.no_grad()
     def mask_gradients(self):
-        multiply_gradients([self])
+        pairs = [(p.grad, mask) for p, mask in self._stepped()]
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
 
+    @torch.no_grad()
     def apply(self):
         """To the parameters that have a gradient; the others have not been stepped."""
-        multiply_parameters([self])
+        pairs = self._stepped()
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
 
     def move(self, name, device):
         """Move a parameter's mask, if it has one."""
@@ -186,19 +192,3 @@ class HeldMasks:
     def intact(self):
         """Whether every removed entry is exactly zero."""
         return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters.values(), self.masks.values()))
-
-
-@torch.no_grad()
-def multiply_gradients(several):
-    """`mask_gradients` of several HeldMasks, in one operation."""
-    pairs = [(p.grad, mask) for held in several for p, mask in held._stepped()]
-    if pairs:
-        torch._foreach_mul_(*map(list, zip(*pairs)))
-
-
-@torch.no_grad()
-def multiply_parameters(several):
-    """`apply` of several HeldMasks, in one operation."""
-    pairs = [pair for held in several for pair in held._stepped()]
-    if pairs:
-        torch._foreach_mul_(*map(list, zip(*pairs)))

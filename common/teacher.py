@@ -4,9 +4,6 @@ The teacher is the original model, in `eval()` and without gradients. Once it ha
 every block can be run on the very inputs that the block had, and be compared with the output that it gave.
 """
 
-from functools import partial
-from itertools import islice
-
 import torch
 
 from common.batching import evaluation_batches
@@ -14,7 +11,6 @@ from common.blocks import Block, block_calls, real_rows
 from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
 from common.schemes import Pair, by_block
-from common.side_by_side import SideBySide, outcomes
 from common.training import Loss, Recipe, forward
 
 
@@ -27,12 +23,9 @@ class BlockObjective:
 
     divides = False  # each block is one process's
 
-    def __init__(
-        self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe, side_by_side: SideBySide | None = None
-    ):
-        """`side_by_side`: how many variants of a block run at once; None for one."""
+    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
         self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
-        self.blocks, self.recipe, self.side_by_side = blocks, recipe, side_by_side or SideBySide()
+        self.blocks, self.recipe = blocks, recipe
 
     def begin(self, batch, learners):
         """The teacher's pass: the batch, and the calls of the blocks that have learners, in order of execution."""
@@ -41,10 +34,7 @@ class BlockObjective:
             return batch, block_calls(self.teacher, blocks, batch)
 
     def losses(self, begun, learners, training):
-        """A `Loss` for each learner, block by block; its weight is the teacher's squared output.
-
-        Those of variants that ran side by side come as one list.
-        """
+        """A `Loss` for each learner, block by block; its weight is the teacher's squared output."""
         batch, calls = begun
         pairs = by_block(learners)
         while calls:
@@ -52,15 +42,11 @@ class BlockObjective:
             real = real_rows(call.block, batch)
             target = _rows(call.output, real)
             power = target.pow(2).sum()
-            loss_of = partial(_nmse, real=real, target=target, power=power)
-            variants = [(pair, learners[pair].parameters) for pair in pairs[call.block.name]]
-            with forward(target.device, self.recipe, training):
-                groups = self.side_by_side.groups(call, variants)
-            for group in groups:
+            for pair in pairs[call.block.name]:
                 with forward(target.device, self.recipe, training):
-                    losses = outcomes(call, [tensors for _, tensors in group], loss_of)
-                found = [Loss(pair, loss, power) for (pair, _), loss in zip(group, losses)]
-                yield found if len(found) > 1 else found[0]
+                    error = _squared_error(call.replay(learners[pair].parameters), real, target)
+                    loss = error / power
+                yield Loss(pair, loss, power)
 
 
 def _rows(output, real):
@@ -73,10 +59,6 @@ def _squared_error(output, real, target):
     return (_rows(output, real) - target).pow(2).sum()
 
 
-def _nmse(output, real, target, power):
-    return _squared_error(output, real, target) / power
-
-
 @in_full_precision
 def held_out_errors(
     teacher: torch.nn.Module,
@@ -87,7 +69,7 @@ def held_out_errors(
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
-    Each process has its share of the examples. As many variants of a block as `runtime` says run side by side.
+    Each process has its share of the examples.
 
     Args:
         candidates: {pair: [tensors, …]}, on the device.
@@ -104,13 +86,9 @@ def held_out_errors(
             real = real_rows(call.block, batch)
             target = _rows(call.output, real)
             power = target.pow(2).sum()
-            error_of = partial(_squared_error, real=real, target=target)
-            own = pairs[call.block.name]
-            variants = [(pair, tensors) for pair in own for tensors in candidates[pair]]
-            groups = runtime.side_by_side.groups(call, variants)
-            errors = (e for group in groups for e in outcomes(call, [tensors for _, tensors in group], error_of))
-            for pair in own:  # errors are read at the end: nothing waits here
-                found[pair].append(torch.stack([*islice(errors, len(candidates[pair])), power]))
+            for pair in pairs[call.block.name]:  # errors are read at the end: nothing waits here
+                errors = [_squared_error(call.replay(tensors), real, target) for tensors in candidates[pair]]
+                found[pair].append(torch.stack([*errors, power]))
     none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch
     sums = {pair: torch.stack(each).cpu() if each else none[pair] for pair, each in found.items()}
     sums = {pair: each.double().sum(0) for pair, each in sums.items()}

@@ -7,13 +7,12 @@ pass, which serves all variants.
 
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.optim.adamw import adamw
 
 from common import interruption
 from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
@@ -23,7 +22,7 @@ from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.layers import Layers
-from common.masking import HeldMasks, multiply_gradients, multiply_parameters
+from common.masking import HeldMasks
 from common.processes import ALONE, Processes
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
@@ -134,19 +133,13 @@ class Learner:
         loss.backward()
         if not is_whole:
             return
-        self._set_rates()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
         processes.add([p.grad for p in self.parameters.values() if p.grad is not None])
         self.held.mask_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)  # those that have a gradient
         self.optimizer.step()
         self.held.apply()
-        self._end_step()
-
-    def _set_rates(self):
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
-
-    def _end_step(self):
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
@@ -275,70 +268,6 @@ class Learner:
         self.history = [Epoch(*row) for row in state["history"]]
 
 
-def step_together(learners: list[Learner], losses: list[torch.Tensor]) -> None:
-    """One optimizer step for each of several learners down its own scalar loss, in few operations for all of them.
-
-    Each learner's is the step that `Learner.step` takes: no loss depends on another's parameters, so the gradient of
-    their sum is each one's own.
-
-    Args:
-        learners: of one recipe, with as many parameters each.
-    """
-    torch.stack(losses).sum().backward()
-    for learner in learners:
-        learner._set_rates()
-    held = [learner.held for learner in learners]
-    multiply_gradients(held)
-    gradients = [[p.grad for p in learner.parameters.values() if p.grad is not None] for learner in learners]
-    _clip_each(gradients, learners[0].recipe.clip)
-    _adamw_together([learner.optimizer for learner in learners])
-    multiply_parameters(held)
-    for learner in learners:
-        learner._end_step()
-
-
-@torch.no_grad()
-def _clip_each(gradients, largest):
-    """What `torch.nn.utils.clip_grad_norm_` does, for each learner's gradients, as many of each."""
-    norms = torch.stack(torch._foreach_norm([each for own in gradients for each in own])).view(len(gradients), -1)
-    factors = (largest / (torch.linalg.vector_norm(norms, dim=1) + 1e-6)).clamp(max=1.0)
-    for own, factor in zip(gradients, factors.unbind()):
-        torch._foreach_mul_(own, factor)
-
-
-@torch.no_grad()
-def _adamw_together(optimizers):
-    """A step of several AdamW optimizers of one recipe, each with its own state, as one call for each learning rate."""
-    if not all(optimizer.state for optimizer in optimizers):
-        for optimizer in optimizers:
-            optimizer.step()  # the first one makes its state
-        return
-    by_rate = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            stepped = [(p, p.grad, optimizer.state[p]) for p in group["params"] if p.grad is not None]
-            by_rate.setdefault(group["lr"], []).extend(stepped)
-    settings = optimizers[0].defaults
-    for rate, stepped in by_rate.items():
-        parameters, gradients, states = map(list, zip(*stepped))
-        adamw(
-            parameters,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=settings["fused"],
-            amsgrad=False,
-            beta1=settings["betas"][0],
-            beta2=settings["betas"][1],
-            lr=rate,
-            weight_decay=settings["weight_decay"],
-            eps=settings["eps"],
-            maximize=False,
-        )
-
-
 def schedule(step: int, total: int, warmup: float) -> float:
     """Factor on the peak learning rate: linear rise over `warmup * total` steps, then linear fall towards 0."""
     rise = warmup * total
@@ -459,8 +388,7 @@ def fit(
     Args:
         learners: by name.
         objective: has `begin(batch, learners)`, which does what all learners share, and `losses(begun, learners,
-            training)`, which yields a `Loss` for each of them, or a list of several that were found side by side and
-            are stepped so. See `ModelObjective` and `teacher.BlockObjective`.
+            training)`, which yields a `Loss` for each of them. See `ModelObjective` and `teacher.BlockObjective`.
             `divides`: whether processes share the examples of a batch; if not, each has learners of its own.
         checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
@@ -580,28 +508,26 @@ class Tally:
         self.found = {name: {} for name in names}  # {learner: {part: [(loss * weight, weight), as (batches, 2)]}}
         self.own_seconds = dict.fromkeys(self.found, 0.0)
         self.seconds, self.done = 0.0, 0  # `done`: batches
-        self.laps = []  # [(learners, start, end)] that a GPU may not have come to yet
+        self.laps = []  # [(learner, start, end)] that a GPU may not have come to yet
 
-    def add(self, *losses: Loss) -> None:
-        """Count losses."""
-        weights = torch.stack([loss.weight for loss in losses])
-        values = torch.stack([loss.value.detach().float() for loss in losses])
-        pairs = torch.stack([values * weights, weights], dim=1)  # (losses, 2)
-        for loss, pair in zip(losses, pairs.split(1)):
-            self.found[loss.learner].setdefault(loss.part, []).append(pair)
+    def add(self, loss: Loss) -> None:
+        """Count a loss."""
+        value = loss.value.detach().float()
+        pair = torch.stack([value * loss.weight, loss.weight])[None]  # (1, 2)
+        self.found[loss.learner].setdefault(loss.part, []).append(pair)
 
-    def time(self, learners: Sequence[Hashable], start, end) -> None:
-        """Count the time between two marks (`Runtime.mark`); as these learners' own, in equal parts."""
-        self.laps.append((learners, start, end))
+    def time(self, learner: Hashable | None, start, end) -> None:
+        """Count the time between two marks (`Runtime.mark`), as a learner's own or, of None, as what all share."""
+        self.laps.append((learner, start, end))
         if isinstance(start, float):
             self._settle()
 
     def _settle(self):
-        for learners, start, end in self.laps:
+        for learner, start, end in self.laps:
             seconds = elapsed(start, end)
             self.seconds += seconds
-            for learner in learners:
-                self.own_seconds[learner] += seconds / len(learners)
+            if learner is not None:
+                self.own_seconds[learner] += seconds
         self.laps.clear()
 
     def result(self, processes: Processes = ALONE) -> Pass:
@@ -698,18 +624,15 @@ def run_pass(
             started = runtime.mark()
             begun = objective.begin(examples.batch(piece, runtime.device), learners)
             ended = runtime.mark()
-            tally.time((), started, ended)
-            for found in objective.losses(begun, learners, training):
-                losses = found if isinstance(found, list) else [found]
-                if training and len(losses) > 1:
-                    step_together([learners[loss.learner] for loss in losses], [loss.value for loss in losses])
-                elif training:
+            tally.time(None, started, ended)
+            for loss in objective.losses(begun, learners, training):
+                if training:
                     processes = runtime.processes if objective.divides else ALONE
-                    learners[found.learner].step(found.value * share, piece is pieces[-1][0], processes)
+                    learners[loss.learner].step(loss.value * share, piece is pieces[-1][0], processes)
                 if share:
-                    tally.add(*losses)
+                    tally.add(loss)
                 started, ended = ended, runtime.mark()
-                tally.time([loss.learner for loss in losses], started, ended)
+                tally.time(loss.learner, started, ended)
         tally.done += 1
         after_batch()
 

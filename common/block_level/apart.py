@@ -79,7 +79,7 @@ class Apart:
         if self.method != "reconstruct" and processes.count == 1:
             progress = fit(
                 learners,
-                BlockObjective(self.teacher, self.blocks, self.recipe, self.runtime.side_by_side),
+                BlockObjective(self.teacher, self.blocks, self.recipe),
                 self.train,
                 self.held_out,
                 self.recipe,
@@ -158,7 +158,7 @@ class Apart:
         owners = {name: number % processes.count for number, name in enumerate(by_block(learners))}
         own = {pair: learner for pair, learner in learners.items() if owners[pair.block] == processes.number}
         checkpoint = self.checkpoint.share(processes.number, processes.count, own)
-        objective = BlockObjective(self.teacher, self.blocks, self.recipe, self.runtime.side_by_side)
+        objective = BlockObjective(self.teacher, self.blocks, self.recipe)
         progress = fit(own, objective, self.train, self.held_out, self.recipe, alone, checkpoint, rows=rows)
         for pair, learner in learners.items():
             for tensor in learner.parameters.values():
