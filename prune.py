@@ -3,9 +3,8 @@
 
 import sys
 
-from common import cli, schemes
-
-BY_MAGNITUDE, BY_RECONSTRUCTION = CRITERIA = ("l1", "reconstruction")
+from common import cli, criteria, schemes
+from common.criteria import CRITERIA, criterion_class
 
 
 def build_parser():
@@ -23,9 +22,8 @@ def build_parser():
     parser.add_argument(
         "--criterion",
         choices=CRITERIA,
-        default=BY_MAGNITUDE,
-        help="what goes: l1: what is smallest; reconstruction: what the block's output on training examples loses "
-        "least by, once the closed form has solved what is left",
+        default=criteria.DEFAULT,
+        help="what is removed: " + "; ".join(f"{name}: {entry.help}" for name, entry in CRITERIA.items()),
     )
     for kind, parts in (("attention", "heads"), ("feed-forward", "neurons"), ("linear", "single weights")):
         parser.add_argument(f"--{kind}-criterion", choices=CRITERIA, help=f"the same for {parts} alone")
@@ -35,26 +33,24 @@ def build_parser():
 
 def run(args):
     scheme = schemes.read_scheme(args.scheme)
-    criteria = {
-        "attention": args.attention_criterion or args.criterion,
-        "feed_forward": args.feed_forward_criterion or args.criterion,
-        "linear": args.linear_criterion or args.criterion,
-    }
-    reads_data = set(criteria.values()) != {BY_MAGNITUDE}
-    if not reads_data:
-        cli.refuse_unused(args, args.calibration_flags, "l1 reads no data; it goes with another criterion")
+    names = {kind: getattr(args, f"{kind}_criterion") or args.criterion for kind in schemes.SIZES}
+    needs_data = any(CRITERIA[name].needs_data for name in names.values())
+    if not needs_data:
+        cli.refuse_unused(
+            args, args.calibration_flags, f"{args.criterion} reads no data; it goes with another criterion"
+        )
     from common.blocks import block_tensors, find_blocks
     from common.composition import check_model, check_variant
     from common.inputs import open_model, open_study
     from common.library import PRUNED, Library
 
-    opened = open_study(args) if reads_data else open_model(args)
+    opened = open_study(args) if needs_data else open_model(args)
     loaded, talk = opened.loaded, opened.runtime.talk
     check_model(scheme.model, loaded, args.scheme)
     blocks = find_blocks(loaded.model)
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
     calibration = examples = None
-    if reads_data:
+    if needs_data:
         calibration = opened.split(args, "train").sample(args.calibration or loaded.study.calibration)
         examples = calibration.fingerprint()
     made_from = {}
@@ -65,18 +61,17 @@ def run(args):
             "model": loaded.identity["fingerprint"],
             "block": pair.block,
             "removed": removed,
-            **chosen_by(removed, criteria, examples),
+            **chosen_by(removed, names, examples),
         }
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
     started = opened.runtime.now()
-    reading = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
-    for pair in talk.progress([pair for pair in todo if pair.block not in reading], "pruning"):
+    need_data = {pair: made_from[pair] for pair in todo if "calibration_examples" in made_from[pair]}
+    for pair in talk.progress([pair for pair in todo if pair not in need_data], "pruning"):
         prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
-    if reading:
-        pairs = [pair for pair in todo if pair.block in reading]
-        prune_by_data(library, pairs, made_from, criteria, opened, calibration)
+    if need_data:
+        prune_by_data(library, need_data, opened, calibration)
     seconds = opened.runtime.now() - started if todo else 0.0
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
@@ -101,12 +96,12 @@ def run(args):
     }
 
 
-def chosen_by(removed, criteria, examples):
+def chosen_by(removed, names, examples):
     """How a variant's parts are chosen, for its key: only what has a part in it.
 
     Args:
         removed: the counts, see `schemes.Scheme`.
-        criteria: {kind of parts: criterion's name}.
+        names: {kind of parts: criterion}.
         examples: the calibration examples' fingerprint.
     """
     parts = {
@@ -114,40 +109,43 @@ def chosen_by(removed, criteria, examples):
         "feed_forward": removed.get("neurons", 0),
         "linear": any(removed["weights"].values()),
     }
-    names = {kind: criteria[kind] for kind, count in parts.items() if count}
-    if set(names.values()) <= {BY_MAGNITUDE}:
-        return {"saliency": BY_MAGNITUDE}  # as it is called in the keys of libraries that are older than the choice
-    return {"criteria": names, "calibration_examples": examples}
+    names = {kind: names[kind] for kind, count in parts.items() if count}
+    settings = {"criteria": names} | {f"{name}_version": criterion_class(name).version for name in names.values()}
+    if any(CRITERIA[name].needs_data for name in names.values()):
+        settings["calibration_examples"] = examples
+    return settings
 
 
-def prune_by_data(library, pairs, made_from, criteria, opened, calibration):
-    """Prune variants by what is found out about their blocks in a pass of the model over the data."""
+def prune_by_data(library, made_from, opened, calibration):
+    """Prune variants, {pair: what each is made from}, by statistics of a pass of the model over the data."""
     from common.blocks import block_tensors, find_blocks
-    from common.closed_form import Reconstruction, statistics
-    from common.masking import L1
+    from common.closed_form import statistics
 
-    model, of_block = opened.loaded.model, schemes.by_block(pairs)
+    model, of_block = opened.loaded.model, schemes.by_block(made_from)
     blocks = [block for name, block in find_blocks(model).items() if name in of_block]
-    for block, found in statistics(model, blocks, calibration, opened.runtime, values=False):
-        own = block_tensors(model, block)
-        ways = {BY_MAGNITUDE: L1(block, own), BY_RECONSTRUCTION: Reconstruction(model, block, own, found)}
+    for block, block_statistics in statistics(model, blocks, calibration, opened.runtime, values=False):
+        scorers = {}
         for pair in of_block[block.name]:
-            prune_one(library, pair, block, own, made_from[pair], {kind: ways[name] for kind, name in criteria.items()})
+            tensors = block_tensors(model, block)
+            prune_one(library, pair, block, tensors, made_from[pair], scorers, model, block_statistics)
 
 
-def prune_one(library, pair, block, tensors, made_from, criteria=None):
-    """Prune a variant, and write it with the counts of what was removed, measured on its masks."""
-    from common.masking import prune_block
+def prune_one(library, pair, block, tensors, made_from, scorers=None, model=None, statistics=None):
+    """Prune a variant, and write it with the counts of what was removed, measured on its masks.
 
-    variant, by_rate = prune_block(block, tensors, made_from["removed"], criteria)
+    Args:
+        scorers: {criterion's name: criterion} of the block; those that are missing are added.
+    """
+    from common.prune_block import count_removed, prune_block
+
+    scorers = {} if scorers is None else scorers
+    for name in made_from["criteria"].values():
+        if name not in scorers:
+            scorers[name] = criterion_class(name)(block, tensors, model, statistics)
+    chosen = {kind: scorers[name] for kind, name in made_from["criteria"].items()}
+    variant, by_rate = prune_block(block, tensors, made_from["removed"], chosen)
     library.write(
-        pair.variant,
-        variant,
-        made_from,
-        heads_removed=count_heads_removed(block, variant.keeps),
-        neurons_removed=count_neurons_removed(block, variant.keeps),
-        weights_removed_by_rate=by_rate,
-        weights_removed={linear: int((~keep).sum()) for linear, keep in variant.keeps.items()},
+        pair.variant, variant, made_from, weights_removed_by_rate=by_rate, **count_removed(block, variant.keeps)
     )
 
 
@@ -168,26 +166,10 @@ def measure(library, config, blocks, tensors):
         if variant != schemes.DENSE:
             entry = library.entry(schemes.Pair(name, variant))
             removed["attention"] += entry["heads_removed"]
-            removed["feed_forward"] += entry.get("neurons_removed", 0)  # absent in libraries of before there were any
+            removed["feed_forward"] += entry["neurons_removed"]
             removed["linear"] += sum(entry["weights_removed_by_rate"].values())
             removed["linear in all"] += sum(entry["weights_removed"][linear] for linear in linears)
     return {kind: round(count / max(total[kind.removesuffix(" in all")], 1), 6) for kind, count in removed.items()}
-
-
-def count_heads_removed(block, keeps):
-    """How many heads of a block have lost all their rows of q; these lie one head after the other."""
-    return int((~keeps[block.linears[0]].reshape(block.heads, -1)).all(dim=1).sum()) if block.heads else 0
-
-
-def count_neurons_removed(block, keeps):
-    """How many neurons of a block have lost all weights, those that come in and those that go out."""
-    if not block.neurons:
-        return 0
-    *inner, out = block.linears
-    kept = keeps[out].any(dim=0)
-    for linear in inner:
-        kept = kept | keeps[linear].any(dim=1)
-    return int((~kept).sum())
 
 
 def main(argv=None):

@@ -28,8 +28,9 @@ from common.data import load_examples
 from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
 from common.evaluation import quality
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
 from common.models import data_source, load_model, load_tokenizer
+from common.prune_block import prune_block
 from common.schemes import make_scheme, uniform_configurations
 from common.teacher import BlockObjective, held_out_errors
 

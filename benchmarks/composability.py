@@ -33,6 +33,7 @@ from pathlib import Path
 
 from measure import cli, emit, given, machine, stage
 
+from common.criteria import CRITERIA, DEFAULT
 from common.errors import UserError
 from common.inputs import open_study
 from common.pictures import save_picture
@@ -86,7 +87,7 @@ def parser():
     flags.add_argument("--epoch-size", type=cli.positive, default=2500, help="examples in a model-level epoch")
     flags.add_argument(
         "--criterion",
-        choices=["l1", "reconstruction"],
+        choices=list(CRITERIA),
         default="reconstruction",
         help="what goes, in the library's variants; the baselines' are pruned by l1",
     )
@@ -396,12 +397,13 @@ class Sweep:
 
     def choose(self, n):
         """The pruned library that N's joint run starts from, by the criterion, and the seconds of choosing."""
-        if self.args.criterion == "l1":
+        if self.args.criterion == DEFAULT:
             return f"pruned-{n}", 0.0
         library, path = f"chosen-{n}", self.folder / f"chosen-{n}.json"
         if not path.is_file():  # interrupted, or never begun: what is there was made in seconds that nobody knows
             shutil.rmtree(self.folder / library, ignore_errors=True)
-        made = self.prune(n, library, "--criterion", self.args.criterion, *self.data)
+        data = self.data if CRITERIA[self.args.criterion].needs_data else []
+        made = self.prune(n, library, "--criterion", self.args.criterion, *data)
         if not made["skipped"]:
             write_json(path, {"seconds": made["seconds"]})
         return library, read_json(path, "benchmarks/composability.py")["seconds"]

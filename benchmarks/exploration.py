@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from measure import cli, emit, given, machine, stage
 
+from common.criteria import CRITERIA
 from common.devices import resolve_device
 from common.evaluation import parameter_counts
 from common.library import Library
@@ -54,7 +55,9 @@ def parser():
         metavar="ALPHA",
         help="by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)",
     )
-    flags.add_argument("--criterion", default="reconstruction", help="what the library's blocks are pruned by")
+    flags.add_argument(
+        "--criterion", choices=list(CRITERIA), default="reconstruction", help="what the library's blocks are pruned by"
+    )
     flags.add_argument("--baseline-limit", type=cli.positive, metavar="K", help="fine-tune only K for the baseline")
     flags.add_argument("--epochs", type=cli.positive, default=1, help="epochs of a configuration of the baseline")
     flags.add_argument("--epoch-size", type=cli.positive, default=15000, help="examples in such an epoch")
@@ -145,7 +148,7 @@ class Exploration:
 
     def prune(self, criterion):
         """Prune all blocks, into the folder pruned-CRITERION; returns the seconds, those of earlier runs included."""
-        library, data = f"pruned-{criterion}", [] if criterion == "l1" else self.data
+        library, data = f"pruned-{criterion}", self.data if CRITERIA[criterion].needs_data else []
         flags = ["-c", self.folder / "conf_prune.json", "-o", self.folder / library, "--criterion", criterion, *data]
         # Quiet: it has a line for every configuration.
         result, file = self.of_model("prune.py", *flags, "--quiet"), self.folder / f"{library}-seconds.json"

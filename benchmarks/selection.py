@@ -15,10 +15,11 @@ from functools import partial
 from measure import build_parser, cli, emit, in_turn, machine, ratio
 
 from common.blocks import block_tensors, find_blocks, prunable_modules
-from common.closed_form import Reconstruction, reconstruct, statistics
+from common.closed_form import reconstruct, statistics
+from common.criteria import CRITERIA, criterion_class
 from common.errors import UserError
 from common.inputs import open_study
-from common.masking import L1, prune_block
+from common.prune_block import prune_block
 from common.schemes import SIZES, make_scheme, uniform_configurations
 from common.search import score_composed
 
@@ -52,10 +53,14 @@ class Bench:
 
     def criteria(self, name):
         """{block: criterion}, in a pass over the calibration examples if the criterion reads them."""
-        if name == "l1":
-            return {block: L1(self.blocks[block], own) for block, own in self.own.items()}
-        found = statistics(self.model, list(self.blocks.values()), self.calibration, self.runtime, values=False)
-        return {block.name: Reconstruction(self.model, block, self.own[block.name], each) for block, each in found}
+        criterion = criterion_class(name)
+        if not CRITERIA[name].needs_data:
+            return {block: criterion(self.blocks[block], own) for block, own in self.own.items()}
+        gathered = statistics(self.model, list(self.blocks.values()), self.calibration, self.runtime, values=False)
+        return {
+            block.name: criterion(block, self.own[block.name], self.model, block_statistics)
+            for block, block_statistics in gathered
+        }
 
     def prune(self, criteria, rates):
         """{pair: variant} of the uniform configuration of {kind: rate}."""
@@ -101,7 +106,7 @@ def run(args):
         ],
         "weights": [{"linear": rate} for rate in args.linear],
     }
-    for name in ("l1", "reconstruction"):
+    for name in CRITERIA:
         for table, all_rates in tables.items():
             started = now()
             criteria = bench.criteria(name)

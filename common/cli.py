@@ -279,7 +279,7 @@ def add_search_flags(parser):
 def add_calibration_flags(parser):
     """The flags of the data that what goes is chosen by. `args.calibration_flags` lists them."""
     others = {action.dest for action in parser._actions}
-    group = parser.add_argument_group("data", "what a criterion other than l1 reads")
+    group = parser.add_argument_group("data", "what a criterion that needs data reads")
     group.add_argument(
         "--calibration", type=positive, help="training examples to choose by; without it the model family's own"
     )

@@ -8,7 +8,7 @@ import torch
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block, set_rest
 from common.errors import UserError
 from common.library import REST, Library
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.models import reference
 from common.records import make_record
 from common.schemes import Pair, make_scheme, read_configurations, select
@@ -129,7 +129,7 @@ def compose(model, choice: Choice) -> dict:
     The rest of the model becomes the library's, if it has one.
 
     Returns:
-        {parameter name: bool mask} of the composed model, for `masking.HeldMasks`.
+        {parameter name: bool mask} of the composed model, for `masks.HeldMasks`.
     Raises:
         UserError: a variant's file is damaged; the model may then be partly replaced.
     """

@@ -20,7 +20,7 @@ from common.blocks import Block, Variant
 from common.errors import UserError
 from common.files import atomic_file, check_regular, check_writable, is_temporary, real, remove_leftovers_in
 from common.interruption import deferred
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.records import (
     RECORD_NAME,
     check_file,

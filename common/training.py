@@ -22,7 +22,7 @@ from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.layers import Layers
-from common.masking import HeldMasks
+from common.masks import HeldMasks
 from common.processes import ALONE, Processes
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"

@@ -47,9 +47,12 @@ case $type in
     distilbert | distilbert-demo) evaluate=evaluate-distilbert.py ;;
     *) fail "unknown type $type" ;;
 esac
-[[ $criterion == l1 || $criterion == reconstruction ]] || fail "--criterion is l1 or reconstruction, not $criterion"
-
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+needs_data=$(PYTHONPATH=$repository "${PYTHON:-python3}" -c '
+import sys
+from common.criteria import CRITERIA
+sys.exit(" or ".join(CRITERIA)) if sys.argv[1] not in CRITERIA else print(CRITERIA[sys.argv[1]].needs_data)
+' "$criterion" 2>&1) || fail "--criterion is $needs_data, not $criterion"
 ensure_environment "$repository/requirements.txt"
 started=$SECONDS
 mkdir -p "${output:=$repository/results/$default_output$type}"
@@ -64,7 +67,7 @@ fi
 model_flags="-m ${model@Q} --device $device"
 data_flags="${tokenizer:+-t ${tokenizer@Q}} ${data:+--data ${data@Q}} $data_args"
 criterion_flags="--criterion $criterion"
-[[ $criterion == l1 ]] || criterion_flags+=" $data_flags"  # l1 reads no data
+[[ $needs_data == False ]] || criterion_flags+=" $data_flags"
 
 stages() {  # in the background, since bash heeds no signal while it waits for what runs in the foreground
     PRUNING_PARENT=$$ "$PYTHON" "$repository/experiments/stages.py" <&0 >>results.jsonl &

@@ -6,7 +6,8 @@ from helpers import QUIET, build_model, examples
 
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
+from common.prune_block import prune_block
 from common.schemes import Pair
 from common.teacher import BlockObjective
 from common.training import Learner, ModelObjective, Recipe, Tally, run_pass

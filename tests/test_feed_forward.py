@@ -33,8 +33,9 @@ from common.blocks import Block, Variant, block_tensors, find_blocks
 from common.closed_form.feed_forward import lost_neurons_alone
 from common.closed_form.reconstruction import reconstruct
 from common.families import family_of
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
 from common.models import load_model
+from common.prune_block import prune_block
 from common.schemes import Pair
 from common.teacher import held_out_errors
 

@@ -13,8 +13,8 @@ from common.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each,
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Library
-from common.masking import prune_block
 from common.models import load_model, load_tokenizer
+from common.prune_block import prune_block
 from common.schemes import Pair
 from common.tasks import TASKS
 from common.teacher import held_out_errors

@@ -37,7 +37,8 @@ from common.block_level.joint import COMPOSITIONS, NEW_SHARE, Draws
 from common.blocks import block_tensors, find_blocks, set_block
 from common.checkpoints import Checkpoint
 from common.library import Library
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
+from common.prune_block import prune_block
 from common.schemes import DENSE, Pair
 from common.training import Learner, ModelObjective, fit, steps_of
 

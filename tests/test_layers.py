@@ -14,7 +14,8 @@ from common.blocks import block_tensors, find_blocks
 from common.compact import make_compact
 from common.devices import Runtime
 from common.layers import Layers, layers_of
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
+from common.prune_block import prune_block
 from common.schemes import Pair
 from common.training import ModelObjective, Tally, run_pass
 

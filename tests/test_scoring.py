@@ -17,8 +17,8 @@ from common.blocks import block_calls, block_tensors, find_blocks, set_block
 from common.compact import make_compact
 from common.data import Examples
 from common.devices import Runtime
-from common.masking import prune_block
 from common.models import LoadedModel, save_model
+from common.prune_block import prune_block
 from common.report import count_products, multiply_adds
 from common.schemes import DENSE
 from common.search import costs

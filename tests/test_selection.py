@@ -1,6 +1,7 @@
 """What goes by reconstruction, against brute force; exact counts; and prune.py's criteria from flags to records."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from common.blocks import block_tensors, find_blocks
 from common.closed_form import Reconstruction, reconstruct, selection, statistics
 from common.closed_form.selection import elimination_order, gradual_mask
 from common.errors import UserError
-from common.masking import prune_block
+from common.l1 import L1
+from common.prune_block import prune_block
 from common.schemes import SIZES, Pair
 from common.teacher import held_out_errors
 
@@ -138,7 +140,7 @@ def test_gradual_masks_remove_exactly_as_many_and_never_a_bias(seed, removed, bi
 def criteria_of(model, kind, count=40):
     blocks = find_blocks(model)
     return {
-        block.name: Reconstruction(model, block, block_tensors(model, block), found)
+        block.name: Reconstruction(block, block_tensors(model, block), model, found)
         for block, found in statistics(model, list(blocks.values()), examples(kind, count), values=False, **OPTIONS)
     }
 
@@ -204,12 +206,12 @@ def test_sums_that_overflow_are_refused():
     block = next(iter(find_blocks(model).values()))
     gram = torch.full((24, 24), torch.inf)
     with pytest.raises(UserError, match="overflow"):
-        Reconstruction(model, block, block_tensors(model, block), (gram, None)).heads()
+        Reconstruction(block, block_tensors(model, block), model, (gram, None)).head_scores()
     block = next(block for block in find_blocks(model).values() if block.neurons)
     huge = torch.full((50, block_tensors(model, block)["wi.weight"].shape[1]), 1e30)
-    criterion = Reconstruction(model, block, block_tensors(model, block), huge)
+    criterion = Reconstruction(block, block_tensors(model, block), model, huge)
     with pytest.raises(UserError, match="overflow"):
-        criterion.neurons()
+        criterion.neuron_scores()
 
 
 # --- prune.py ---------------------------------------------------------------------------------------------------------
@@ -254,3 +256,15 @@ def test_flags_of_data_go_with_criteria_that_read_them(workshop, chain, tmp_path
     error = capsys.readouterr().err
     assert is_one_line(error) and "--calibration" in error and "l1 reads no data" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_criterion_that_changed_is_another_setting(workshop, chain, tmp_path, capsys, monkeypatch):
+    """What another version chose is never taken for what this one would choose."""
+    assert prune(workshop, chain, tmp_path / "out") == 0
+    monkeypatch.setattr(L1, "version", L1.version + 1)
+    capsys.readouterr()
+    assert prune(workshop, chain, tmp_path / "out") == 2
+    assert "l1 version: 1 there, 2 asked for" in capsys.readouterr().err
+    assert prune(workshop, chain, tmp_path / "out", "--overwrite") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["pruned"], result["skipped"]) == (len(read_json(tmp_path / "out" / "record.json")["variants"]), 0)

@@ -19,7 +19,8 @@ from common.cli import Talk
 from common.data import Batch, Examples
 from common.errors import UserError
 from common.interruption import Interrupted, heeded
-from common.masking import parameter_masks, prune_block
+from common.masks import parameter_masks
+from common.prune_block import prune_block
 from common.records import content_digest
 from common.schemes import Pair
 from common.stats import BLOCK_COLUMNS, check_stats, read_seconds, read_stats, runs_in, write_stats, write_variant_stats

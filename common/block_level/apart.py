@@ -12,7 +12,7 @@ from common.checkpoints import Checkpoint, text_of
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Library
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.processes import ALONE
 from common.schemes import Pair, by_block
 from common.teacher import BlockObjective

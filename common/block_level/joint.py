@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 
 from common.blocks import Block, Variant, block_tensors, rest_of, share_rest, sharing_copy
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.schemes import DENSE, Pair, by_block
 from common.training import Learner, ModelObjective, Recipe
 

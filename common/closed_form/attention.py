@@ -19,7 +19,7 @@ from common.closed_form.least_squares import (
     with_ones,
 )
 from common.data import rows_of
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 
 VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds the Gram matrix
 

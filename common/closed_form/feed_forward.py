@@ -19,7 +19,7 @@ from common.closed_form.least_squares import (
     whole,
     with_ones,
 )
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.schemes import Pair
 
 CHUNK = 4096  # tokens that go through a feed-forward block at once

@@ -20,7 +20,7 @@ from common.closed_form.feed_forward import Sums, solve_linear
 from common.closed_form.least_squares import joined
 from common.devices import in_full_precision
 from common.errors import UserError
-from common.masking import keep_largest
+from common.masks import keep_largest
 
 RIDGE = 1e-3  # relative to the mean of diag H
 NEURONS_AT_ONCE = 16  # at most, and at most one of 32; one at a time gave nothing better
@@ -28,26 +28,24 @@ ITERATIONS = 20  # of ADMM; the mask has its final number of weights after three
 
 
 class Reconstruction:
-    """A criterion, see `masking.L1`: what the block's output loses, once what is left has been solved again."""
+    """A `criteria.Criterion`: what the block's output loses, once what is left has been solved again.
 
-    def __init__(self, teacher: torch.nn.Module, block: Block, own: dict[str, torch.Tensor], found):
-        """
-        Args:
-            own: the block's tensors.
-            found: its statistics, see `reconstruction.statistics` (without values).
+    The statistics need no values. All methods raise a UserError if sums of them overflowed.
+    """
 
-        All methods raise a UserError if sums of it overflowed.
-        """
+    version = 1
+
+    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model: torch.nn.Module, statistics):
         self.block = block
-        self.own = {name: tensor.detach() for name, tensor in own.items()}
-        self.sums = None if block.kind == "attention" else Sums(teacher, block, found, self.own)
-        self.gram = found[0] if block.kind == "attention" else None
+        self.own = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.sums = None if block.kind == "attention" else Sums(model, block, statistics, self.own)
+        self.gram = statistics[0] if block.kind == "attention" else None
 
-    def heads(self) -> torch.Tensor:
+    def head_scores(self) -> torch.Tensor:
         """The turn in which each head would go, (heads,)."""
         return self.turns
 
-    def neurons(self) -> torch.Tensor:
+    def neuron_scores(self) -> torch.Tensor:
         """The turn in which each neuron would go, (neurons,)."""
         return self.turns
 
@@ -63,13 +61,13 @@ class Reconstruction:
         turns[order] = torch.arange(count, device=order.device)
         return turns
 
-    def weights(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
+    def weight_mask(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
         """The gradual mask of a Linear, bool (out, in), `removed` of its weights not kept.
 
         It is chosen among the rows or columns of the heads and neurons that stay, at the rate of the whole. How many
         fall on the others, which go anyway, is counted as if they went at that rate too.
 
-        Args: see `masking.L1.weights`.
+        Args: see `criteria.Criterion.weight_mask`.
         """
         is_output = linear == self.block.linears[-1]
         weight = self.own[f"{linear}.weight"]

@@ -13,7 +13,7 @@ import torch
 from common import modeling_compact
 from common.blocks import Block, block_calls, block_tensors, find_blocks
 from common.devices import now
-from common.masking import parameter_masks
+from common.masks import parameter_masks
 from common.models import LoadedModel
 from common.report import ROUNDS, WARM_UP, example_batch, multiply_adds
 from common.schemes import DENSE
