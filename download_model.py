@@ -5,8 +5,9 @@ With --checkpoint, a model of your own is adopted: a folder that save_pretrained
 data, here, belongs to the model from then on: no later stage need be told. See docs/data.md.
 
 t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are
-generated from the seed (to ./data/) and a small model is trained on them on the spot, in about a minute. seq2seq is
-trained from scratch, on the data given with --data, or a small one on the captions of t5-demo.
+part of the suite (copied to ./data/) and a small model is trained on them on the spot, in about a minute. seq2seq is
+a Marian with two vocabularies, trained from scratch on the data given with --data, or a small one on the captions of
+t5-demo.
 """
 
 import sys
@@ -20,13 +21,14 @@ from common.records import digest, folder_digest, make_record
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
+FROM_SCRATCH = "seq2seq"  # a Marian model with two vocabularies
 
 
 def build_parser():
     parser = cli.build_parser(
         __doc__, overwrite=True, example="download_model.py t5-demo", next_stage="config_generator.py"
     )
-    types = (*FAMILIES, *DEMO_TYPES)
+    types = (*FAMILIES, *DEMO_TYPES, FROM_SCRATCH)
     parser.add_argument(
         "model_type",
         metavar="MODEL_TYPE",
@@ -50,17 +52,18 @@ def build_parser():
 
 
 def run(args):
-    is_demo = args.model_type in DEMO_TYPES
-    if args.checkpoint and is_demo:
+    is_demo, from_scratch = args.model_type in DEMO_TYPES, args.model_type == FROM_SCRATCH
+    if args.checkpoint and (is_demo or from_scratch):
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
-    from_scratch = args.model_type == "seq2seq" and not args.checkpoint
     if not from_scratch:
         cli.refuse_unused(args, args.from_scratch_flags, "is for a seq2seq model that is trained here")
     makes_data = is_demo or (from_scratch and not (args.data or args.train_file))
     if args.dtype and (is_demo or from_scratch):
         raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
     if args.model_type is None and args.checkpoint is None:
-        raise UserError(f"MODEL_TYPE: say which ({', '.join((*FAMILIES, *DEMO_TYPES))}), or adopt a --checkpoint")
+        raise UserError(
+            f"MODEL_TYPE: say which ({', '.join((*FAMILIES, *DEMO_TYPES, FROM_SCRATCH))}), or adopt a --checkpoint"
+        )
     if is_demo or from_scratch:
         names = [*(args.source_flags if makes_data else ["prefix"]), "tokenizer", "task"]
         cli.refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
@@ -95,7 +98,7 @@ def run(args):
 
     talk = cli.Talk(args.quiet)
     device = resolve_device(args.device)
-    family = args.model_type and args.model_type.removesuffix("-demo")
+    family = "marian" if from_scratch else args.model_type and args.model_type.removesuffix("-demo")
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
     if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
@@ -140,7 +143,7 @@ def run(args):
         source, task = DataSource(data=str(data_path)), usual_task(family)
     elif from_scratch:
         if makes_data:
-            demo.write_captions(args.seed, data_path, make_record(NAME, made_from))
+            demo.write_data("t5", data_path, make_record(NAME, made_from))
         source, task = DataSource(data=str(data_path)) if makes_data else given, usual_task(family)
         model, tokenizer, measured = train(
             source, settings, precision=args.precision, seed=args.seed, device=device, talk=talk, checkpoint=unfinished

@@ -151,15 +151,6 @@ FAMILIES = {
         {"translation": "MBartForConditionalGeneration"}, _bart_like("MBart"), _run_encoder_decoder, "model.decoder"
     ),
     "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
-    "seq2seq": Family(
-        {"translation": "Seq2SeqForConditionalGeneration"},  # of our own, see `modeling_seq2seq`
-        {
-            "Seq2SeqAttention": Attention(("q", "k", "v", "o"), "heads"),
-            "Seq2SeqFeedForward": FeedForward(("wi", "wo"), lambda module, hidden: hidden.relu()),
-        },
-        _run_encoder_decoder,
-        "model.decoder",
-    ),
     "pegasus": Family(
         {"translation": "PegasusForConditionalGeneration"}, _bart_like("Pegasus"), _run_encoder_decoder, "model.decoder"
     ),

@@ -1,4 +1,4 @@
-"""The Seq2Seq model, trained from scratch on translations: its two vocabularies, the model, and its training."""
+"""A Marian model with two vocabularies, trained from scratch on translations (`download_model.py seq2seq`)."""
 
 from collections.abc import Iterable
 
@@ -9,16 +9,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from common.checkpoints import Checkpoint
 from common.data import load_examples
 from common.devices import Runtime
-from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
 from common.sources import DataSource, read_texts
 from common.tasks import TASKS
 from common.training import Recipe, fit_model
 
-SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # their ids are those of Seq2SeqConfig
+SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # in the order of their ids, which the model's config names
 LEAST = 2  # how often two pieces must stand side by side to be made one
 HEADS = 8
+POSITIONS = 512
 # What is trained unless flags say otherwise: the model of the study on some ten thousands of pairs or more, a small one
 # on the demo's captions.
 USUAL = dict(d_model=512, layers=3, feed_forward_size=512, vocabulary=4000, epochs=10, batch_size=64, lr=5e-4)
@@ -28,7 +28,7 @@ ON_CAPTIONS = dict(d_model=96, layers=2, feed_forward_size=192, vocabulary=400, 
 def train(
     source: DataSource, settings: dict, *, precision: str, seed: int, device: torch.device, talk, checkpoint: Checkpoint
 ) -> tuple:
-    """Train a Seq2Seq model on a data source's training split.
+    """Train a Marian model on a data source's training split.
 
     Args:
         settings: those of `USUAL`. `vocabulary`: tokens of either language, at most.
@@ -40,17 +40,7 @@ def train(
     tokenizer = PairedTokenizer(*(bpe(texts, settings["vocabulary"], task.longest) for texts in columns))
     train, validation = (load_examples(source, split, tokenizer, task) for split in ("train", "validation"))
     torch.manual_seed(seed)
-    model = Seq2SeqForConditionalGeneration(
-        Seq2SeqConfig(
-            source_vocab_size=len(tokenizer.source),
-            vocab_size=len(tokenizer.target),
-            d_model=settings["d_model"],
-            heads=HEADS,
-            encoder_layers=settings["layers"],
-            decoder_layers=settings["layers"],
-            feed_forward_size=settings["feed_forward_size"],
-        )
-    ).to(device)
+    model = transformers.MarianMTModel(marian_config(tokenizer, settings)).to(device)
     recipe = Recipe(
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
@@ -71,6 +61,34 @@ def train(
     learner, progress = fit_model(model, train, validation, recipe, runtime, checkpoint)
     measured = {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
     return model, tokenizer, measured
+
+
+def marian_config(tokenizer: PairedTokenizer, settings: dict) -> transformers.MarianConfig:
+    """An encoder-decoder of `torch.nn.Transformer`'s shape, with sinusoidal positions and embeddings of either side."""
+    unknown, padding, start, end = range(len(SPECIAL))
+    layers, neurons = settings["layers"], settings["feed_forward_size"]
+    return transformers.MarianConfig(
+        vocab_size=len(tokenizer.source),
+        decoder_vocab_size=len(tokenizer.target),
+        share_encoder_decoder_embeddings=False,
+        d_model=settings["d_model"],
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=neurons,
+        decoder_ffn_dim=neurons,
+        max_position_embeddings=POSITIONS,
+        activation_function="relu",
+        scale_embedding=True,
+        init_std=settings["d_model"] ** -0.5,
+        unk_token_id=unknown,
+        pad_token_id=padding,
+        bos_token_id=start,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        forced_eos_token_id=None,
+    )
 
 
 def texts_digest(source: DataSource) -> str:

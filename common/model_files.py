@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from common import modeling_compact, modeling_seq2seq
+from common import modeling_compact
 from common.errors import UserError
 from common.families import COMPACT, family_named, family_of
 from common.records import parse_json, read_json
@@ -170,9 +170,8 @@ def check_config(where: object, settings: dict) -> str:
     """
     check(where, settings, CONFIG)
     model_type = settings["model_type"]
-    usual = next(iter(family_named(model_type).model_classes.values()))
-    is_own = model_type.startswith(COMPACT) or not hasattr(transformers, usual)
-    if "auto_map" in settings and not is_own:  # of our own we have the code ourselves
+    family_named(model_type)
+    if "auto_map" in settings and not model_type.startswith(COMPACT):  # of our own we have the code ourselves
         raise UserError(f"{where}: 'auto_map' names code of the model's own, which is never run")
     for name in CODE:
         if settings.get(name) not in (None, "eager", "sdpa"):
@@ -182,8 +181,7 @@ def check_config(where: object, settings: dict) -> str:
 
 def class_named(name: str) -> type:
     """A model class by its name: one of ours, or of transformers."""
-    home = next((each for each in (modeling_compact, modeling_seq2seq) if hasattr(each, name)), transformers)
-    return getattr(home, name)
+    return getattr(modeling_compact if hasattr(modeling_compact, name) else transformers, name)
 
 
 def read_config(folder: Path) -> dict:

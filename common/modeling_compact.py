@@ -66,8 +66,6 @@ class Layout(NamedTuple):
 
 DISTILBERT_ATTENTION = Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads")
 LAYOUTS = {  # by the class of a block's root module
-    "Seq2SeqAttention": Layout(("q", "k", "v"), "o", heads="heads"),  # its compact classes: `modeling_seq2seq`
-    "Seq2SeqFeedForward": Layout(("wi",), "wo"),
     "DistilBertSelfAttention": DISTILBERT_ATTENTION,
     "MultiHeadSelfAttention": DISTILBERT_ATTENTION,  # in transformers 4
     "FFN": Layout(("lin1",), "lin2"),

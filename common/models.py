@@ -278,13 +278,13 @@ def _from_state(of_class, config, state, computed, generation=None):
     family_of(config).positions(config)
     if model.can_generate():
         if generation is not None:
-            check_generation("its generation config", generation, config.vocab_size)
+            check_generation("its generation config", generation, vocabularies(config)[1])
             model.generation_config = transformers.GenerationConfig.from_dict(generation)
-        check_generation("its generation config", model.generation_config.to_dict(), config.vocab_size)
+        check_generation("its generation config", model.generation_config.to_dict(), vocabularies(config)[1])
         for name in ("pad_token_id", "decoder_start_token_id"):
             if getattr(config, name, None) is None:
                 raise UserError(f"config.json: {name!r}: nothing where a token of the model belongs")
-    check_token_ids("config.json", config.to_dict(), config.vocab_size)
+    check_token_ids("config.json", config.to_dict(), vocabularies(config)[1])
     return model
 
 
@@ -355,6 +355,11 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     return _tokenizer_in(path, loaded.model.config)
 
 
+def vocabularies(config) -> tuple[int, int]:
+    """How many tokens the source has, and the target: one vocabulary, unless it is a Marian with two."""
+    return config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size
+
+
 def _tokenizer_in(path, config):
     """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
 
@@ -362,11 +367,9 @@ def _tokenizer_in(path, config):
         UserError: one of them is damaged, or not for a model of that config.
     """
     folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
-    vocabularies = (getattr(config, "source_vocab_size", config.vocab_size), config.vocab_size)
-    if len(folders) == 1:
-        vocabularies = (min(vocabularies),)
+    sizes = vocabularies(config) if len(folders) > 1 else [min(vocabularies(config))]
     found = []
-    for folder, vocabulary in zip(folders, vocabularies):
+    for folder, vocabulary in zip(folders, sizes):
         check_tokenizer_settings(folder)
         with told_in_one_line(folder, "tokenizer", Exception):  # the tokenizers library raises it bare
             found.append(
@@ -451,7 +454,7 @@ def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     if (folder / "tokenizer_config.json").is_file():
         return model, _tokenizer_in(folder, config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
-    check_tokenizer(folder, tokenizer, model.config.vocab_size)
+    check_tokenizer(folder, tokenizer, min(vocabularies(config)))
     return model, tokenizer
 
 

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.evaluation import parameter_counts
 from common.files import real
 from common.model_files import weight_files
-from common.models import LoadedModel, load_model, resolve
+from common.models import LoadedModel, load_model, resolve, vocabularies
 from common.records import write_json
 
 ROUNDS, WARM_UP = 9, 2
@@ -128,7 +128,7 @@ def stated_input(loaded: LoadedModel) -> dict[str, int]:
 def example_batch(loaded: LoadedModel, count: int) -> dict[str, torch.Tensor]:
     """A batch of `count` made-up examples of the stated lengths; what a model costs does not depend on the tokens."""
     stated = stated_input(loaded)
-    length, vocabulary = stated["input_tokens"], loaded.model.get_input_embeddings().num_embeddings
+    length, vocabulary = stated["input_tokens"], min(vocabularies(loaded.model.config))
     tokens = torch.arange(length, device=loaded.model.device).repeat(count, 1) % (vocabulary - 3)
     batch = {"input_ids": tokens + 3, "attention_mask": torch.ones_like(tokens)}  # 3: past padding and end
     return loaded.task.example_batch(batch, stated)

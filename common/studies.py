@@ -1,6 +1,6 @@
 """What suits a model on a task: the studies' checkpoints and data sets, and settings for fine-tuning.
 
-The settings of t5 and distilbert were measured (see docs/results.md), those of marian and seq2seq as far as is said
+The settings of t5 and distilbert were measured (see docs/results.md), those of marian as far as is said
 beside them. Those of `USUAL` were not: they are the usual ones for models of that kind, and every one of them has a
 flag.
 """
@@ -61,11 +61,6 @@ STUDIES = {
     # than at three times that. joint_lr is the best of 2e-4, 5e-4 and 1e-3. Dropout and block_lr were not tried.
     ("marian", "translation"): Study(
         model_lr=1e-3, falls_with_width=True, dropout=False, block_lr=3e-3, joint_lr=5e-4, calibration=2000
-    ),
-    # Of width 512, 3 + 3 layers: model_lr is the best of 4e-4, 1e-3 and 2e-3 (1e-4, 2.5e-4 and 5e-4 there), hardly
-    # better than 1e-3; joint_lr the better of 1.6e-4 and 4e-4. Dropout, block_lr and other widths were not tried.
-    ("seq2seq", "translation"): Study(
-        model_lr=4e-4, falls_with_width=True, dropout=False, block_lr=3e-3, joint_lr=1.6e-4, calibration=2000
     ),
 }
 # Of T5's kin nothing was measured. They differ in their vocabulary, and were not trained on a task with a prefix.

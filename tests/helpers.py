@@ -24,7 +24,6 @@ from common import evaluation  # noqa: E402
 from common.cli import Talk  # noqa: E402
 from common.data import Batch, Examples  # noqa: E402
 from common.devices import Runtime  # noqa: E402
-from common.modeling_seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration  # noqa: E402
 from common.models import load_model  # noqa: E402
 from common.records import content_digest, file_digest, sealed, write_record  # noqa: E402
 from common.studies import usual_task  # noqa: E402
@@ -113,24 +112,6 @@ def bart_settings(**changes):
     )
 
 
-def seq2seq_config(**changes):
-    settings = dict(
-        source_vocab_size=64,
-        vocab_size=64,
-        d_model=32,
-        heads=4,
-        encoder_layers=2,
-        decoder_layers=2,
-        feed_forward_size=48,
-        unk_token_id=2,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    return Seq2SeqConfig(**settings | changes)
-
-
 # The special values are those of the checkpoints that people use: roberta-base, xlm-roberta-base, electra-small,
 # deberta-v3-base (and -v2-xlarge), mbart-large-50, pegasus-large, mt5-small, umt5-small, flan-t5-small.
 ROBERTA = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1, layer_norm_eps=1e-5)
@@ -188,7 +169,6 @@ MODELS = {
     ),  # generation begins with the language's token, 7
     "pegasus": lambda: seq2seq("Pegasus", scale_embedding=True, activation_function="relu"),
     "marian": lambda: transformers.MarianMTModel(transformers.MarianConfig(**bart_settings())),
-    "seq2seq": lambda: Seq2SeqForConditionalGeneration(seq2seq_config()),
     "mt5": lambda: t5_like("MT5"),
     "umt5": lambda: t5_like("UMT5"),
     "t5-flan": lambda: t5_like("T5"),
