@@ -159,7 +159,7 @@ def measure(library, config, blocks, tensors):
     removed, total = dict.fromkeys(("attention", "feed_forward", "linear", "linear in all"), 0), {}
     for name, variant in config.items():
         block = blocks[name]
-        linears = block.linears[-1:] if block.kind == "attention" else block.linears
+        linears = (block.output,) if block.kind == "attention" else block.linears
         weights = sum(tensors[name][f"{linear}.weight"].numel() for linear in linears)
         for kind, size in (("attention", block.heads), ("feed_forward", block.neurons), ("linear", weights)):
             total[kind] = total.get(kind, 0) + size

@@ -26,13 +26,32 @@ class Block:
     name: str  # in configurations, schemes and libraries
     root: str  # dotted path of the module that holds the Linears
     kind: str  # "attention" or "feed_forward"
-    linears: tuple[str, ...]  # dotted paths within the root; the last is the output
+    inner: tuple[str, ...]  # dotted paths within the root, of the Linears whose rows are the heads' or neurons'
+    output: str  # and of the output Linear, whose columns are theirs
     heads: int  # 0 for a feed-forward block
     neurons: int  # 0 for an attention block
     side: str  # whose tokens flow through it: "encoder" or "decoder"
     has_bias: bool
     between: Callable | None = None  # of a feed-forward block, see `families.FeedForward`
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of its tensors, by name; empty where they are not known
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """All of its Linears."""
+        return *self.inner, self.output
+
+    @property
+    def queries(self) -> str:
+        """The Linear of an attention block's queries; so `keys` and `values`."""
+        return self.inner[0]
+
+    @property
+    def keys(self) -> str:
+        return self.inner[1]
+
+    @property
+    def values(self) -> str:
+        return self.inner[2]
 
 
 class Variant(NamedTuple):
@@ -61,26 +80,26 @@ def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
         if layout is None:
             continue
         is_attention = layout.kind == "attention"
-        out = module.get_submodule(layout.linears[-1])
         found.append(
             Block(
                 name=f"{root}.{layout.name}" if layout.name else root,
                 root=root,
                 kind=layout.kind,
-                linears=layout.linears,
+                inner=layout.inner,
+                output=layout.output,
                 heads=_attribute(module, layout.heads) if is_attention else 0,
-                neurons=0 if is_attention else out.in_features,
+                neurons=0 if is_attention else module.get_submodule(layout.output).in_features,
                 side="decoder" if family.decoder and f"{root}.".startswith(f"{family.decoder}.") else "encoder",
-                has_bias=module.get_submodule(layout.linears[0]).bias is not None,
+                has_bias=module.get_submodule(layout.inner[0]).bias is not None,
                 between=None if is_attention else layout.between,
                 shapes=tuple(
                     (f"{linear}.{name}", tuple(parameter.shape))
-                    for linear in layout.linears
+                    for linear in (*layout.inner, layout.output)
                     for name, parameter in module.get_submodule(linear).named_parameters()
                 ),
             )
         )
-    found.sort(key=lambda block: position[f"{block.root}.{block.linears[-1]}"])
+    found.sort(key=lambda block: position[f"{block.root}.{block.output}"])
     return {block.name: block for block in found if block.heads or block.neurons}
 
 
@@ -100,7 +119,7 @@ def prunable_modules(model: torch.nn.Module, neurons: bool = False) -> dict[str,
             modules[block.name] = {"kind": "attention", "heads": block.heads}
         elif neurons:
             modules[block.name] = {"kind": "feed_forward", "neurons": block.neurons}
-        for linear in block.linears[-1:] if block.kind == "attention" else block.linears:
+        for linear in (block.output,) if block.kind == "attention" else block.linears:
             weights = model.get_submodule(f"{block.root}.{linear}").weight.numel()
             modules[f"{block.root}.{linear}"] = {
                 "kind": "linear",
@@ -221,8 +240,8 @@ def features(
     model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor], rows: torch.Tensor
 ) -> torch.Tensor:
     """What enters a feed-forward block's output Linear, (…, neurons), for rows (…, d_model) and the block's tensors."""
-    inner = [_apply(tensors, linear, rows) for linear in block.linears[:-1]]
-    return block.between(model.get_submodule(block.root), *inner)
+    outputs = [_apply(tensors, linear, rows) for linear in block.inner]
+    return block.between(model.get_submodule(block.root), *outputs)
 
 
 def _apply(tensors, linear, rows):
@@ -253,11 +272,12 @@ class BlockCall:
 
     def replay(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The block's output (batch, length, d_model) on the very same inputs, with `tensors` for its own."""
-        first, out = self.block.linears[0], self.block.linears[-1]
         if self.block.kind == "feed_forward":
-            return _apply(tensors, out, features(self.model, self.block, tensors, self.inputs[first]))
+            rows = features(self.model, self.block, tensors, self.inputs[self.block.inner[0]])
+            return _apply(tensors, self.block.output, rows)
         root, found = self.model.get_submodule(self.block.root), []
-        handle = root.get_submodule(out).register_forward_hook(lambda module, args, output: found.append(output))
+        output = root.get_submodule(self.block.output)
+        handle = output.register_forward_hook(lambda module, args, output: found.append(output))
         try:
             functional_call(root, tensors, self.args, self.kwargs)
         finally:
@@ -279,7 +299,7 @@ def watch(
 
 def _hooks(model, block, visit):
     """Hooks that note a block's calls: begun at its root or its first Linear, ended when all of it is known."""
-    root, (first, *_, out) = model.get_submodule(block.root), block.linears
+    root, first, out = model.get_submodule(block.root), block.inner[0], block.output
     call = None
 
     def begin(module, args, kwargs):

@@ -39,7 +39,7 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
                 tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
 
     for block in find_blocks(model).values():
-        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.linears[-1]
+        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.output
         if block.kind == "attention":
             heads = working_heads(block, block_tensors(model, block))
             numbers = kept_heads.get(block.root, range(block.heads))
@@ -72,7 +72,7 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
 
 def working_heads(block, tensors):
     """The numbers of the heads that have a part in an attention block's output, (kept,)."""
-    *_, values, out = block.linears
+    values, out = block.values, block.output
     silent = (tensors[f"{values}.weight"] == 0).all(dim=1)  # (heads * width,)
     if block.has_bias:
         silent &= tensors[f"{values}.bias"] == 0
@@ -88,7 +88,7 @@ def working_neurons(model, block):
         (index, constant): constant (d_model,), what the others add to the output; None if that is nothing.
     """
     tensors = block_tensors(model, block)
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (neurons,)
     empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])  # (inner, neurons)
     probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])

@@ -151,7 +151,7 @@ def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, 
     """
     found = {}
     for block in find_blocks(model).values():
-        *inner, out = (f"{block.root}.{linear}.weight" for linear in block.linears)
+        inner, out = [f"{block.root}.{name}.weight" for name in block.inner], f"{block.root}.{block.output}.weight"
         whole = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*inner, out)}
         keeps = {name: masks.get(name, keep) for name, keep in whole.items()}
         # A part is gone if all its weights are.

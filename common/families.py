@@ -17,27 +17,36 @@ COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, se
 class Attention:
     """An attention block: the module of some class, with its query, key, value and output Linear somewhere in it.
 
-    `linears`: dotted paths within the module, in this order; the block's output is what the last one returns.
-    `heads`: dotted path of the attribute that counts the heads.
+    Dotted paths within the module: of the Linears, and of the attribute that counts the heads. The block's output is
+    what `output` returns.
     """
 
-    linears: tuple[str, str, str, str]
+    queries: str
+    keys: str
+    values: str
+    output: str
     heads: str
     kind = "attention"
     name = ""  # the block is named after its module
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The Linears whose rows are the heads'."""
+        return self.queries, self.keys, self.values
 
 
 @dataclass(frozen=True)
 class FeedForward:
     """A feed-forward block: Linears of a module, which may hold other things too.
 
-    `linears`: dotted paths within the module, one inner Linear or several, then the output Linear; all inner ones have
-    the same input.
+    `inner`, `output`: dotted paths within the module, of one inner Linear or several, which have the same input, and of
+    the output Linear.
     `between`: (module, output of each inner Linear): what enters the output Linear, entry by entry, without dropout.
     `name`: what is added to the module's name; "" where the module holds nothing else.
     """
 
-    linears: tuple[str, ...]
+    inner: tuple[str, ...]
+    output: str
     between: Callable
     name: str = ""
     kind = "feed_forward"
@@ -99,19 +108,19 @@ def _run_deberta(model, batch):
 def _t5_like(prefix: str) -> dict:
     """Blocks of a T5-like model; the gated feed-forward is that of T5 1.1 and later."""
     return {
-        f"{prefix}Attention": Attention(("q", "k", "v", "o"), "n_heads"),
-        f"{prefix}DenseActDense": FeedForward(("wi", "wo"), lambda module, hidden: module.act(hidden)),
+        f"{prefix}Attention": Attention("q", "k", "v", "o", heads="n_heads"),
+        f"{prefix}DenseActDense": FeedForward(("wi",), "wo", lambda module, hidden: module.act(hidden)),
         f"{prefix}DenseGatedActDense": FeedForward(
-            ("wi_0", "wi_1", "wo"), lambda module, gate, hidden: module.act(gate) * hidden
+            ("wi_0", "wi_1"), "wo", lambda module, gate, hidden: module.act(gate) * hidden
         ),
     }
 
 
 def _bart_like(prefix: str) -> dict:
     """Blocks of a BART-like model: its feed-forward Linears lie in the layer itself."""
-    feed_forward = FeedForward(("fc1", "fc2"), lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
+    feed_forward = FeedForward(("fc1",), "fc2", lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
     return {
-        f"{prefix}Attention": Attention(("q_proj", "k_proj", "v_proj", "out_proj"), "num_heads"),
+        f"{prefix}Attention": Attention("q_proj", "k_proj", "v_proj", "out_proj", heads="num_heads"),
         f"{prefix}EncoderLayer": feed_forward,
         f"{prefix}DecoderLayer": feed_forward,
     }
@@ -121,10 +130,11 @@ def _bert_like(prefix: str, projections=("query", "key", "value")) -> dict:
     """Blocks of a BERT-like model: the Linears of either lie in several modules. Its head and pooler are no blocks."""
     return {
         f"{prefix}Attention": Attention(
-            (*(f"self.{name}" for name in projections), "output.dense"), "self.num_attention_heads"
+            *(f"self.{name}" for name in projections), "output.dense", heads="self.num_attention_heads"
         ),
         f"{prefix}Layer": FeedForward(
-            ("intermediate.dense", "output.dense"),
+            ("intermediate.dense",),
+            "output.dense",
             lambda layer, hidden: layer.intermediate.intermediate_act_fn(hidden),
             "feed_forward",
         ),
@@ -157,8 +167,8 @@ FAMILIES = {
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},
         {
-            "DistilBertSelfAttention": Attention(("q_lin", "k_lin", "v_lin", "out_lin"), "n_heads"),
-            "FFN": FeedForward(("lin1", "lin2"), lambda module, hidden: module.activation(hidden)),
+            "DistilBertSelfAttention": Attention("q_lin", "k_lin", "v_lin", "out_lin", heads="n_heads"),
+            "FFN": FeedForward(("lin1",), "lin2", lambda module, hidden: module.activation(hidden)),
         },
         _run_encoder,
     ),

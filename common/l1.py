@@ -36,7 +36,7 @@ class L1:
     version = 1
 
     def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model=None, statistics=None):
-        *inner, out = block.linears
+        inner, out = block.inner, block.output
         self.block, self.tensors = block, tensors
         self.inner = [tensors[f"{name}.weight"] for name in inner]
         self.out = tensors[f"{out}.weight"]

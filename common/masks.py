@@ -38,7 +38,7 @@ def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, t
     all its weights, those that come in and those that go out. Biases elsewhere are never pruned.
     """
     masks = {f"{name}.weight": keep for name, keep in keeps.items()}
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     if block.has_bias and block.kind == "attention":
         masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in inner}
     elif block.has_bias:

@@ -26,7 +26,7 @@ def prune_block(
         (the variant, {Linear: weights removed by its own rate, measured on the masks}).
     """
     criteria = criteria or dict.fromkeys(SIZES, L1(block, tensors))
-    *inner, out = block.linears
+    out = block.output
     size = tensors[f"{out}.weight"].shape[1]
     features = torch.ones(size, dtype=torch.bool, device=tensors[f"{out}.weight"].device)  # inputs of it that stay
     if removed["heads"]:
@@ -59,7 +59,7 @@ def count_removed(block: Block, keeps: dict[str, torch.Tensor]) -> dict:
     A head is removed if all its rows of q are; a neuron if all its weights are, those that come in and those that go
     out.
     """
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     heads = neurons = 0
     if block.heads:
         heads = int((~keeps[inner[0]].reshape(block.heads, -1)).all(dim=1).sum())

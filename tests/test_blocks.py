@@ -44,7 +44,7 @@ def plain_outputs(model, batch, names):
 
 
 def output_linear(block):
-    return f"{block.root}.{block.linears[-1]}"
+    return f"{block.root}.{block.output}"
 
 
 # --- where the blocks are ------------------------------------------------------------------------------------------

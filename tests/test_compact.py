@@ -365,7 +365,7 @@ def test_a_part_with_a_single_weight_left_stays(kind, which):
     """Of head 1 and of neuron 3 one weight is left among the values or inner rows, or in the output."""
     masked = lively(kind)
     for name, block in find_blocks(masked).items():
-        width = masked.get_submodule(f"{name}.{block.linears[-1]}").in_features // (block.heads or block.neurons)
+        width = masked.get_submodule(f"{name}.{block.output}").in_features // (block.heads or block.neurons)
         part = slice(width, 2 * width) if block.heads else slice(3, 4)
         weight = masked.get_submodule(f"{name}.{block.linears[-2 if which == 'inner' else -1]}").weight
         leave_one_weight(weight if which == "inner" else weight.T, part)

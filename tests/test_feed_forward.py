@@ -66,7 +66,7 @@ def block_with_weights(kind, seed):
 
 def kept_by_torch(block, tensors, removed):
     """Oracle: the neurons that ln_structured keeps of the rows of [wi | woᵀ], bool (neurons,)."""
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     matrix = torch.cat(
         [*(tensors[f"{name}.weight"].detach() for name in inner), tensors[f"{out}.weight"].detach().T], dim=1
     ).double()
@@ -83,7 +83,7 @@ def test_the_neurons_that_go_are_those_of_torch_ln_structured(kind, removed, see
     """They lose their rows, their biases and their columns; nothing else changes."""
     block, tensors = block_with_weights(kind, seed)
     (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": {}})
-    kept, out = kept_by_torch(block, tensors, removed), block.linears[-1]
+    kept, out = kept_by_torch(block, tensors, removed), block.output
     assert int((~kept).sum()) == removed and by_rate == {}
     masks = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()}
     for name, mask in masks.items():
@@ -109,7 +109,7 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
     block, tensors = block_with_weights(kind, seed)
     counts = dict(zip(block.linears, counts))
     (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 0, "neurons": removed, "weights": counts})
-    kept, out = kept_by_torch(block, tensors, removed), block.linears[-1]
+    kept, out = kept_by_torch(block, tensors, removed), block.output
     assert by_rate == counts
     masks = parameter_masks(block, keeps)
     for linear, count in counts.items():
@@ -197,7 +197,7 @@ def variants_of(model, kind, mixtures=MIXTURES):
         for mixture in mixtures:
             neurons, rates = MIXTURES[mixture]
             weights = {
-                linear: round(rates.get("out" if linear == block.linears[-1] else "inner", 0) * WEIGHTS)
+                linear: round(rates.get("out" if linear == block.output else "inner", 0) * WEIGHTS)
                 for linear in block.linears
             }
             (_, pruned, keeps), _ = prune_block(block, tensors, {"heads": 0, "neurons": neurons, "weights": weights})
@@ -220,7 +220,7 @@ def features_and_outputs(model, data, linear):
 
 def regression(block, tensors, keeps, features):
     """The output Linear's problem, its bias a weight on a constant input: (inputs, pruned weights, kept entries)."""
-    out = block.linears[-1]
+    out = block.output
     start, keep = tensors[f"{out}.weight"].double().numpy(), keeps[out].numpy()
     if not block.has_bias:
         return features, start, keep
@@ -242,7 +242,7 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
     data, variants = examples(kind, 40), variants_of(model, kind, [mixture])
     solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
-        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
+        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.output}")
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
@@ -262,7 +262,7 @@ def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):
     ridge, data, variants = 1e-3, examples(kind, 40), variants_of(model, kind, ["and output weights"])
     solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
-        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
+        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.output}")
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
@@ -281,7 +281,7 @@ def test_the_inner_rows_are_the_teachers_bit_by_bit(setting, mixture):
         own = block_tensors(model, block)
         kept = kept_by_torch(block, own, 24)
         for name in own:
-            if name.partition(".")[0] != block.linears[-1]:
+            if name.partition(".")[0] != block.output:
                 assert torch.equal(solved[pair][name][kept], own[name][kept]), (pair, name)
                 assert not solved[pair][name][~kept].any(), (pair, name)
 
@@ -292,7 +292,7 @@ def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):
     variants = variants_of(model, kind)
     solved = reconstruct(model, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
     for pair, (block, tensors, keeps) in variants.items():
-        kept, out = kept_by_torch(block, block_tensors(model, block), MIXTURES[pair[1]][0]), block.linears[-1]
+        kept, out = kept_by_torch(block, block_tensors(model, block), MIXTURES[pair[1]][0]), block.output
         assert solved[pair].keys() == tensors.keys()
         for linear, keep in keeps.items():
             assert only_removed_is_zero(solved[pair][f"{linear}.weight"], keep), (pair, linear)

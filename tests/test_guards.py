@@ -24,7 +24,7 @@ def variants_of(model):
     found = {}
     for name, block in find_blocks(model).items():
         own = block_tensors(model, block)
-        linears = block.linears[-1:] if block.heads else block.linears
+        linears = (block.output,) if block.heads else block.linears
         counts = {linear: own[f"{linear}.weight"].numel() // 2 for linear in linears}
         found[Pair(name, "half")], _ = prune_block(block, own, {"heads": block.heads // 2, "weights": counts})
     return found

@@ -55,7 +55,7 @@ def variants_of(model, names=("a",)):
             own = block_tensors(model, block)
             counts = {
                 linear: int(share * own[f"{linear}.weight"].numel())
-                for linear in (block.linears[-1:] if block.heads else block.linears)
+                for linear in ((block.output,) if block.heads else block.linears)
             }
             removed = {"heads": int(share * block.heads), "weights": counts}
             found[Pair(name, variant)], _ = prune_block(block, own, removed)

@@ -189,7 +189,7 @@ def joint_run(kind, old=(), steps=3, **options):
     model, every = build_model(kind), {}
     for name, block in find_blocks(model).items():
         for variant, heads in (("a", 1), ("b", 2)):
-            removed = {"heads": heads * bool(block.heads), "weights": {block.linears[-1]: 100}}
+            removed = {"heads": heads * bool(block.heads), "weights": {block.output: 100}}
             every[Pair(name, variant)], _ = prune_block(block, block_tensors(model, block), removed)
     there = {pair: each for pair, each in every.items() if pair.variant in old}
     supernet = Supernet(model, find_blocks(model), {p: v for p, v in every.items() if p not in there}, there)

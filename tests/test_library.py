@@ -19,7 +19,7 @@ from common.schemes import Pair
 K, OTHER = {"epochs": 1}, {"epochs": 2}  # what variants are made from
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 BLOCK = Block(
-    "encoder.0.ff", "encoder.0.ff", "feed_forward", ("wi", "wo"), heads=0, neurons=5, side="encoder", has_bias=False
+    "encoder.0.ff", "encoder.0.ff", "feed_forward", ("wi",), "wo", heads=0, neurons=5, side="encoder", has_bias=False
 )
 VARIANT = "wi-3"
 PAIR = Pair(BLOCK.name, VARIANT)

@@ -108,7 +108,7 @@ def test_a_removed_head_loses_its_rows_its_biases_and_its_columns(kind, name, wi
     (_, pruned, keeps), by_rate = prune_block(block, tensors, {"heads": 2, "weights": {}})
     gone = weakest_heads(tensors, block.linears, 4, 2)
     features = [head * width + i for head in gone for i in range(width)]
-    *qkv, out = block.linears
+    qkv, out = block.inner, block.output
     for linear in qkv:
         assert int((~keeps[linear]).sum()) == 2 * width * 32
         assert not keeps[linear][features].any()

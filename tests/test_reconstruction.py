@@ -182,7 +182,7 @@ def pruned_variants(model, heads, rate):
     variants = {}
     for name, block in find_blocks(model).items():
         tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
-        linears = block.linears[-1:] if block.kind == "attention" else block.linears
+        linears = (block.output,) if block.kind == "attention" else block.linears
         removed = {
             "heads": heads if block.heads else 0,
             "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears},
@@ -220,8 +220,8 @@ def test_a_model_that_overflows_keeps_its_pruned_blocks(setting, value_width, mo
     name = next(iter(find_blocks(model)))
     variants = pruned_variants(model, 2, 0.3)
     with torch.no_grad():
-        dict(model.named_parameters())[f"{name}.{variants[Pair(name, 'variant')].block.linears[0]}.weight"][0, 0] = (
-            float("nan")
+        dict(model.named_parameters())[f"{name}.{variants[Pair(name, 'variant')].block.inner[0]}.weight"][0, 0] = float(
+            "nan"
         )
     solved = reconstruct(model, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
     for pair, (_, tensors, _) in variants.items():
@@ -235,7 +235,7 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     variants = pruned_variants(model, 2, 0.0)
     name, (block, tensors, keeps) = next((name, v) for name, v in variants.items() if v[0].kind == "attention")
     data = examples(kind, 40)
-    out = block.linears[-1]
+    out = block.output
     solved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, value_rounds=0, **OPTIONS)[name]
     features, outputs = [], []
     linear = model.get_submodule(f"{block.name}.{out}")

@@ -206,7 +206,7 @@ def grid_variants(model, rates=(0, 0.3, 0.6)):
         variants[name] = {}
         for part in (0, 1, 3) if block.kind == "attention" else (0, 11, 40):
             for each in rates:
-                linears = block.linears[-1:] if block.kind == "attention" else block.linears
+                linears = (block.output,) if block.kind == "attention" else block.linears
                 removed = {
                     "heads": part if block.kind == "attention" else 0,
                     "neurons": 0 if block.kind == "attention" else part,

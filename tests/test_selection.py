@@ -146,7 +146,7 @@ def criteria_of(model, kind, count=40):
 
 
 def half_of(block, own, linears=True, parts=True):
-    sizes = block.linears[-1:] if block.heads else block.linears
+    sizes = (block.output,) if block.heads else block.linears
     return {
         "heads": block.heads // 2 if parts else 0,
         "neurons": block.neurons // 2 if parts else 0,
@@ -167,7 +167,7 @@ def test_variants_have_the_counts_of_l1_and_leave_less_error(kind, what):
         l1[name], of_l1 = prune_block(block, own, removed)
         chosen[name], by_rate = prune_block(block, own, removed, dict.fromkeys(SIZES, by_data[name]))
         assert by_rate == of_l1 == removed["weights"]
-        out = block.linears[-1]
+        out = block.output
         for keeps in (l1[name].keeps, chosen[name].keeps):
             if what == "parts":
                 assert int((~keeps[out]).all(dim=0).sum()) == keeps[out].shape[1] // 2
@@ -195,7 +195,7 @@ def test_one_order_serves_all_rates():
     for removed in (5, 20, 40, block.neurons):
         counts = {"heads": 0, "neurons": removed, "weights": {}}
         variant, _ = prune_block(block, own, counts, dict.fromkeys(SIZES, by_data))
-        kept.append(variant.keeps[block.linears[-1]].any(dim=0))
+        kept.append(variant.keeps[block.output].any(dim=0))
         assert int((~kept[-1]).sum()) == removed
     for more, fewer in itertools.pairwise(kept):
         assert bool((more | ~fewer).all())  # what stays at a rate stays at all lower ones

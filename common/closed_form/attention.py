@@ -28,7 +28,7 @@ def directions(block, tensors):
     """In how many directions each of a block's value projections may move (0: it has none)."""
     if block.kind != "attention":
         return 0
-    d_model = tensors[f"{block.linears[-2]}.weight"].shape[1]
+    d_model = tensors[f"{block.values}.weight"].shape[1]
     return min(d_model, max(1, VALUE_WIDTH // block.heads))
 
 
@@ -55,7 +55,7 @@ def attention_rows(call, some, real, directions, bases):
         bases: {block: (d_model, directions)}; filled here on the block's first call.
     """
     block = call.block
-    *_, values, out = block.linears
+    values, out = block.values, block.output
     features = at_least_float32(rows_of(call.inputs[out][:, some], real))  # (tokens, heads * width)
     if not directions:
         return with_ones(features, block.has_bias)
@@ -87,7 +87,7 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds):
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
     block, tensors, keeps = variant
-    *qkv, out = block.linears
+    qkv, out = block.inner, block.output
     values = qkv[-1]
     if bool(keeps[values].all() & keeps[out].all()) or not bool(torch.isfinite(gram).all()):
         return {}

@@ -38,7 +38,7 @@ class Sums:
         rows = at_least_float32(with_ones(inputs, block.has_bias))
         self.inputs = whole(add_products(None, rows))  # H of the inner Linears
         self.chunks = inputs.split(CHUNK)
-        weight = joined(own, block.linears[-1]).to(rows)
+        weight = joined(own, block.output).to(rows)
         self.targets = [self._features(own, chunk) @ weight.T for chunk in self.chunks]
 
     def inner(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def solve_feed_forward(
     Returns:
         {pair: all tensors of the block}.
     """
-    *inner, out = sums.block.linears
+    inner, out = sums.block.inner, sums.block.output
     solved = {}
     for pair, variant in variants.items():
         if lost_neurons_alone(sums.block, variant.keeps):
@@ -104,7 +104,7 @@ def solve_linear(
 
 def lost_neurons_alone(block, keeps):
     """Whether each neuron has all its rows in the inner Linears, or none of them and no column in the output Linear."""
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     whole = torch.stack([keeps[linear].all(dim=1) for linear in inner]).all(dim=0)  # (neurons,)
     gone = ~torch.stack([*(keeps[linear].any(dim=1) for linear in inner), keeps[out].any(dim=0)]).any(dim=0)
     return bool((whole | gone).all())

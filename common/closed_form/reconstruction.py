@@ -183,7 +183,7 @@ def statistics(
 
 def unknowns(block, tensors, moving):
     """The length of a row of a block's largest regression; `moving`: directions of each of its value projections."""
-    return tensors[f"{block.linears[-1]}.weight"].shape[1] + block.heads * moving + block.has_bias
+    return tensors[f"{block.output}.weight"].shape[1] + block.heads * moving + block.has_bias
 
 
 def groups(own: dict[Block, dict], moving: dict[Block, int], oversampling: int) -> list[list[Block]]:
@@ -191,7 +191,7 @@ def groups(own: dict[Block, dict], moving: dict[Block, int], oversampling: int) 
     lists, room = [], 0
     for block, tensors in own.items():
         size = unknowns(block, tensors, moving[block])
-        width = tensors[f"{block.linears[0]}.weight"].shape[1]
+        width = tensors[f"{block.inner[0]}.weight"].shape[1]
         needed = 4 * size * (size if block.kind == "attention" else oversampling * width)
         if needed > room:
             lists.append([])
@@ -229,7 +229,7 @@ def gather(
             rows = attention_rows(call, some, real, moving[block], bases)
             grams[block] = add_products(grams.get(block), rows)
         else:
-            inputs[block][number] = rows_of(call.inputs[block.linears[0]][:, some], real)
+            inputs[block][number] = rows_of(call.inputs[block.inner[0]][:, some], real)
 
     def run(batches):
         for number, positions in runtime.talk.progress(batches, "statistics"):

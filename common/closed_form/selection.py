@@ -54,7 +54,7 @@ class Reconstruction:
         count = self.block.heads or self.block.neurons
         step = 1 if self.block.heads else max(1, min(NEURONS_AT_ONCE, count // 32))
         gram, _ = self._output({})
-        out = self.block.linears[-1]
+        out = self.block.output
         size = self.own[f"{out}.weight"].shape[1] // count
         order = elimination_order(gram, joined(self.own, out), count, size, step)
         turns = torch.empty_like(order)
@@ -69,7 +69,7 @@ class Reconstruction:
 
         Args: see `criteria.Criterion.weight_mask`.
         """
-        is_output = linear == self.block.linears[-1]
+        is_output = linear == self.block.output
         weight = self.own[f"{linear}.weight"]
         within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)
         inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
@@ -91,7 +91,7 @@ class Reconstruction:
     def _output(self, keeps):
         """H and G of the output Linear, over what its inputs are once the inner Linears with masks are solved."""
         if self.block.kind == "attention":
-            return self._finite(self.gram, joined(self.own, self.block.linears[-1]).to(self.gram) @ self.gram)
+            return self._finite(self.gram, joined(self.own, self.block.output).to(self.gram) @ self.gram)
         if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
             # Whole neurons are missing at most, and their columns are not used.
             return self._finite(*self.sums.teachers_output)

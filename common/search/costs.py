@@ -84,7 +84,7 @@ def left(block, masks):
     A head is gone if all its rows of the value projection are, or its columns of the out-projection; a neuron, if its
     row in an inner Linear is, or its column in the output Linear.
     """
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     read = masks[out].any(dim=0)
     if block.kind == "attention":
         works = read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1)
@@ -95,14 +95,14 @@ def left(block, masks):
 
 def _compact(block, masks):
     """A variant's masks without the heads and neurons that are gone: {Linear: bool (out, in)}."""
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     width = masks[out].shape[1] // (block.heads or block.neurons)
     index = (left(block, masks)[:, None] * width + torch.arange(width)).flatten()
     return {linear: masks[linear][index] for linear in inner} | {out: masks[out][:, index]}
 
 
 def _parameters(block, masks):
-    own_biases = masks[block.linears[-1]].shape[0] if block.has_bias else 0  # the output Linear's, which no mask has
+    own_biases = masks[block.output].shape[0] if block.has_bias else 0  # the output Linear's, which no mask has
     return sum(int(mask.sum()) for mask in parameter_masks(block, masks).values()) + own_biases
 
 
@@ -121,7 +121,7 @@ def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[i
 
 def _entries(block):
     """The Linears that a block's tokens, and its keys, enter."""
-    query, key = block.linears[:2]
+    query, key = block.queries, block.keys
     return (query, key) if block.kind == "attention" else (query, query)
 
 
@@ -137,7 +137,7 @@ def _products(block, masks, queries, keys):
     if block.kind == "feed_forward":
         return queries * sum(sizes)
     q, k, v, out = sizes
-    width = compact[block.linears[-1]].shape[1]
+    width = compact[block.output].shape[1]
     return queries * (q + out) + keys * (k + v) + 2 * width * queries * keys  # the last: scores and context
 
 
@@ -181,7 +181,7 @@ def _smaller(model, block, indices):
     if block.kind == "attention":
         module = modeling_compact.smaller(model.get_submodule(block.root), indices.tolist()).eval()
         return lambda call: module(*call.args, **call.kwargs)
-    *inner, out = block.linears
+    inner, out = block.inner, block.output
     tensors = dict(block_tensors(model, block))
     for linear in inner:
         for name in (f"{linear}.weight", f"{linear}.bias"):

@@ -47,7 +47,7 @@ class Replaceable:
                 continue
             for linear in block.linears:
                 module = root.get_submodule(linear)
-                module.forward = self._linear(name, linear, linear == block.linears[-1], module.forward)
+                module.forward = self._linear(name, linear, linear == block.output, module.forward)
                 modules.append(module)
         try:
             yield self
