@@ -142,7 +142,7 @@ def test_another_criterion_makes_its_own_library_and_no_baseline(composability):
     assert table["criterion"] == "l1" and "reconstruction" not in done.stdout
 
 
-def test_an_experiment_ends_with_a_stages_refusal(workshop, tmp_path):
+def test_an_experiment_ends_with_a_stages_refusal(tmp_path):
     """The stage's own exit code and line, and nothing after it."""
     done = experiment_run("composability.sh", "t5", "-m", tmp_path / "none", "-o", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
@@ -354,7 +354,7 @@ def test_composed_models_that_are_finished_take_their_time(experiment):
 # --- the timeline ----------------------------------------------------------------------------------------------
 
 
-def test_the_timeline_shows_what_is_there_when(experiment, call, tmp_path):
+def test_the_timeline_shows_what_is_there_when(experiment, tmp_path):
     """Oracle: matplotlib's own artists. Without finishing, all composed models are there at once, after 26 s."""
     summarize, timeline = (load_script(f"experiments/{name}.py") for name in ("summarize", "timeline"))
     summary = summarize.summarize(experiment, "reconstruction")
@@ -376,10 +376,10 @@ def test_the_timeline_shows_what_is_there_when(experiment, call, tmp_path):
     assert {line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"} == {40.0}
 
     (tmp_path / "table.json").write_text(json.dumps(summary))
-    code, result, err = call("experiments/timeline.py", tmp_path / "table.json", "-o", tmp_path / "t.svg")
+    code, result, err = outcome(f"experiments/timeline.py {tmp_path}/table.json -o {tmp_path}/t.svg")
     assert (code, result) == (0, {"output": str(tmp_path / "t.svg")}), err
     assert (tmp_path / "t.svg").read_bytes().startswith(b"<?xml")
-    code, _, err = call("experiments/timeline.py", tmp_path / "table.json", "-o", tmp_path / "t.bmp")
+    code, _, err = outcome(f"experiments/timeline.py {tmp_path}/table.json -o {tmp_path}/t.bmp")
     assert code == 2 and "t.bmp: must end in one of .png" in err
 
 

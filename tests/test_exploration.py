@@ -24,8 +24,6 @@ from common.schemes import make_scheme, read_configurations
 from common.search import find_smallest, score_block, sizes
 from common.stats import read_seconds
 
-GRID = ("--attention", 0.25, 0.5, "--linear", 0.3, 0.7)
-
 
 # --- the order ---------------------------------------------------------------------------------------------------
 
@@ -171,11 +169,11 @@ def test_quality_is_what_the_evaluation_says(succeeds, workshop, chain, tmp_path
     (found,) = explore(succeeds, workshop, chain, tmp_path, "--drop", 100)["found"]
     n = found["configuration"]
     assert found["good_enough"] and n == int(np.argmin(fractions(chain, chain / "tuned")))
-    evaluated = succeeds("evaluate-t5.py", "-m", chain / f"composed-{n}", "--split", "validation")
+    evaluated = run(f"evaluate-t5.py -m {chain}/composed-{n} --split validation")
     assert found["quality"] == evaluated["bleu"]
 
 
-def test_a_classifiers_quality_is_its_accuracy(succeeds, workshop):
+def test_a_classifiers_quality_is_its_accuracy(workshop):
     from common.inputs import open_study
 
     args = (
@@ -186,7 +184,7 @@ def test_a_classifiers_quality_is_its_accuracy(succeeds, workshop):
     opened = open_study(args, args.model[0])
     examples = opened.split(args, "validation")
     found = evaluation.quality(opened.loaded.model, opened.tokenizer, examples, opened.runtime, max_new_tokens=1)
-    assert found == succeeds("evaluate-distilbert.py", "-m", args.model[0], "--split", "validation")["accuracy"]
+    assert found == run(f"evaluate-distilbert.py -m {args.model[0]} --split validation")["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +239,7 @@ def explored(workshop, tmp_path_factory):
     return run, out, done.stdout
 
 
-def test_explore_ends_with_the_smallest_model_and_its_table(explored, succeeds):
+def test_explore_ends_with_the_smallest_model_and_its_table(explored):
     """Oracles: numpy for the size, the evaluation script for the qualities, and the model's own parameters."""
     _, out, printed = explored
     table = read_json(out / "table.json")
@@ -250,7 +248,7 @@ def test_explore_ends_with_the_smallest_model_and_its_table(explored, succeeds):
     assert (table["good_enough"], table["fine_tuned"], table["looked_at"], table["measured"]) == (True, False, 1, 1)
     assert not (out / "smallest.csv").exists() and table["seconds"]["finishing"] == 0
     for split in ("validation", "test"):
-        evaluated = succeeds("evaluate-t5.py", "-m", out / "smallest", "--split", split, "--batch-size", 8)
+        evaluated = run(f"evaluate-t5.py -m {out}/smallest --split {split} --batch-size 8")
         assert evaluated["bleu"] == table["quality"]["smallest"][split]
     scheme = make_scheme(read_configurations(out / "conf.json"))
     variants = scheme.configs[table["configuration"]]

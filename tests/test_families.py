@@ -303,9 +303,9 @@ def test_an_input_of_a_deberta_may_be_longer_than_its_positions(tmp_path):
     assert loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
 
 
-def test_albert_is_refused_with_the_reason(call, tmp_path):
+def test_albert_is_refused_with_the_reason(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(transformers.AlbertConfig().to_dict()))
-    code, _, err = call("config_generator.py", "-m", tmp_path, "--attention", 0.5, "--linear", 0, "-n", 1)
+    code, _, err = outcome(f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1")
     assert code == 2 and "model type 'albert' is not supported: all of its layers share one block's parameters" in err
 
 
@@ -473,9 +473,9 @@ def library_of(model_of, tmp_path, succeeds, monkeypatch):
         monkeypatch.chdir(tmp_path)
         rates = ("--attention", 0.25, 0.5, "--linear", 0, 0.3, "--feed-forward", 0.25, 0.5)
         succeeds("config_generator.py", *rates, "-n", 2)
-        succeeds("prune_scheme_generator.py")
-        succeeds("prune.py")
-        succeeds("block-level_finetuning.py", "--batch-size", 8, "--lr", 0.001)
+        run("prune_scheme_generator.py")
+        run("prune.py")
+        run("block-level_finetuning.py --batch-size 8 --lr 0.001")
         return model
 
     return make
@@ -501,7 +501,7 @@ def toy_family(monkeypatch):
         monkeypatch.setattr(modeling_compact, name, made, raising=False)
 
 
-def test_the_recipe_for_a_family_followed_literally(toy_family, library_of, succeeds):
+def test_the_recipe_for_a_family_followed_literally(toy_family, library_of):
     """Oracle: the masked model, for the compact one; the error before, for the closed form and the gradients."""
     library_of("toy")
     assert {block.name: block.linears for block in find_blocks(build_model("toy")).values()} == {
@@ -513,8 +513,8 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, library_of, succ
     record = read_json(Path("modules-finetuned/record.json"))
     assert len(record["variants"]) == 8
     assert all(each["nmse_after"] < each["nmse_before"] for each in record["variants"].values())
-    succeeds("compose_model.py", "-n", 0, 1, "-o", "composed-{n}")
-    compact = succeeds("compose_model.py", "-n", 0, 1, "-o", "compact-{n}", "--compact")["models"]
+    run(f"compose_model.py -n 0 1 -o composed-{{n}}")
+    compact = run(f"compose_model.py -n 0 1 -o compact-{{n}} --compact")["models"]
     for n in (0, 1):
         torch.testing.assert_close(
             logits(f"compact-{n}", "bert"), logits(f"composed-{n}", "bert"), rtol=1e-5, atol=1e-5
@@ -527,8 +527,8 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, library_of, succ
         small, batch = make_compact(model, {})[0], padded_batch("bert")
         torch.testing.assert_close(small(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-5)
     assert list(find_blocks(small)) == ["toy.layers.0.feed_forward", "toy.layers.1.mixer"]
-    succeeds("model-level_finetuning.py", "-n", 0, "--epochs", 1, "--batch-size", 8)
-    assert 0 <= succeeds("evaluate-distilbert.py", "-m", "model-finetuned/0", "compact-1")["models"][1]["accuracy"] <= 1
+    run("model-level_finetuning.py -n 0 --epochs 1 --batch-size 8")
+    assert 0 <= run("evaluate-distilbert.py -m model-finetuned/0 compact-1")["models"][1]["accuracy"] <= 1
 
 
 def test_the_two_tables_of_layouts_agree():

@@ -343,12 +343,12 @@ def read_json(path):
 def make_scheme(folder, model, *rates):
     """conf.json and conf_prune.json in a folder: their contents."""
     result_of("config_generator.py", "-m", model, "-o", folder / "conf.json", *rates)
-    result_of("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
+    run(f"prune_scheme_generator.py -i {folder}/conf.json -o {folder}/conf_prune.json")
     return read_json(folder / "conf.json"), read_json(folder / "conf_prune.json")
 
 
 def prune_library(folder, model):
-    return result_of("prune.py", "-m", model, "-c", folder / "conf_prune.json", "-o", folder / "pruned")
+    return run(f"prune.py -m {model} -c {folder}/conf_prune.json -o {folder}/pruned")
 
 
 @pytest.mark.parametrize("kind", LINEARS)
@@ -392,15 +392,13 @@ def test_a_wrong_number_of_rates_is_refused(call, workshop, tmp_path, rates):
 
 
 @pytest.mark.parametrize("rate, refused", [(0.99, True), (0.979167, False)])
-def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(
-    call, workshop, tmp_path, rate, refused
-):
+def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(workshop, tmp_path, rate, refused):
     """By hand: 0.99 of 48 rounds to 48; 47 of 48 are 0.979167. The rate stands in a conf.json edited by hand."""
     make_scheme(tmp_path, workshop / "model" / "t5", "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
     edited = edited_json(
         tmp_path / "conf.json", tmp_path / "edited.json", lambda content: content["configs"][0].update({T5_FF[2]: rate})
     )
-    code, result, err = call("prune_scheme_generator.py", "-i", edited, "-o", tmp_path / "scheme.json")
+    code, result, err = outcome(f"prune_scheme_generator.py -i {edited} -o {tmp_path}/scheme.json")
     if refused:
         assert (code, result) == (2, None) and is_one_line(err), err
         assert (
@@ -413,7 +411,7 @@ def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(
         assert read_json(tmp_path / "scheme.json")["configs"][0][T5_FF[2]] == "neurons-47"
 
 
-def test_more_neurons_than_the_model_has_are_refused(call, workshop, tmp_path):
+def test_more_neurons_than_the_model_has_are_refused(workshop, tmp_path):
     """By hand: half of 98 neurons is one more than the 48 that there are."""
     model = workshop / "model" / "t5"
     make_scheme(tmp_path, model, "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
@@ -422,8 +420,8 @@ def test_more_neurons_than_the_model_has_are_refused(call, workshop, tmp_path):
         tmp_path / "edited.json",
         lambda content: content["modules"][T5_FF[1]].update(neurons=98),
     )
-    result_of("prune_scheme_generator.py", "-i", tmp_path / "edited.json", "-o", tmp_path / "scheme.json")
-    code, result, err = call("prune.py", "-m", model, "-c", tmp_path / "scheme.json", "-o", tmp_path / "pruned")
+    run(f"prune_scheme_generator.py -i {tmp_path}/edited.json -o {tmp_path}/scheme.json")
+    code, result, err = outcome(f"prune.py -m {model} -c {tmp_path}/scheme.json -o {tmp_path}/pruned")
     assert (code, result) == (2, None) and is_one_line(err), err
     assert T5_FF[1] in err and "does not fit the model" in err and not (tmp_path / "pruned").exists()
 
@@ -485,7 +483,7 @@ def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_th
     assert (scheme["blocks"], scheme["configs"]) == (plain["blocks"], plain["configs"])
     assert [each["feed_forward"] for each in scheme["requested"]] == [0, 0.01]
     assert prune_library(tmp_path, model)["pruned"] == 10
-    again = result_of("prune.py", "-m", model, "-c", tmp_path / "with" / "conf_prune.json", "-o", tmp_path / "pruned")
+    again = run(f"prune.py -m {model} -c {tmp_path}/with/conf_prune.json -o {tmp_path}/pruned")
     assert (again["pruned"], again["skipped"]) == (0, 10)
     assert [each["feed_forward"] for each in again["configurations"]] == [
         {"requested": 0, "measured": 0},
@@ -532,60 +530,18 @@ def line(request, workshop, tmp_path_factory):
     folder, model = tmp_path_factory.mktemp(f"neurons-{kind}"), workshop / "model" / kind
     make_scheme(folder, model, "--attention", 0.25, 0.25, "--linear", 0.3, 0.3, "--feed-forward", 0.5, 0.53125, "-n", 2)
     pruned = prune_library(folder, model)
-    result_of(
-        "block-level_finetuning.py",
-        "-m",
-        model,
-        "-p",
-        folder / "pruned",
-        "-o",
-        folder / "tuned",
-        "--stats",
-        folder / "blocks.csv",
-        "--method",
-        "both",
-        "--calibration",
-        16,
-        "--epochs",
-        1,
-        "--batch-size",
-        8,
+    run(
+        f"block-level_finetuning.py -m {model} -p {folder}/pruned -o {folder}/tuned --stats "
+        f"{folder}/blocks.csv --method both --calibration 16 --epochs 1 --batch-size 8"
     )
     for n in range(2):
-        result_of(
-            "compose_model.py",
-            "-m",
-            model,
-            "-p",
-            folder / "tuned",
-            "-c",
-            folder / "conf.json",
-            "-n",
-            n,
-            "-o",
-            folder / f"compact-{n}",
-            "--compact",
+        run(
+            f"compose_model.py -m {model} -p {folder}/tuned -c {folder}/conf.json -n {n} -o "
+            f"{folder}/compact-{n} --compact"
         )
-    result_of(
-        "model-level_finetuning.py",
-        "-m",
-        model,
-        "-p",
-        folder / "pruned",
-        "-c",
-        folder / "conf.json",
-        "-n",
-        0,
-        "-o",
-        folder / "baseline.pth",
-        "--stats",
-        folder / "baseline.csv",
-        "--epochs",
-        8,
-        "--batch-size",
-        8,
-        "--lr",
-        3e-3,
+    run(
+        f"model-level_finetuning.py -m {model} -p {folder}/pruned -c {folder}/conf.json -n 0 -o "
+        f"{folder}/baseline.pth --stats {folder}/baseline.csv --epochs 8 --batch-size 8 --lr 0.003"
     )
     return kind, model, folder, pruned
 

@@ -3,6 +3,7 @@
 The oracles are plain copies of models: composed by `composition.compose`, trained by the whole model's own objective.
 """
 
+import contextlib
 import csv
 import json
 import shutil
@@ -21,13 +22,15 @@ from helpers import (
     build_model,
     edited_json,
     examples,
-    is_one_line,
+    fails,
     loss_per_token,
+    outcome,
     padded_batch,
     pairs_of,
     rate,
     read_json,
     recipe,
+    run,
     touched,
 )
 
@@ -43,7 +46,10 @@ from common.schemes import DENSE, Pair
 from common.training import Learner, ModelObjective, fit, steps_of
 
 RECIPE = recipe(epochs=1)
-JOINT = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 1, "--calibration", 24)
+JOINT = (
+    "block-level_finetuning.py --method joint --stats joint.csv --epochs 2 --batch-size 8 --lr 0.01 --rest-rate 1 "
+    "--calibration 24"
+)
 
 
 def variants_of(model, names=("a",)):
@@ -225,17 +231,15 @@ def test_every_variant_is_drawn_once_before_any_is_drawn_again():
 
 
 def test_new_variants_among_many_old_ones_are_drawn_half_of_the_time_at_least():
-    old, new = [Pair("x", str(n)) for n in range(9)], [Pair("x", "new")]
-    draws = Draws(new, old + new, seed=0)
-    share = sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
-    assert share == 1  # a step without any new variant would train nothing
-    draws = Draws([*new, Pair("y", "new")], [*old, *new, Pair("y", "new")], seed=0)
-    share = sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
-    assert share == pytest.approx(NEW_SHARE, abs=0.05)
-    nine = [*old, Pair("y", "new")]  # nine new variants and an old one
-    draws = Draws(nine, nine + new, seed=0)
-    share = sum(draws.choice(step)["x"] != "new" for step in range(2000)) / 2000
-    assert share == pytest.approx(0.9, abs=0.05)
+    old, new, other = [Pair("x", str(n)) for n in range(9)], Pair("x", "new"), Pair("y", "new")
+
+    def share(those_new, all_of_them):
+        draws = Draws(those_new, all_of_them, seed=0)
+        return sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
+
+    assert share([new], [*old, new]) == 1  # a step without any new variant would train nothing
+    assert share([new, other], [*old, new, other]) == pytest.approx(NEW_SHARE, abs=0.05)
+    assert share([*old, other], [*old, other, new]) == pytest.approx(0.1, abs=0.05)  # nine new variants and an old one
 
 
 PAIRS = [*(Pair("x", name) for name in "abc"), *(Pair("y", name) for name in "def")]
@@ -266,22 +270,17 @@ def test_quality_is_measured_with_what_is_new():
 
 
 @pytest.fixture(scope="module")
-def joint(workshop, chain, tmp_path_factory):
+def joint(t5, chain, tmp_path_factory):
     """The folder of a joint library of the chain's variants, and its stats."""
-    from helpers import load_script
-
     folder = tmp_path_factory.mktemp("joint")
-    assert (
-        load_script("block-level_finetuning.py").main([*map(str, arguments(workshop, chain, folder)), "--quiet"]) == 0
-    )
+    with contextlib.chdir(folder):
+        run(tuning(t5, chain))
     return folder
 
 
-def arguments(workshop, chain, folder, pruned=None, conf=None):
-    return (
-        *("-m", workshop / "model" / "t5", "-p", pruned or chain / "pruned", "-o", folder / "library"),
-        *("-c", conf or chain / "conf.json", "--stats", folder / "joint.csv", *JOINT),
-    )
+def tuning(t5, folder, conf="-c {}/conf.json"):
+    """The command that tunes the pruned library of a folder, for the configurations there; writes where it runs."""
+    return f"{JOINT} -m {t5} -p {folder}/pruned -o library {conf.format(folder)}"
 
 
 def rows_of(path):
@@ -293,7 +292,7 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
 
 
-def test_the_library_and_its_stats(joint, chain, workshop):
+def test_the_library_and_its_stats(joint, chain):
     record = read_json(joint / "library" / "record.json")
     assert record["stage"] == "tuned-together" and record["rest"]["file"] == "rest.npy"
     assert record["variants"].keys() == read_json(chain / "pruned" / "record.json")["variants"].keys()
@@ -313,50 +312,46 @@ def test_the_library_and_its_stats(joint, chain, workshop):
     assert {row["epoch"] for row in rows_of(joint / "joint-blocks.csv")} == {"0", "1"}  # of the closed form
 
 
-@pytest.mark.parametrize("nth", [0, 1])
-def test_a_composed_model_has_the_loss_that_the_stats_say(succeeds, joint, chain, workshop, tmp_path, tokenizer, nth):
-    """Oracle: transformers' own loss, one pair of sentences at a time, of the model that compose_model.py writes."""
-    succeeds(
-        "compose_model.py",
-        *("-m", workshop / "model" / "t5", "-p", joint / "library", "-c", chain / "conf.json"),
-        *("-n", nth, "-o", tmp_path / "composed"),
-    )
-    model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "composed").eval()
-    found = [row for row in rows_of(joint / "joint-compositions.csv") if row["composition"] == f"configuration {nth}"]
+def best_loss(joint, nth):
+    """Of a configuration, in the epoch whose weights are kept."""
     best = min(rows_of(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
-    (expected,) = [float(row["val_loss"]) for row in found if row["epoch"] == best]
-    assert loss_per_token(model, tokenizer, pairs_of(workshop, "val")) == pytest.approx(expected, rel=1e-4)
-    rest, record = np.load(joint / "library" / "rest.npy"), read_json(tmp_path / "composed" / "record.json")
+    (loss,) = (
+        float(row["val_loss"])
+        for row in rows_of(joint / "joint-compositions.csv")
+        if (row["composition"], row["epoch"]) == (f"configuration {nth}", best)
+    )
+    return loss
+
+
+def test_a_composed_model_has_the_loss_that_the_stats_say(t5, joint, chain, workshop, here, tokenizer):
+    """Oracle: transformers' own loss, one pair of sentences at a time, of the model that compose_model.py writes."""
+    run(f"compose_model.py -m {t5} -p {joint}/library -c {chain}/conf.json -n 1 -o composed")
+    model = transformers.T5ForConditionalGeneration.from_pretrained("composed").eval()
+    assert loss_per_token(model, tokenizer, pairs_of(workshop, "val")) == pytest.approx(best_loss(joint, 1), rel=1e-4)
+    rest, record = np.load(joint / "library" / "rest.npy"), read_json(here / "composed" / "record.json")
     own = dict(model.named_parameters())
     assert all(np.array_equal(own[name].detach().numpy(), rest[name]) for name in rest.dtype.names)
     assert record["library_stage"] == "tuned-together"
     assert record["made_from"]["variants"]["rest"] == read_json(joint / "library" / "record.json")["rest"]["key"]
 
 
-def test_a_rerun_makes_nothing_and_a_damaged_rest_has_all_made_again(succeeds, call, joint, chain, workshop, tmp_path):
-    folder = shutil.copytree(joint, tmp_path / "copy")
-    flags, before = arguments(workshop, chain, folder), touched(folder)
-    assert succeeds("block-level_finetuning.py", *flags)["fine_tuned"] == 0
-    assert touched(folder) == before
-    rest = folder / "library" / "rest.npy"
+def test_a_rerun_makes_nothing_and_a_damaged_rest_has_all_made_again(t5, joint, chain, here):
+    shutil.copytree(joint, here, dirs_exist_ok=True)
+    before = touched(here)
+    assert run(tuning(t5, chain))["fine_tuned"] == 0 and touched(here) == before
+    rest = here / "library" / "rest.npy"
     rest.write_bytes(rest.read_bytes()[:-1])
-    composing = ("-m", workshop / "model" / "t5", "-p", folder / "library", "-c", chain / "conf.json", "-n", 0)
-    code, _, err = call("compose_model.py", *composing, "-o", tmp_path / "composed")
-    assert code == 2 and is_one_line(err) and "rest.npy: is not the file that was written" in err
-    assert not (tmp_path / "composed").exists()
-    result = succeeds("block-level_finetuning.py", *flags)
+    err = fails(f"compose_model.py -m {t5} -p library -c {chain}/conf.json -n 0 -o composed")
+    assert "rest.npy: is not the file that was written" in err and not (here / "composed").exists()
+    result = run(tuning(t5, chain))
     assert (result["fine_tuned"], result["rest"]) == (26, "trained")
-    assert bytes_of(folder / "library") == bytes_of(joint / "library")
+    assert bytes_of(here / "library") == bytes_of(joint / "library")
 
 
 @pytest.mark.parametrize(
-    "target, name, when",
-    [(training.Learner, "step", 9), (Checkpoint, "save", 1), (Checkpoint, "save", 2), (Library, "_write_variant", 3)],
-    ids=["training", "first epoch saved", "last epoch saved", "writing"],
+    "target, name, when", [(training.Learner, "step", 9), (Library, "_write_variant", 3)], ids=["training", "writing"]
 )
-def test_an_interrupted_run_goes_on_to_the_same_files(
-    call, workshop, chain, joint, tmp_path, monkeypatch, target, name, when
-):
+def test_an_interrupted_run_goes_on_to_the_same_files(t5, chain, joint, here, monkeypatch, target, name, when):
     """Oracle: the run that nothing disturbed. Steps: 6 an epoch."""
     calls, original = Counter(), getattr(target, name)
 
@@ -367,182 +362,143 @@ def test_an_interrupted_run_goes_on_to_the_same_files(
             raise KeyboardInterrupt
         return result
 
-    flags = arguments(workshop, chain, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(target, name, stop)
-        code, result, _ = call("block-level_finetuning.py", *flags)
+        code, result, _ = outcome(tuning(t5, chain))
     assert (code, result) == (130, None)
-    assert not read_json(tmp_path / "library" / "record.json")["variants"]
-    code, result, err = call("block-level_finetuning.py", *flags)
+    assert not read_json(here / "library" / "record.json")["variants"]
+    code, result, err = outcome(tuning(t5, chain))
     assert code == 0 and "resuming after epoch" in err and result["fine_tuned"] == 26
-    assert bytes_of(tmp_path / "library") == bytes_of(joint / "library")
+    assert bytes_of(here / "library") == bytes_of(joint / "library")
     for stats in ("joint.csv", "joint-compositions.csv", "joint-blocks.csv"):
         columns = ("epoch", "train_loss", "val_loss", "composition", "block", "variant")
         left, right = (
             [{key: cell for key, cell in row.items() if key in columns} for row in rows_of(folder / stats)]
-            for folder in (tmp_path, joint)
+            for folder in (here, joint)
         )
         assert left == right, stats
 
 
 @pytest.fixture
-def grown(workshop, chain, joint, tmp_path, succeeds):
-    """A copy of the joint library, and a pruned one with further variants of a block."""
-    shutil.copytree(joint, tmp_path, dirs_exist_ok=True)
-    shutil.copytree(chain / "pruned", tmp_path / "pruned")
-    edited_json(chain / "conf.json", tmp_path / "conf.json", rate(0.6))
-    succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "scheme.json")
-    pruning = ("-m", workshop / "model" / "t5", "-c", tmp_path / "scheme.json", "-o", tmp_path / "pruned")
-    assert succeeds("prune.py", *pruning)["pruned"] == 1
-    return tmp_path
+def grown(t5, chain, joint, here):
+    """A copy of the joint library, the working folder, and a pruned one with a further variant of a block."""
+    shutil.copytree(joint, here, dirs_exist_ok=True)
+    shutil.copytree(chain / "pruned", "pruned")
+    edited_json(chain / "conf.json", here / "conf.json", rate(0.6))
+    run("prune_scheme_generator.py")
+    assert run(f"prune.py -m {t5} -o pruned")["pruned"] == 1
+    return here
 
 
-def test_only_new_variants_are_trained_among_those_that_are_there(succeeds, workshop, chain, joint, grown):
-    flags = arguments(workshop, chain, grown, grown / "pruned", grown / "conf.json")
-    result = succeeds("block-level_finetuning.py", *flags)
+def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, grown):
+    """Unless all are asked for, which is a run from the beginning."""
+    result = run(tuning(t5, grown))
     assert (result["fine_tuned"], result["skipped"], result["rest"]) == (1, 26, "kept")
     old, new = bytes_of(joint / "library"), bytes_of(grown / "library")
     assert {name: new[name] for name in old} == old
-    ((added, content),) = {name: new[name] for name in new if name not in old}.items()
+    (added,) = new.keys() - old.keys()
     assert added.startswith(FEED_FORWARD)
     trained, pruned = np.load(grown / "library" / added), np.load(grown / "pruned" / added)
     assert not np.array_equal(trained["wi.weight"], pruned["wi.weight"])
     assert not trained["wi.weight"][~trained["wi.keep"]].any()
-    again = succeeds("block-level_finetuning.py", *flags)
+    again = run(tuning(t5, grown))
     assert (again["fine_tuned"], again["skipped"]) == (0, 27)
-    together = ("block-level_finetuning.py", *flags, "--together")
-    assert succeeds(*together)["fine_tuned"] == 27
-    assert not any(content == old[name] for name, content in bytes_of(grown / "library").items() if name in old)
-    assert succeeds(*together)["fine_tuned"] == 0
+    together = f"{tuning(t5, grown)} --together"
+    assert run(together)["fine_tuned"] == 27
+    together_made = bytes_of(grown / "library")
+    assert not any(together_made[name] == content for name, content in old.items())
+    assert run(together)["fine_tuned"] == 0
+    shutil.rmtree("library")
+    run(tuning(t5, grown))
+    assert bytes_of(grown / "library") == together_made
 
 
-def test_a_new_variant_of_a_late_configuration_is_trained(succeeds, workshop, chain, grown):
+def test_a_new_variant_of_a_late_configuration_is_trained(t5, chain, joint, grown):
     """Only the tenth configuration has it: were the first eight measured, no epoch would ever be better."""
     conf = read_json(grown / "conf.json")
     old, new = read_json(chain / "conf.json")["configs"], conf["configs"]
     changed = next(config for config in new if config not in old)
     conf["configs"] = [old[0]] * 9 + [changed]
     (grown / "conf.json").write_text(json.dumps(conf))
-    flags = arguments(workshop, chain, grown, grown / "pruned", grown / "conf.json")
-    result = succeeds("block-level_finetuning.py", *flags)
+    result = run(tuning(t5, grown))
     assert result["fine_tuned"] == 1 and result["best_epoch"] > 0 and "configuration 9" in result["compositions"]
-    (added,) = set(bytes_of(grown / "library")) - set(bytes_of(chain / "tuned")) - {"rest.npy"}
+    (added,) = bytes_of(grown / "library").keys() - bytes_of(joint / "library").keys()
     trained, pruned = np.load(grown / "library" / added), np.load(grown / "pruned" / added)
     assert not np.array_equal(trained["wi.weight"], pruned["wi.weight"])
 
 
-def test_all_together_is_a_run_from_the_beginning(succeeds, workshop, chain, grown):
-    shutil.copytree(grown / "pruned", grown / "fresh" / "pruned")
-    flags = [
-        arguments(workshop, chain, folder, grown / "pruned", grown / "conf.json") for folder in (grown, grown / "fresh")
-    ]
-    succeeds("block-level_finetuning.py", *flags[0], "--together")
-    succeeds("block-level_finetuning.py", *flags[1])
-    assert bytes_of(grown / "library") == bytes_of(grown / "fresh" / "library")
+def test_other_settings_need_another_folder_or_overwrite(t5, chain, joint, here):
+    shutil.copytree(joint / "library", "library")
+    assert "seed: 0 there, 1 asked for" in fails(f"{tuning(t5, chain)} --seed 1")
+    assert run(f"{tuning(t5, chain)} --seed 1 --overwrite --epochs 0")["fine_tuned"] == 26
 
 
-def test_other_settings_need_another_folder_or_overwrite(call, succeeds, workshop, chain, grown):
-    flags = (*arguments(workshop, chain, grown), "--seed", 1)
-    code, _, err = call("block-level_finetuning.py", *flags)
-    assert code == 2 and is_one_line(err) and "seed: 0 there, 1 asked for" in err
-    assert succeeds("block-level_finetuning.py", *flags, "--overwrite")["fine_tuned"] == 26
-
-
-def test_a_rest_that_is_left_alone_is_in_no_library(succeeds, workshop, chain, tmp_path):
-    result = succeeds("block-level_finetuning.py", *arguments(workshop, chain, tmp_path), "--rest-rate", 0)
+def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
+    """And without configurations, quality is measured on drawn ones."""
+    result = run(f"{tuning(t5, chain, conf='')} --rest-rate 0")
     assert result["rest"] == "kept" and result["val_loss"] < result["val_loss_before"]
-    assert "rest" not in read_json(tmp_path / "library" / "record.json")
-    assert not (tmp_path / "library" / "rest.npy").exists()
-
-
-def test_without_configurations_quality_is_measured_on_drawn_ones(succeeds, workshop, chain, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = [*arguments(workshop, chain, tmp_path)]
-    at = flags.index("-c")
-    del flags[at : at + 2]
-    result = succeeds("block-level_finetuning.py", *flags)
+    assert "rest" not in read_json(here / "library" / "record.json") and not (here / "library" / "rest.npy").exists()
     assert list(result["compositions"]) == [f"drawn {n}" for n in range(COMPOSITIONS)]
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (("--method", "train", "--rest-rate", 1), "--rest-rate: goes with --method joint"),
-        (("--method", "both", "--together"), "--together: goes with --method joint"),
-        (("--method", "train", "--accumulate", 2), "--accumulate: goes with --method joint"),
-        (("--method", "reconstruct", "--distill", 0.5), "--distill: goes with --method joint"),
-        (("--method", "train", "-c", "conf.json"), "--configurations: goes with --method joint"),
-        (("-c", "absent.json"), "absent.json"),
+        ("--method train --rest-rate 1", "--rest-rate: goes with --method joint"),
+        ("--method both --together", "--together: goes with --method joint"),
+        ("--method reconstruct --distill 0.5", "--distill: goes with --method joint"),
+        ("--method train -c conf.json", "--configurations: goes with --method joint"),
+        ("-c absent.json", "absent.json"),
     ],
 )
-def test_flags_of_joint_fine_tuning_need_it(call, workshop, chain, tmp_path, flags, words):
-    common = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-o", tmp_path / "library")
-    code, _, err = call("block-level_finetuning.py", *common, *flags)
-    assert code == 2 and is_one_line(err) and words in err
-    assert not list((tmp_path / "library").glob("*.npy"))
+def test_flags_of_joint_fine_tuning_need_it(t5, chain, here, flags, words):
+    assert words in fails(f"block-level_finetuning.py -m {t5} -p {chain}/pruned -o library {flags}")
+    assert not list(here.rglob("*.npy"))
 
 
-def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(call, workshop, chain, tmp_path):
-    shutil.copytree(chain / "tuned", tmp_path / "library")
-    code, _, err = call("block-level_finetuning.py", *arguments(workshop, chain, tmp_path))
-    assert code == 2 and is_one_line(err) and "is a fine-tuned library where a tuned-together one belongs" in err
+def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(t5, chain, here):
+    shutil.copytree(chain / "tuned", "library")
+    assert "is a fine-tuned library where a tuned-together one belongs" in fails(tuning(t5, chain))
 
 
-def test_a_start_that_is_worse_leaves_the_pruned_weights(succeeds, workshop, chain, tmp_path, monkeypatch):
+def test_a_start_that_is_worse_leaves_the_pruned_weights(t5, chain, here, monkeypatch):
     """No epochs, and a closed form that makes composed models worse, as their validation says here."""
     losses, validate = iter([1.0, 2.0]), training.validate
     monkeypatch.setattr(training, "validate", lambda *args: validate(*args)._replace(losses={"library": next(losses)}))
-    result = succeeds("block-level_finetuning.py", *arguments(workshop, chain, tmp_path), "--epochs", 0)
+    result = run(f"{tuning(t5, chain)} --epochs 0")
     assert (result["best_epoch"], result["val_loss"]) == (0, 1.0)
-    paths = list((tmp_path / "library").glob("*_*.npy"))
+    paths = list((here / "library").glob("*_*.npy"))
     assert paths
     for path in paths:
         tuned, pruned = np.load(path), np.load(chain / "pruned" / path.name)
         assert all(np.array_equal(tuned[name], pruned[name]) for name in tuned.dtype.names), path.name
 
 
-def test_a_model_is_fine_tuned_from_there(succeeds, workshop, chain, joint, tmp_path):
-    result = succeeds(
-        "model-level_finetuning.py",
-        *("-m", workshop / "model" / "t5", "-p", joint / "library", "-c", chain / "conf.json", "-n", 0),
-        *("-o", tmp_path / "tuned", "--compact", "--epochs", 1, "--batch-size", 8),
+def test_a_model_is_fine_tuned_from_there(t5, chain, joint, here):
+    result = run(
+        f"model-level_finetuning.py -m {t5} -p {joint}/library -c {chain}/conf.json -n 0 -o tuned --compact "
+        "--epochs 1 --batch-size 8"
     )
-    best = min(rows_of(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
-    (expected,) = [
-        float(row["val_loss"])
-        for row in rows_of(joint / "joint-compositions.csv")
-        if (row["composition"], row["epoch"]) == ("configuration 0", best)
-    ]
-    assert result["val_loss_before"] == pytest.approx(expected, rel=1e-5)
+    assert result["val_loss_before"] == pytest.approx(best_loss(joint, 0), rel=1e-5)
 
 
-def test_model_level_takes_a_rate_of_the_rest_too(succeeds, workshop, chain, tmp_path):
+def test_model_level_takes_a_rate_of_the_rest_too(t5, chain, here):
     """At 0 it stays as it is. Oracle: the files of the original and of the composed model."""
-    common = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
-    flags = ("--epochs", 1, "--batch-size", 8, "--lr", 0.01, "--rest-rate", 0)
-    succeeds("model-level_finetuning.py", *common, "-o", tmp_path / "tuned", *flags)
-    succeeds("compose_model.py", *common, "-o", tmp_path / "composed")
-    tuned, composed = (
-        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("tuned", "composed")
-    )
+    common = f"-m {t5} -p {chain}/pruned -c {chain}/conf.json -n 0"
+    run(f"model-level_finetuning.py {common} -o tuned --epochs 1 --batch-size 8 --lr 0.01 --rest-rate 0")
+    run(f"compose_model.py {common} -o composed")
+    tuned, composed = (safetensors.torch.load_file(f"{name}/model.safetensors") for name in ("tuned", "composed"))
     rest = {name for name in composed if "shared" in name or "layer_norm" in name or "relative_attention" in name}
     assert {name for name in composed if torch.equal(tuned[name], composed[name])} == rest
 
 
-def test_a_search_scores_and_composes_with_the_rest(succeeds, workshop, chain, joint, tmp_path, teacher, tokenizer):
+def test_a_search_scores_and_composes_with_the_rest(workshop, t5, chain, joint, here, teacher, tokenizer):
     """Oracle: the losses of the original and of the model that compose_model.py makes of what was found."""
-    library = shutil.copytree(joint / "library", tmp_path / "library")
-    result = succeeds(
-        "config_generator.py",
-        *("-m", workshop / "model" / "t5", "--search", library, "-c", chain / "conf.json", "--budget", 0.7),
-        *("-o", tmp_path / "found.json", "--score-examples", 99, "--report", tmp_path / "report.json"),
-    )
-    succeeds(
-        "compose_model.py",
-        *("-m", workshop / "model" / "t5", "-p", library, "-c", tmp_path / "found.json", "-n", 0),
-        *("-o", tmp_path / "composed"),
-    )
-    model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "composed").eval()
+    shutil.copytree(joint / "library", "library")
+    searching = f"--search library -c {chain}/conf.json --budget 0.7 --score-examples 99 --rounds 0"
+    result = run(f"config_generator.py -m {t5} {searching} -o found.json --report report.json")
+    run(f"compose_model.py -m {t5} -p library -c found.json -n 0 -o composed")
+    model = transformers.T5ForConditionalGeneration.from_pretrained("composed").eval()
     pairs = pairs_of(workshop, "val")
     assert result["found"][0]["loss"] == pytest.approx(loss_per_token(model, tokenizer, pairs), rel=1e-4)
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(teacher, tokenizer, pairs), rel=1e-4)
@@ -555,9 +511,9 @@ def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
     library.check_rest({"embedding": torch.empty(2**16, 2**12, device="meta")})
 
 
-def test_the_losses_of_composed_models_are_drawn(succeeds, joint, tmp_path):
+def test_the_losses_of_composed_models_are_drawn(joint, here):
     """The median is the curve. Oracle: the CSV, by hand."""
-    result = succeeds("plot_loss.py", joint / "joint-compositions.csv", "-o", tmp_path / "loss.svg")
+    result = run(f"plot_loss.py {joint}/joint-compositions.csv -o loss.svg")
     by_epoch = {}
     for row in rows_of(joint / "joint-compositions.csv"):
         by_epoch.setdefault(row["epoch"], []).append(float(row["val_loss"]))

@@ -212,7 +212,7 @@ def test_joint_fine_tuning_in_pieces_is_the_same(kind, old, precision):
     assert loss == other_loss and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
 
 
-def test_a_model_fine_tuned_so_is_the_same_file_and_need_not_be_made_again(succeeds, call, workshop, chain, tmp_path):
+def test_a_model_fine_tuned_so_is_the_same_file_and_need_not_be_made_again(succeeds, workshop, chain, tmp_path):
     flags = ["-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 1]
     flags += ["--epochs", 1, "--batch-size", 8, "--dropout"]
     left, right = tmp_path / "left", tmp_path / "right"

@@ -39,8 +39,8 @@ def test_the_readmes_hand_made_configuration_goes_on(folder, succeeds, more):
     succeeds("config_generator.py", "--attention", 0.25, "--linear", 0.3, "-n", 1, *more)
     (code,) = snippets(section("README.md", "Your own configuration"))
     exec(code, {})
-    succeeds("prune_scheme_generator.py")
-    result = succeeds("prune.py")["configurations"]
+    run("prune_scheme_generator.py")
+    result = run("prune.py")["configurations"]
     assert len(result) == 2 and result[1]["attention"]["measured"] == pytest.approx(2 / 3 / 2)
     assert set(read_json(folder / "conf.json")["configs"][1]) >= {"decoder.block.0.layer.0.SelfAttention"}
 
@@ -61,7 +61,7 @@ def test_the_search_by_hand_runs_as_it_stands(folder, succeeds):
     for script, arguments in commands(section("docs/search.md", "By hand")):
         result = succeeds(script, *arguments)
     assert [each["fraction"] <= budget for each, budget in zip(result["found"], (0.5, 0.4))] == [True, True]
-    succeeds("compose_model.py", "-p", "library", "-c", "conf.json", "-n", 0)
+    run("compose_model.py -p library -c conf.json -n 0")
 
 
 def test_links_between_the_documents_lead_somewhere():

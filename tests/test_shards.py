@@ -46,8 +46,8 @@ def test_a_search_finds_what_shards_have_scored(succeeds, workshop, chain, tmp_p
 
 
 @pytest.mark.parametrize("given", ["1", "4/4", "-1/4", "1/x", "1/0", ""])
-def test_what_is_no_share(call, given):
-    code, result, err = call("block-level_finetuning.py", f"--shard={given}")
+def test_what_is_no_share(given):
+    code, result, err = outcome(f"block-level_finetuning.py --shard={given}")
     assert (code, result) == (2, None) and "is no share such as 0/4" in err
 
 
