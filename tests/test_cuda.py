@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import QUIET, build_model, examples
+from helpers import QUIET, build_model, examples, run
 
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, is_one_line, load_script, read_json, touched
+from helpers import ROOT, is_one_line, load_script, outcome, read_json, touched
 
 QUICK = {
     "composability.sh": {"--data-args": "--batch-size 8", "--block-args": "--epochs 1", "--model-args": "--epochs 1"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, is_one_line, load_script, loss_per_token, pairs_of, read_json, touched
+from helpers import ROOT, is_one_line, load_script, loss_per_token, pairs_of, read_json, run, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,6 @@ from common.models import load_model
 from common.schemes import make_scheme, read_configurations
 from common.search import find_smallest, score_block, sizes
 from common.stats import read_seconds
-
 
 # --- the order ---------------------------------------------------------------------------------------------------
 

@@ -30,8 +30,10 @@ from helpers import (
     lively,
     load_script,
     logits,
+    outcome,
     padded_batch,
     read_json,
+    run,
     same_state,
     token_rows,
 )
@@ -513,8 +515,8 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, library_of):
     record = read_json(Path("modules-finetuned/record.json"))
     assert len(record["variants"]) == 8
     assert all(each["nmse_after"] < each["nmse_before"] for each in record["variants"].values())
-    run(f"compose_model.py -n 0 1 -o composed-{{n}}")
-    compact = run(f"compose_model.py -n 0 1 -o compact-{{n}} --compact")["models"]
+    run("compose_model.py -n 0 1 -o composed-{n}")
+    compact = run("compose_model.py -n 0 1 -o compact-{n} --compact")["models"]
     for n in (0, 1):
         torch.testing.assert_close(
             logits(f"compact-{n}", "bert"), logits(f"composed-{n}", "bert"), rtol=1e-5, atol=1e-5

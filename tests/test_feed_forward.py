@@ -23,6 +23,8 @@ from helpers import (
     load_script,
     objective,
     only_removed_is_zero,
+    outcome,
+    run,
     torch_mask,
 )
 from hypothesis import given, settings

@@ -5,7 +5,7 @@ import shlex
 import shutil
 
 import pytest
-from helpers import ROOT, read_json, section, snippets
+from helpers import ROOT, read_json, run, section, snippets
 
 
 def commands(text):

@@ -1,7 +1,7 @@
 """Jobs of their own for shares of the blocks, on one shared folder."""
 
 import pytest
-from helpers import read_json
+from helpers import outcome, read_json
 
 
 def flags(workshop, chain, output, *more):
