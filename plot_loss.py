@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.files import check_apart, check_regular
+from common.files import check_apart
 from common.pictures import COLOURS, FORMATS, MARKERS, check_picture, metric_name, plain, save_picture, set_ticks
 from common.records import read_record
 from common.schemes import DENSE, make_scheme, read_configurations
@@ -193,7 +193,6 @@ def read_stats(path):
     """
     import pandas
 
-    check_regular(path)
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {WRITERS} stats")
     try:

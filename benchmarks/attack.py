@@ -705,7 +705,6 @@ class Watch:
             os.truncate(filename, os.path.getsize(filename) // 2)
 
         wrap(os, "fsync", "os.fsync")
-        wrap(files, "_exchange", "exchange")
         wrap(getattr(files, "_Handle", None), "write", "write", half_a_write)
         wrap(safetensors.torch, "serialize_file", "write safetensors", half_a_file)
         sys.addaudithook(heard)

@@ -133,7 +133,7 @@ class Checkpoint:
             **state,
         }
         self._content, self._is_of_no_use = None, False
-        with atomic_file(self.path, follow=False) as handle:
+        with atomic_file(self.path) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
             held = hold(handle)
         self._let_go()

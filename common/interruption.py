@@ -6,7 +6,6 @@ a signal came, and saves where it is. A second signal ends the process at once.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import threading
@@ -15,8 +14,6 @@ from collections.abc import Iterator
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ONE_SIGNAL_SECONDS = 1.0  # a terminal that closes, and the script that was run in it, may both send one
-PARENT = "PRUNING_PARENT"  # environment variable: the process that a stage is to end with
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,7 +44,6 @@ def heeded() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, _note)
-        _end_with_parent()
         yield
     finally:
         for number, handler in before.items():
@@ -90,17 +86,3 @@ def deferred() -> Iterator[None]:
     finally:
         _state.depth -= 1
     stop_if_asked()
-
-
-def _end_with_parent():
-    """Where an experiment asks for it: be ended when its script is killed, which no script can do any more then.
-
-    Linux alone can. Elsewhere the stage goes on to its end.
-    """
-    parent = os.environ.get(PARENT, "")
-    if not parent.isdecimal():
-        return
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != int(parent):  # it was killed before that
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -18,7 +18,7 @@ import torch
 
 from common.blocks import Block, Variant
 from common.errors import UserError
-from common.files import atomic_file, check_regular, check_writable, is_temporary, real, remove_leftovers_in
+from common.files import atomic_file, check_writable, is_temporary, real, remove_leftovers_in
 from common.interruption import deferred
 from common.masks import parameter_masks
 from common.records import (
@@ -128,7 +128,6 @@ class Library:
             UserError: there is none, or it was made for another model, or it is of another stage.
         """
         folder = Path(folder)
-        check_regular(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
         record = _read_library_record(folder / RECORD_NAME)
@@ -179,7 +178,7 @@ class Library:
 
     def _write_record(self, record):
         path = self.folder / RECORD_NAME
-        write_json(path, sealed(record), follow=False)
+        write_json(path, sealed(record))
         self.record, self._stamp = record, _stamp_of(path)
 
     def variants(self) -> list[Pair]:
@@ -292,7 +291,7 @@ class Library:
 
     def _write_file(self, file, arrays, made_from):
         """Write a module file; returns its entry for the record."""
-        with atomic_file(self.folder / file, follow=False) as handle:
+        with atomic_file(self.folder / file) as handle:
             np.save(handle, pack(arrays, file), allow_pickle=False)
         return {
             "file": file,

@@ -26,7 +26,7 @@ from common.blocks import find_blocks, sharing_copy
 from common.cards import CARD_NAME, license_of, model_card
 from common.errors import UserError
 from common.families import COMPACT, FAMILIES, Family, family_name, family_of
-from common.files import atomic_file, atomic_folder, check_regular
+from common.files import atomic_file, atomic_folder
 from common.model_files import (
     check_archive,
     check_config,
@@ -202,7 +202,6 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
             that are not those of the model's class, or some that are not finite.
     """
     path = Path(path)
-    check_regular(path)
     if path.is_dir():
         loaded = _load_folder(path)
     elif path.is_file():
@@ -217,7 +216,6 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 def _load_folder(path):
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: is not a model folder (it has no config.json)")
-    check_regular(path)
     settings = read_config(path)
     record = _read_model_record(path / RECORD_NAME) if (path / RECORD_NAME).exists() else {}
     check_files(path, record)
@@ -351,7 +349,6 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
         raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
-    check_regular(path)
     return _tokenizer_in(path, loaded.model.config)
 
 
@@ -402,7 +399,6 @@ def download(
             one, or no network and nothing cached.
     """
     folder = Path(checkpoint)
-    check_regular(folder)
     if folder.is_dir():
         record = _read_model_record(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else {}
         check_files(folder, record)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.files import check_regular
 from common.records import RECORD_NAME, check_files, parse_json, read_record
 from common.schema import PATH, Maybe, Object, Text, shown
 
@@ -246,7 +245,6 @@ def _finder(source, task):
     if source.data:
         if not Path(source.data).exists():
             on_hub = load_hub(source)
-        check_regular(source.data)
         if (Path(source.data) / RECORD_NAME).is_file():
             check_files(source.data, read_record(Path(source.data) / RECORD_NAME))
 
@@ -299,7 +297,6 @@ def _find_in_folder(folder, split, source, task):
 
 def _open_file(path, source, task):
     """The `Rows` of one file, by the end of its name."""
-    check_regular(path)
     if not path.is_file():
         raise UserError(f"{path}: " + ("is a folder; give a file" if path.is_dir() else "no such file"))
     end = path.name.removesuffix(".gz").rpartition(".")[2]
@@ -393,7 +390,6 @@ def _read_pair(path, source, task):
     texts = []
     for language in source.languages(task):
         path = path.with_name(f"{stem}.{language}{zipped}")
-        check_regular(path)
         if not path.is_file():
             raise UserError(f"{path}: no such file; {path.name} belongs to the other one, line by line")
         texts.append([line.strip() for line in _load("text", [path])["text"][:]])

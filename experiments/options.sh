@@ -70,7 +70,7 @@ criterion_flags="--criterion $criterion"
 [[ $needs_data == False ]] || criterion_flags+=" $data_flags"
 
 stages() {  # in the background, since bash heeds no signal while it waits for what runs in the foreground
-    PRUNING_PARENT=$$ "$PYTHON" "$repository/experiments/stages.py" <&0 >>results.jsonl &
+    "$PYTHON" "$repository/experiments/stages.py" <&0 >>results.jsonl &
     running=$!
     local code=0
     wait "$running" || code=$?
@@ -78,7 +78,7 @@ stages() {  # in the background, since bash heeds no signal while it waits for w
     return "$code"
 }
 
-end() {  # end SIGNAL: the running stage saves where it is, and so does one whose script was killed, see PRUNING_PARENT
+end() {  # end SIGNAL: the running stage saves where it is
     trap - INT TERM HUP  # a second signal ends the script at once
     if [[ -n $running ]]; then
         kill -TERM "$running" 2>/dev/null || true

@@ -220,7 +220,7 @@ def in_conf(*keys, value):
                 ([0.3], "such as 0.3"),
             ]
         ),
-        *((rate(float(value)), ["no finite number"]) for value in ("nan", "inf")),
+        *((rate(float(value)), ["configuration 1", "[0, 1)"]) for value in ("nan", "inf")),
         (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75", "1, which leaves the block out"]),
         (rate(1.2, ATTENTION), ["configuration 1", ATTENTION, "[0, 1]"]),
         (in_conf("configs", value=[]), ["'configs'"]),

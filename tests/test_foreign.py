@@ -1,6 +1,5 @@
 """What people have, or another stage made, is never lost: not to any output, and not to --overwrite either."""
 
-import json
 import os
 import shutil
 import stat
@@ -123,15 +122,6 @@ def test_a_device_is_no_place_for_an_output(loses_nothing, flags_of, place, scri
     more = [] if script.startswith("evaluate") else ["--overwrite"]
     assert "neither a file nor a folder" in loses_nothing(script, [*flags_of(script, {flag: device}), *more])
     assert stat.S_ISFIFO(device.stat().st_mode)
-
-
-def test_a_link_in_a_reports_place_is_followed(succeeds, flags_of, place):
-    (place / "kept").mkdir()
-    (place / "out" / "report.json").symlink_to(place / "kept" / "real.json")
-    for _ in range(2):  # the second time it is there
-        succeeds("evaluate-t5.py", *flags_of("evaluate-t5.py", {"--report": place / "out" / "report.json"}))
-        assert (place / "out" / "report.json").is_symlink()
-        assert json.loads((place / "kept" / "real.json").read_text())["script"] == "evaluate-t5.py"
 
 
 # --- names that look like the suite's own -----------------------------------------------------------------------------
