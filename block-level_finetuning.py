@@ -124,11 +124,16 @@ def check_flags(args):
 
 def settings_of(args, held_out, calibration, train, recipe):
     """What determines a variant's tensors, beside its pruned weights."""
+    from common import closed_form
+    from common.block_level import apart, joint
+
     settings = {"method": args.method, "held_out_examples": held_out.fingerprint()}
     if args.method != "train":
+        settings["closed_form_version"] = closed_form.VERSION
         ridge = args.ridge if len(args.ridge) > 1 else args.ridge[0]  # the key of one is that of a number
         settings |= {"calibration_examples": calibration.fingerprint(), "ridge": ridge}
     if args.method != "reconstruct":
+        settings |= {"joint_version": joint.VERSION} if args.method == "joint" else {"apart_version": apart.VERSION}
         settings |= {"training_examples": train.fingerprint(), **recipe.to_json()}
     return settings
 

@@ -117,7 +117,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         **recipe.to_json(),
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
-        "compact": form.compact,
+        **form.structure(),
         **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
         **(quality.to_json() if quality else {}),
     }

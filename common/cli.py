@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 
-from common import interruption
+from common import __version__, interruption
 from common.batching import Tokens
 from common.errors import UserError
 from common.records import json_text
@@ -81,6 +81,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description, epilog=None):
         super().__init__(description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
         self.set_defaults(is_shared=False)  # see `check_launch`
+        self.add_argument("--version", action="version", version=f"composable-pruning {__version__}")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")

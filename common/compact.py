@@ -13,6 +13,8 @@ from common import modeling_compact
 from common.blocks import block_tensors, features, find_blocks
 from common.model_files import class_named
 
+VERSION = 1  # part of the key of every output; raise it when results change
+
 
 @torch.no_grad()
 def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
+from common import metrics
 from common.batching import evaluation_batches, in_batches
 from common.data import Examples
 from common.devices import Runtime, computing
@@ -202,7 +203,12 @@ class Quality:
     def to_json(self) -> dict:
         """What determines it."""
         longest = {} if self.examples.task.has_labels else {"max_new_tokens": self.max_new_tokens}
-        return {"metric_for_best": self.metric, "metric_examples": self.examples.fingerprint(), **longest}
+        return {
+            "metric_for_best": self.metric,
+            "metric_version": metrics.VERSION,
+            "metric_examples": self.examples.fingerprint(),
+            **longest,
+        }
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from common import compact
 from common.cli import FINE_TUNED, MODELS, SPLITS, Talk, data_inputs, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
@@ -178,9 +179,12 @@ class Form:
     shard_size: str | None
 
     def to_json(self) -> dict:
-        """Its part of what a model is made from; what is usual stays unsaid, as it was before there was a choice."""
-        chosen = {"dtype": self.dtype if self.dtype != "float32" else None, "max_shard_size": self.shard_size}
-        return {"compact": self.compact, **{name: value for name, value in chosen.items() if value}}
+        """Its part of what a model is made from."""
+        return {**self.structure(), "dtype": self.dtype, "max_shard_size": self.shard_size}
+
+    def structure(self) -> dict:
+        """The part of it that training depends on."""
+        return {"compact": self.compact} | ({"compact_version": compact.VERSION} if self.compact else {})
 
 
 def form_from(args, loaded: LoadedModel) -> Form:

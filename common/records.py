@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+from common import __version__
 from common.errors import UserError
 from common.files import check_writable, is_temporary, write_bytes
 from common.schema import SHA256, MapOf, check
@@ -230,7 +231,7 @@ def make_record(script: str, made_from: dict, **content) -> dict:
         "key": digest(made_from),
         "made_from": made_from,
         **content,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"composable-pruning": __version__, "python": platform.python_version(), **versions},
     }
 
 

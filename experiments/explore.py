@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common import cli
+from common import cli, metrics
 from common.files import check_apart, check_writable
 from common.records import check_report, keeps_existing, read_json, write_json
 from common.schema import HEX, Fault, ListOf, Number, Object, Where, check
@@ -100,7 +100,7 @@ def run(args):
         return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=most)
 
     kept = sizes(loaded, configurations, library, args.measure, quiet.device)
-    scored_on = [validation.fingerprint(), most]
+    scored_on = [validation.fingerprint(), most, metrics.VERSION]
     models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
     report = {
         "script": NAME,

@@ -133,7 +133,7 @@ def test_a_record_says_who_made_it_from_what_and_holds_no_clock():
     record = make_record("prune.py", {"rate": 0.5}, measured=0.5)
     assert (record["script"], record["made_from"], record["measured"]) == ("prune.py", {"rate": 0.5}, 0.5)
     assert record["key"] == digest({"rate": 0.5})
-    assert set(record["versions"]) == {"python", "torch", "transformers", "numpy"}
+    assert set(record["versions"]) == {"composable-pruning", "python", "torch", "transformers", "numpy"}
     assert record == make_record("prune.py", {"rate": 0.5}, measured=0.5)
 
 

@@ -18,6 +18,8 @@ from common.schemes import Pair, by_block
 from common.teacher import BlockObjective
 from common.training import Epoch, EpochSeconds, Learner, Progress, Recipe, fit, steps_of
 
+VERSION = 1  # part of the key of every output; raise it when results change
+
 
 @dataclass
 class Apart:

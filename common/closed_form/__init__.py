@@ -3,7 +3,14 @@
 The ways in are `reconstruct` and `reconstruct_with_each`, and `statistics` with `Reconstruction`.
 """
 
-from common.closed_form.reconstruction import OVERSAMPLING, reconstruct, reconstruct_with_each, statistics, too_few
+from common.closed_form.reconstruction import (
+    OVERSAMPLING,
+    VERSION,
+    reconstruct,
+    reconstruct_with_each,
+    statistics,
+    too_few,
+)
 from common.closed_form.selection import Reconstruction
 
-__all__ = ["OVERSAMPLING", "Reconstruction", "reconstruct", "reconstruct_with_each", "statistics", "too_few"]
+__all__ = ["VERSION", "OVERSAMPLING", "Reconstruction", "reconstruct", "reconstruct_with_each", "statistics", "too_few"]

@@ -47,6 +47,7 @@ from common.processes import Processes
 from common.schemes import Pair
 from common.sources import FIXED_SEED
 
+VERSION = 1  # part of the key of every output; raise it when results change
 OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
 

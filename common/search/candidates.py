@@ -7,6 +7,7 @@ from common.library import Library
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, Scheme, make_scheme, nth_choice
+from common.search import scoring
 from common.search.scoring import score_block
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
@@ -52,9 +53,8 @@ class Candidates:
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
-        scored_on = [loaded.identity["fingerprint"], self.examples.fingerprint()]
-        scored_on += [key for key in [library.rest_key()] if key]
-        scored_on += [runtime.precision] * (runtime.precision != "fp32")  # as it was before there was a choice
+        scored_on = [loaded.identity["fingerprint"], library.rest_key(), self.examples.fingerprint()]
+        scored_on += [runtime.precision, scoring.VERSION]
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = sharing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         rest = library.read_rest()

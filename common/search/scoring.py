@@ -23,6 +23,8 @@ from common.blocks import Block, share_block, sharing_copy
 from common.data import Examples, rows_of
 from common.devices import Runtime, computing
 
+VERSION = 1  # part of the key of every output; raise it when results change
+
 
 class Replaceable:
     """A model whose blocks can be replaced for one run, and skipped up to there."""

@@ -16,6 +16,7 @@ from common.library import Library
 from common.models import LoadedModel
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, make_scheme
+from common.search import scoring
 from common.search.candidates import Candidates, read_keeps
 from common.search.costs import count
 from common.search.scoring import score_block
@@ -99,6 +100,7 @@ class Compositions:
             candidates.loaded.identity["fingerprint"],
             candidates.library.rest_key(),
             candidates.examples.fingerprint(),
+            scoring.VERSION,
         ]
         earlier = {row["key"]: row for row in known}
         self.measured = []  # of each configuration, parts of {"loss", "loss_seconds", "quality", "quality_seconds"}
