@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from common.batching import Tokens
-from common.cli import Talk
 from common.errors import UserError
 from common.processes import ALONE, Processes
+from common.progress import Talk
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from common.cli import Talk
 from common.errors import UserError, as_user_error
+from common.progress import Talk
 
 
 def check_push(ids: Iterable[str]) -> None:

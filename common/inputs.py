@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import compact
-from common.cli import FINE_TUNED, MODELS, SPLITS, Talk, data_inputs, refuse_unused
+from common.cli import FINE_TUNED, MODELS, SPLITS, data_inputs, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -19,6 +19,7 @@ from common.files import check_apart, real
 from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.processes import join, own_number
+from common.progress import Talk
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
 from common.sources import DataSource, check_source, has_split

@@ -17,13 +17,13 @@ import torch
 from common import interruption
 from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
 from common.checkpoints import Checkpoint, text_of
-from common.cli import duration
 from common.data import Examples, rows_of
 from common.devices import Runtime, computing, elapsed
 from common.errors import UserError
 from common.layers import Layers
 from common.masks import HeldMasks
 from common.processes import ALONE, Processes
+from common.progress import duration
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so many

@@ -10,11 +10,11 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, run, t5_config, transformers
 
-from common import cli
+from common import progress
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-cli.WAIT_SECONDS = 1e6  # else a slow machine would have two lines on stderr where a refusal is to have one
+progress.WAIT_SECONDS = 1e6  # else a slow machine would have two lines on stderr where a refusal is to have one
 torch.set_num_threads(1)  # the models are far too small for more
 
 

@@ -8,12 +8,12 @@ import torch
 from helpers import CPU, OPTIONS, build_model, examples, load_script, loss_per_token, pairs_of, read_json
 
 from common.blocks import block_tensors, find_blocks, set_block
-from common.cli import Talk
 from common.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Library
 from common.models import load_model, load_tokenizer
+from common.progress import Talk
 from common.prune_block import prune_block
 from common.schemes import Pair
 from common.tasks import TASKS

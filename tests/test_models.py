@@ -9,7 +9,6 @@ import torch
 import transformers
 from helpers import build_model, build_tokenizer, same_state, save_forged, without_digests
 
-from common.cli import Talk
 from common.devices import resolve_device
 from common.errors import UserError
 from common.models import (
@@ -26,6 +25,7 @@ from common.models import (
     save_model,
     save_tokenizer,
 )
+from common.progress import Talk
 from common.records import digest
 
 KINDS = ["t5", "t5-gated", "distilbert"]

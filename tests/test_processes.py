@@ -14,8 +14,8 @@ import torch
 from helpers import ROOT, build_model, examples
 
 from common import processes
-from common.cli import Talk
 from common.devices import Runtime, computing, in_full_precision
+from common.progress import Talk
 from common.training import Learner, ModelObjective, Recipe, Tally, pieces_of, run_pass
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers import build_model, recipe
 
-from common import cli
+from common import progress
 from common.checkpoints import Checkpoint
-from common.cli import Talk, duration
 from common.data import Examples
 from common.devices import Runtime
+from common.progress import Talk, duration
 from common.tasks import TASKS
 from common.training import RUNNING_BATCHES, Ahead, EpochSeconds, Learner, Loss, ModelObjective, Tally, fit, steps_of
 
@@ -35,7 +35,7 @@ def tally(seconds, done):
 def clock(monkeypatch):
     """time.monotonic goes on by one second whenever it is looked at."""
     seconds = itertools.count()
-    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_plain_lines_are_sparse_and_say_the_time_left(clock):
 def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):
     """Long is none at all, and then ever so long."""
     stream = io.StringIO()
-    monkeypatch.setattr(cli, "WAIT_SECONDS", 1e6)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 1e6)
     with Talk(stream=stream).waiting("loading model"):
         pass
     assert stream.getvalue() == ""
-    monkeypatch.setattr(cli, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.0)
     said = threading.Event()
     talk = Talk(stream=stream)
     monkeypatch.setattr(talk, "say", lambda text: (stream.write(text), said.set()))
@@ -160,7 +160,7 @@ def test_an_evaluation_says_what_it_waits_for(call, workshop, monkeypatch):
 @pytest.mark.parametrize("early_stop, left", [(0, ""), (5, "at most ")])
 def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys, early_stop, left):
     """Told of after every batch here. Oracle: the epochs and batches, counted; nothing goes to stdout."""
-    monkeypatch.setattr(cli, "PLAIN_INTERVAL_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", -1.0)
     model, plan = build_model("t5"), recipe(epochs=2, batch_size=4, early_stop=early_stop)
     tokens = [[3 + i % 5, 4, 5, 1] for i in range(8)]
     data = Examples(TASKS["translation"], tokens, tokens, [], 0)

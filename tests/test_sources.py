@@ -119,6 +119,7 @@ def test_a_script_starts_with_the_standard_library_alone():
         "files",
         "interruption",
         "pictures",
+        "progress",
         "records",
         "schema",
         "schemes",

@@ -15,11 +15,11 @@ from helpers import RUNTIME, build_model, padded_batch, recipe
 from common.batching import Tokens
 from common.blocks import block_tensors, find_blocks
 from common.checkpoints import Checkpoint
-from common.cli import Talk
 from common.data import Batch, Examples
 from common.errors import UserError
 from common.interruption import Interrupted, heeded
 from common.masks import parameter_masks
+from common.progress import Talk
 from common.prune_block import prune_block
 from common.records import content_digest
 from common.schemes import Pair

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from common.blocks import find_blocks
-from common.cli import Talk
 from common.library import Library
 from common.models import LoadedModel
+from common.progress import Talk
 from common.records import digest
 from common.schemes import DENSE, Configurations, Pair, make_scheme
 from common.search import scoring
