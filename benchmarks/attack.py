@@ -1,21 +1,28 @@
-"""What the attackers share: tiny models, every stage with arguments that do its work on them, and a fork server.
+"""Attack the stages: kill them, let them race, damage what they read; nothing may be lost, and no damage accepted.
 
-A process that has imported everything once forks a child for every case. The child changes into the case's folder, runs
-one stage as its script would, and ends; that takes a fraction of a second where a fresh Python takes five.
+--kills N: SIGKILL before N operations on files, evenly spread over those of all stages; a rerun must then leave what an
+undisturbed run leaves. --races N: rounds of two and eight writers of one library, which must end up as if one had come
+after the other. --damages N: N damaged files. One half are mutations of any file that a stage reads (bytes, JSON
+values, arrays, links, code in place of data), the other half single flipped bits in files that have digests. A stage
+must refuse in one line or do its work; a flipped bit must be refused or have no effect.
+
+Tiny models are made first, and every stage runs on them once. This process has then imported everything, and forks a
+child for every case, which takes a fraction of a second where a fresh Python takes five. The result is one JSON line of
+counts; the program ends with 1 if a case failed, and --case repeats a single one.
 """
 
 import collections
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
-import itertools
 import json
 import mmap
+import multiprocessing
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
 import stat
@@ -24,367 +31,250 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
-
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 20.0  # seconds that a case may take
+sys.path[:0] = str(ROOT), str(ROOT / "tests")  # `common` and the tests' tiny models lie there
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from helpers import load_script, make_workshop  # noqa: E402
+
+from common import cli  # noqa: E402
+from common.records import digest, file_digest  # noqa: E402
+
+PATIENCE = 30.0  # seconds that a case may take
 MEMORY = Path("/dev/shm")  # where files cost nothing to write
-WORDS = {
-    "dog": "Hund", "cat": "Katze", "child": "Kind", "man": "Mann", "sees": "sieht", "likes": "mag", "hears": "hört",
-    "the": "das", "a": "ein", "good": "gut", "bad": "schlecht", "film": "Film",
+MARKER = "code-was-run"
+
+
+def parser():
+    flags = cli.build_parser(__doc__, overwrite=False)
+    flags.add_argument("--kills", type=cli.natural, default=0, metavar="N", help="kills at operations on files")
+    flags.add_argument("--races", type=cli.natural, default=0, metavar="N", help="rounds of several writers at once")
+    flags.add_argument("--damages", type=cli.natural, default=0, metavar="N", help="damaged files")
+    flags.add_argument("--jobs", type=cli.positive, default=1, help="cases at the same time")
+    flags.add_argument("--case", metavar="ID", help="repeat one case, for instance kill/prune/7")
+    return flags
+
+
+# --- the stages --------------------------------------------------------------------------------------------------
+
+
+# Name: command | what it reads | what it makes | old outputs that lie where the new ones go. T5 and BERT stand for
+# model, tokenizer and data; NAME* for a library with its two CSVs.
+TABLE = """
+configure: config_generator.py -m model/t5 RATES --feed-forward 0 0.5 -n 2 | T5 | conf.json
+grid: config_generator.py -m model/t5 --attention 0 0.5 --linear 0 0.3 --grid -o grid.json | T5 | grid.json
+bert-configure: config_generator.py -m model/distilbert RATES -n 2 -o bert.json | BERT | bert.json
+scheme: prune_scheme_generator.py | conf.json | conf_prune.json
+grid-scheme: prune_scheme_generator.py -i grid.json -o grid_prune.json | grid.json | grid_prune.json
+bert-scheme: prune_scheme_generator.py -i bert.json -o bert_prune.json | bert.json | bert_prune.json
+prune: prune.py -m model/t5 -o pruned | T5 conf_prune.json | pruned
+prune-grid: prune.py -m model/t5 -c grid_prune.json -o grid-pruned | T5 grid_prune.json | grid-pruned
+choose: prune.py -m model/t5 -o chosen --criterion reconstruction --calibration 16 | T5 conf_prune.json | chosen
+prune-over: prune.py -m model/t5 -o over --overwrite | T5 conf_prune.json | over | chosen
+bert-prune: prune.py -m model/distilbert -c bert_prune.json -o bert-pruned | BERT bert_prune.json | bert-pruned
+reconstruct: TUNE/t5 -p pruned -o solved --method reconstruct | T5 pruned | solved*
+train: TUNE/t5 -p pruned -o trained --method train --epochs 2 | T5 pruned | trained*
+train-over: TUNE/t5 -p pruned -o again --method train --epochs 2 --lr 1e-3 --overwrite | T5 pruned | again* | trained*
+joint: TUNE/t5 -p pruned -o joint --method joint --epochs 2 | T5 conf.json pruned | joint* joint-compositions.csv
+grid-reconstruct: TUNE/t5 -p grid-pruned -o grid-solved --method reconstruct | T5 grid-pruned | grid-solved*
+bert-reconstruct: TUNE/distilbert -p bert-pruned -o bert-solved | BERT bert-pruned | bert-solved*
+search: SEARCH -o found.json --report r.json | T5 grid.json grid-solved | found.json r.json grid-solved/record.json
+compose: COMPOSE -p solved -n 0 1 -o composed/{n} | T5 conf.json solved | composed
+compose-over: COMPOSE -p pruned -n 1 -o new --overwrite | T5 conf.json pruned | new | composed/0
+compose-pth: COMPOSE -p joint -n 0 -o composed.pth | T5 conf.json joint | composed.pth
+compose-compact: COMPOSE -p solved -n 1 -o compact --compact | T5 conf.json solved | compact
+bert-compose: BERTS -p bert-solved -n 1 -o bert-composed --compact | BERT bert.json bert-solved | bert-composed
+finetune: FIT -p solved -n 0 -o finetuned/0 --epochs 2 | T5 conf.json solved | finetuned
+finetune-pth: FIT -p pruned -n 0 1 -o b-{n}.pth --epochs 2 | T5 conf.json pruned | b-0.pth b-1.pth b-0.csv b-1.csv
+finetune-over: FIT -p solved -n 1 -o f --overwrite | T5 conf.json solved | f f.csv | finetuned/0 finetuned/0.csv
+evaluate-t5: evaluate-t5.py -m composed/0 LIMIT --report report.json | T5 composed | report.json
+evaluate-pth: evaluate-t5.py -m b-0.pth LIMIT | T5 b-0.pth |
+evaluate-compact: evaluate-t5.py -m compact LIMIT | T5 compact |
+evaluate-distilbert: evaluate-distilbert.py -m bert-composed --limit 4 --report b.json | BERT bert-composed | b.json
+download: download_model.py t5 --checkpoint ./finetuned/0 --name local | T5 finetuned | model/local tokenizer/local
+plot: plot_loss.py b-0.csv b-1.csv joint-compositions.csv -o l.png | b-0.csv b-1.csv joint-compositions.csv | l.png
+"""
+SHORT = {
+    "RATES": "--attention 0.25 0.5 --linear 0.3 0.5",
+    "LIMIT": "--limit 4 --max-new-tokens 8",
+    "TUNE": "block-level_finetuning.py --batch-size 8 --held-out 8 --calibration 16 -m model",
+    "FIT": "model-level_finetuning.py -m model/t5 -c conf.json --batch-size 8",
+    "COMPOSE": "compose_model.py -m model/t5 -c conf.json",
+    "BERTS": "compose_model.py -m model/distilbert -c bert.json",
+    "SEARCH": "config_generator.py -m model/t5 --search grid-solved -c grid.json --budget-of 1 2 --score-examples 4 "
+    "--batch-size 8 --overwrite",
+}
+
+
+class Stage(NamedTuple):
+    """A command line that reads files of the workshop and makes others there."""
+
+    words: list[str]  # script and arguments
+    reads: list[str]
+    makes: list[str]
+    over: list[str]  # old outputs, in the order of `makes`
+
+
+def read_table():
+    stages = {}
+    for line in TABLE.strip().split("\n"):
+        name, _, rest = line.partition(": ")
+        command, *files = rest.split("|")
+        for word, kind in (("T5", "t5"), ("BERT", "distilbert")):
+            folders = f"model/{kind} tokenizer/{kind} data/{kind}"
+            files = [re.sub(rf"\b{word}\b", folders, text) for text in files]
+        files = [re.sub(r"(\S+)\*", r"\1 \1.csv \1-blocks.csv", text).split() for text in files]
+        for word, full in SHORT.items():
+            command = re.sub(rf"\b{word}\b", full, command)
+        stages[name] = Stage(command.split(), *files, *[[]] * (3 - len(files)))
+    return stages
+
+
+STAGES = read_table()
+# Outputs with digests: a stage that reads them. People edit conf.json, and no stage builds on stats and reports.
+READERS = {
+    "conf_prune.json": "prune", "pruned": "reconstruct", "solved": "compose", "joint": "compose-pth",
+    "composed": "evaluate-t5", "b-0.pth": "evaluate-pth", "compact": "evaluate-compact",
+    "bert-composed": "evaluate-distilbert", "grid-solved": "search", "finetuned": "download",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A command line that reads files of the workshop and makes others there."""
-
-    name: str
-    command: str  # script and arguments
-    reads: tuple[str, ...]
-    makes: tuple[str, ...]
-    over: tuple[str, ...] = ()  # old outputs that lie where the new ones go, in the order of `makes`
-    trains: bool = False  # long enough to be interrupted at any moment
-
-    @property
-    def script(self) -> str:
-        return shlex.split(self.command)[0]
-
-    @property
-    def arguments(self) -> list[str]:
-        return shlex.split(self.command)[1:]
+# --- running a stage in a child ----------------------------------------------------------------------------------
 
 
-def _stages():
-    t5, bert = ("model/t5", "tokenizer/t5", "data/t5"), ("model/bert", "tokenizer/bert", "data/bert")
-    rates = "--attention 0.25 0.5 --linear 0.3 0.5 --feed-forward 0 0.5"
-    block = "block-level_finetuning.py --batch-size 8 --held-out 8 --calibration 16"
-    model = "model-level_finetuning.py -m model/t5 -c conf.json --batch-size 8"
-    compose = "compose_model.py -m model/t5 -c conf.json"
+class Done(NamedTuple):
+    """How a child ended."""
 
-    def fine_tuned(name):
-        return name, f"{name}.csv", f"{name}-blocks.csv"
-
-    return [
-        Stage(
-            "download-t5-demo",
-            "download_model.py t5-demo --name demo",
-            (),
-            ("model/demo", "tokenizer/demo", "data/demo"),
-            trains=True,
-        ),
-        Stage(
-            "download-distilbert-demo",
-            "download_model.py distilbert-demo",
-            (),
-            ("model/distilbert-demo", "tokenizer/distilbert-demo", "data/distilbert-demo"),
-            trains=True,
-        ),
-        Stage("configure", f"config_generator.py -m model/t5 {rates} -n 2", t5, ("conf.json",)),
-        Stage(
-            "grid",
-            "config_generator.py -m model/t5 --attention 0 0.5 --linear 0 0.3 --grid -o grid.json",
-            t5,
-            ("grid.json",),
-        ),
-        Stage(
-            "configure-over",
-            f"config_generator.py -m model/t5 {rates} -n 2 -o conf-over.json --overwrite",
-            t5,
-            ("conf-over.json",),
-            over=("grid.json",),
-        ),
-        Stage("random", f"config_generator.py -m model/t5 {rates} -n 3 --random -o random.json", t5, ("random.json",)),
-        Stage(
-            "bert-configure",
-            "config_generator.py -m model/bert --attention 0.25 0.5 --linear 0.3 0.5 -n 2 -o bert.json",
-            bert,
-            ("bert.json",),
-        ),
-        Stage("scheme", "prune_scheme_generator.py", ("conf.json",), ("conf_prune.json",)),
-        Stage(
-            "grid-scheme",
-            "prune_scheme_generator.py -i grid.json -o grid_prune.json",
-            ("grid.json",),
-            ("grid_prune.json",),
-        ),
-        Stage(
-            "bert-scheme",
-            "prune_scheme_generator.py -i bert.json -o bert_prune.json",
-            ("bert.json",),
-            ("bert_prune.json",),
-        ),
-        Stage("prune", "prune.py -m model/t5 -o pruned", (*t5, "conf_prune.json"), ("pruned",)),
-        Stage(
-            "prune-grid",
-            "prune.py -m model/t5 -c grid_prune.json -o grid-pruned",
-            (*t5, "grid_prune.json"),
-            ("grid-pruned",),
-        ),
-        Stage(
-            "prune-reconstruction",
-            "prune.py -m model/t5 -o chosen --criterion reconstruction --calibration 16 --batch-size 8",
-            (*t5, "conf_prune.json"),
-            ("chosen",),
-        ),
-        Stage(
-            "prune-over",
-            "prune.py -m model/t5 -o pruned-over --overwrite",
-            (*t5, "conf_prune.json"),
-            ("pruned-over",),
-            over=("chosen",),
-        ),
-        Stage(
-            "bert-prune",
-            "prune.py -m model/bert -c bert_prune.json -o bert-pruned",
-            (*bert, "bert_prune.json"),
-            ("bert-pruned",),
-        ),
-        Stage(
-            "reconstruct",
-            f"{block} -m model/t5 -p pruned -o solved --method reconstruct",
-            (*t5, "pruned"),
-            fine_tuned("solved"),
-            trains=True,
-        ),
-        Stage(
-            "train",
-            f"{block} -m model/t5 -p pruned -o trained --method train --epochs 2",
-            (*t5, "pruned"),
-            fine_tuned("trained"),
-            trains=True,
-        ),
-        Stage(
-            "train-over",
-            f"{block} -m model/t5 -p pruned -o trained-over --method train --epochs 2 --lr 1e-3 --overwrite",
-            (*t5, "pruned"),
-            fine_tuned("trained-over"),
-            over=fine_tuned("trained"),
-            trains=True,
-        ),
-        Stage(
-            "both",
-            f"{block} -m model/t5 -p pruned -o both --method both --epochs 2 --ridge 1e-3 1e-2",
-            (*t5, "pruned"),
-            fine_tuned("both"),
-            trains=True,
-        ),
-        Stage(
-            "joint",
-            f"{block} -m model/t5 -p pruned -o joint --method joint --epochs 2",
-            (*t5, "pruned", "conf.json"),
-            (*fine_tuned("joint"), "joint-compositions.csv"),
-            trains=True,
-        ),
-        Stage(
-            "grid-reconstruct",
-            f"{block} -m model/t5 -p grid-pruned -o grid-solved --method reconstruct",
-            (*t5, "grid-pruned"),
-            fine_tuned("grid-solved"),
-            trains=True,
-        ),
-        Stage(
-            "bert-reconstruct",
-            f"{block} -m model/bert -p bert-pruned -o bert-solved",
-            (*bert, "bert-pruned"),
-            fine_tuned("bert-solved"),
-            trains=True,
-        ),
-        Stage(
-            "search",
-            "config_generator.py -m model/t5 --search grid-solved -c grid.json --budget-of 1 2 -o found.json "
-            "--report found-report.json --score-examples 4 --batch-size 8 --overwrite",
-            (*t5, "grid.json", "grid-solved"),
-            ("found.json", "found-report.json", "grid-solved/record.json"),  # into which it writes scores
-        ),
-        Stage(
-            "compose", f"{compose} -p solved -n 0 1 -o 'composed/{{n}}'", (*t5, "conf.json", "solved"), ("composed",)
-        ),
-        Stage(
-            "compose-over",
-            f"{compose} -p pruned -n 1 -o composed-over --overwrite",
-            (*t5, "conf.json", "pruned"),
-            ("composed-over",),
-            over=("composed/0",),
-        ),
-        Stage(
-            "compose-pth", f"{compose} -p joint -n 0 -o composed.pth", (*t5, "conf.json", "joint"), ("composed.pth",)
-        ),
-        Stage(
-            "compose-compact",
-            f"{compose} -p solved -n 1 -o compact --compact",
-            (*t5, "conf.json", "solved"),
-            ("compact",),
-        ),
-        Stage(
-            "compose-half",
-            f"{compose} -p solved -n 1 -o half --compact --dtype float16 --max-shard-size 10KB",
-            (*t5, "conf.json", "solved"),
-            ("half",),
-        ),
-        Stage(
-            "bert-compose",
-            "compose_model.py -m model/bert -c bert.json -p bert-solved -n 1 -o bert-composed --compact",
-            (*bert, "bert.json", "bert-solved"),
-            ("bert-composed",),
-        ),
-        Stage(
-            "finetune",
-            f"{model} -p solved -n 0 -o finetuned/0 --epochs 2",
-            (*t5, "conf.json", "solved"),
-            ("finetuned",),
-            trains=True,
-        ),
-        Stage(
-            "finetune-pth",
-            f"{model} -p pruned -n 0 1 -o 'baseline-{{n}}.pth' --epochs 2",
-            (*t5, "conf.json", "pruned"),
-            ("baseline-0.pth", "baseline-1.pth", "baseline-0.csv", "baseline-1.csv"),
-            trains=True,
-        ),
-        Stage(
-            "finetune-over",
-            f"{model} -p solved -n 1 -o finetuned-over --epochs 1 --compact --overwrite",
-            (*t5, "conf.json", "solved"),
-            ("finetuned-over", "finetuned-over.csv"),
-            over=("finetuned/0", "finetuned/0.csv"),
-            trains=True,
-        ),
-        Stage(
-            "evaluate-t5",
-            "evaluate-t5.py -m composed/0 --limit 4 --report report.json --batch-size 4 --max-new-tokens 8",
-            (*t5, "composed"),
-            ("report.json",),
-        ),
-        Stage(
-            "evaluate-pth", "evaluate-t5.py -m baseline-0.pth --limit 4 --max-new-tokens 8", (*t5, "baseline-0.pth"), ()
-        ),
-        Stage("evaluate-compact", "evaluate-t5.py -m compact --limit 4 --max-new-tokens 8", (*t5, "compact"), ()),
-        Stage("evaluate-half", "evaluate-t5.py -m half --limit 4 --max-new-tokens 8", (*t5, "half"), ()),
-        Stage(
-            "evaluate-distilbert",
-            "evaluate-distilbert.py -m bert-composed --limit 4 --report bert-report.json",
-            (*bert, "bert-composed"),
-            ("bert-report.json",),
-        ),
-        Stage(
-            "download-local",
-            "download_model.py t5 --checkpoint ./finetuned/0 --name local",
-            (*t5, "finetuned"),
-            ("model/local", "tokenizer/local"),
-        ),
-        Stage(
-            "plot",
-            "plot_loss.py baseline-0.csv baseline-1.csv joint-compositions.csv -o loss.png",
-            ("baseline-0.csv", "baseline-1.csv", "joint-compositions.csv"),
-            ("loss.png",),
-        ),
-        Stage("rates", "experiments/rates.py conf.json -o rates.png", ("conf.json",), ("rates.png",)),
-        Stage(
-            "pareto",
-            "experiments/pareto.py report.json --against bytes_in_memory -o pareto.png",
-            ("report.json",),
-            ("pareto.png",),
-        ),
-        Stage(
-            "explore",
-            "experiments/explore.py -m model/t5 -p grid-solved -c grid.json --drop 50 --score-examples 4 --limit 4 "
-            "--max-new-tokens 4 -o smallest.json --report explored.json",
-            (*t5, "grid.json", "grid-solved"),
-            ("smallest.json", "explored.json"),
-        ),
-    ]
-
-
-STAGES = {stage.name: stage for stage in _stages()}
-
-
-# --- running a stage in a child --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Done:
-    """How a case ended."""
-
-    code: int | None  # as of a shell's child: negative for a signal, None for one that hung
-    out: str = ""
-    err: str = ""
-    seconds: float = 0.0
+    code: int | None  # as a shell has it: negative for a signal; None for a child that hung
+    out: str
+    err: str
 
     @property
     def verdict(self) -> str | None:
         """What is wrong with it, whatever its input was: None if nothing is."""
         if self.code is None:
-            return "hang"
-        if "Traceback" in self.err or self.code == 1:
-            return "traceback"
-        if self.code not in (0, 2):
-            return f"exit {self.code}"
+            return "hangs"
+        if "Traceback" in self.err or self.code not in (0, 2):
+            return "tracebacks"
         if self.code == 2 and (self.err.count("\n") != 1 or not self.err.endswith("\n")):
-            return "not one line"
+            return "not_one_line"
         if self.code == 0 and re.search(r"\b(NaN|-?Infinity)\b", self.out):
-            return "not finite"
+            return "not_finite"
         return None
 
 
-def in_child(work, folder: Path, patience: float = PATIENCE, meddle=None) -> Done:
-    """Call `work()`, which returns an exit code, in a child whose working folder is `folder`.
+class Child:
+    """A fork of this process that calls `work()`, which returns an exit code, in a folder."""
 
-    Its stdin says "y" to every question. `meddle(pid)` is called in the parent while the child runs.
-    """
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = os.fork()
-        if child == 0:
-            _be_the_child(work, folder, out.fileno(), err.fileno())
-        if meddle:
-            meddle(child)
-        status = _wait(child, started + patience)
+    def __init__(self, work, folder):
+        self.until = time.monotonic() + PATIENCE
+        self.files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(work, folder)
+
+    def _run(self, work, folder):
+        code = 1
+        try:
+            os.chdir(folder)
+            os.umask(0o022)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number, file in enumerate(self.files, 1):
+                os.dup2(file.fileno(), number)
+            sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
+            code = work()
+        except SystemExit as end:  # argparse
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code or 0)
+
+    def wait(self) -> Done:
+        code = None
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            if time.monotonic() > self.until:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                break
+            time.sleep(0.002)
         texts = []
-        for file in (out, err):
+        for file in self.files:
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
-    return Done(status, *texts, time.monotonic() - started)
+            file.close()
+        return Done(code, *texts)
 
 
-def _wait(child, until):
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
-        time.sleep(0.002)
+def start(words, folder, before=None, modules=None) -> Child:
+    """Start a command in a folder; `before()` is called in the child, first.
+
+    Args:
+        modules: a file for the names of all modules that it imported.
+    """
+    program = load_script(words[0])
+
+    def work():
+        sys.argv = [*words, "--quiet"]  # then an error's line is the only one
+        if before:
+            before()
+        code = program.main(sys.argv[1:])
+        if modules:
+            modules.write_text("\n".join(sys.modules))
+        return code
+
+    return Child(work, folder)
 
 
-def _be_the_child(work, folder, out, err):
-    code = 1
-    try:
-        os.chdir(folder)
-        os.umask(0o022)
-        with tempfile.TemporaryFile() as answers:
-            answers.write(b"y\n" * 20)
-            answers.seek(0)
-            os.dup2(answers.fileno(), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
-        code = work()
-    except SystemExit as end:  # argparse
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code or 0)
+def run(name, folder, **more) -> Done:
+    return start(STAGES[name].words, folder, **more).wait()
+
+
+def build(shop):
+    """Make the tiny models, then run every stage in turn.
+
+    Returns:
+        {stage: (contents of its folder afterwards, its result, the number of its operations on files)}
+    Raises:
+        RuntimeError: a stage did not do its work, undisturbed.
+    """
+    for path in sorted((ROOT / "common").rglob("*.py")):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    torch.set_num_threads(1)
+    make_workshop(shop)
+    return {name: undisturbed(shop, name) for name in STAGES}
+
+
+def undisturbed(shop, name):
+    with scratch() as base:
+        folder, modules = lay_out(shop, name, base), base / "modules.txt"
+        watch = Watch(folder)
+        done = run(name, folder, before=watch.install, modules=modules)
+        if done.code != 0:
+            raise RuntimeError(f"{name} ended with {done.code}: {done.err}")
+        for module in modules.read_text().split():  # so that the next child need not import them
+            if module.partition(".")[0] not in ("__main__", "common") and module not in sys.modules:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
+        for path in STAGES[name].makes:
+            if not (shop / path).exists():
+                copy(folder / path, shop / path)
+        return contents(folder), result_of(done), watch.number
+
+
+# --- folders of cases, and comparing them ------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -394,83 +284,7 @@ def scratch():
         yield Path(folder)
 
 
-class Workshop:
-    """A folder with every input of every stage, and a parent process from which children run them."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.scripts = {}
-        self.seconds = {}  # that each stage took
-
-    def build(self, names=None) -> "Workshop":
-        """Make the tiny models, then run every stage in turn, or those that the named ones need.
-
-        Raises:
-            RuntimeError: a stage did not do its work, undisturbed.
-        """
-        _import_everything()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for kind in ("t5", "bert"):
-            make_model(self.folder, kind)
-        for name in needed(names or STAGES):
-            stage = STAGES[name]
-            self._lay_old(stage, self.folder, self.folder)
-            report = self.folder / "modules.txt"
-            done = self.run(stage, self.folder, report=report, patience=120)
-            if done.code != 0:
-                raise RuntimeError(f"{name} ended with {done.code}: {done.err}")
-            for module in report.read_text().split():  # so that the next child need not import them
-                if module.partition(".")[0] not in ("__main__", "common") and module not in sys.modules:
-                    with contextlib.suppress(Exception):
-                        importlib.import_module(module)
-            report.unlink()
-            self.seconds[name] = done.seconds
-        return self
-
-    def script(self, name):
-        """A script as a module; imported once."""
-        if name not in self.scripts:
-            spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", name.removesuffix(".py")), ROOT / name)
-            self.scripts[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(self.scripts[name])
-        return self.scripts[name]
-
-    def flags(self, stage):
-        """The flags that a stage's script knows."""
-        parser = self.script(stage.script).build_parser()
-        return {flag for action in parser._actions for flag in action.option_strings}
-
-    def run(self, stage, folder, *, before=None, patience=PATIENCE, meddle=None, report=None, more=()) -> Done:
-        """Run a stage in a folder; `before()` is called in the child, first."""
-        script = self.script(stage.script)
-        quiet = ["--quiet"] if "--quiet" in self.flags(stage) else []  # then an error's line is the only one
-
-        def work():
-            sys.argv = [stage.script, *stage.arguments, *more, *quiet]
-            _shorten_demos()
-            if before:
-                before()
-            code = script.main(sys.argv[1:])
-            if report:
-                report.write_text("\n".join(sorted(sys.modules)))
-            return code
-
-        return in_child(work, folder, patience, meddle)
-
-    def lay_out(self, stage, folder: Path, reads=None) -> Path:
-        """Copy what a stage reads into a fresh folder, and old outputs where it has some."""
-        folder.mkdir(parents=True)
-        for name in stage.reads if reads is None else reads:
-            copy(self.folder / name, folder / name)
-        self._lay_old(stage, self.folder, folder)
-        return folder
-
-    def _lay_old(self, stage, source, folder):
-        for old, new in zip(stage.over, stage.makes):
-            copy(source / old, folder / new)
-
-
-def copy(source: Path, target: Path) -> None:
+def copy(source, target):
     """Copy a file or a folder; links stay links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
@@ -479,129 +293,43 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def needed(names):
-    """The stages that make what the named ones read, and these themselves, in order."""
-    wanted, files = set(names), set()
-    for stage in reversed(STAGES.values()):
-        made = {*stage.makes, *(path.partition("/")[0] for path in stage.makes)}
-        if stage.name in wanted or made & files:
-            wanted.add(stage.name)
-            files |= {*stage.reads, *(path.partition("/")[0] for path in stage.over), *stage.over}
-            files -= {"model/t5", "model/bert"}
-    return [name for name in STAGES if name in wanted]
+def lay_old(name, source, folder):
+    for old, new in zip(STAGES[name].over, STAGES[name].makes):
+        copy(source / old, folder / new)
 
 
-def _import_everything():
-    import torch
-
-    torch.set_num_threads(1)
-    for module in (
-        *("block_level", "closed_form", "search", "report", "pictures", "composition", "compact", "studies"),
-        "demo",
-    ):
-        importlib.import_module(f"common.{module}")
+def lay_out(shop, name, base):
+    """A folder with what a stage reads, and old outputs where it has some."""
+    folder = base / "case"
+    for path in STAGES[name].reads:
+        copy(shop / path, folder / path)
+    lay_old(name, shop, folder)
+    return folder
 
 
-def _shorten_demos():
-    """Let a demo take a fraction of a second instead of a minute; what is written, and in which order, stays."""
-    from common import demo
-
-    parts = demo.build.__globals__
-    for family, folder in list(parts["DATA"].items()):
-        parts["DATA"][family] = Path(tempfile.mkdtemp())
-        for path in folder.iterdir():
-            lines = path.read_text(encoding="utf-8").splitlines(True)
-            (parts["DATA"][family] / path.name).write_text("".join(lines[:48]), encoding="utf-8")
-    for recipe in parts["RECIPES"].values():
-        recipe |= {"epochs": 2, "batch_size": 16}
-
-
-def make_model(folder: Path, kind: str) -> None:
-    """A tiny "t5" or DistilBERT ("bert") with random weights, its tokenizer and its data, all of one seed."""
-    import torch
-    import transformers
-
-    from common.records import make_record, write_record
-
-    torch.manual_seed(0)
-    draw = random.Random(0)
-    words = [*WORDS, *WORDS.values(), "translate", "English", "to", "German:"]
-    parts = {part: folder / part / kind for part in ("model", "tokenizer", "data")}
-    parts["data"].mkdir(parents=True)
-    sentences = [draw.choices(list(WORDS), k=draw.randint(3, 6)) for _ in range(40)]
-    if kind == "t5":
-        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words)]
-        tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=32)
-        config = transformers.T5Config(
-            vocab_size=40, d_model=16, d_kv=4, num_heads=4, d_ff=24, num_layers=1, num_decoder_layers=1,
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        model = transformers.T5ForConditionalGeneration(config)
-        for stem, part in (("train", sentences[:24]), ("val", sentences[24:32]), ("test2016", sentences[32:])):
-            for language, texts in (("en", part), ("de", [[WORDS[word] for word in text] for text in part])):
-                (parts["data"] / f"{stem}.{language}").write_text("".join(f"{' '.join(text)}\n" for text in texts))
-    else:
-        vocabulary = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word.lower() for word in words)])
-        tokenizer = transformers.DistilBertTokenizer(
-            vocab={word: n for n, word in enumerate(vocabulary)}, model_max_length=32
-        )
-        config = transformers.DistilBertConfig(
-            vocab_size=40, dim=16, n_heads=4, n_layers=2, hidden_dim=24, max_position_embeddings=32, pad_token_id=0
-        )
-        model = transformers.DistilBertForSequenceClassification(config)
-        for split, part in (("train", sentences[:24]), ("validation", sentences[24:32]), ("test", sentences[32:])):
-            rows = [json.dumps({"text": " ".join(text), "label": n % 2}) for n, text in enumerate(part)]
-            (parts["data"] / f"{split}.jsonl").write_text("".join(f"{row}\n" for row in rows))
-    model.save_pretrained(parts["model"])
-    tokenizer.save_pretrained(parts["tokenizer"])
-    record = make_record("download_model.py", {"type": kind}, model_type="t5" if kind == "t5" else "distilbert")
-    write_record(parts["tokenizer"], record)
-    named = {part: {"folder": f"../{part}/{kind}"} for part in ("tokenizer", "data")}
-    write_record(parts["model"], {**record, **named})
-
-
-# --- comparing folders ---------------------------------------------------------------------------------------------
-
-
-def contents(folder: Path, but=()) -> dict[str, tuple]:
-    """{path: (kind, mode, digest; or JSON or CSV as it is)} of all in a folder; seconds don't count.
-
-    Args:
-        but: names at the top that are left out.
-    """
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(parent, name)
-            shown = str(path.relative_to(folder))
-            if shown.partition("/")[0] not in but:
-                found[shown] = _described(path)
-    return found
-
-
-def _described(path):
-    status = path.lstat()
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFLNK:
-        return "link", 0, os.readlink(path)
-    mode = stat.S_IMODE(status.st_mode)
-    if kind != stat.S_IFREG:
-        return kind, mode
-    data = _without_seconds(path)
-    return kind, mode, data if path.suffix in (".json", ".csv") else hashlib.sha256(data).hexdigest()
+def contents(folder):
+    """{path: (kind, mode, digest)} of all in a folder; seconds in JSON and CSV files don't count."""
+    listing = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        kind, data = stat.S_IFMT(status.st_mode), b""
+        if kind == stat.S_IFLNK:
+            data = os.fsencode(os.readlink(path))
+        elif kind == stat.S_IFREG:
+            data = _without_seconds(path)
+        listing[str(path.relative_to(folder))] = kind, stat.S_IMODE(status.st_mode), hashlib.sha256(data).hexdigest()
+    return listing
 
 
 def _without_seconds(path):
-    data = path.read_bytes()
-    try:
+    data = path.read_bytes() if os.access(path, os.R_OK) else b""
+    with contextlib.suppress(ValueError, RecursionError):  # damaged: it counts as it is
         if path.suffix == ".csv":
             rows = [line.split(",") for line in data.decode().split("\n")]
             timed = [n for n, name in enumerate(rows[0]) if "second" in name]
             return repr([[cell for n, cell in enumerate(row) if n not in timed] for row in rows]).encode()
         if path.suffix == ".json" and b"second" in data:
             return repr(_untimed(json.loads(data))).encode()
-    except (ValueError, RecursionError):  # damaged: it counts as it is
-        pass
     return data
 
 
@@ -611,54 +339,33 @@ def _untimed(value):
     return [_untimed(item) for item in value] if isinstance(value, list) else value
 
 
-def compared(found: dict, wanted: dict) -> tuple[list[str], list[str]]:
-    """The paths that are missing or other than wanted, and those that are too many."""
-    return sorted(path for path in wanted if found.get(path) != wanted[path]), sorted(found.keys() - wanted.keys())
+def is_made(name, path):
+    return any(path == made or path.startswith(f"{made}/") for made in STAGES[name].makes)
 
 
-def explained(path: str, found: dict, wanted: dict) -> str:
-    """Where a file is other than wanted, in a few words."""
-    here, there = found.get(path), wanted.get(path)
-    if here is None or there is None or here[:2] != there[:2] or not isinstance(here[-1], bytes):
-        return f"{path}: {'missing' if here is None else 'other'}" + (f" {here[:2]}, {there[:2]}" if here else "")
-    start = next((n for n, (a, b) in enumerate(zip(here[-1], there[-1])) if a != b), min(len(here[-1]), len(there[-1])))
-    near = slice(max(0, start - 80), start + 60)
-    return f"{path}: {here[-1][near]!r} where undisturbed {there[-1][near]!r}"
-
-
-# --- file operations -------------------------------------------------------------------------------------------------
+# --- kills -------------------------------------------------------------------------------------------------------
 
 EVENTS = {
     "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate",
     "tempfile.mkstemp", "tempfile.mkdtemp", "shutil.rmtree", "fcntl.flock",
 }  # fmt: skip
-NEED_ROOM = ("open", "os.rename", "os.mkdir", "tempfile", "os.fsync", "write", "exchange")  # fail where a disk is full
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
-@dataclass
 class Watch:
-    """Counts the operations on files that a child makes in a folder, and disturbs it from the k-th on.
+    """Counts the operations on files that a child makes in a folder, and kills it before the one of a number.
 
-    Python tells of most of them by its audit events; fsync, writing, exchanging and safetensors' writing are wrapped.
-    Torch writes a file in thousands of pieces, which gather in a buffer: of the writes that follow one another, the
-    1st, 2nd, 4th, 8th … count.
+    Python tells of most by its audit events; fsync, writing and safetensors' writing are wrapped. A write
+    is torn: its first half is done. Torch writes a file in thousands of pieces: of the writes that follow one another,
+    the 1st, 2nd, 4th, 8th … count.
     """
 
-    folder: Path
-    at: int | None = None  # disturb before the operation of this number, counted from 0
-    disturb: str = "kill"  # or the name of an errno, which this operation and all later ones that need room end with
-    run: int = 0  # writes that have followed one another
-    count: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8))
-    log: object = field(default_factory=lambda: tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
-
-    def operations(self) -> list[str]:
-        """What was done, in order."""
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace").splitlines()
+    def __init__(self, folder, at=None):
+        self.folder, self.at, self.writes = os.fspath(folder), at, 0
+        self.count = mmap.mmap(-1, 8)  # shared with the child
 
     @property
-    def number(self) -> int:
+    def number(self):
         return struct.unpack("q", self.count[:8])[0]
 
     def install(self):
@@ -667,36 +374,8 @@ class Watch:
 
         from common import files
 
-        root = os.fspath(self.folder)
-
-        def heard(event, arguments):
-            if event not in EVENTS or (event == "open" and not (arguments[2] or 0) & WRITING):
-                return
-            path = arguments[0]
-            if isinstance(path, (str, bytes, os.PathLike)):
-                path = os.path.abspath(os.fsdecode(path))
-                if not path.startswith(root):
-                    return
-            self._step(event, path)
-
-        def wrap(owner, name, event, torn=None):
-            original = getattr(owner, name, None)
-            if original is None:
-                return
-
-            def wrapped(*arguments, **named):
-                try:
-                    self._step(event, name, lambda: torn and torn(original, *arguments, **named))
-                except OSError as error:
-                    if owner is files._Handle:  # which remembers what the file under it raises
-                        arguments[0].failure = error
-                    raise
-                return original(*arguments, **named)
-
-            setattr(owner, name, wrapped)
-
         def half_a_write(original, handle, data):
-            data = memoryview(data).cast("B") if not isinstance(data, (bytes, bytearray)) else data
+            data = memoryview(data).cast("B")
             original(handle, data[: len(data) // 2])
             handle.file.flush()
 
@@ -704,102 +383,381 @@ class Watch:
             original(tensors, filename, **named)
             os.truncate(filename, os.path.getsize(filename) // 2)
 
-        wrap(os, "fsync", "os.fsync")
-        wrap(getattr(files, "_Handle", None), "write", "write", half_a_write)
-        wrap(safetensors.torch, "serialize_file", "write safetensors", half_a_file)
-        sys.addaudithook(heard)
+        self._wrap(os, "fsync")
+        self._wrap(files._Handle, "write", half_a_write)
+        self._wrap(safetensors.torch, "serialize_file", half_a_file)
+        sys.addaudithook(self._heard)
 
-    def _step(self, event, what, tear=None):
-        self.run = self.run + 1 if event == "write" else 0
-        if self.run & (self.run - 1):
+    def _heard(self, event, arguments):
+        if event not in EVENTS or (event == "open" and not (arguments[2] or 0) & WRITING):
+            return
+        path = arguments[0]
+        if isinstance(path, (str, bytes, os.PathLike)) and not os.path.abspath(os.fsdecode(path)).startswith(
+            self.folder
+        ):
+            return
+        self._step(event)
+
+    def _wrap(self, owner, name, tear=None):
+        original = getattr(owner, name)
+
+        def wrapped(*arguments, **named):
+            self._step(name, tear and functools.partial(tear, original, *arguments, **named))
+            return original(*arguments, **named)
+
+        setattr(owner, name, wrapped)
+
+    def _step(self, event, tear=None):
+        self.writes = self.writes + 1 if event == "write" else 0
+        if self.writes & (self.writes - 1):
             return
         number = self.number
         self.count[:8] = struct.pack("q", number + 1)
-        what = os.path.relpath(what, self.folder) if isinstance(what, str) and os.path.isabs(what) else what
-        os.write(self.log.fileno(), f"{event} {what}\n".encode(errors="replace"))
-        if self.at is None or number < self.at:
-            return
-        if self.disturb == "kill":
+        if number == self.at:
+            self.at = None  # what tearing does is not counted
             if tear:
-                self.at = None  # what it does is not counted
                 tear()
             os.kill(os.getpid(), signal.SIGKILL)
-        if event.startswith(NEED_ROOM):
-            import errno
-
-            code = getattr(errno, self.disturb)
-            if event == "write safetensors":
-                from safetensors import SafetensorError
-
-                raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
-            raise OSError(code, os.strerror(code))
 
 
-# --- reporting -------------------------------------------------------------------------------------------------------
+def result_of(done):
+    with contextlib.suppress(ValueError):
+        return repr(_untimed(json.loads(done.out)))
+    return done.out
 
 
-class Findings:
-    """Counts by stage and kind, and the cases that failed."""
-
-    def __init__(self):
-        self.counts = collections.defaultdict(collections.Counter)
-        self.failed = []
-
-    def count(self, stage, **numbers):
-        self.counts[stage].update(numbers)
-
-    def fail(self, stage, case, kind, detail):
-        """A case that did not end as it should; printed at once."""
-        self.counts[stage][kind] += 1
-        self.failed.append(case)
-        print(f"FAILED {case}: {kind}: {' | '.join(str(detail).split(chr(10)))[:600]}", flush=True)
-
-    def table(self, columns):
-        """The counts as aligned text, with totals."""
-        total = collections.Counter()
-        for counts in self.counts.values():
-            total.update(counts)
-        others = sorted(set(total) - set(columns))
-        rows = [["", *columns, *others]]
-        for name, counts in [*self.counts.items(), ("total", total)]:
-            rows.append([name, *(str(counts[column]) for column in (*columns, *others))])
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+def kill(shop, base, known, name, at):
+    """Kill a stage before an operation and run it again: (kind, detail) of what went wrong, or None."""
+    folder = lay_out(shop, name, base)
+    before = contents(folder)
+    done = run(name, folder, before=Watch(folder, int(at)).install)
+    if done.code != -signal.SIGKILL:
+        return "not_killed", f"exit {done.code}: {done.err}"
+    after = contents(folder)
+    lost = [path for path in before if path not in after and not is_made(name, path)]
+    if lost:
+        return "lost", lost
+    done = run(name, folder)
+    if done.code != 0:
+        return "refused", f"exit {done.code}: {done.err}"
+    wanted, found = known[name][0], contents(folder)
+    lost = [path for path in wanted if path not in found]
+    if lost:
+        return "lost", lost
+    different = [path for path in found if found[path] != wanted.get(path)]
+    return ("different", different) if different else None
 
 
-def shares(cases, jobs, work):
-    """Share cases among forked workers, each of which returns its findings; a generator of (case, what came of it).
+# --- races -------------------------------------------------------------------------------------------------------
 
-    Args:
-        work: what is called with a case in a worker; returns a JSON value.
-    """
-    if jobs == 1:
-        for case in cases:
-            yield case, work(case)
+
+def race(shop, base, known, writers, number):
+    """Several writers of one library, with overlapping parts of one scheme, at once and one after the other."""
+    libraries = []
+    for at_once in (False, True):
+        folder = lay_out(shop, "prune", base / ("at-once" if at_once else "in-turn"))
+        draw, content = random.Random(f"{writers}/{number}"), json.loads((folder / "conf_prune.json").read_text())
+        commands = []
+        for writer in range(int(writers)):
+            names = set(draw.sample(sorted(content["blocks"]), max(1, len(content["blocks"]) * 2 // 3)))
+            part = content | {"blocks": {name: content["blocks"][name] for name in content["blocks"] if name in names}}
+            part["configs"] = [
+                {name: x for name, x in config.items() if name in names} for config in content["configs"]
+            ]
+            write_with_digest(folder / f"{writer}.json", part)
+            commands.append(f"prune.py -m model/t5 -o library -c {writer}.json --overwrite".split())
+        if at_once:
+            ends = [child.wait() for child in [start(words, folder) for words in commands]]
+        else:
+            ends = [start(words, folder).wait() for words in commands]
+        refused = [f"exit {done.code}: {done.err}" for done in ends if done.code != 0]
+        if refused:
+            return "refused", refused
+        variants = json.loads((folder / "library" / "record.json").read_text())["variants"]
+        files = {path.name: path.read_bytes() for path in (folder / "library").glob("*.npy")}
+        libraries.append(files | {name: json.dumps(entry, sort_keys=True) for name, entry in variants.items()})
+    wanted, found = libraries
+    if wanted.keys() - found.keys():
+        return "lost", sorted(wanted.keys() - found.keys())
+    return None if found == wanted else ("different", sorted(k for k in found if found[k] != wanted.get(k)))
+
+
+def _only(names, content):
+    return {name: value for name, value in content.items() if name in names}
+
+
+# --- damages -----------------------------------------------------------------------------------------------------
+
+VALUES = (None, True, "", "../up", "/etc/passwd", "\ud800", "a\0b", "ä" * 300, [], {}, [[]], {"": 0}, [1], 0, -1, 0.5,
+          1e308, 10**30, 10**400, 1e-320, float("nan"), float("inf"), 2**31, 2**63)  # fmt: skip
+OTHER = (b"", b"\x80\x04.", b"PK\x03\x04", b"{}", b"\xff\xfe", b"[" * 100_000, b"the " * 3000, b"0,nan,inf,1,1\n")
+LINES = (b"", b"\xff\xfe", b"the " * 3000, b"\r", b'{"text": "\\ud800", "label": 1}', b'{"text": 1, "label": "x"}',
+         b'{"text": "x", "label": 1e400}', b"0,nan,inf,1,1", b"0,,,,", b"1e999,-1,x,\0,")  # fmt: skip
+CODE = "import pathlib\npathlib.Path({path!r}).touch()\nclass Own:\n    pass\n"
+
+
+def flip(path, draw):
+    data = bytearray(path.read_bytes())
+    place = draw.randrange(len(data) * 8)
+    data[place // 8] ^= 1 << (place % 8)
+    path.write_bytes(data)
+
+
+def change_bytes(path, draw, folder):
+    """Flip, cut, lengthen, zero or replace."""
+    way, data = draw.choice(("flip", "cut", "longer", "zero", "line", "other")), path.read_bytes()
+    place = draw.randrange(len(data))
+    if way == "flip":
+        flip(path, draw)
+    elif way == "line":
+        lines = data.split(b"\n")
+        lines[draw.randrange(len(lines))] = draw.choice(LINES)
+        path.write_bytes(b"\n".join(lines))
+    else:
+        changed = {"cut": data[:place], "longer": data + draw.randbytes(50), "other": draw.choice(OTHER)}
+        path.write_bytes(changed.get(way, data[:place] + bytes(16) + data[place + 16 :]))
+
+
+def change_json(path, draw, folder):
+    """Another value, a missing or unknown key, somewhere in a JSON file; its own digest may be made to fit."""
+    value = json.loads(path.read_bytes())
+    holder, key = draw.choice(list(_places(value)))
+    way = draw.choice(("value", "value", "missing", "unknown", "number"))
+    if way == "missing":
+        del holder[key]
+    elif way == "unknown" and isinstance(holder, dict):
+        holder[draw.choice(("unknown", "../x", "", "__class__", "auto_map", "dtype"))] = draw.choice(VALUES)
+    elif way == "number" and type(holder[key]) in (int, float):
+        holder[key] = draw.choice((holder[key] + 1, -holder[key], holder[key] * 1000))
+    else:
+        holder[key] = draw.choice(VALUES)
+    write_with_digest(path, value)
+
+
+def _places(value):
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from _places(value[key])
+
+
+def change_arrays(path, draw, folder):
+    """A module file or weights file of another dtype or shape, with fields too many or too few, or not finite."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    packed = path.suffix == ".npy"
+    content = np.load(path, allow_pickle=False) if packed else load_file(path)
+    arrays = {name: np.array(content[name]) for name in (content.dtype.names if packed else content)}
+    name = draw.choice(sorted(arrays))
+    array = arrays[name]
+    flat = array.reshape(-1).astype(np.float32)
+    flat[draw.randrange(flat.size)] = draw.choice((np.nan, np.inf, 3e38))
+    changes = {
+        "number": flat.reshape(array.shape), "float16": array.astype("float16"), "int": array.astype(np.int64),
+        "shape": array[:1].copy(), "flat": array.reshape(-1), "gone": None, "values": array + np.ones((), array.dtype),
+    }  # fmt: skip
+    arrays[name] = changes[draw.choice(sorted(changes))]
+    arrays = {key: np.ascontiguousarray(value) for key, value in arrays.items() if value is not None}
+    if packed:
+        content = np.zeros((), np.dtype([(key, value.dtype, value.shape) for key, value in arrays.items()], align=True))
+        for key, value in arrays.items():
+            content[key] = value
+        np.save(path, content)
+    else:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        save_file(arrays, path, metadata)
+
+
+def change_pth(path, draw, folder):
+    """A .pth with a part missing or not finite, or a pickle that would leave a marker."""
+    if draw.random() < 0.3:
+        path.write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(folder / MARKER) + b"'\ntR.")
         return
-    import multiprocessing
-
-    cases = list(cases)
-    with multiprocessing.get_context("fork").Pool(jobs, _remember, (work,)) as pool:
-        yield from zip(cases, pool.imap(_work, cases, chunksize=4))
-
-
-_task = None
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if draw.random() < 0.5:
+        del content[draw.choice(sorted(content))]
+    else:
+        content["state_dict"][draw.choice(sorted(content["state_dict"]))] *= float("nan")
+    torch.save(content, path)
 
 
-def _remember(work):
-    global _task
-    _task = work
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its workers
+def change_place(path, draw, folder):
+    """Something else under the file's name: nothing, a folder, a link out of the folder or in a circle, a pipe."""
+    way = draw.choice(("gone", "folder", "outside", "circle", "pipe"))
+    path.unlink()
+    if way == "folder":
+        path.mkdir()
+    elif way == "pipe":
+        os.mkfifo(path)
+    elif way != "gone":
+        path.symlink_to(folder.parent / "outside" / "file.txt" if way == "outside" else path.name)
 
 
-def _work(case):
-    return _task(case)
+def plant_code(path, draw, folder):
+    """A model or tokenizer folder that asks for code of its own."""
+    value = json.loads(path.read_text())
+    value |= {"auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}, "trust_remote_code": True}
+    value |= {key: "own" for key in ("model_type", "tokenizer_class") if key in value}
+    path.write_text(json.dumps(value))
+    (path.parent / "own.py").write_text(CODE.format(path=str(folder / MARKER)))
 
 
-counter = itertools.count()
+FORMATS = {".json": change_json, ".npy": change_arrays, ".safetensors": change_arrays, ".pth": change_pth}
 
 
-def fresh(base: Path) -> Path:
-    """A path in `base` that nothing has yet."""
-    return base / f"{os.getpid()}-{next(counter)}" / "case"
+def mutate(path, draw, folder):
+    chance = draw.random()
+    change = FORMATS.get(path.suffix, change_bytes)
+    if chance < 0.3:
+        change = change_bytes if chance > 0.06 else change_place
+    elif chance < 0.4 and path.name in ("config.json", "tokenizer_config.json"):
+        change = plant_code
+    change(path, draw, folder)
+    if draw.random() < 0.7 and path.is_file() and not path.is_symlink():
+        make_digests_fit(path, folder)
+
+
+def make_digests_fit(path, folder):
+    """Write a file's new digest into the record beside it, so that what comes after the digest is tried too."""
+    record = path.parent / "record.json"
+    if record == path or not record.is_file():
+        return
+    value = json.loads(record.read_bytes())
+    if path.name in value.get("files", {}):
+        value["files"][path.name] = file_digest(path)
+    for entry in value.get("variants", {}).values():
+        if isinstance(entry, dict) and entry.get("file") == path.name:
+            entry["sha256"] = file_digest(path)
+    write_with_digest(record, value)
+
+
+def write_with_digest(path, value):
+    """Write JSON; where it has a digest of its own, this is made to fit."""
+    if isinstance(value, dict) and "digest" in value:
+        value["digest"] = digest({name: item for name, item in value.items() if name != "digest"})
+    path.write_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))
+
+
+def files_of(place):
+    """[[paths of one format]], so that a library's many files don't count for more than its record."""
+    kinds = collections.defaultdict(list)
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.is_file() and path.name != "README.md" and path.stat().st_size:
+            kinds[path.name if path.suffix == ".json" else path.suffix].append(path)
+    return [kinds[kind] for kind in sorted(kinds)]
+
+
+def damage(shop, base, known, name, number):
+    """Damage a file that a stage reads: (kind, detail) of what went wrong, or None; "refused" is as it should be."""
+    draw = random.Random(f"{name}/{number}")
+    folder, outside = lay_out(shop, name, base), base / "outside"
+    outside.mkdir()
+    (outside / "file.txt").write_text("not yours\n")
+    path = draw.choice(draw.choice(files_of(folder)))
+    mutate(path, draw, folder)
+    before = contents(base)
+    done = run(name, folder)
+    after, shown = contents(base), f"{path.relative_to(folder)}: exit {done.code}: {done.err[-500:]}"
+    if (folder / MARKER).exists():
+        return "code_run", shown
+    made = {path for path in before | after if is_made(name, path.removeprefix("case/"))}
+    changed = sorted(path for path in (before.keys() | after.keys()) - made if before.get(path) != after.get(path))
+    if changed:
+        return "touched", f"{changed[0]}; {shown}"
+    return (done.verdict, shown) if done.verdict else None
+
+
+def flip_bit(shop, base, known, output, number):
+    """Flip a bit of an output that has digests, and run the stage that reads it."""
+    name, draw = READERS[output], random.Random(f"{output}/{number}")
+    folder = lay_out(shop, name, base)
+    path = draw.choice(draw.choice(files_of(folder / output)))
+    flip(path, draw)
+    done = run(name, folder)
+    shown = f"{path.relative_to(folder)}: exit {done.code}: {done.err[-500:]}"
+    if done.verdict:
+        return done.verdict, shown
+    wanted, result, _ = known[name]
+    made = {p: item for p, item in contents(folder).items() if is_made(name, p) and folder / p != path}
+    is_same = all(wanted.get(p) == item for p, item in made.items()) and result_of(done) == result
+    return ("accepted_flips", shown) if done.code == 0 and not is_same else None
+
+
+# --- the program -------------------------------------------------------------------------------------------------
+
+ATTACKS = {"kill": kill, "race": race, "damage": damage, "flip": flip_bit}
+KINDS = ("lost", "refused", "different", "tracebacks", "hangs", "not_one_line", "accepted_flips", "code_run", "touched")
+
+
+def cases_of(args, known):
+    """The identifiers of all cases: KIND/STAGE/NUMBER."""
+    if args.case:
+        return [args.case]
+    operations = [f"kill/{name}/{at}" for name, (_, _, count) in known.items() for at in range(count)]
+    count = min(args.kills, len(operations))
+    cases = [operations[n * len(operations) // count] for n in range(count)]
+    cases += [f"race/{writers}/{number}" for number in range(args.races) for writers in (2, 8)]
+    draw, readers = random.Random(args.seed), list(READERS)
+    for number in range(args.damages):
+        if number % 2:
+            cases.append(f"flip/{readers[number // 2 % len(readers)]}/{args.seed}-{number}")
+        else:
+            cases.append(f"damage/{draw.choice(list(STAGES))}/{args.seed}-{number}")
+    return cases
+
+
+def attack(args):
+    started, counts, failed = time.monotonic(), collections.Counter(), []
+    with scratch() as place:
+        shop = place / "shop"
+        shop.mkdir()
+        known = build(shop)
+        before, cases = contents(shop), cases_of(args, known)
+
+        def work(case):
+            kind, *rest = case.split("/")
+            with scratch() as base:
+                try:
+                    return ATTACKS[kind](shop, base, known, *rest)
+                except Exception:
+                    return "attacker_failed", traceback.format_exc()
+
+        for case, problem in zip(cases, forked(work, cases, args.jobs)):
+            counts[case.partition("/")[0]] += 1
+            if problem:
+                counts[problem[0]] += 1
+                failed.append(case)
+                print(f"{case}: {problem[0]}: {problem[1]}", file=sys.stderr, flush=True)
+        if contents(shop) != before:
+            failed.append("a case changed a file outside of its folder")
+    seconds = round(time.monotonic() - started)
+    attacks = {f"{kind}s": counts.pop(kind, 0) for kind in ATTACKS}
+    result = {**attacks, **dict.fromkeys(KINDS, 0), **counts, "failed": failed[:100], "seconds": seconds}
+    if failed:
+        print(json.dumps(result))
+        raise SystemExit(1)
+    return result
+
+
+def forked(work, cases, jobs):
+    """What `work` returns for each case, in order, from forked workers."""
+    if jobs == 1:
+        yield from map(work, cases)
+        return
+    global _work
+    _work = work
+    with multiprocessing.get_context("fork").Pool(jobs, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+        yield from pool.imap(_call, cases, chunksize=4)
+
+
+def _call(case):
+    return _work(case)
+
+
+def main(argv=None):
+    return cli.launch(parser(), attack, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

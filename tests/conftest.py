@@ -2,13 +2,22 @@
 
 import contextlib
 import json
-import random
 import shutil
 import signal
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, caption, load_script, run, t5_config, transformers
+from helpers import (
+    CLASSIFIERS,
+    KINDS,
+    build_model,
+    build_tokenizer,
+    load_script,
+    make_workshop,
+    run,
+    t5_config,
+    transformers,
+)
 
 from common import progress
 
@@ -21,27 +30,7 @@ torch.set_num_threads(1)  # the models are far too small for more
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory):
     """A folder with, for "t5" and "distilbert", model/KIND, tokenizer/KIND and data/KIND."""
-    folder = tmp_path_factory.mktemp("workshop")
-    rng = random.Random(0)
-    for kind in ("t5", "distilbert"):
-        build_model(kind).save_pretrained(folder / "model" / kind)
-        build_tokenizer(kind).save_pretrained(folder / "tokenizer" / kind)
-        data = folder / "data" / kind
-        data.mkdir(parents=True)
-        record = {"tokenizer": {"folder": f"../tokenizer/{kind}"}, "data": {"folder": f"../data/{kind}"}}
-        (folder / "model" / kind / "record.json").write_text(json.dumps(record))
-        for stem, split, size in (("train", "train", 48), ("val", "validation", 16), ("test2016", "test", 16)):
-            pairs = [caption(rng) for _ in range(size)]
-            if kind == "t5":
-                (data / f"{stem}.en").write_text("".join(f"{en}\n" for en, _ in pairs), encoding="utf-8")
-                (data / f"{stem}.de").write_text("".join(f"{de}\n" for _, de in pairs), encoding="utf-8")
-            else:
-                rows = [
-                    {"text": f"{'good' if i % 2 else 'bad'} film {en}", "label": i % 2}
-                    for i, (en, _) in enumerate(pairs)
-                ]
-                (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -216,6 +217,30 @@ def build_tokenizer(kind):
         return transformers.DistilBertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(vocab))})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words)]
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def make_workshop(folder):
+    """Write model/KIND, tokenizer/KIND and data/KIND of "t5" and "distilbert" into a folder; returns it."""
+    rng = random.Random(0)
+    for kind in ("t5", "distilbert"):
+        build_model(kind).save_pretrained(folder / "model" / kind)
+        build_tokenizer(kind).save_pretrained(folder / "tokenizer" / kind)
+        data = folder / "data" / kind
+        data.mkdir(parents=True)
+        record = {"tokenizer": {"folder": f"../tokenizer/{kind}"}, "data": {"folder": f"../data/{kind}"}}
+        (folder / "model" / kind / "record.json").write_text(json.dumps(record))
+        for stem, split, size in (("train", "train", 48), ("val", "validation", 16), ("test2016", "test", 16)):
+            pairs = [caption(rng) for _ in range(size)]
+            if kind == "t5":
+                (data / f"{stem}.en").write_text("".join(f"{en}\n" for en, _ in pairs), encoding="utf-8")
+                (data / f"{stem}.de").write_text("".join(f"{de}\n" for _, de in pairs), encoding="utf-8")
+            else:
+                rows = [
+                    {"text": f"{'good' if i % 2 else 'bad'} film {en}", "label": i % 2}
+                    for i, (en, _) in enumerate(pairs)
+                ]
+                (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def load_script(name):

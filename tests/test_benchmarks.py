@@ -10,7 +10,7 @@ FOLDER = ROOT / "benchmarks"
 NEEDS = {"shipping": "onnxruntime"}
 
 
-PROGRAMS = {path.stem for path in FOLDER.glob("*.py")} - {"attack", "measure"}
+PROGRAMS = {path.stem for path in FOLDER.glob("*.py")} - {"measure"}
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
