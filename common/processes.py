@@ -22,7 +22,7 @@ BUCKET = 2**22  # entries that are summed at once, 16 MiB of float32
 class Processes:
     """This process's number, from 0, and how many there are; both the same in all stages of a run.
 
-    `control`: a group for what lies in the CPU's memory, so that a decision never waits for a GPU.
+    `control`: a group for what lies in the CPU's memory, so that the decision of `any`, once a step, waits for no GPU.
     """
 
     number: int = 0
@@ -38,21 +38,21 @@ class Processes:
         """This process's share of some items: every `count`-th."""
         return list(items[self.number :: self.count])
 
-    def agree(self, value):
-        """The first process's value, in all: any that pickle can take."""
+    def agree(self, value, source: int = 0):
+        """One process's value, the first's unless told otherwise, in all: any that pickle can take."""
         if self.count == 1:
             return value
-        values = [value]
-        distributed.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value], from_process=source)[0]
 
     def gather(self, value) -> list:
         """The values of all processes, in all, by number: any that pickle can take, tensors of the CPU too."""
         if self.count == 1:
             return [value]
-        values = [None] * self.count
-        distributed.all_gather_object(values, value, group=self.control)
-        return values
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in any of the processes."""
@@ -68,47 +68,28 @@ class Processes:
 
         The sum is the same, bit for bit, in all of them.
         """
-        if self.count == 1:
-            return
-        for bucket in _buckets(tensors):
+        for bucket in _buckets(tensors) if self.count > 1 else ():
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            distributed.all_reduce(flat, group=self._group(flat))
+            distributed.all_reduce(flat, group=self.control if flat.device.type == "cpu" else None)
             for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
                 tensor.copy_(summed.view_as(tensor))
 
     def spread(self, tensor: torch.Tensor, source: int) -> None:
         """Give a tensor the values that it has in the process `source`, in place."""
         if self.count > 1:
-            distributed.broadcast(tensor, source, group=self._group(tensor))
+            tensor.copy_(self.agree(tensor.cpu(), source))
 
-    def add_at(self, tensor: torch.Tensor, owner: int) -> None:
-        """Sum a tensor over the processes, in place, at one of them; elsewhere it means nothing then."""
-        if self.count > 1:
-            distributed.reduce(tensor, owner, group=self._group(tensor))
-
-    def join_rows(self, rows: dict[int, torch.Tensor], like: torch.Tensor, owner: int) -> torch.Tensor | None:
-        """Rows of all processes, joined at one of them in the order of their numbers; None elsewhere.
+    def join_rows(self, rows: dict[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, (rows, width), joined in the order of their numbers.
 
         Args:
             rows: {number: (rows, width)}, this process's share.
-            like: a tensor of their device and type.
+            like: a tensor of the device that they are wanted on.
         """
-        if self.count == 1:
-            return torch.cat(list(rows.values()))
-        shapes = self.gather({number: tuple(each.shape) for number, each in rows.items()})
-        if self.number != owner:
-            for each in rows.values():
-                distributed.send(each.contiguous(), owner, group=self._group(each))
-            return None
-        found = dict(rows)
-        for source, numbers in enumerate(shapes):
-            for number, shape in numbers.items() if source != owner else ():
-                found[number] = like.new_empty(shape, requires_grad=False)
-                distributed.recv(found[number], source, group=self._group(like))
-        return torch.cat([found[number] for number in sorted(found)])
-
-    def _group(self, tensor):
-        return self.control if tensor.device.type == "cpu" else None
+        if self.count > 1:
+            shares = self.gather({number: share.cpu() for number, share in rows.items()})
+            rows = dict(sorted(pair for share in shares for pair in share.items()))
+        return torch.cat(list(rows.values())).to(like.device)
 
 
 def own_number() -> int:

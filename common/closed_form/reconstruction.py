@@ -250,10 +250,10 @@ def gather(
             size = unknowns(block, own[block], moving[block])
             gram = grams.pop(block, None)
             gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
-            processes.add_at(gram, owner[block])
+            processes.add([gram])
             found[block] = whole(gram), bases.get(block)
         else:
-            found[block] = processes.join_rows(inputs.pop(block), next(iter(own[block].values())), owner[block])
+            found[block] = processes.join_rows(inputs.pop(block), next(iter(own[block].values())))
     return {block: each for block, each in found.items() if owner[block] == processes.number}
 
 
