@@ -70,7 +70,8 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     from common.composition import compose, composed_record, removed_parts
     from common.evaluation import parameter_counts
     from common.inputs import form_from
-    from common.models import data_source, is_made, load_model, round_to, save_model
+    from common.models import data_source, load_model
+    from common.saving import is_made, round_to, save_model
 
     loaded = opened.loaded
     form = form_from(args, loaded)

@@ -78,21 +78,12 @@ def run(args):
     from common import demo
     from common.checkpoints import Checkpoint
     from common.devices import resolve_device
+    from common.downloading import download, origin_of, original_dtype
     from common.evaluation import parameter_counts
     from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
     from common.inputs import check_data, data_given
-    from common.models import (
-        data_source,
-        download,
-        is_made,
-        load_model,
-        origin_of,
-        original_dtype,
-        reference,
-        round_to,
-        save_model,
-        save_tokenizer,
-    )
+    from common.models import data_source, load_model, reference
+    from common.saving import is_made, round_to, save_model, save_tokenizer
     from common.sources import DataSource
     from common.studies import study_of, usual_task
 

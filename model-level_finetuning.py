@@ -105,7 +105,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     from common.compact import make_compact
     from common.composition import compose, removed_parts
     from common.inputs import form_from, open_tracking
-    from common.models import check_range, is_made, read_measured, round_to
+    from common.saving import check_range, is_made, read_measured, round_to
     from common.stats import runs_in, seconds_of, write_stats
     from common.training import Learner, Measure, ModelObjective, fit, steps_of, validate
 
@@ -196,7 +196,7 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
     """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters."""
     from common.composition import composed_record
     from common.evaluation import parameter_counts
-    from common.models import save_model
+    from common.saving import save_model
 
     counts = parameter_counts(model)
     record = composed_record(

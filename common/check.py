@@ -42,7 +42,7 @@ def check(path: str | Path) -> int:
         check_files(path, record)
         return len(record["files"]) + 1
     if path.suffix == ".pth" and path.is_file():
-        from common.models import damage  # torch takes seconds to import
+        from common.saving import damage  # torch takes seconds to import
 
         reason = damage(path)
         if reason:

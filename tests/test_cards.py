@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from common.cards import license_of
 from common.compact import make_compact
-from common.models import save_model
+from common.saving import save_model
 
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -36,7 +36,8 @@ from hypothesis import strategies as st
 from common.blocks import find_blocks
 from common.compact import make_compact
 from common.data import Examples
-from common.models import load_model, save_model
+from common.models import load_model
+from common.saving import save_model
 from common.tasks import TASKS
 
 KINDS = ["t5", "t5-gated", "distilbert"]

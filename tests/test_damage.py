@@ -28,8 +28,9 @@ from common import cli
 from common.blocks import Variant, find_blocks
 from common.errors import UserError
 from common.library import Library, pack, unpack
-from common.models import load_model, save_model
+from common.models import load_model
 from common.records import digest, file_digest, sealed
+from common.saving import save_model
 
 WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 

@@ -43,11 +43,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from common import families, modeling_compact, models, report, studies
 from common.blocks import block_calls, block_tensors, find_blocks
 from common.compact import make_compact
+from common.downloading import download
 from common.errors import UserError
 from common.library import Library
 from common.model_files import check_config
 from common.models import load_model
 from common.records import make_record
+from common.saving import save_model
 
 CHAIN = {  # a row of docs/families.md: the tiny model that goes through all stages
     **{name: name for name in families.FAMILIES},
@@ -278,7 +280,7 @@ def test_the_config_of_a_usual_checkpoint_is_accepted(model_type):
     name, special, positions = REAL[model_type]
     config_class = getattr(transformers, name)
     for settings in (config_class().to_dict() | special, config_class(**special).to_dict()):
-        assert check_config("config.json", json.loads(json.dumps(settings))) == model_type
+        check_config(json.loads(json.dumps(settings)))
         assert families.FAMILIES[model_type].positions(config_class.from_dict(settings)) == positions
 
 
@@ -323,7 +325,7 @@ def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_traine
         {"format": "pt"},
     )
     build_tokenizer("pegasus").save_pretrained(tmp_path)
-    for found in (load_model(tmp_path).model, models.download(str(tmp_path), "pegasus", QUIET)[0].model):
+    for found in (load_model(tmp_path).model, download(str(tmp_path), "pegasus", QUIET)[0].model):
         assert same_state(found, model)
     frozen = {name for name, parameter in load_model(tmp_path).model.named_parameters() if not parameter.requires_grad}
     assert frozen == positions and len(positions) == 2
@@ -366,7 +368,7 @@ def test_a_bias_of_the_logits_goes_along(kind, tmp_path):
     with torch.no_grad():
         expected = model(**batch).logits
         for name in ("folder", "file.pth"):
-            models.save_model(tmp_path / name, model, make_record("a script", {}))
+            save_model(tmp_path / name, model, make_record("a script", {}))
             assert torch.equal(load_model(tmp_path / name).model(**batch).logits, expected), name
         compact, _ = make_compact(model, {})
         torch.testing.assert_close(compact(**batch).logits, expected, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,8 @@ from helpers import build_model, build_tokenizer, is_one_line, padded_batch, rea
 
 from common.errors import UserError
 from common.inputs import models_to_evaluate, the_model
-from common.models import LoadedModel, load_model, save_model
+from common.models import LoadedModel, load_model
+from common.saving import save_model
 from common.search import costs
 
 T5 = ("--attention", 0.25, 0.5, 0.25, "--linear", 0.3, 0.3, 0.5, "-n", 3)

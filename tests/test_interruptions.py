@@ -356,7 +356,7 @@ def test_what_is_not_finite_is_never_written(chain, tmp_path):
     from common.blocks import find_blocks
     from common.errors import UserError
     from common.library import Library
-    from common.models import save_model
+    from common.saving import save_model
 
     model = build_model("t5")
     shutil.copytree(chain / "pruned", tmp_path / "library")

@@ -25,9 +25,10 @@ from common.blocks import block_calls, block_tensors, find_blocks, set_block, to
 from common.closed_form import reconstruct
 from common.compact import make_compact
 from common.evaluation import parameter_counts
-from common.models import load_model, save_model
+from common.models import load_model
 from common.prune_block import prune_block
 from common.report import multiply_adds
+from common.saving import save_model
 from common.schemes import Pair
 
 WRITERS = ["t5", "t5-gated", "bart", "marian"]

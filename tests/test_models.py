@@ -10,23 +10,12 @@ import transformers
 from helpers import build_model, build_tokenizer, same_state, save_forged, without_digests
 
 from common.devices import resolve_device
+from common.downloading import download
 from common.errors import UserError
-from common.models import (
-    damage,
-    data_source,
-    download,
-    fingerprint,
-    is_made,
-    load_model,
-    load_tokenizer,
-    read_measured,
-    reference,
-    resolve,
-    save_model,
-    save_tokenizer,
-)
+from common.models import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
 from common.progress import Talk
 from common.records import digest
+from common.saving import damage, is_made, read_measured, save_model, save_tokenizer
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 OUTPUTS = ["folder", "file.pth"]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from common.compact import make_compact
 from common.errors import UserError
-from common.models import damage, load_model, save_model
+from common.models import load_model
+from common.saving import damage, save_model
 
 HALVES = ["float16", "bfloat16"]
 FORMS = {"folder": [], "file.pth": [], "shards": ["--max-shard-size", "10KB"]}

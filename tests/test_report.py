@@ -14,7 +14,8 @@ from matplotlib import image
 from common import evaluation, inputs, report
 from common.compact import make_compact
 from common.devices import Runtime
-from common.models import load_model, save_model
+from common.models import load_model
+from common.saving import save_model
 
 T5_LAYER = {
     "encoder": ["0.SelfAttention", "1.DenseReluDense"],

@@ -17,9 +17,10 @@ from common.blocks import block_calls, block_tensors, find_blocks, set_block
 from common.compact import make_compact
 from common.data import Examples
 from common.devices import Runtime
-from common.models import LoadedModel, save_model
+from common.models import LoadedModel
 from common.prune_block import prune_block
 from common.report import count_products, multiply_adds
+from common.saving import save_model
 from common.schemes import DENSE
 from common.search import costs
 from common.search.scoring import Replaceable, score_block
