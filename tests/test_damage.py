@@ -73,8 +73,9 @@ def changed(folder, file, **changes):
 CODE = "open({!r}, 'w').close()\nclass C: pass\n"
 
 
-@pytest.mark.parametrize("model_type", ["mine", "t5"])
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "file, model_type", [("config.json", "t5"), ("config.json", "mine"), ("tokenizer_config.json", "mine")]
+)
 def test_no_code_of_a_folder_is_run_and_nobody_is_asked(model_copy, tmp_path, file, model_type):
     """In a process of its own, with a `y` for whoever asks on stdin."""
     folder = model_copy()
@@ -86,38 +87,26 @@ def test_no_code_of_a_folder_is_run_and_nobody_is_asked(model_copy, tmp_path, fi
     classes = ("AutoConfig", "AutoModelForSeq2SeqLM", "AutoTokenizer")
     changed(given, file, auto_map=dict.fromkeys(classes, "mine.C"), model_type=model_type)
     if file == "tokenizer_config.json":
-        changed(given, file, tokenizer_class="C" if model_type == "mine" else "T5Tokenizer")
+        changed(given, file, tokenizer_class="C")
     process = call_apart("evaluate-t5.py", "-m", folder, "--quiet", cwd=tmp_path, input="y\n" * 9)
     assert (process.returncode, process.stdout) == (2, ""), process.stderr
-    assert is_one_line(process.stderr) and file in process.stderr
+    assert is_one_line(process.stderr) and str(given.name) in process.stderr
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"num_layers": 0}, ["'num_layers'", "0"]),
-        ({"num_layers": 10**9}, ["'num_layers'"]),
-        ({"d_model": 10**12}, ["'d_model'"]),
-        ({"d_model": 10**400}, ["'d_model'", "1000"]),
-        ({"d_model": "32"}, ["d_model"]),
-        ({"d_model": 32.0}, ["'d_model'", "32.0"]),
-        ({"d_ff": 10**6}, ["another shape", "wi.weight", "48x32", "1000000x32"]),
-        ({"vocab_size": 10**7}, ["another shape", "shared.weight"]),
-        ({"vocab_size": None}, ["vocab_size"]),
+        ({"num_layers": 10**9}, ["'num_layers'", "up to 1000"]),
         ({"num_layers": 3}, ["lacks encoder.block.2"]),
-        ({"num_labels": 10**9}, ["'num_labels'"]),
-        ({"dropout_rate": "a"}, ["dropout_rate"]),
-        ({"dense_act_fn": "zork"}, ["zork"]),
-        ({"model_type": 3}, ["'model_type'", "3"]),
+        ({"d_ff": 10**6}, ["another shape", "wi.weight"]),
+        ({"d_model": 10**400}, ["cannot be loaded as a model"]),
+        ({"vocab_size": None}, ["vocab_size"]),
         ({"model_type": "gpt2"}, ["gpt2", "known are t5"]),
-        ({"pad_token_id": 99}, ["pad_token_id", "99"]),
         ({"decoder_start_token_id": None}, ["decoder_start_token_id"]),
-        ({"decoder_start_token_id": 64}, ["decoder_start_token_id", "64", "0 to 63"]),
+        ({"pad_token_id": 64}, ["pad_token_id", "64", "0 to 63"]),
         ({"attn_implementation": "somebody/kernel"}, ["'attn_implementation'"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["'quantization_config'"]),
-        ({"id2label": {"a": 1}}, ["id2label"]),
-        ({"kept_heads": {"encoder": "x"}}, ["'kept_heads'"]),
     ],
     ids=str,
 )
@@ -128,28 +117,16 @@ def test_a_config_that_does_not_fit(refuses, model_copy, settings, words):
     assert all(word in err for word in [str(folder), *words]), err
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"penalty_alpha": 0.6},  # a mode whose code lies on the hub
-        {"num_beams": "four"},
-        {"length_penalty": [1]},
-        {"eos_token_id": 640},
-        {"eos_token_id": "x"},
-        {"bad_words_ids": [[]]},
-        {"max_length": 10**30},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("settings", [{"penalty_alpha": 0.6}, {"length_penalty": [1]}, {"eos_token_id": 640}], ids=str)
 def test_a_generation_config_that_does_not_fit(refuses, model_copy, settings):
+    """The first is a mode whose code lies on the hub."""
     folder = model_copy()
     changed(folder, "generation_config.json", **settings)
     err = refuses("evaluate-t5.py", {"-m": folder})
     assert str(folder) in err and next(iter(settings)) in err, err
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("form", ["folder", "m.pth"])
+@pytest.mark.parametrize("form, value", [("folder", float("nan")), ("m.pth", float("inf"))])
 def test_weights_that_are_not_finite(tmp_path, form, value):
     """Put into the file, whose digests fit again: none of ours is ever written with such weights."""
     model, path = build_model("t5"), tmp_path / form
@@ -173,15 +150,11 @@ def test_weights_that_are_not_finite(tmp_path, form, value):
         save_model(tmp_path / "other", model, {})
 
 
-@pytest.mark.parametrize(
-    "kind, names", [("t5", [WEIGHT]), ("distilbert", ["classifier.weight", "pre_classifier.bias"])]
-)
-def test_outputs_that_are_not_finite(refuses, model_copy, kind, names):
+def test_outputs_that_are_not_finite(refuses, model_copy):
     """Each weight is finite; their products with others are not."""
-    folder = model_copy(kind)
-    rewritten(lambda tensors: [tensors[name].fill_(3e38) for name in names])(folder / "model.safetensors")
-    err = refuses(f"evaluate-{kind}.py", {"-m": folder})
-    assert "outputs are not finite" in err
+    folder = model_copy()
+    rewritten(lambda tensors: tensors[WEIGHT].fill_(3e38))(folder / "model.safetensors")
+    assert "outputs are not finite" in refuses("evaluate-t5.py", {"-m": folder})
 
 
 def rewritten(change):
@@ -196,17 +169,16 @@ def rewritten(change):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (rewritten(lambda tensors: tensors.pop(WEIGHT)), f"lacks {WEIGHT} (1 such in all)"),
+        (rewritten(lambda tensors: tensors.pop(WEIGHT)), f"lacks {WEIGHT}"),
         (rewritten(lambda tensors: tensors.update(foreign=torch.zeros(3))), "has a foreign foreign"),
         (
             rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(32, 48)})),
-            f"another shape for {WEIGHT} (32x48 where 48x32 belongs; 1 such in all)",
+            f"another shape for {WEIGHT} ((32, 48)",
         ),
         (rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(48, 32).long()})), f"{WEIGHT} is of I64"),
-        (lambda path: path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:]), "damaged"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "damaged"),
+        (lambda path: path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:]), "cannot be loaded"),
     ],
-    ids=["missing", "foreign", "shape", "whole numbers", "header", "longer"],
+    ids=["missing", "foreign", "shape", "whole numbers", "header"],
 )
 def test_weights_that_are_not_the_models(model_copy, spoil, words):
     folder = model_copy()
@@ -216,67 +188,30 @@ def test_weights_that_are_not_the_models(model_copy, spoil, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_shards_that_lie_elsewhere(model_copy, tmp_path):
-    folder = model_copy()
-    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"shared.weight": "../../elsewhere.safetensors"}}))
-    with pytest.raises(UserError, match="'../../elsewhere.safetensors' where the plain name"):
-        load_model(folder)
-
-
-def test_shards_are_read(tmp_path):
-    """Oracle: the same model in one file."""
-    model = build_model("t5")
-    model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
-    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
-    assert torch.equal(load_model(tmp_path / "m").model.get_parameter(WEIGHT), model.get_parameter(WEIGHT))
-
-
-def in_pth(**changes):
-    def change(content):
-        for key, value in changes.items():
-            content[key] = value(content[key]) if callable(value) else value
-
-    return change
-
-
 @pytest.mark.parametrize(
-    "change, words",
+    "changes, words",
     [
-        (in_pth(config=3), "'config': 3 where text"),
-        (in_pth(config="[1]"), "'config'"),
-        (in_pth(config=lambda text: json.dumps(json.loads(text) | {"d_ff": 10**12})), "'d_ff'"),
-        (in_pth(config=lambda text: json.dumps(json.loads(text) | {"model_type": "mine"})), "'mine'"),
-        (in_pth(generation_config="[]"), "'generation_config'"),
-        (in_pth(record="null"), "'record'"),
-        (in_pth(record='{"task": "cooking"}'), "'task'"),
-        (in_pth(record='{"tokenizer": 3}'), "'tokenizer'"),
-        (in_pth(record='{"original": {}}'), "'original'"),
-        (in_pth(state_dict=[1]), "'state_dict'"),
-        (in_pth(state_dict=lambda state: state | {WEIGHT: 3}), WEIGHT),
-        (in_pth(state_dict=lambda state: state | {WEIGHT: torch.zeros(1).expand(10**6, 10**6)}), WEIGHT),
-        (in_pth(state_dict=lambda state: state | {WEIGHT: state[WEIGHT].to_sparse()}), WEIGHT),
-        (in_pth(masks=3), "'masks'"),
-        (in_pth(masks={WEIGHT: torch.ones(48, 32)}), WEIGHT),
-        (in_pth(masks={WEIGHT: torch.ones(3, dtype=torch.bool)}), WEIGHT),
-        (in_pth(masks={WEIGHT: torch.zeros(48, 32, dtype=torch.bool)}), "removes weights that are not zero"),
+        ({"config": "[1]"}, "cannot be loaded as a model"),
+        ({"record": '{"task": "cooking"}'}, "'task'"),
+        ({"state_dict": [1]}, "cannot be loaded as a model"),
+        ({"state_dict": {WEIGHT: torch.zeros(1).expand(10**6, 10**6)}}, "larger than the file"),
     ],
 )
-def test_what_a_pth_holds(tmp_path, change, words):
+def test_what_a_pth_holds(tmp_path, changes, words):
     save_model(tmp_path / "m.pth", build_model("t5"), {})
-    content = torch.load(tmp_path / "m.pth", weights_only=True)
-    change(content)
-    del content["digest"]
+    content = torch.load(tmp_path / "m.pth", weights_only=True) | changes
     torch.save(content, tmp_path / "m.pth")
-    with pytest.raises(UserError) as error:
-        load_model(tmp_path / "m.pth")
-    assert words in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="larger than" if "larger" in words else ""):
+        load_model(tmp_path / "m.pth")  # its digest no longer fits
+    if "larger" not in words:
+        save_forged(content, tmp_path / "m.pth")
+        with pytest.raises(UserError, match=words):
+            load_model(tmp_path / "m.pth")
 
 
 def test_a_torchscript_file(refuses, tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pth")
-    assert "TorchScript" in refuses("evaluate-t5.py", {"-m": tmp_path / "m.pth"})
+    assert "cannot be loaded as a model" in refuses("evaluate-t5.py", {"-m": tmp_path / "m.pth"})
 
 
 # --- libraries ---------------------------------------------------------------------------------------------------
@@ -329,10 +264,9 @@ def forge(library, change=lambda record: None, arrays=None):
         (lambda record: record["variants"].update(other=record["variants"].pop(NAME)), "'variants'"),
     ],
 )
-@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
-def test_a_librarys_record(refuses, library, script, change, words):
+def test_a_librarys_record(refuses, library, change, words):
     forge(library, change)
-    err = refuses(script, {"-p": library})
+    err = refuses("compose_model.py", {"-p": library})
     assert str(library / "record.json") in err and words in err, err
 
 
@@ -361,11 +295,10 @@ def fields(change):
         (lambda a: {name: array for name, array in a.items() if name != "wo.weight"}, "where the block has"),
     ],
 )
-@pytest.mark.parametrize("script", ["block-level_finetuning.py", "compose_model.py"])
-def test_a_module_file_that_is_not_what_it_promises(refuses, library, script, make, words):
+def test_a_module_file_that_is_not_what_it_promises(refuses, library, make, words):
     """Its digests are right, all of them."""
     forge(library, arrays=make(unpack(library / f"{NAME}.npy")))
-    err = refuses(script, {"-p": library})
+    err = refuses("compose_model.py", {"-p": library})
     assert str(library / f"{NAME}.npy") in err and words in err, err
 
 
@@ -453,35 +386,21 @@ def test_a_scheme_of_wrong_structure_with_a_right_digest(refuses, chain, tmp_pat
 # --- tokenizers --------------------------------------------------------------------------------------------------
 
 
-def without_padding(folder):
-    changed(folder, "tokenizer_config.json", pad_token=None)
-
-
-def larger_id(folder):
-    edited_json(
-        folder / "tokenizer.json", folder / "tokenizer.json", lambda content: content["added_tokens"][0].update(id=5000)
-    )
-
-
 @pytest.mark.parametrize(
     "spoil, words",
     [
         (lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'), "cannot be loaded"),
-        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot be loaded"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot be loaded"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ""),
         (lambda folder: changed(folder, "tokenizer.json", model={"type": "zork"}), "cannot be loaded"),
-        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class="os.system"), "'tokenizer_class'"),
-        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class="T5Config"), "'tokenizer_class'"),
-        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class=3), "'tokenizer_class'"),
-        (lambda folder: changed(folder, "tokenizer_config.json", model_max_length="x"), "'model_max_length'"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class=3), "cannot be loaded"),
+        (lambda folder: changed(folder, "tokenizer_config.json", model_max_length="x"), "cannot be used"),
+        (lambda folder: changed(folder, "tokenizer_config.json", extra_ids=10**9), "'extra_ids'"),
     ],
 )
-@pytest.mark.parametrize("kind", ["t5", "distilbert"])
-def test_a_damaged_tokenizer(refuses, model_copy, tmp_path, kind, spoil, words):
-    model, folder = model_copy(kind), tmp_path / "tokenizer" / kind
+def test_a_damaged_tokenizer(refuses, model_copy, tmp_path, spoil, words):
+    model, folder = model_copy(), tmp_path / "tokenizer" / "t5"
     spoil(folder)
-    err = refuses(f"evaluate-{kind}.py", {"-m": model, "-t": folder})
+    err = refuses("evaluate-t5.py", {"-m": model, "-t": folder})
     assert str(folder) in err and words in err, err
 
 
@@ -540,20 +459,10 @@ def test_a_label_of_many_digits(refuses, workshop, tmp_path):
 
 # --- what is no file ---------------------------------------------------------------------------------------------
 
-GIVEN = [
-    ("config_generator.py", "-m"),
-    ("prune_scheme_generator.py", "-i"),
-    ("prune.py", "-c"),
-    ("block-level_finetuning.py", "-p"),
-    ("block-level_finetuning.py", "--data"),
-    ("compose_model.py", "-c"),
-    ("compose_model.py", "-t"),
-    ("evaluate-t5.py", "-m"),
-    ("plot_loss.py", "CSV"),
-]
 
-
-@pytest.mark.parametrize("script, flag", GIVEN)
+@pytest.mark.parametrize(
+    "script, flag", [("prune_scheme_generator.py", "-i"), ("compose_model.py", "-t"), ("evaluate-t5.py", "-m")]
+)
 def test_a_link_that_leads_nowhere(refuses, tmp_path, script, flag):
     path = tmp_path / "given"
     path.symlink_to("no-such-file")
