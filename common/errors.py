@@ -24,7 +24,8 @@ def as_user_error(where: object, what: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error) if str(where) in str(error) else f"{where}: {error}") from None
+        is_named = str(error).startswith((f"{where}:", f"{where}/"))
+        raise UserError(str(error) if is_named else f"{where}: {error}") from None
     except Exception as error:  # of safetensors, transformers, tokenizers, datasets, torch, the hub: many classes
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2])[:300] or type(error).__name__
