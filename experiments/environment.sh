@@ -41,6 +41,7 @@ ensure_environment() {
         }
         echo "installing $(basename "$(dirname "$requirements")")/$(basename "$requirements") into .venv" >&2
         [ -x "$PYTHON" ] || python3 -m venv "$repository/.venv" || return 2
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2 || return 2
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" \
+            -c "$repository/tests/constraints.txt" >&2 || return 2
     fi
 }
