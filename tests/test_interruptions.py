@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, build_model, is_one_line, load_script, read_json, recipe
+from helpers import ROOT, build_model, is_one_line, read_json, recipe
 
 from common import interruption
 from common.checkpoints import Checkpoint
+from common.curves import read_stats
 from common.files import atomic_file, atomic_folder
 from common.interruption import Interrupted, deferred, heeded
 from common.stats import read_seconds
@@ -283,7 +284,7 @@ def test_stats_of_another_run_are_kept_and_the_last_run_is_drawn(tuned, tmp_path
     assert tuned("model", "both", "--lr", 1e-3, "--overwrite")[0] == 0
     one, two = (losses_of(tmp_path / name)["s.csv"] for name in ("one", "two"))
     assert losses_of(tmp_path / "both")["s.csv"] == one + two[1:] and one[1][-1] != two[1][-1]
-    drawn = load_script("plot_loss.py").read_stats(shared)
+    drawn = read_stats(shared)
     assert drawn.val.tolist() == [float(row[2]) for row in two[1:]]
     assert tuned("model", "both", "--lr", 1e-3)[1]["seconds"] == pytest.approx(
         sum(read_seconds(shared, {two[1][-1]}).values())

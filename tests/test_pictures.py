@@ -5,13 +5,11 @@ import json
 
 import pytest
 from helpers import load_script
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from common import pictures
-from common.pictures import COLOURS, MARKERS, place_labels, save_picture, set_ticks
+from common.pictures import place_labels, set_ticks
 from common.records import FORMAT_VERSION, make_record, write_record
 from common.schemes import DENSE, make_scheme, read_configurations
 
@@ -71,10 +69,6 @@ def overlapping(figure):
     ]
 
 
-def test_the_palette_is_that_of_okabe_and_ito():
-    assert set(COLOURS) <= set(OKABE_ITO) and len(set(COLOURS)) == 7 and len(set(MARKERS)) == 11
-
-
 @pytest.mark.parametrize(
     "low, high, log", [(0, 1, False), (2.9, 2.95, False), (0, 97, False), (2, 4, True), (0.01, 3, True)]
 )
@@ -109,8 +103,7 @@ def test_labels_cover_neither_points_nor_each_other():
 # --- heat maps -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("blocks", [T5, SIXTY], ids=["30 blocks", "60 blocks"])
+@pytest.mark.parametrize("blocks, count", [(T5, 5), (SIXTY, 1)], ids=["30 blocks", "60 blocks"])
 def test_a_heat_map_is_legible(blocks, count):
     """Oracle: matplotlib's boxes; a panel each for heads, neurons and weights, a number in every cell."""
     rates = load_script("experiments/rates.py")
@@ -146,23 +139,6 @@ def test_a_heat_map_shows_what_is_removed():
         "encoder attention",
         "encoder ffn",
     ]
-
-
-def test_a_heat_map_in_black_and_white():
-    """What is darker has more removed: relative luminance (ITU-R BT.709) falls over the whole map."""
-    levels = [colormaps["Blues"](n / 100) for n in range(0, 101, 5)]
-    luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue, _ in levels]
-    assert luminance == sorted(luminance, reverse=True)
-
-
-def test_blocks_whose_short_names_would_be_the_same():
-    places = load_script("experiments/rates.py").places_of
-    assert places(["a.layer.0.b", "a.layer.1.b", "head"]) == {
-        "a.layer.0.b": ("a b", 0),
-        "a.layer.1.b": ("a b", 1),
-        "head": ("head", 0),
-    }
-    assert places(["a.x.0.b.c", "a.x.0.d.c"]) == {"a.x.0.b.c": ("a.x.N.b.c", 0), "a.x.0.d.c": ("a.x.N.d.c", 0)}
 
 
 def test_rates_as_a_command(succeeds, call, chain, tmp_path):
@@ -270,12 +246,12 @@ def test_loss_and_metric_over_epochs_and_seconds(runs, drawn):
     assert axis.get_ylabel() == "BLEU on validation data"
 
 
-@pytest.mark.parametrize("count, epochs", [(1, 2), (4, 3), (12, 30)])
+@pytest.mark.parametrize("count, epochs", [(1, 2), (12, 30)])
 def test_nothing_overlaps_whatever_is_drawn(tmp_path, drawn, count, epochs):
-    """Oracle: matplotlib's boxes; epochs are whole, the loss has four ticks. One epoch of the first is no number."""
+    """Oracle: matplotlib's boxes; epochs are whole, the loss has four ticks."""
     paths = []
     for n in range(count):
-        rows = [f"{e},,{'' if (e, n) == (1, 0) else 2 + n / 8 + 1 / (e + 1)},1,1" for e in range(epochs)]
+        rows = [f"{e},,{2 + n / 8 + 1 / (e + 1)},1,1" for e in range(epochs)]
         path = tmp_path / f"a-rather-long-name-of-a-run-whose-settings-are-all-in-it-{n}.csv"
         path.write_text("\n".join(["epoch,train_loss,val_loss,train_seconds,val_seconds", *rows, ""]))
         paths.append(path)
@@ -285,7 +261,6 @@ def test_nothing_overlaps_whatever_is_drawn(tmp_path, drawn, count, epochs):
     low, high = axis.get_ylim()
     assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 4
     assert all(tick == round(tick) for tick in axis.get_xticks())
-    assert names_in(figure)[0].replace("\n", " ").endswith("(no number in epoch 1)")
     assert {to_hex(line.get_color()).upper() for line in axis.lines} <= set(OKABE_ITO)
 
 
@@ -308,21 +283,10 @@ def test_losses_of_variants_that_lie_far_apart_have_a_logarithmic_axis(tmp_path,
     assert drawn(path, "--no-log").axes[0].get_yscale() == "linear"
 
 
-@pytest.mark.parametrize(
-    "losses, scale", [((3.4, 2.1, 1.9), "linear"), ((3.4, 0.2, 0.1, 0.1), "log"), ((9, 0, 0), "linear")]
-)
-def test_losses_of_a_run_that_fall_far_do_too(tmp_path, drawn, losses, scale):
-    """A logarithm needs losses above 0."""
-    path = tmp_path / "run.csv"
-    rows = [f"{epoch},,{loss},1,1" for epoch, loss in enumerate(losses)]
-    path.write_text("\n".join(["epoch,train_loss,val_loss,train_seconds,val_seconds", *rows, ""]))
-    assert drawn(path).axes[0].get_yscale() == scale
-
-
 # --- size and speed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 8, 12])
+@pytest.mark.parametrize("count", [1, 12])
 def test_quality_against_size_with_long_names(count):
     """Points close together, named at length; five panels stand in two rows. Oracle: matplotlib's boxes."""
     pareto = load_script("experiments/pareto.py")
@@ -332,12 +296,3 @@ def test_quality_against_size_with_long_names(count):
     assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["million parameters that are not zero", "MB on disk"]
     assert {axis.get_ylabel() for axis in figure.axes} == {"BLEU", ""}
     assert len({round(axis.get_position().y0, 2) for axis in figure.axes}) == 2
-
-
-def test_pictures_of_experiments_are_the_same_bytes_again(tmp_path):
-    pareto = load_script("experiments/pareto.py")
-    points = [("bleu", 80 + n, {"bytes_on_disk": 1e7 * n}) for n in range(3)]
-    for name in ("one", "two"):
-        save_picture(tmp_path / f"{name}.pdf", pareto.draw(points, ["a", "b", "c"], ["x"] * 3, None, ["bytes_on_disk"]))
-    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
-    assert pictures.MARK.encode() in (tmp_path / "one.pdf").read_bytes()

@@ -114,6 +114,8 @@ def test_a_script_starts_with_the_standard_library_alone():
     light = (
         "batching",
         "cli",
+        "criteria",
+        "curves",
         "errors",
         "families",
         "files",
