@@ -292,7 +292,8 @@ def run_of(library, todo, there):
 def choices_of(args, loaded):
     """The configurations to measure quality on, {block: variant} each; [] where there is no conf.json."""
     from common.composition import check_model
-    from common.schemes import make_scheme, read_configurations
+    from common.configurations import read_configurations
+    from common.scheme import make_scheme
 
     path = args.configurations or "conf.json"
     if args.configurations is None and not Path(path).exists():
@@ -314,7 +315,7 @@ def tune_apart(args, opened, blocks, pruned, train, held_out, calibration, stats
     from common.checkpoints import RUN_DIGITS
     from common.inputs import open_tracking, recipe_from
     from common.library import FINE_TUNED
-    from common.schemes import by_block
+    from common.scheme import by_block
     from common.stats import seconds_of, write_stats, write_variant_stats
 
     loaded, runtime, processes = opened.loaded, opened.runtime, opened.runtime.processes

@@ -7,7 +7,15 @@ found: --search LIBRARY takes the variants that a library holds and picks, for e
 
 import sys
 
-from common import cli, schemes
+from common import cli
+from common.configurations import (
+    Configurations,
+    grid_rates,
+    looks_like_configurations,
+    random_configurations,
+    read_configurations,
+    uniform_configurations,
+)
 from common.errors import UserError
 from common.files import check_apart, check_writable
 from common.records import check_report, keeps_existing, write_json
@@ -58,7 +66,7 @@ def run(args):
     check_writable(args.output, is_file=True)
     configurations, result = (search if args.search else generate)(args)
     content = configurations.to_json()
-    if not keeps_existing(args.output, content, args.overwrite, is_ours=schemes.looks_like_configurations):
+    if not keeps_existing(args.output, content, args.overwrite, is_ours=looks_like_configurations):
         write_json(args.output, content)
     number = len(configurations.configs)
     cli.Talk(args.quiet).say(f"{args.output}: {number} configurations of {len(configurations.modules)} modules")
@@ -75,13 +83,8 @@ def generate(args):
         cli.refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
     if not (args.attention and args.linear and (args.number or args.grid)):
         raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
-    one_each = not (args.grid or args.random)
-    for kind, rates in given.items():
-        if one_each and len(rates) != args.number:
-            raise UserError(
-                f"--{kind.replace('_', '-')} has {len(rates)} rates, but -n asks for {args.number} "
-                "configurations; give one rate for each, or --random"
-            )
+    if not (args.grid or args.random):
+        check_counts(given, args.number)
     from common.blocks import prunable_modules
     from common.inputs import open_model
 
@@ -90,14 +93,22 @@ def generate(args):
     if not modules:
         raise UserError(f"{loaded.path}: has nothing to prune; all of its blocks are left out already")
     if args.random:
-        configurations = schemes.random_configurations(loaded.identity, modules, given, args.number, args.seed)
+        return random_configurations(loaded.identity, modules, given, args.number, args.seed), {}
+    if args.grid:
+        rates = grid_rates(args.attention, args.linear, args.feed_forward)
     else:
-        if args.grid:
-            rates = schemes.grid_rates(args.attention, args.linear, args.feed_forward)
-        else:
-            rates = [{kind: each[n] for kind, each in given.items()} for n in range(args.number)]
-        configurations = schemes.uniform_configurations(loaded.identity, modules, rates)
-    return configurations, {}
+        rates = [{kind: rates[n] for kind, rates in given.items()} for n in range(args.number)]
+    return uniform_configurations(loaded.identity, modules, rates), {}
+
+
+def check_counts(given, number):
+    """Make sure that there is one rate of each kind, {kind: rates}, for every configuration."""
+    for kind, rates in given.items():
+        if len(rates) != number:
+            raise UserError(
+                f"--{kind.replace('_', '-')} has {len(rates)} rates, but -n asks for {number} "
+                "configurations; give one rate for each, or --random"
+            )
 
 
 def score_share(args):
@@ -122,43 +133,23 @@ def search(args):
     outputs = {"-o": args.output, "--report": args.report}
     check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
     check_report(args.report, NAME)
-    from common.search import check_feasible, count, find, limits, rates_of, report
+    if not (args.budget or args.budget_of):
+        raise UserError("--search: give one budget or more, with --budget or --budget-of")
+    from common.search import rates_of, report, search_budgets
 
     opened, grid, candidates = open_candidates(args)
-    talk = opened.runtime.talk
-    processes = opened.runtime.processes
-    cost = processes.agree(count(args.measure, opened.loaded, candidates.keeps(), opened.runtime.device))
-    if cost.excess:
-        talk.say(
-            f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
-            "the machine does other work, so measure again when it is quiet"
-        )
     uniform = {n: candidates.configuration(n, args.configurations) for n in args.budget_of or ()}
-    allowed = limits(cost, args.budget or ()) + [cost.of(choice) for choice in uniform.values()]
-    if not allowed:
-        raise UserError("--search: give one budget or more, with --budget or --budget-of")
-    check_feasible(cost, allowed)
-    if not candidates.held_back:
-        talk.say(
-            f"all {len(candidates.validation)} validation examples are scored on and none are left to hold back, so "
-            "what is found is checked on the scoring examples alone; a smaller --score-examples leaves some"
-        )
-    scores = candidates.scores()
-    talk.say(
-        f"{args.search}: {candidates.scored} variants scored, "
-        f"{len(candidates.keys) - candidates.scored} had been scored before"
+    searched = search_budgets(
+        candidates, measure=args.measure, budgets=args.budget or (), uniform=uniform, rounds=args.rounds
     )
-    found = find(candidates, cost, allowed, scores, rounds=args.rounds)
-    if args.report and processes.is_first:
-        write_json(args.report, {"script": NAME, **report(candidates, cost, scores, found, uniform)})
-    configurations = schemes.Configurations(
-        grid.model, grid.modules, [rates_of(each.choice, candidates, grid.modules) for each in found]
-    )
-    return configurations, {
+    if args.report and opened.runtime.processes.is_first:
+        write_json(args.report, {"script": NAME, **report(candidates, searched, uniform)})
+    configs = [rates_of(choice, candidates, grid.modules) for choice, _ in searched.found]
+    return Configurations(grid.model, grid.modules, configs), {
         "measure": args.measure,
         "examples": candidates.counts(),
         "dense": candidates.dense(),
-        "found": [each.figures for each in found],
+        "found": [figures for _, figures in searched.found],
         "scored": candidates.scored,
         "seconds": {name: round(spent, 3) for name, spent in candidates.seconds.items()},
     }
@@ -168,7 +159,7 @@ def open_candidates(args):
     """What a search reads: (the opened model, the configurations of -c, the candidates)."""
     rates = ["attention", "linear", "feed_forward", "number", "grid", "random"]
     cli.refuse_unused(args, rates, "has no part in a --search")
-    grid = schemes.read_configurations(args.configurations)
+    grid = read_configurations(args.configurations)
     from common.composition import check_model
     from common.inputs import open_study
     from common.library import Library

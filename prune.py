@@ -3,8 +3,10 @@
 
 import sys
 
-from common import cli, criteria, schemes
+from common import cli, criteria
+from common.configurations import SIZES
 from common.criteria import CRITERIA, criterion_class
+from common.scheme import DENSE, Pair, by_block, check_current, read_scheme
 
 
 def build_parser():
@@ -32,8 +34,9 @@ def build_parser():
 
 
 def run(args):
-    scheme = schemes.read_scheme(args.scheme)
-    names = {kind: getattr(args, f"{kind}_criterion") or args.criterion for kind in schemes.SIZES}
+    scheme = read_scheme(args.scheme)
+    check_current(scheme, args.scheme)
+    names = {kind: getattr(args, f"{kind}_criterion") or args.criterion for kind in SIZES}
     needs_data = any(CRITERIA[name].needs_data for name in names.values())
     if not needs_data:
         cli.refuse_unused(
@@ -100,7 +103,7 @@ def chosen_by(removed, names, examples):
     """How a variant's parts are chosen, for its key: only what has a part in it.
 
     Args:
-        removed: the counts, see `schemes.Scheme`.
+        removed: the counts, see `scheme.Scheme`.
         names: {kind of parts: criterion}.
         examples: the calibration examples' fingerprint.
     """
@@ -121,7 +124,7 @@ def prune_by_data(library, made_from, opened, calibration):
     from common.blocks import block_tensors, find_blocks
     from common.closed_form import statistics
 
-    model, of_block = opened.loaded.model, schemes.by_block(made_from)
+    model, of_block = opened.loaded.model, by_block(made_from)
     blocks = [block for name, block in find_blocks(model).items() if name in of_block]
     for block, block_statistics in statistics(model, blocks, calibration, opened.runtime, values=False):
         scorers = {}
@@ -163,8 +166,8 @@ def measure(library, config, blocks, tensors):
         weights = sum(tensors[name][f"{linear}.weight"].numel() for linear in linears)
         for kind, size in (("attention", block.heads), ("feed_forward", block.neurons), ("linear", weights)):
             total[kind] = total.get(kind, 0) + size
-        if variant != schemes.DENSE:
-            entry = library.entry(schemes.Pair(name, variant))
+        if variant != DENSE:
+            entry = library.entry(Pair(name, variant))
             removed["attention"] += entry["heads_removed"]
             removed["feed_forward"] += entry["neurons_removed"]
             removed["linear"] += sum(entry["weights_removed_by_rate"].values())

@@ -3,9 +3,11 @@
 
 import sys
 
-from common import cli, schemes
+from common import cli
+from common.configurations import read_configurations
 from common.files import check_apart, check_writable
 from common.records import keeps_existing, write_json
+from common.scheme import is_scheme, looks_like_scheme, make_scheme, source_of
 
 
 def build_parser():
@@ -21,11 +23,12 @@ def build_parser():
 
 
 def run(args):
-    scheme = schemes.make_scheme(schemes.read_configurations(args.input))
+    configurations = read_configurations(args.input)
+    scheme = make_scheme(configurations, source_of(configurations, args.input, args.output))
     check_apart({"-o": args.output}, {"-i": args.input})
     check_writable(args.output, is_file=True)
     content = scheme.to_json()
-    kinds = {"is_ours": schemes.looks_like_scheme, "is_derived": schemes.is_scheme}
+    kinds = {"is_ours": looks_like_scheme, "is_derived": is_scheme}
     if not keeps_existing(args.output, content, args.overwrite, **kinds):
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())

@@ -24,6 +24,7 @@ from common import training
 from common.batching import evaluation_batches, training_batches
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.closed_form.reconstruction import reconstruct
+from common.configurations import uniform_configurations
 from common.data import load_examples
 from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
@@ -31,7 +32,7 @@ from common.evaluation import quality
 from common.masks import parameter_masks
 from common.models import data_source, load_model, load_tokenizer
 from common.prune_block import prune_block
-from common.schemes import make_scheme, uniform_configurations
+from common.scheme import make_scheme
 from common.teacher import BlockObjective, held_out_errors
 
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from measure import cli, emit, given, machine, stage
 
+from common.configurations import read_configurations
 from common.criteria import CRITERIA
 from common.devices import resolve_device
 from common.evaluation import parameter_counts
@@ -35,7 +36,6 @@ from common.library import Library
 from common.models import data_source, load_model
 from common.records import RECORD_NAME, read_json, write_json
 from common.report import multiply_adds
-from common.schemes import read_configurations
 from common.search import sizes
 from common.stats import last_run, read_seconds
 

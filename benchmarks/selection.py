@@ -16,11 +16,12 @@ from measure import build_parser, cli, emit, in_turn, machine, ratio
 
 from common.blocks import block_tensors, find_blocks, prunable_modules
 from common.closed_form import reconstruct, statistics
+from common.configurations import SIZES, uniform_configurations
 from common.criteria import CRITERIA, criterion_class
 from common.errors import UserError
 from common.inputs import open_study
 from common.prune_block import prune_block
-from common.schemes import SIZES, make_scheme, uniform_configurations
+from common.scheme import make_scheme
 from common.search import score_composed
 
 RIDGE = 1e-3  # block-level_finetuning.py's default

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from common import cli, schemes
+from common import cli
 from common.errors import UserError
 from common.records import RECORD_NAME, check_file, check_files, read_json, read_record
+from common.scheme import SCHEME_BY, is_scheme
 
 
 def build_parser():
@@ -48,7 +49,7 @@ def check(path: str | Path) -> int:
         if reason:
             raise UserError(reason)
         return 1
-    if path.is_file() and schemes.is_scheme(read_json(path, "prune_scheme_generator.py")):
+    if path.is_file() and is_scheme(read_json(path, SCHEME_BY)):
         return 1
     raise UserError(f"{path}: is no output of this suite that has digests: a library, model, tokenizer, data or scheme")
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block, set_rest
+from common.configurations import read_configurations
 from common.errors import UserError
 from common.library import REST, Library
 from common.masks import parameter_masks
 from common.models import reference
 from common.records import make_record
-from common.schemes import Pair, make_scheme, read_configurations, select
+from common.scheme import Pair, make_scheme, select
 
 
 def check_model(made_for, loaded, path):
@@ -54,7 +55,7 @@ def check_variant(where, block, tensors, removed):
     Args:
         block: a `blocks.Block`, or None if the model has none of that name.
         tensors: the block's own.
-        removed: {"heads", "weights"} and perhaps "neurons", see `schemes.Scheme`.
+        removed: {"heads", "weights"} and perhaps "neurons", see `scheme.Scheme`.
     Raises:
         UserError: the counts are of no such block; someone changed conf.json's "modules".
     """

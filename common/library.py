@@ -9,7 +9,6 @@ tuned together is written together: the record follows once all files are there.
 library: whoever does locks the folder, and adds to the record as it is then.
 """
 
-import tokenize
 from pathlib import Path
 
 import filelock
@@ -21,6 +20,7 @@ from common.errors import UserError
 from common.files import atomic_file, check_writable, is_temporary, real, remove_leftovers_in
 from common.interruption import deferred
 from common.masks import parameter_masks
+from common.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
 from common.records import (
     RECORD_NAME,
     check_file,
@@ -32,82 +32,14 @@ from common.records import (
     sealed,
     write_json,
 )
-from common.schema import (
-    FILE_NAME,
-    HEX,
-    SHA256,
-    Anything,
-    Fault,
-    ListOf,
-    MapOf,
-    Maybe,
-    Number,
-    Object,
-    Text,
-    Where,
-    check,
-    shown,
-)
-from common.schemes import MODEL, Pair
+from common.scheme import Pair
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
+STAGES = (PRUNED, FINE_TUNED, TOGETHER)
 REST = "rest"  # in the record, and the name of its file
 LOCK_NAME = ".lock"
-KEEP = ".keep"  # how the names of masks end
-TENSOR_TYPE, MASK_TYPE = np.dtype("<f4"), np.dtype(bool)
-UNUSABLE = "fine-tune with a smaller learning rate, or mend the model"
 REMEDY = "delete the file and run the script that made the library again"
-LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
-LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
-# What numpy.load raises over a file that is none of its own; the last three over a header that Python cannot read.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    ArithmeticError,
-    tokenize.TokenError,
-    RecursionError,
-    MemoryError,
-)
-
-FILE = {"file": Text(), "key": HEX, "sha256": SHA256, "shapes": MapOf(ListOf(Number(0, 2**31, whole=True)))}
-COUNT, ERROR, BY_LINEAR = Number(0, 2**40, whole=True), Number(0), MapOf(Number(0, 2**40, whole=True))
-MADE_FROM = {"made_from": MapOf(Anything())}
-ENTRY = Object(
-    {"block": Text(), "variant": Text(), **FILE},
-    {
-        **MADE_FROM,
-        **dict.fromkeys(("heads_removed", "neurons_removed", "best_epoch"), COUNT),
-        **dict.fromkeys(("weights_removed", "weights_removed_by_rate"), BY_LINEAR),
-        **dict.fromkeys(("nmse_before", "nmse_after"), ERROR),
-        "score": Maybe(Object({"key": HEX, "loss": Number(), "kl": Number()}, others=True)),
-    },
-    others=True,
-)
-
-
-def _names_fault(record):
-    """Whether a library's files are in its folder, under their own names."""
-    files = {f"{pair}.npy": entry for pair, entry in record["variants"].items()}
-    for file, entry in {**files, **({f"{REST}.npy": record[REST]} if REST in record else {})}.items():
-        if entry["file"] != file:
-            return Fault(("'variants'", "'file'"), shown(entry["file"]), repr(file))
-    for name, entry in record["variants"].items():
-        if name != f"{entry['block']}.{entry['variant']}" or FILE_NAME.find(name):
-            return Fault(("'variants'",), shown(name), "'BLOCK.VARIANT', as the entry names them,")
-    return None
-
-
-RECORD = Where(
-    Object(
-        {"stage": Text((PRUNED, FINE_TUNED, TOGETHER)), "model": MODEL, "variants": MapOf(ENTRY)},
-        {REST: Object(FILE, MADE_FROM, others=True), "script": Text()},
-        others=True,
-    ),
-    _names_fault,
-)
 
 
 class Library:
@@ -272,8 +204,8 @@ class Library:
             }
             others = {}
             if rest:
-                arrays = {name: _to_numpy(tensor) for name, tensor in rest.items()}
-                _check_arrays(self.folder / f"{REST}.npy", arrays, UNUSABLE)
+                arrays = {name: to_numpy(tensor) for name, tensor in rest.items()}
+                check_finite(self.folder / f"{REST}.npy", arrays)
                 others[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
             self._add(entries, **others)
 
@@ -281,11 +213,11 @@ class Library:
         """Write a variant's module file; returns its entry for the record."""
         block, tensors, keeps = variant
         pair = Pair(block.name, name)
-        arrays = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         arrays |= {f"{name}{KEEP}": keep.cpu().numpy() for name, keep in keeps.items()}
         path = self.folder / f"{pair}.npy"
-        _check_arrays(path, arrays, UNUSABLE)
-        check_variant(path, variant, measured, "this must not happen: please report it")
+        check_finite(path, arrays)
+        check_variant(path, variant)
         written = self._write_file(path.name, arrays, made_from)
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
@@ -355,70 +287,50 @@ class Library:
             self._add(scored(self._current_record()["variants"]))
 
     def read(self, block: Block, name: str) -> Variant:
-        """One variant as torch tensors (float32, masks bool), checked against its record.
+        """One variant as torch tensors (float32, masks bool), checked against its digest.
 
         Raises:
-            UserError: the variant is missing, or its file is truncated, foreign or not what the record says, or holds
-                values that are not finite.
+            UserError: the variant is missing, or its file is not what was written.
         """
-        entry = self.entry(Pair(block.name, name))
-        tensors = self._read_file(entry)
-        variant = Variant(
+        tensors = self._read_file(self.entry(Pair(block.name, name)))
+        return Variant(
             block,
             {field: tensor for field, tensor in tensors.items() if not field.endswith(KEEP)},
             {field.removesuffix(KEEP): tensor for field, tensor in tensors.items() if field.endswith(KEEP)},
         )
-        check_variant(self.folder / entry["file"], variant, entry, REMEDY)
-        return variant
 
     def _read_file(self, entry):
-        """The fields of a module file as torch tensors, checked against its entry in the record."""
+        """The fields of a module file as torch tensors."""
         path = self.folder / entry["file"]
         check_file(path, entry["sha256"], REMEDY)
-        arrays = unpack(path)
-        if {name: list(array.shape) for name, array in arrays.items()} != entry["shapes"]:
-            raise UserError(f"{path}: does not hold the tensors its record lists; {REMEDY}")
-        _check_arrays(path, arrays, REMEDY)
-        return {field: torch.from_numpy(array) for field, array in arrays.items()}
+        return {field: torch.from_numpy(array) for field, array in unpack(path).items()}
 
 
 def _read_library_record(path):
-    """A library's record, checked.
-
-    Raises:
-        UserError: see `records.read_record` and `RECORD`.
-    """
     record = read_record(path, "prune.py or block-level_finetuning.py")
-    check(path, record, RECORD, "this is not a library's record, or a damaged one: make the library again")
+    if "digest" not in record or record.get("stage") not in STAGES:
+        raise UserError(f"{path}: is not a library's record; make the library again")
     return record
 
 
-def check_variant(where: str | Path, variant: Variant, entry: dict, remedy: str) -> None:
-    """Make sure that a variant is what a module file promises: the block's tensors and masks, float32 and bool, finite,
-    and zero wherever the masks say that something is removed.
+def check_variant(where: str | Path, variant: Variant) -> None:
+    """Make sure that a variant is what a module file promises: the block's tensors and masks, and zero wherever the
+    masks say that something is removed.
 
-    Args:
-        where: the file, for the message.
-        entry: its entry in the record, whose counts are those of the masks.
-        remedy: what to do.
     Raises:
-        UserError: naming the field.
+        ValueError: it is not.
     """
     block, tensors, keeps = variant
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    weights = {linear: shapes.get(f"{linear}.weight") for linear in block.linears}
-    if shapes != dict(block.shapes or shapes) or None in weights.values():
-        raise UserError(f"{where}: holds {shapes} where the block has {dict(block.shapes)}; {remedy}")
-    if {linear: tuple(keep.shape) for linear, keep in keeps.items()} != weights:
-        raise UserError(f"{where}: its masks are not of the shapes of its weights; {remedy}")
+    if shapes != dict(block.shapes or shapes):
+        raise ValueError(f"{where}: {shapes} where the block has {dict(block.shapes)}")
+    if {linear: tuple(keep.shape) for linear, keep in keeps.items()} != {
+        linear: shapes[f"{linear}.weight"] for linear in block.linears
+    }:
+        raise ValueError(f"{where}: masks that are not of the shapes of the weights")
     for name, keep in parameter_masks(block, keeps).items():
         if name in tensors and bool(tensors[name][~keep].any()):
-            raise UserError(f"{where}: its {name} is not zero everywhere that its mask removes; {remedy}")
-    counted = {linear: int((~keep).sum()) for linear, keep in keeps.items()}
-    if entry.get("weights_removed", counted) != counted:
-        raise UserError(
-            f"{where}: its masks remove {counted} where the record has {entry['weights_removed']}; {remedy}"
-        )
+            raise ValueError(f"{where}: {name} is not zero everywhere that its mask removes")
 
 
 def _may_lie_beside(path):
@@ -430,68 +342,3 @@ def _stamp_of(path):
     """What tells one writing of a file from another."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _check_arrays(where, arrays, remedy):
-    """Make sure that fields are of the types of a module file, and finite.
-
-    Raises:
-        UserError: naming the field.
-    """
-    for field, array in arrays.items():
-        wanted = MASK_TYPE if field.endswith(KEEP) else TENSOR_TYPE
-        if array.dtype != wanted:
-            raise UserError(f"{where}: its {field} is {array.dtype.str} where {wanted.str} belongs; {remedy}")
-        if not np.isfinite(array).all():
-            raise UserError(f"{where}: its {field} holds values that are not finite; {remedy}")
-
-
-def _to_numpy(tensor):
-    return tensor.detach().float().cpu().numpy()  # numpy has no bfloat16
-
-
-def pack(arrays, file):
-    """{field: array} as one structured array of shape (), fields aligned.
-
-    Raises:
-        UserError: too large for a numpy dtype, or a header that numpy would refuse to read.
-    """
-    packed = np.zeros((), packed_dtype(arrays, file))
-    for name, array in arrays.items():
-        packed[name] = array
-    return packed
-
-
-def packed_dtype(arrays, file):
-    """The numpy dtype of such an array.
-
-    Args:
-        arrays: {field: array}, or whatever else has a shape, a dtype of numpy's and nbytes.
-    Raises:
-        UserError: see `pack`.
-    """
-    if sum(array.nbytes + 64 for array in arrays.values()) > LARGEST_DTYPE:
-        raise UserError(f"{file}: the block is larger than the 2 GiB that one numpy record can hold")
-    dtype = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
-    if len(repr(np.lib.format.dtype_to_descr(dtype))) > LARGEST_HEADER - 100:
-        raise UserError(f"{file}: has too many fields for a .npy header")
-    return dtype
-
-
-def unpack(path):
-    """The fields of a module file as arrays of their own, {field: array}. Never unpickles.
-
-    Raises:
-        UserError: not a module file.
-    """
-    try:
-        packed = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(packed, np.ndarray):
-            raise ValueError("an archive of arrays")
-        if packed.dtype.hasobject:
-            raise ValueError("holds objects")
-    except UNREADABLE as error:
-        raise UserError(f"{path}: is not a readable module file ({error})") from None
-    if packed.dtype.names is None or packed.shape != ():
-        raise UserError(f"{path}: is a plain array, not a module file with named fields")
-    return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map

@@ -3,9 +3,9 @@
 import torch
 
 from common.blocks import Block, Variant
+from common.configurations import SIZES
 from common.l1 import L1
 from common.masks import keep_largest, parameter_masks
-from common.schemes import SIZES
 
 
 def prune_block(

@@ -10,12 +10,12 @@ from common.batching import evaluation_batches
 from common.blocks import Block, block_calls, real_rows
 from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
-from common.schemes import Pair, by_block
+from common.scheme import Pair, by_block
 from common.training import Loss, Recipe, forward
 
 
 class BlockObjective:
-    """The loss of block variants, for learners named by their `schemes.Pair`.
+    """The loss of block variants, for learners named by their `scheme.Pair`.
 
     It is the mean squared error over real tokens, divided by the mean square of the teacher's output, so that no
     block drowns another.

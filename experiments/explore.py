@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common import cli, metrics
+from common.configurations import looks_like_configurations, read_configurations
 from common.files import check_apart, check_writable
 from common.records import check_report, keeps_existing, read_json, write_json
 from common.schema import HEX, Fault, ListOf, Number, Object, Where, check
-from common.schemes import looks_like_configurations, read_configurations
 
 SECONDS, FINITE = Number(0), Number()
 

@@ -34,10 +34,11 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import schemes
+from common.configurations import Configurations, grid_rates, read_configurations
 from common.data import load_examples
 from common.models import load_model, load_tokenizer
 from common.report import multiply_adds
+from common.scheme import make_scheme
 from common.search import budgets
 
 ALL = 30720  # weights of the tiny T5's blocks
@@ -52,7 +53,7 @@ RATES = st.lists(st.integers(0, 9).map(lambda n: n / 10), min_size=1, max_size=4
 @given(attention=RATES, linear=RATES, feed_forward=st.none() | RATES)
 def test_a_grid_has_every_pair_of_rates_and_no_more_configurations_than_that_takes(attention, linear, feed_forward):
     """Oracle: the pairs themselves; the longer of the two lists must meet each linear rate."""
-    rates = schemes.grid_rates(attention, linear, feed_forward)
+    rates = grid_rates(attention, linear, feed_forward)
     assert {(each["attention"], each["linear"]) for each in rates} == set(itertools.product(attention, linear))
     if feed_forward:
         assert {(each["feed_forward"], each["linear"]) for each in rates} == set(
@@ -79,10 +80,10 @@ def test_a_choices_rates_remove_just_what_its_variants_do(data):
     """Oracle: `make_scheme`, which names a variant by what its rates remove. Blocks from different configurations."""
     rates = st.fixed_dictionaries({name: st.just(0) | st.floats(0, 0.9) for name in MODULES})
     configs = data.draw(st.lists(rates, min_size=2, max_size=3))
-    scheme = schemes.make_scheme(schemes.Configurations({}, MODULES, configs))
+    scheme = make_scheme(Configurations({}, MODULES, configs))
     choice = {block: data.draw(st.sampled_from(["dense", *scheme.blocks.get(block, ())])) for block in ("a", "f")}
     config = budgets.rates_of(choice, SimpleNamespace(scheme=scheme), MODULES)
-    again = schemes.make_scheme(schemes.Configurations({}, MODULES, [config]))
+    again = make_scheme(Configurations({}, MODULES, [config]))
     assert again.configs == [choice]
     assert all(
         removed == scheme.blocks[block][variant]
@@ -239,8 +240,8 @@ def test_the_grids_configurations(grid):
 
 def test_what_is_found_is_an_ordinary_configurations_file(grid, found):
     """Its rates give just the chosen variants, and all of these are in the library. Oracle: the grid's scheme."""
-    configurations = schemes.read_configurations(found / "conf.json")
-    scheme, made = schemes.make_scheme(configurations), read_json(grid / "scheme.json")["blocks"]
+    configurations = read_configurations(found / "conf.json")
+    scheme, made = make_scheme(configurations), read_json(grid / "scheme.json")["blocks"]
     assert scheme.configs == [each["choice"] for each in read_json(found / "report.json")["searched"]]
     assert len(scheme.configs) == 4 and all(set(config) == set(T5_BLOCKS) for config in scheme.configs)
     assert all(
@@ -659,7 +660,7 @@ def test_distilbert_is_searched_too(succeeds, workshop, tmp_path):
         if name.startswith(tuple(f"{block}." for block in DISTILBERT_BLOCKS))
     )
     assert figures["fraction"] <= 0.55 and kept <= 0.55 * report["original"]
-    scheme = schemes.make_scheme(schemes.read_configurations(tmp_path / "conf.json"))
+    scheme = make_scheme(read_configurations(tmp_path / "conf.json"))
     assert scheme.configs == [each["choice"] for each in report["searched"]]
     composed = load_model(tmp_path / "composed")
     examples = load_examples(

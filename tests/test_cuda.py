@@ -8,7 +8,7 @@ from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
 from common.masks import parameter_masks
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.teacher import BlockObjective
 from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from common import evaluation, metrics
 from common.blocks import find_blocks
 from common.composition import choose, compose
+from common.configurations import read_configurations
 from common.library import Library
 from common.models import load_model
-from common.schemes import make_scheme, read_configurations
+from common.scheme import make_scheme
 from common.search import find_smallest, score_block, sizes
 from common.stats import read_seconds
 
@@ -107,7 +108,7 @@ def brute(workshop, chain, teacher, tokenizer):
     loaded = load_model(workshop / "model" / "t5")
     models = []
     for choice, size in zip(
-        choose(loaded, [chain / "tuned"], chain / "conf.json", range(3)), fractions(chain, chain / "tuned")
+        choose(loaded, chain / "tuned", chain / "conf.json", range(3)), fractions(chain, chain / "tuned")
     ):
         model = load_model(workshop / "model" / "t5").model
         compose(model, choice)

@@ -38,7 +38,7 @@ from common.families import family_of
 from common.masks import parameter_masks
 from common.models import load_model
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.teacher import held_out_errors
 
 T5_FF = [

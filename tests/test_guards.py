@@ -15,7 +15,7 @@ from common.library import Library
 from common.models import load_model, load_tokenizer
 from common.progress import Talk
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.tasks import TASKS
 from common.teacher import held_out_errors
 

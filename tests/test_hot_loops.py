@@ -16,7 +16,7 @@ from common.block_level import JointObjective, Supernet, joint
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.teacher import BlockObjective
 from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
 

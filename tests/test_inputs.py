@@ -231,7 +231,7 @@ def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, succee
 
 def test_a_budget_below_what_lies_outside_of_the_blocks_is_told_so():
     cost = costs.Costs("parameters", {"a": {"dense": 100.0, "x": 50.0}}, rest=1000.0)
-    from common.search import limits
+    from common.search.budgets import limits
 
     assert limits(cost, [0.5, 1060]) == [50.0, 60.0]
     with pytest.raises(UserError, match="outside of the blocks alone costs 1000 .parameters.") as error:

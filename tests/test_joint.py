@@ -42,7 +42,7 @@ from common.checkpoints import Checkpoint
 from common.library import Library
 from common.masks import parameter_masks
 from common.prune_block import prune_block
-from common.schemes import DENSE, Pair
+from common.scheme import DENSE, Pair
 from common.training import Learner, ModelObjective, fit, steps_of
 
 RECIPE = recipe(epochs=1)

@@ -16,7 +16,7 @@ from common.devices import Runtime
 from common.layers import Layers, layers_of
 from common.masks import parameter_masks
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.training import ModelObjective, Tally, run_pass
 
 MODES = [True, False]

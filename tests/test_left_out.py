@@ -29,7 +29,7 @@ from common.models import load_model
 from common.prune_block import prune_block
 from common.report import multiply_adds
 from common.saving import save_model
-from common.schemes import Pair
+from common.scheme import Pair
 
 WRITERS = ["t5", "t5-gated", "bart", "marian"]
 KINDS = [*WRITERS, *CLASSIFIERS[:2]]

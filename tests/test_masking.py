@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune
 
 from common.blocks import block_tensors, find_blocks, set_block
+from common.configurations import removed_count
 from common.l1 import head_scores
 from common.masks import HeldMasks, keep_largest, parameter_masks
 from common.prune_block import prune_block
-from common.schemes import removed_count
 
 T5_SELF = "encoder.block.0.layer.0.SelfAttention"  # block 0 holds the position biases
 T5_FF = "encoder.block.0.layer.1.DenseReluDense"

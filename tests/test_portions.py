@@ -13,7 +13,7 @@ from common.block_level import portions, portions_of
 from common.blocks import find_blocks
 from common.checkpoints import Checkpoint
 from common.library import Library
-from common.schemes import Pair
+from common.scheme import Pair
 from common.tracking import Tracking
 from common.training import Learner
 

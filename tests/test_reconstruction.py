@@ -14,7 +14,7 @@ from common.closed_form.reconstruction import reconstruct, some_positions
 from common.devices import Runtime
 from common.families import family_of
 from common.prune_block import prune_block
-from common.schemes import Pair
+from common.scheme import Pair
 from common.teacher import held_out_errors
 
 CPU = torch.device("cpu")

@@ -8,20 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.prune import _compute_nparams_toprune
 
-from common.errors import UserError
-from common.records import digest
-from common.schemes import (
-    DENSE,
+from common.configurations import (
     Configurations,
-    Scheme,
-    make_scheme,
     random_configurations,
     read_configurations,
-    read_scheme,
     removed_count,
-    select,
     uniform_configurations,
 )
+from common.errors import UserError
+from common.records import digest
+from common.scheme import DENSE, Scheme, make_scheme, read_scheme, select
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 # Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.

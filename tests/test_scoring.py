@@ -21,7 +21,7 @@ from common.models import LoadedModel
 from common.prune_block import prune_block
 from common.report import count_products, multiply_adds
 from common.saving import save_model
-from common.schemes import DENSE
+from common.scheme import DENSE
 from common.search import costs
 from common.search.scoring import Replaceable, score_block
 from common.tasks import TASKS

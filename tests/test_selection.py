@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from common.blocks import block_tensors, find_blocks
 from common.closed_form import Reconstruction, reconstruct, selection, statistics
 from common.closed_form.selection import elimination_order, gradual_mask
+from common.configurations import SIZES
 from common.errors import UserError
 from common.l1 import L1
 from common.prune_block import prune_block
-from common.schemes import SIZES, Pair
+from common.scheme import Pair
 from common.teacher import held_out_errors
 
 

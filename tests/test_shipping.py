@@ -9,9 +9,10 @@ from helpers import build_tokenizer, distilbert_config, section, snippets, t5_co
 
 from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
 from common.compact import make_compact
+from common.configurations import uniform_configurations
 from common.masks import parameter_masks
 from common.prune_block import prune_block
-from common.schemes import make_scheme, select, uniform_configurations
+from common.scheme import make_scheme, select
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 

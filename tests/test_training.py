@@ -22,7 +22,7 @@ from common.masks import parameter_masks
 from common.progress import Talk
 from common.prune_block import prune_block
 from common.records import content_digest
-from common.schemes import Pair
+from common.scheme import Pair
 from common.stats import BLOCK_COLUMNS, check_stats, read_seconds, read_stats, runs_in, write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective

@@ -14,7 +14,7 @@ from common.devices import Runtime
 from common.library import Library
 from common.masks import parameter_masks
 from common.processes import ALONE
-from common.schemes import Pair, by_block
+from common.scheme import Pair, by_block
 from common.teacher import BlockObjective
 from common.training import Epoch, EpochSeconds, Learner, Progress, Recipe, fit, steps_of
 

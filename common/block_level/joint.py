@@ -17,7 +17,7 @@ import torch
 
 from common.blocks import Block, Variant, block_tensors, rest_of, share_rest, sharing_copy
 from common.masks import parameter_masks
-from common.schemes import DENSE, Pair, by_block
+from common.scheme import DENSE, Pair, by_block
 from common.training import Learner, ModelObjective, Recipe
 
 VERSION = 1  # part of the key of every output; raise it when results change

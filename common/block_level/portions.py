@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.blocks import Block
 from common.checkpoints import text_of
 from common.records import digest
-from common.schemes import Pair, by_block
+from common.scheme import Pair, by_block
 from common.training import Epoch, EpochSeconds, Progress
 
 PORTION_BYTES = 2**30  # of the variants of a portion, in float32

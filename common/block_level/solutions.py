@@ -13,7 +13,7 @@ from common.closed_form import reconstruct_with_each, too_few
 from common.data import Examples
 from common.devices import Runtime
 from common.errors import UserError
-from common.schemes import Pair
+from common.scheme import Pair
 from common.search import score_composed
 from common.teacher import held_out_errors
 from common.training import Epoch, EpochSeconds

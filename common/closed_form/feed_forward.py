@@ -20,7 +20,7 @@ from common.closed_form.least_squares import (
     with_ones,
 )
 from common.masks import parameter_masks
-from common.schemes import Pair
+from common.scheme import Pair
 
 CHUNK = 4096  # tokens that go through a feed-forward block at once
 

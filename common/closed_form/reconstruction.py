@@ -44,7 +44,7 @@ from common.closed_form.least_squares import add_products, whole
 from common.data import Examples, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.processes import Processes
-from common.schemes import Pair
+from common.scheme import Pair
 from common.sources import FIXED_SEED
 
 VERSION = 1  # part of the key of every output; raise it when results change

@@ -1,17 +1,19 @@
 """Searching configurations: what a budget allows, the best choice within it, and the report of a search."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from common.configurations import SIZES, block_of
 from common.errors import UserError
-from common.schemes import DENSE, SIZES, block_of
+from common.scheme import DENSE
 from common.search import knapsack
 from common.search.candidates import Candidates
-from common.search.costs import Costs
+from common.search.costs import Costs, count
 
 UNIFORM = 3  # so many configurations are measured beside the choice that a search finds, if there are as many
 
 
-def limits(cost: Costs, budgets: list[float]) -> list[float]:
+def limits(cost: Costs, budgets: Sequence[float]) -> list[float]:
     """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
     parameters, multiply-adds, bytes or milliseconds of the whole model.
 
@@ -56,6 +58,48 @@ class Found(NamedTuple):
 
     choice: dict[str, str]
     figures: dict
+
+
+class Searched(NamedTuple):
+    """The costs and scores of all variants, and the best choice for each budget."""
+
+    cost: Costs
+    scores: dict[str, dict[str, float]]
+    found: list[Found]
+
+
+def search_budgets(
+    candidates: Candidates, *, measure: str, budgets: Sequence[float], uniform: dict[int, dict], rounds: int
+) -> Searched:
+    """The best choice for each budget, and then for the cost of each of some uniform choices, {number: choice}.
+
+    Args:
+        measure: what a budget is counted in, see `costs.count`.
+        budgets: see `limits`.
+        rounds: see `knapsack.improve`.
+    Raises:
+        UserError: a budget is infeasible.
+    """
+    runtime, talk = candidates.runtime, candidates.runtime.talk
+    cost = runtime.processes.agree(count(measure, candidates.loaded, candidates.keeps(), runtime.device))
+    if cost.excess:
+        talk.say(
+            f"latency: the blocks took {cost.excess * 1e3:.2f} ms longer than the whole model, whose rest counts as 0; "
+            "the machine does other work, so measure again when it is quiet"
+        )
+    allowed = limits(cost, budgets) + [cost.of(choice) for choice in uniform.values()]
+    check_feasible(cost, allowed)
+    if not candidates.held_back:
+        talk.say(
+            f"all {len(candidates.validation)} validation examples are scored on and none are left to hold back, so "
+            "what is found is checked on the scoring examples alone; a smaller --score-examples leaves some"
+        )
+    scores = candidates.scores()
+    talk.say(
+        f"{candidates.library.folder}: {candidates.scored} variants scored, "
+        f"{len(candidates.keys) - candidates.scored} had been scored before"
+    )
+    return Searched(cost, scores, find(candidates, cost, allowed, scores, rounds=rounds))
 
 
 def find(candidates: Candidates, cost: Costs, limits: list[float], scores: dict, *, rounds: int) -> list[Found]:
@@ -141,12 +185,13 @@ def best_uniform(candidates, cost, limit, scores):
     return min(measured, key=lambda each: each.figures[candidates.objective], default=None)
 
 
-def report(candidates, cost, scores, found, uniform):
+def report(candidates: Candidates, searched: Searched, uniform: dict[int, dict]) -> dict:
     """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices.
 
     "validation" is measured on all validation examples, "held_back" on those held back, and the rest on those that the
     scores are from.
     """
+    cost, scores, found = searched
     variants = []
     for pair in candidates.keys:
         name, variant = pair
@@ -175,7 +220,7 @@ def report(candidates, cost, scores, found, uniform):
         }
         for n, choice in uniform.items()
     ]
-    searched = [figures | {"choice": choice, "validation": candidates.validate(choice)} for choice, figures in found]
+    choices = [figures | {"choice": choice, "validation": candidates.validate(choice)} for choice, figures in found]
     return {
         "measure": cost.measure,
         "objective": candidates.objective,
@@ -187,7 +232,7 @@ def report(candidates, cost, scores, found, uniform):
         "blocks": {name: each[DENSE] for name, each in cost.blocks.items()},
         "variants": variants,
         "uniform": same,
-        "searched": searched,
+        "searched": choices,
         "models": [
             {
                 "choice": dict(zip(candidates.blocks, key)),

@@ -1,12 +1,13 @@
 """The variants of a library that a model can be composed of: their scores, and the models measured."""
 
 from common.blocks import Block, block_tensors, find_blocks, share_block, share_rest, sharing_copy
+from common.configurations import Configurations
 from common.data import Examples
 from common.devices import Runtime
 from common.library import Library
 from common.models import LoadedModel
 from common.records import digest
-from common.schemes import DENSE, Configurations, Pair, Scheme, make_scheme, nth_choice
+from common.scheme import DENSE, Pair, Scheme, make_scheme, nth_choice
 from common.search import scoring
 from common.search.scoring import score_block
 

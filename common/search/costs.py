@@ -16,7 +16,7 @@ from common.devices import now
 from common.masks import parameter_masks
 from common.models import LoadedModel
 from common.report import ROUNDS, WARM_UP, example_batch, multiply_adds
-from common.schemes import DENSE
+from common.scheme import DENSE
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[i
 
 def _entries(block):
     """The Linears that a block's tokens, and its keys, enter."""
-    query, key = block.queries, block.keys
-    return (query, key) if block.kind == "attention" else (query, query)
+    return (block.queries, block.keys) if block.kind == "attention" else (block.inner[0], block.inner[0])
 
 
 def _runnable(batch):

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 
 from common.blocks import find_blocks
+from common.configurations import Configurations
 from common.library import Library
 from common.models import LoadedModel
 from common.progress import Talk
 from common.records import digest
-from common.schemes import DENSE, Configurations, Pair, make_scheme
+from common.scheme import DENSE, Pair, make_scheme
 from common.search import scoring
 from common.search.candidates import Candidates, read_keeps
 from common.search.costs import count
