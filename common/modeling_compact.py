@@ -1,8 +1,7 @@
 """Models whose removed heads and neurons are gone, not just zero: the families of T5, BART and BERT.
 
-This file needs torch and transformers alone, of a version that `needed_transformers` says. A copy of it goes into the
-folder of every compact model, which then loads wherever these two are, with `trust_remote_code=True`; in a process that
-has imported the suite it loads without.
+This file needs torch and transformers alone. A copy of it goes into the folder of every compact model, which then loads
+wherever these two are, with `trust_remote_code=True`; in a process that has imported the suite it loads without.
 
 A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
 numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole. Where no
@@ -15,8 +14,7 @@ A further family is an entry in `LAYOUTS` for each class of its blocks' root mod
 """
 
 import copy
-from dataclasses import dataclass, is_dataclass
-from inspect import signature
+from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, NamedTuple
 
@@ -46,8 +44,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 from transformers.utils.versions import require_version
 
-# Before 5.x the layers of T5 shared their position bias with the mask in it, see `with_mask`.
-BIAS_HOLDS_MASK = "cache_position" in signature(T5Attention.compute_bias).parameters
+require_version("transformers>=5.23")  # earlier ones would compute something else
 
 NOTICE = (
     "a-compact-model, too small for this class: load it with "
@@ -64,10 +61,8 @@ class Layout(NamedTuple):
     beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too
 
 
-DISTILBERT_ATTENTION = Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads")
 LAYOUTS = {  # by the class of a block's root module
-    "DistilBertSelfAttention": DISTILBERT_ATTENTION,
-    "MultiHeadSelfAttention": DISTILBERT_ATTENTION,  # in transformers 4
+    "DistilBertSelfAttention": Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads"),
     "FFN": Layout(("lin1",), "lin2"),
 }
 for name in ("T5", "MT5", "UMT5"):
@@ -202,9 +197,7 @@ class AttentionWithoutHeads:
     It returns (output, None), where others have their probabilities. `output_linear`: see `leave_out`.
     """
 
-    def forward(self, hidden_states=None, *args, key_value_states=None, encoder_hidden_states=None, **kwargs):
-        if hidden_states is None:
-            hidden_states = kwargs.pop("query")  # DistilBERT's in transformers 4
+    def forward(self, hidden_states, *args, key_value_states=None, encoder_hidden_states=None, **kwargs):
         if key_value_states is None and encoder_hidden_states is None:  # umT5 has the other name
             count_tokens(self, hidden_states, (*args, *kwargs.values()))
         output = hidden_states[..., :0]  # (batch, length, 0): what no heads make
@@ -283,14 +276,14 @@ class CompactT5Attention(SomeHeads):
         shared = position_bias
         if key_value_states is not None:
             # Cross-attention has none. T5 shares zeros of the first layer's heads; one zero is right for any number.
-            position_bias = shared = with_mask(hidden_states.new_zeros(1, 1, 1, 1), mask)
+            position_bias = shared = hidden_states.new_zeros(1, 1, 1, 1)
         elif position_bias is not None:
             position_bias = self._own(position_bias)
         output, bias, *weights = super().forward(
             hidden_states, mask=mask, key_value_states=key_value_states, position_bias=position_bias, **kwargs
         )
         if shared is None and self.has_relative_attention_bias:  # a stack's first layer
-            shared, self._whole_bias = with_mask(self._whole_bias, mask), None
+            shared, self._whole_bias = self._whole_bias, None
         return output, bias if shared is None else shared, *weights  # without either: a layer that is run alone
 
 
@@ -306,18 +299,10 @@ class T5AttentionWithoutHeads:
         else:
             before, keys = count_tokens(self, hidden_states, kwargs.values())
             if position_bias is None and self.has_relative_attention_bias:
-                length, device = hidden_states.shape[1], hidden_states.device
-                if BIAS_HOLDS_MASK:
-                    before = torch.arange(length, device=device) + before
-                self.compute_bias(length, keys, device, before)  # of no heads; and the whole one, for the others
-                position_bias, self._whole_bias = with_mask(self._whole_bias, mask), None
-        output = self.o(hidden_states[..., :0]), position_bias
-        return output if BIAS_HOLDS_MASK and not kwargs.get("output_attentions") else (*output, None)
-
-
-def with_mask(position_bias, mask):
-    """What T5's layers share: the position bias, to which transformers 4 adds the mask, (batch, 1, queries, keys)."""
-    return position_bias + mask if BIAS_HOLDS_MASK and mask is not None else position_bias
+                # Of no heads; and the whole one, for the others.
+                self.compute_bias(hidden_states.shape[1], keys, hidden_states.device, before)
+                position_bias, self._whole_bias = self._whole_bias, None
+        return self.o(hidden_states[..., :0]), position_bias, None
 
 
 # --- configs and models ------------------------------------------------------------------------------------------
@@ -344,37 +329,13 @@ class CompactConfig:
         return super().to_dict() | {
             self.activation_attribute: NOTICE.format(self.auto_model),
             "original_activation": getattr(self, self.activation_attribute),
-            "needs_transformers": needed_transformers(self),
         }
-
-
-def needed_transformers(config):
-    """Which versions compute what a compact model is to compute. Seen: 4.56.2, 4.57.6, 5.0.0, 5.23.0 and 5.24.0.
-
-    Earlier ones scale the output of any T5-like decoder whose config ties the embeddings, and since transformers 5
-    every such config says so. They would load an untied model and silently compute something else.
-    """
-    name = config.model_type.removeprefix("compact-")
-    if getattr(config, "scale_decoder_outputs", True) is False:
-        return ">=5.24" if name == "umt5" else ">=5.0"
-    return ">=5.0" if name == "mt5" else ">=4.56"
-
-
-class OlderCompactConfig(CompactConfig):
-    """The same where configs are no dataclasses: in transformers 4."""
-
-    def __init__(self, kept_heads=None, kept_neurons=None, original_activation=None, **settings):
-        if original_activation is not None:
-            settings[self.activation_attribute] = original_activation
-        self.kept_heads, self.kept_neurons = kept_heads, kept_neurons
-        super(CompactConfig, self).__init__(**settings)
 
 
 class CompactModel:
     """What a compact model adds to the original's class."""
 
     def __init__(self, config):
-        require_version(f"transformers{getattr(config, 'needs_transformers', '')}")  # what the file says, if it is one
         super().__init__(config)
         make_smaller(self, config)
 
@@ -390,7 +351,7 @@ def compact_classes(original, auto_model, activation):
     original_config = original.config_class
     config_class = type(
         f"Compact{original_config.__name__}",
-        (CompactConfig if is_dataclass(original_config) else OlderCompactConfig, original_config),
+        (CompactConfig, original_config),
         {
             "__doc__": f"A {original_config.__name__} and what is left of each module.",
             "model_type": f"compact-{original_config.model_type}",

@@ -375,9 +375,6 @@ def test_it_comes_back(saved):
             assert getattr(loaded.config, name) == getattr(masked.config, name), name
 
 
-UNTIED = {"t5-gated": ">=5.0", "mt5": ">=5.0", "umt5": ">=5.24"}
-
-
 def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
     """By hand: what config.json has beside, and instead of, the original's; no weight is under another name."""
     kind, masked, compact, folder = saved
@@ -395,7 +392,6 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
         },
         "model_type": f"compact-{masked.config.model_type}",
         "original_activation": getattr(masked.config, activation),
-        "needs_transformers": UNTIED.get(kind.removesuffix("-left-out"), ">=4.56"),
         activation: "a-compact-model, too small for this class: load it with "
         f"transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)",
     }

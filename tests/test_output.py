@@ -14,7 +14,6 @@ from helpers import build_model, is_one_line, loss_per_token, padded_batch, pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from common.compact import make_compact
 from common.errors import UserError
 from common.models import load_model
 from common.saving import damage, save_model
@@ -293,16 +292,3 @@ def test_outputs_have_the_modes_of_plain_files_and_folders(succeeds, composing, 
     assert len(kinds) > 40
     assert {mode for is_folder, mode in kinds.values() if is_folder} == {0o750}
     assert {path.name: mode for path, (is_folder, mode) in kinds.items() if not is_folder and mode != 0o640} == {}
-
-
-def test_a_compact_folder_that_needs_a_later_transformers_is_refused(tmp_path):
-    """The suite says so in one line, and transformers in its own way; nothing is computed wrongly in silence."""
-    save_model(tmp_path / "m", make_compact(build_model("t5"), {})[0], {})
-    settings = read_json(tmp_path / "m" / "config.json")
-    assert settings["needs_transformers"] == ">=4.56"
-    (tmp_path / "m" / "config.json").write_text(json.dumps(settings | {"needs_transformers": ">=99"}))
-    (tmp_path / "m" / "record.json").unlink()
-    with pytest.raises(UserError, match="transformers>=99 is required"):
-        load_model(tmp_path / "m")
-    with pytest.raises(ImportError, match="transformers>=99 is required"):
-        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
