@@ -19,11 +19,12 @@ from helpers import (
     transformers,
 )
 
-from common import progress
+from common import progress, report
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 progress.WAIT_SECONDS = 1e6  # else a slow machine would have two lines on stderr where a refusal is to have one
+report.ROUNDS, report.WARM_UP = 1, 0  # seconds are not looked at
 torch.set_num_threads(1)  # the models are far too small for more
 
 

@@ -1,10 +1,7 @@
 """Every family through every stage, and a family that is added as docs/architecture.md says."""
 
-import contextlib
 import csv
-import io
 import json
-import os
 import re
 import shutil
 import textwrap
@@ -14,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from filelock import FileLock
 from helpers import (
     CLASSIFIERS,
     DEBERTA,
@@ -27,10 +23,9 @@ from helpers import (
     build_tokenizer,
     edited_json,
     examples,
+    fails,
     lively,
-    load_script,
     logits,
-    outcome,
     padded_batch,
     read_json,
     run,
@@ -59,59 +54,31 @@ CHAIN = {  # a row of docs/families.md: the tiny model that goes through all sta
 
 
 def run_all_stages(kind, workshop):
-    """Run the stages in the working folder, for one configuration; what they print is kept in results.json."""
-    results, small = {}, ("--batch-size", 16)
-
-    def run(name, script, *arguments):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            code = load_script(script).main([*map(str, arguments), "--quiet"])
-        assert code == 0, (kind, name)
-        results[name] = json.loads(printed.getvalue())
-
+    """Run the stages in the working folder, for one configuration: {name: result}."""
     lively(kind).save_pretrained("model/m")
     build_tokenizer(kind).save_pretrained("tokenizer/m")
     shutil.copytree(workshop / "data" / ("distilbert" if kind in CLASSIFIERS else "t5"), "data/m")
     record = {"tokenizer": {"folder": "../tokenizer/m"}, "data": {"folder": "../data/m"}}
     Path("model/m/record.json").write_text(json.dumps(record))
-    run("configure", "config_generator.py", "--attention", 0.5, "--linear", 0.3, "--feed-forward", 0.5, "-n", 1)
-    run("scheme", "prune_scheme_generator.py")
-    run("l1", "prune.py")
-    run("reconstruction", "prune.py", "--criterion", "reconstruction", "-o", "chosen")
-    for method in ("reconstruct", "train"):
-        run(method, "block-level_finetuning.py", "--method", method, "--epochs", 1, *small, "-o", method)
-    run("joint", "block-level_finetuning.py", "--method", "joint", "--lr", 0.001, "--epochs", 3, "--batch-size", 8)
-    for name, flags in (("composed", ()), ("compact", ("--compact",))):
-        run(name, "compose_model.py", "-n", 0, "-o", name, *flags)
-    training = ("-n", 0, "--epochs", 1, *small)
-    run("tuned", "model-level_finetuning.py", *training, "-o", "tuned.pth")
-    run("tuned compact", "model-level_finetuning.py", *training, "-o", "tuned-compact", "--compact")
-    words = () if kind in CLASSIFIERS else ("--max-new-tokens", 8)
-    two = ("-m", "composed", "compact", "--limit", 8, *words, "--report", "{name}.json")
-    run("evaluate", "evaluate-distilbert.py" if kind in CLASSIFIERS else "evaluate-t5.py", *two)
-    search = ("--search", "reconstruct", "-c", "conf.json", "--budget", 0.9, "--measure", "parameters", "--rounds", 0)
-    run("search", "config_generator.py", *search, "--score-examples", 8, *small, "-o", "found.json")
-    Path("results.json").write_text(json.dumps(results))
-
-
-@pytest.fixture(scope="session")
-def went(workshop, tmp_path_factory):
-    """went(row): the folder in which the row's model went through all stages; once, whichever process asks first."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def make(row):
-        folder = shared / f"family-{CHAIN[row]}"
-        with FileLock(f"{folder}.lock"):
-            if not (folder / "results.json").exists():
-                folder.mkdir()
-                with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(report, "ROUNDS", 1)  # seconds are not looked at
-                    patch.setattr(report, "WARM_UP", 0)
-                    run_all_stages(CHAIN[row], workshop)
-        return folder
-
-    return make
+    block_level, model_level = "block-level_finetuning.py --method", "model-level_finetuning.py -n 0 --epochs 1"
+    evaluate = "distilbert.py" if kind in CLASSIFIERS else "t5.py --max-new-tokens 8"
+    search = "--search reconstruct -c conf.json --budget 0.9 --measure parameters --rounds 0 --score-examples 8"
+    commands = {
+        "configure": "config_generator.py --attention 0.5 --linear 0.3 --feed-forward 0.5 -n 1",
+        "scheme": "prune_scheme_generator.py",
+        "l1": "prune.py",
+        "reconstruction": "prune.py --criterion reconstruction -o chosen",
+        "reconstruct": f"{block_level} reconstruct --batch-size 16 -o reconstruct",
+        "train": f"{block_level} train --epochs 1 --batch-size 16 -o train",
+        "joint": f"{block_level} joint --lr 0.001 --epochs 3 --batch-size 8",
+        "composed": "compose_model.py -n 0 -o composed",
+        "compact": "compose_model.py -n 0 -o compact --compact",
+        "tuned": f"{model_level} --batch-size 16 -o tuned.pth",
+        "tuned compact": f"{model_level} --batch-size 16 -o tuned-compact --compact",
+        "evaluate": f"evaluate-{evaluate} -m composed compact --limit 8 --report {{name}}.json",
+        "search": f"config_generator.py {search} --batch-size 16 -o found.json",
+    }
+    return {name: run(command) for name, command in commands.items()}
 
 
 def nmse_fell(folder, library, *, less=True):
@@ -212,11 +179,13 @@ STAGES = {  # a column of docs/families.md
 }
 
 
-@pytest.mark.parametrize("row", CHAIN)
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_family_goes_through_a_stage(row, stage, went):
-    folder = went(row)
-    STAGES[stage](CHAIN[row], folder, read_json(folder / "results.json"))
+@pytest.mark.parametrize(
+    "row", [row if row in ("t5", "bart", "bert") else pytest.param(row, marks=pytest.mark.slow) for row in CHAIN]
+)
+def test_a_family_goes_through_all_stages(row, workshop, here):
+    results = run_all_stages(CHAIN[row], workshop)
+    for check in STAGES.values():
+        check(CHAIN[row], here, results)
 
 
 def test_the_table_in_the_docs_is_what_is_run():
@@ -232,7 +201,7 @@ def test_the_table_in_the_docs_is_what_is_run():
         assert f"`{name}`: {reason}" in text
 
 
-@pytest.mark.parametrize("kind", ["bart", "marian", "mbart", "pegasus", "umt5"])
+@pytest.mark.parametrize("kind", ["marian", "mbart", "umt5"])
 def test_greedy_decoding_is_generates_own(kind):
     """Oracle: `generate`, one example at a time, so that nothing is padded."""
     model, data = build_model(kind), examples("t5", 12)
@@ -284,7 +253,7 @@ def test_the_config_of_a_usual_checkpoint_is_accepted(model_type):
         assert families.FAMILIES[model_type].positions(config_class.from_dict(settings)) == positions
 
 
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+@pytest.mark.parametrize("kind", ["roberta"])
 def test_the_longest_input_of_a_roberta_does_not_crash(kind, tmp_path):
     """It has 66 position embeddings, of which the first two are never used. Oracle: the model itself, one token on."""
     build_model(kind).save_pretrained(tmp_path)
@@ -309,8 +278,8 @@ def test_an_input_of_a_deberta_may_be_longer_than_its_positions(tmp_path):
 
 def test_albert_is_refused_with_the_reason(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(transformers.AlbertConfig().to_dict()))
-    code, _, err = outcome(f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1")
-    assert code == 2 and "model type 'albert' is not supported: all of its layers share one block's parameters" in err
+    err = fails(f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1")
+    assert "model type 'albert' is not supported: all of its layers share one block's parameters" in err
 
 
 def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_trained(tmp_path):
@@ -343,7 +312,7 @@ def test_how_to_generate_may_stand_in_config_json(tmp_path):
     assert found.to_diff_dict() == expected.to_diff_dict()
 
 
-@pytest.mark.parametrize("kind", ["bert", "electra"])
+@pytest.mark.parametrize("kind", ["electra"])
 def test_token_types_of_pairs_reach_the_blocks(kind):
     """Oracle: the hidden states of the model itself."""
     model, batch = build_model(kind), padded_batch(kind)
@@ -358,7 +327,7 @@ def test_token_types_of_pairs_reach_the_blocks(kind):
     assert not torch.equal(other.inputs["self.query"], hidden)
 
 
-@pytest.mark.parametrize("kind", ["bart", "mbart", "marian", "pegasus"])
+@pytest.mark.parametrize("kind", ["bart", "marian"])
 def test_a_bias_of_the_logits_goes_along(kind, tmp_path):
     """It is a buffer, zero in a new model and not in trained ones. Oracle: the model that was saved."""
     model, batch = build_model(kind), padded_batch(kind)
@@ -469,23 +438,6 @@ def recipe_code():
 
 
 @pytest.fixture
-def library_of(model_of, tmp_path, succeeds, monkeypatch):
-    """library_of(kind): a model's folder, beside which two configurations are pruned and fine-tuned."""
-
-    def make(kind):
-        model = model_of(kind)
-        monkeypatch.chdir(tmp_path)
-        rates = ("--attention", 0.25, 0.5, "--linear", 0, 0.3, "--feed-forward", 0.25, 0.5)
-        succeeds("config_generator.py", *rates, "-n", 2)
-        run("prune_scheme_generator.py")
-        run("prune.py")
-        run("block-level_finetuning.py --batch-size 8 --lr 0.001")
-        return model
-
-    return make
-
-
-@pytest.fixture
 def toy_family(monkeypatch):
     """Transformers with the made-up model type, and the suite with what the recipe has one add."""
     transformers.AutoConfig.register("toy", ToyConfig, exist_ok=True)
@@ -505,9 +457,13 @@ def toy_family(monkeypatch):
         monkeypatch.setattr(modeling_compact, name, made, raising=False)
 
 
-def test_the_recipe_for_a_family_followed_literally(toy_family, library_of):
+def test_the_recipe_for_a_family_followed_literally(toy_family, model_of, here):
     """Oracle: the masked model, for the compact one; the error before, for the closed form and the gradients."""
-    library_of("toy")
+    model_of("toy")
+    run("config_generator.py --attention 0.25 0.5 --linear 0 0.3 --feed-forward 0.25 0.5 -n 2")
+    run("prune_scheme_generator.py")
+    run("prune.py")
+    run("block-level_finetuning.py --batch-size 8 --lr 0.001")
     assert {block.name: block.linears for block in find_blocks(build_model("toy")).values()} == {
         "toy.layers.0.mixer": ("q", "k", "v", "o"),
         "toy.layers.0.feed_forward": ("up", "down"),
@@ -516,7 +472,7 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, library_of):
     }
     record = read_json(Path("modules-finetuned/record.json"))
     assert len(record["variants"]) == 8
-    assert all(each["nmse_after"] < each["nmse_before"] for each in record["variants"].values())
+    assert all(entry["nmse_after"] < entry["nmse_before"] for entry in record["variants"].values())
     run("compose_model.py -n 0 1 -o composed-{n}")
     compact = run("compose_model.py -n 0 1 -o compact-{n} --compact")["models"]
     for n in (0, 1):

@@ -6,9 +6,7 @@ torch.nn.utils.prune, on the matrix [wi | woᵀ] whose rows are the neurons.
 
 import contextlib
 import functools
-import io
-import json
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +16,11 @@ from helpers import (
     build_model,
     edited_json,
     examples,
-    is_one_line,
+    fails,
     least_squares,
-    load_script,
     objective,
     only_removed_is_zero,
-    outcome,
+    read_json,
     run,
     torch_mask,
 )
@@ -49,6 +46,9 @@ DISTILBERT_FF = [f"distilbert.transformer.layer.{i}.ffn" for i in range(2)]
 FEED_FORWARD = {"t5": T5_FF, "t5-gated": T5_FF, "distilbert": DISTILBERT_FF}
 LINEARS = {"t5": ("wi", "wo"), "distilbert": ("lin1", "lin2")}
 NEURONS, WEIGHTS = 48, 48 * 32
+BASELINE = (
+    "model-level_finetuning.py -p pruned -o baseline.pth --stats baseline.csv --epochs 8 --batch-size 8 --lr 3e-3"
+)
 
 
 @functools.cache
@@ -122,18 +122,6 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
     if block.has_bias:
         assert not masks["lin1.bias"][~kept].any() and not pruned["lin1.bias"][~kept].any()
         assert torch.equal(pruned["lin2.bias"], tensors["lin2.bias"])
-
-
-@pytest.mark.parametrize("kind", FEED_FORWARD)
-@pytest.mark.parametrize(
-    "removed", [{"heads": 0, "weights": {}}, {"heads": 0, "neurons": 0, "weights": {}}], ids=["not named", "none"]
-)
-def test_without_neurons_to_remove_nothing_goes(kind, removed):
-    block, tensors = block_with_weights(kind, 0)
-    (_, pruned, keeps), _ = prune_block(block, tensors, removed)
-    assert all(bool(keep.all()) for keep in keeps.values())
-    assert all(bool(mask.all()) for mask in parameter_masks(block, keeps).values())
-    assert all(torch.equal(pruned[name], tensor) for name, tensor in tensors.items())
 
 
 def test_a_bias_goes_with_all_of_its_neurons_weights_and_not_before():
@@ -233,18 +221,17 @@ def regression(block, tensors, keeps, features):
     )
 
 
-@pytest.mark.parametrize("mixture, ridge", [("neurons", 1e-3), ("more neurons", 1.0)])
-def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting, mixture, ridge):
+def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting):
     """Row by row, T5's without a bias and DistilBERT's with one. Oracle for the features: a plain forward pass.
 
     In float64, since float32's sums alone move the objective of a row that fits to 1e-6 of its power by 1e-4.
     """
     model, kind = setting
     model.double()
-    data, variants = examples(kind, 40), variants_of(model, kind, [mixture])
+    ridge, data, variants = 1e-3, examples(kind, 40), variants_of(model, kind, ["neurons", "more neurons"])
     solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
     for pair, (block, tensors, keeps) in variants.items():
-        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.output}")
+        features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
         inputs, start, keep = regression(block, tensors, keeps, features)
         expected, damping = least_squares(inputs, outputs, start, keep, ridge)
         _, found, _ = regression(block, solved[pair], keeps, features)
@@ -274,27 +261,15 @@ def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):
         assert before - reached >= 0.99 * (before - best) > 0, pair
 
 
-@pytest.mark.parametrize("mixture", ["neurons", "and output weights"])
-def test_the_inner_rows_are_the_teachers_bit_by_bit(setting, mixture):
-    model, kind = setting
-    variants = variants_of(model, kind, [mixture])
-    solved = reconstruct(model, variants, examples(kind, 40), ridge=1e-3, **OPTIONS)
-    for pair, (block, _, _) in variants.items():
-        own = block_tensors(model, block)
-        kept = kept_by_torch(block, own, 24)
-        for name in own:
-            if name.partition(".")[0] != block.output:
-                assert torch.equal(solved[pair][name][kept], own[name][kept]), (pair, name)
-                assert not solved[pair][name][~kept].any(), (pair, name)
-
-
-def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):
-    """Oracle: the neurons of ln_structured, and the masks. Everything else is at work."""
+def test_what_was_removed_stays_zero_and_held_out_error_falls(setting):
+    """Oracle: the neurons of ln_structured, and the masks. Inner rows are the teacher's, bit by bit."""
     model, kind = setting
     variants = variants_of(model, kind)
-    solved = reconstruct(model, variants, examples(kind, 64), ridge=1e-3, **OPTIONS)
+    solved = reconstruct(model, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
     for pair, (block, tensors, keeps) in variants.items():
-        kept, out = kept_by_torch(block, block_tensors(model, block), MIXTURES[pair[1]][0]), block.output
+        neurons, rates = MIXTURES[pair[1]]
+        own, out = block_tensors(model, block), block.linears[-1]
+        kept = kept_by_torch(block, own, neurons)
         assert solved[pair].keys() == tensors.keys()
         for linear, keep in keeps.items():
             assert only_removed_is_zero(solved[pair][f"{linear}.weight"], keep), (pair, linear)
@@ -302,6 +277,12 @@ def test_what_was_removed_stays_zero_biases_of_neurons_too(setting):
         if block.has_bias:
             assert only_removed_is_zero(solved[pair]["lin1.bias"], kept), pair
             assert only_removed_is_zero(solved[pair]["lin2.bias"], torch.ones(32, dtype=torch.bool)), pair
+        if "inner" not in rates:
+            for name in (name for name in own if name.partition(".")[0] != out):
+                assert torch.equal(solved[pair][name][kept], own[name][kept]), (pair, name)
+    candidates = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in variants.items()}
+    errors = held_out_errors(model, find_blocks(model), candidates, examples(kind, 64, seed=9), **OPTIONS)
+    assert errors.keys() == variants.keys() and all(0 < after < before for before, after in errors.values())
 
 
 def test_a_variant_solved_alone_equals_it_solved_among_others(setting):
@@ -315,182 +296,85 @@ def test_a_variant_solved_alone_equals_it_solved_among_others(setting):
         assert all(torch.equal(alone[name], together[pair][name]) for name in alone), pair
 
 
-def test_held_out_error_is_lower_than_that_of_the_merely_pruned(setting):
-    model, kind = setting
-    variants = variants_of(model, kind)
-    solved = reconstruct(model, variants, examples(kind, 128), ridge=1e-3, **OPTIONS)
-    candidates = {pair: [tensors, solved[pair]] for pair, (_, tensors, _) in variants.items()}
-    errors = held_out_errors(model, find_blocks(model), candidates, examples(kind, 64, seed=9), **OPTIONS)
-    assert errors.keys() == variants.keys()
-    for pair, (before, after) in errors.items():
-        assert 0 < after < before, pair
-
-
 # --- configurations and schemes ----------------------------------------------------------------------------------
 
 
-def result_of(script, *arguments):
-    """The JSON result of a script that ends well."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = load_script(script).main([*map(str, arguments), "--quiet"])
-    assert code == 0, f"{script} ended with {code}"
-    return json.loads(out.getvalue())
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def make_scheme(folder, model, *rates):
-    """conf.json and conf_prune.json in a folder: their contents."""
-    result_of("config_generator.py", "-m", model, "-o", folder / "conf.json", *rates)
-    run(f"prune_scheme_generator.py -i {folder}/conf.json -o {folder}/conf_prune.json")
-    return read_json(folder / "conf.json"), read_json(folder / "conf_prune.json")
-
-
-def prune_library(folder, model):
-    return run(f"prune.py -m {model} -c {folder}/conf_prune.json -o {folder}/pruned")
+def make_scheme(model, rates):
+    """conf.json and conf_prune.json in the working folder: their contents."""
+    run(f"config_generator.py -m {model} {rates}")
+    run("prune_scheme_generator.py")
+    return read_json(Path("conf.json")), read_json(Path("conf_prune.json"))
 
 
 @pytest.mark.parametrize("kind", LINEARS)
-def test_the_flag_lists_feed_forward_modules_and_their_rates(workshop, tmp_path, kind):
+def test_the_flag_lists_feed_forward_modules_and_their_rates(workshop, here, kind):
     """By hand: 4 feed-forward modules in the T5, 2 in the DistilBERT, of 48 neurons each; without the flag none."""
-    model = workshop / "model" / kind
-    given = ("--attention", 0.25, 0.5, "--linear", 0.3, 0.1, "-n", 2)
-    result_of("config_generator.py", "-m", model, "-o", tmp_path / "plain.json", *given)
-    result_of("config_generator.py", "-m", model, "-o", tmp_path / "conf.json", *given, "--feed-forward", 0.5, 0)
-    plain, conf = (read_json(tmp_path / name) for name in ("plain.json", "conf.json"))
+    command = f"config_generator.py -m {workshop}/model/{kind} --attention 0.25 0.5 --linear 0.3 0.1 -n 2"
+    run(f"{command} -o plain.json")
+    run(f"{command} -o conf.json --feed-forward 0.5 0")
+    plain, conf = (read_json(here / name) for name in ("plain.json", "conf.json"))
     added = {name: {"kind": "feed_forward", "neurons": NEURONS} for name in FEED_FORWARD[kind]}
-    assert {name: module for name, module in conf["modules"].items() if name not in plain["modules"]} == added
-    assert {name: module for name, module in conf["modules"].items() if name not in added} == plain["modules"]
+    assert conf["modules"] == plain["modules"] | added and not plain["modules"].keys() & added.keys()
     for with_neurons, without, rate in zip(conf["configs"], plain["configs"], (0.5, 0)):
         assert with_neurons == without | dict.fromkeys(added, rate)
     assert {module["kind"] for module in plain["modules"].values()} == {"attention", "linear"}
 
 
-@pytest.mark.parametrize("rates", [[0.5], [0.5, 0.5, 0.5]])
-def test_a_wrong_number_of_rates_is_refused(call, workshop, tmp_path, rates):
-    code, result, err = call(
-        "config_generator.py",
-        "-m",
-        workshop / "model" / "t5",
-        "-o",
-        tmp_path / "conf.json",
-        "--attention",
-        0,
-        0,
-        "--linear",
-        0,
-        0,
-        "--feed-forward",
-        *rates,
-        "-n",
-        2,
-    )
-    assert (code, result) == (2, None) and is_one_line(err), err
-    assert f"--feed-forward has {len(rates)} rates, but -n asks for 2" in err
-    assert not list(tmp_path.iterdir())
+def test_a_wrong_number_of_rates_is_refused(t5, here):
+    err = fails(f"config_generator.py -m {t5} --attention 0 0 --linear 0 0 --feed-forward 0.5 -n 2")
+    assert "--feed-forward has 1 rates, but -n asks for 2" in err and not list(here.iterdir())
 
 
-@pytest.mark.parametrize("rate, refused", [(0.99, True), (0.979167, False)])
-def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(workshop, tmp_path, rate, refused):
+def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(t5, here):
     """By hand: 0.99 of 48 rounds to 48; 47 of 48 are 0.979167. The rate stands in a conf.json edited by hand."""
-    make_scheme(tmp_path, workshop / "model" / "t5", "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
-    edited = edited_json(
-        tmp_path / "conf.json", tmp_path / "edited.json", lambda content: content["configs"][0].update({T5_FF[2]: rate})
-    )
-    code, result, err = outcome(f"prune_scheme_generator.py -i {edited} -o {tmp_path}/scheme.json")
-    if refused:
-        assert (code, result) == (2, None) and is_one_line(err), err
-        assert (
-            f"{edited}: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate is "
-            "0.979167 (47 of 48 neurons), or 1, which leaves the block out"
-        ) in err
-        assert not (tmp_path / "scheme.json").exists()
-    else:
-        assert code == 0, err
-        assert read_json(tmp_path / "scheme.json")["configs"][0][T5_FF[2]] == "neurons-47"
+    make_scheme(t5, "--attention 0 --linear 0 --feed-forward 0.5 -n 1")
+    for rate in (0.99, 0.979167):
+        edited_json(
+            here / "conf.json", here / "edited.json", lambda conf, r=rate: conf["configs"][0].update({T5_FF[2]: r})
+        )
+        if rate == 0.99:
+            assert (
+                f"edited.json: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate "
+                "is 0.979167 (47 of 48 neurons), or 1, which leaves the block out"
+            ) in fails("prune_scheme_generator.py -i edited.json -o scheme.json")
+    run("prune_scheme_generator.py -i edited.json -o scheme.json")
+    assert read_json(here / "scheme.json")["configs"][0][T5_FF[2]] == "neurons-47"
 
 
-def test_more_neurons_than_the_model_has_are_refused(workshop, tmp_path):
+def test_more_neurons_than_the_model_has_are_refused(t5, here):
     """By hand: half of 98 neurons is one more than the 48 that there are."""
-    model = workshop / "model" / "t5"
-    make_scheme(tmp_path, model, "--attention", 0, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
-    edited_json(
-        tmp_path / "conf.json",
-        tmp_path / "edited.json",
-        lambda content: content["modules"][T5_FF[1]].update(neurons=98),
-    )
-    run(f"prune_scheme_generator.py -i {tmp_path}/edited.json -o {tmp_path}/scheme.json")
-    code, result, err = outcome(f"prune.py -m {model} -c {tmp_path}/scheme.json -o {tmp_path}/pruned")
-    assert (code, result) == (2, None) and is_one_line(err), err
-    assert T5_FF[1] in err and "does not fit the model" in err and not (tmp_path / "pruned").exists()
+    make_scheme(t5, "--attention 0 --linear 0 --feed-forward 0.5 -n 1")
+    edited_json(here / "conf.json", here / "edited.json", lambda conf: conf["modules"][T5_FF[1]].update(neurons=98))
+    run("prune_scheme_generator.py -i edited.json -o scheme.json")
+    err = fails(f"prune.py -m {t5} -c scheme.json -o pruned")
+    assert T5_FF[1] in err and "does not fit the model" in err and not (here / "pruned").exists()
 
 
-def test_variants_are_named_by_what_goes_and_equal_counts_are_one(workshop, tmp_path):
+def test_variants_are_named_by_what_goes_and_equal_counts_are_one(t5, here):
     """By hand: 0.5 and 0.505 of 48 neurons are 24, 0.53125 is 25.5, which rounds to 26, and 0.46875 22.5, to 22."""
-    _, scheme = make_scheme(
-        tmp_path,
-        workshop / "model" / "t5",
-        "--attention",
-        *[0] * 5,
-        "--linear",
-        *[0] * 4,
-        0.3,
-        "--feed-forward",
-        0.5,
-        0.505,
-        0.53125,
-        0.46875,
-        0.5,
-        "-n",
-        5,
-    )
+    rates = "--attention 0 0 0 0 0 --linear 0 0 0 0 0.3 --feed-forward 0.5 0.505 0.53125 0.46875 0.5"
+    _, scheme = make_scheme(t5, f"{rates} -n 5")
     nothing = {"wi": 0, "wo": 0}
     variants = {f"neurons-{count}": {"heads": 0, "weights": nothing, "neurons": count} for count in (24, 26, 22)}
     variants["neurons-24_wi-461_wo-461"] = {"heads": 0, "weights": {"wi": 461, "wo": 461}, "neurons": 24}  # 0.3 of 1536
     assert {name: scheme["blocks"][name] for name in T5_FF} == dict.fromkeys(T5_FF, variants)
-    assert [config[T5_FF[0]] for config in scheme["configs"]] == [
-        "neurons-24",
-        "neurons-24",
-        "neurons-26",
-        "neurons-22",
-        "neurons-24_wi-461_wo-461",
-    ]
-    assert [each["feed_forward"] for each in scheme["requested"]] == [0.5, 0.505, 0.53125, 0.46875, 0.5]
+    names = ["neurons-24", "neurons-24", "neurons-26", "neurons-22", "neurons-24_wi-461_wo-461"]
+    assert [config[T5_FF[0]] for config in scheme["configs"]] == names
+    assert [requested["feed_forward"] for requested in scheme["requested"]] == [0.5, 0.505, 0.53125, 0.46875, 0.5]
 
 
-def test_schemes_and_libraries_without_neurons_work_as_before(workshop, tmp_path):
-    """A scheme names no neurons then, a report neither; a library may lack the count, as older ones do."""
-    model = workshop / "model" / "t5"
-    _, scheme = make_scheme(tmp_path, model, "--attention", 0.25, "--linear", 0.3, "-n", 1)
-    assert all("neurons" not in removed for variants in scheme["blocks"].values() for removed in variants.values())
-    assert scheme["requested"] == [{"attention": 0.25, "linear": 0.3}]
-    first = prune_library(tmp_path, model)
-    assert first["pruned"] == 10 and first["configurations"][0].keys() == {"attention", "linear"}
-    path, counts = tmp_path / "pruned" / "record.json", set()
-    edited_json(path, path, lambda record: counts.update(e.pop("neurons_removed") for e in record["variants"].values()))
-    assert counts == {0}
-    again = prune_library(tmp_path, model)
-    assert (again["pruned"], again["skipped"], again["configurations"]) == (0, 10, first["configurations"])
-
-
-def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_them(workshop, tmp_path):
+def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_them(t5, here):
     """By hand: 0.01 of 48 neurons rounds to none, so a library that was made without the flag serves both."""
-    model, given = workshop / "model" / "t5", ("--attention", 0.25, 0.25, "--linear", 0.3, 0.3, "-n", 2)
-    (tmp_path / "with").mkdir()
-    _, plain = make_scheme(tmp_path, model, *given)
-    _, scheme = make_scheme(tmp_path / "with", model, *given, "--feed-forward", 0, 0.01)
+    given = "--attention 0.25 0.25 --linear 0.3 0.3 -n 2"
+    _, plain = make_scheme(t5, given)
+    assert all("neurons" not in removed for variants in plain["blocks"].values() for removed in variants.values())
+    assert run(f"prune.py -m {t5} -o pruned")["pruned"] == 10
+    _, scheme = make_scheme(t5, f"{given} --feed-forward 0 0.01 --overwrite")
     assert (scheme["blocks"], scheme["configs"]) == (plain["blocks"], plain["configs"])
-    assert [each["feed_forward"] for each in scheme["requested"]] == [0, 0.01]
-    assert prune_library(tmp_path, model)["pruned"] == 10
-    again = run(f"prune.py -m {model} -c {tmp_path}/with/conf_prune.json -o {tmp_path}/pruned")
+    again = run(f"prune.py -m {t5} -o pruned")
     assert (again["pruned"], again["skipped"]) == (0, 10)
-    assert [each["feed_forward"] for each in again["configurations"]] == [
-        {"requested": 0, "measured": 0},
-        {"requested": 0.01, "measured": 0},
-    ]
+    measured = [{"requested": rate, "measured": 0} for rate in (0, 0.01)]
+    assert [configuration["feed_forward"] for configuration in again["configurations"]] == measured
 
 
 @pytest.mark.parametrize(
@@ -501,11 +385,11 @@ def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_th
         ("distilbert", (2 * 256 + 2 * 1536) / (2 * 1024 + 2 * 3072)),
     ],
 )
-def test_pruning_reports_what_was_asked_for_and_what_went(workshop, tmp_path, kind, in_all):
+def test_pruning_reports_what_was_asked_for_and_what_went(workshop, here, kind, in_all):
     """By hand: no weight goes by its own rate, 1 of 4 heads and 24 or 26 (0.53125 · 48 = 25.5) of 48 neurons do."""
     model = workshop / "model" / kind
-    make_scheme(tmp_path, model, "--attention", 0.25, 0, "--linear", 0, 0, "--feed-forward", 0.5, 0.53125, "-n", 2)
-    result = prune_library(tmp_path, model)
+    make_scheme(model, "--attention 0.25 0 --linear 0 0 --feed-forward 0.5 0.53125 -n 2")
+    result = run(f"prune.py -m {model} -o pruned")
     blocks = {"t5": 6, "distilbert": 2}[kind], len(FEED_FORWARD[kind])
     assert result["pruned"] == blocks[0] + 2 * blocks[1]
     first, second = result["configurations"]
@@ -515,7 +399,7 @@ def test_pruning_reports_what_was_asked_for_and_what_went(workshop, tmp_path, ki
         "feed_forward": {"requested": 0.5, "measured": 0.5},
     }
     assert second["feed_forward"] == {"requested": 0.53125, "measured": round(26 / 48, 6)}
-    entries = read_json(tmp_path / "pruned" / "record.json")["variants"]
+    entries = read_json(here / "pruned" / "record.json")["variants"]
     counts = {name.rpartition(".")[2]: entry["neurons_removed"] for name, entry in entries.items()}
     assert counts == {"heads-1": 0, "neurons-24": 24, "neurons-26": 26}
     for name in FEED_FORWARD[kind]:
@@ -530,21 +414,13 @@ def line(request, workshop, tmp_path_factory):
     """(kind, model, folder, prune.py's result): every stage run on configurations with half the neurons and more."""
     kind = request.param
     folder, model = tmp_path_factory.mktemp(f"neurons-{kind}"), workshop / "model" / kind
-    make_scheme(folder, model, "--attention", 0.25, 0.25, "--linear", 0.3, 0.3, "--feed-forward", 0.5, 0.53125, "-n", 2)
-    pruned = prune_library(folder, model)
-    run(
-        f"block-level_finetuning.py -m {model} -p {folder}/pruned -o {folder}/tuned --stats "
-        f"{folder}/blocks.csv --method both --calibration 16 --epochs 1 --batch-size 8"
-    )
-    for n in range(2):
-        run(
-            f"compose_model.py -m {model} -p {folder}/tuned -c {folder}/conf.json -n {n} -o "
-            f"{folder}/compact-{n} --compact"
-        )
-    run(
-        f"model-level_finetuning.py -m {model} -p {folder}/pruned -c {folder}/conf.json -n 0 -o "
-        f"{folder}/baseline.pth --stats {folder}/baseline.csv --epochs 8 --batch-size 8 --lr 0.003"
-    )
+    with contextlib.chdir(folder):
+        make_scheme(model, "--attention 0.25 0.25 --linear 0.3 0.3 --feed-forward 0.5 0.53125 -n 2")
+        pruned = run(f"prune.py -m {model} -o pruned")
+        training = "--method both --calibration 16 --epochs 1 --batch-size 8"
+        run(f"block-level_finetuning.py -m {model} -p pruned -o tuned {training}")
+        run(f"compose_model.py -m {model} -p tuned -n 0 1 -o compact-{{n}} --compact")
+        run(f"{BASELINE} -m {model} -n 0")
     return kind, model, folder, pruned
 
 
@@ -586,15 +462,15 @@ def test_a_library_holds_the_neurons_that_torch_would_keep(line, library):
                     assert arrays["lin1.bias"][kept].all()
 
 
-@pytest.mark.parametrize("n, kept", [(0, 24), (1, 22)])  # 0.5 · 48 = 24 go; of 0.53125 · 48 = 25.5, rounded to even, 26
-def test_a_compact_model_has_the_kept_neurons(line, n, kept):
+def test_a_compact_model_has_the_kept_neurons(line):
     kind, _, folder, _ = line
-    config = read_json(folder / f"compact-{n}" / "config.json")
-    assert config["kept_neurons"] == dict.fromkeys(FEED_FORWARD[kind], kept)
-    loaded = load_model(folder / f"compact-{n}").model
-    for name in FEED_FORWARD[kind]:
-        inner, out = (loaded.get_submodule(f"{name}.{linear}") for linear in LINEARS[kind])
-        assert (tuple(inner.weight.shape), tuple(out.weight.shape)) == ((kept, 32), (32, kept))
+    for n, kept in ((0, 24), (1, 22)):  # 0.5 · 48 = 24 go; of 0.53125 · 48 = 25.5, rounded to even, 26
+        config = read_json(folder / f"compact-{n}" / "config.json")
+        assert config["kept_neurons"] == dict.fromkeys(FEED_FORWARD[kind], kept)
+        loaded = load_model(folder / f"compact-{n}").model
+        for name in FEED_FORWARD[kind]:
+            inner, out = (loaded.get_submodule(f"{name}.{linear}") for linear in LINEARS[kind])
+            assert (tuple(inner.weight.shape), tuple(out.weight.shape)) == ((kept, 32), (32, kept))
 
 
 def test_removed_neurons_stay_zero_through_model_level_training(line):
@@ -622,30 +498,9 @@ def test_removed_neurons_stay_zero_through_model_level_training(line):
             assert only_removed_is_zero(state["lin1.bias"], kept) and torch.equal(masks["lin1.bias"], kept)
 
 
-def test_a_model_with_other_neurons_is_another_model(call, line, tmp_path):
+def test_a_model_with_other_neurons_is_another_model(line, monkeypatch):
     """The same configuration's is there already; that of 26 neurons less is not taken for that of 24 less."""
     _, model, folder, _ = line
-    shutil.copy(folder / "baseline.pth", tmp_path)
-    shutil.copy(folder / "baseline.csv", tmp_path)
-    given = (
-        "-m",
-        model,
-        "-p",
-        folder / "pruned",
-        "-c",
-        folder / "conf.json",
-        "-o",
-        tmp_path / "baseline.pth",
-        "--stats",
-        tmp_path / "baseline.csv",
-        "--epochs",
-        8,
-        "--batch-size",
-        8,
-        "--lr",
-        3e-3,
-    )
-    code, result, err = call("model-level_finetuning.py", *given, "-n", 0)
-    assert code == 0 and result["skipped"] is True, err
-    code, result, err = call("model-level_finetuning.py", *given, "-n", 1)
-    assert (code, result) == (2, None) and "made from other inputs or settings" in err
+    monkeypatch.chdir(folder)
+    assert run(f"{BASELINE} -m {model} -n 0")["skipped"] is True
+    assert "made from other inputs or settings" in fails(f"{BASELINE} -m {model} -n 1")
