@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, MODELS, build_model, distilbert_config, padded_batch, t5_config
+from helpers import CLASSIFIERS, MODELS, build_model, padded_batch, t5_config
 
 from common.blocks import (
     block_calls,
@@ -22,9 +22,9 @@ from common.blocks import (
 )
 from common.closed_form.attention import attention_probabilities
 from common.errors import UserError
-from common.families import FAMILIES, family_of
+from common.families import family_of
 
-KINDS = list(MODELS)
+KINDS = ["t5", "t5-gated", "bart", "bert", "distilbert", "deberta-v2"]  # each with modules of a kind of its own
 
 
 def plain_outputs(model, batch, names):
@@ -114,7 +114,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_blocks_by_hand(kind):
     """Whatever else is a Linear, such as a classifier's dense layer, is in no block."""
     blocks, expected = find_blocks(build_model(kind)), EXPECTED[kind]
@@ -138,22 +138,11 @@ def test_prunable_modules_of_a_t5_layer_by_hand():
     assert len(modules) == 2 * 4 + 2 * 6
 
 
-@pytest.mark.parametrize(
-    "kind, attention, linear", [("t5-gated", 6, 18), ("distilbert", 2, 6), ("bert", 2, 6), ("bart", 6, 14)]
-)
-def test_prunable_modules_are_counted_by_kind(kind, attention, linear):
-    kinds = [module["kind"] for module in prunable_modules(build_model(kind)).values()]
-    assert (kinds.count("attention"), kinds.count("linear")) == (attention, linear)
-
-
 def test_a_model_type_that_is_not_known_is_named():
     config = t5_config()
     config.model_type = "gpt2"
-    with pytest.raises(
-        UserError, match="model type 'gpt2' is not supported; known are t5, mt5, umt5, bart, mbart, marian, pegasus, "
-    ):
+    with pytest.raises(UserError, match="model type 'gpt2' is not supported; known are t5, mt5, umt5, bart, "):
         family_of(config)
-    assert family_of(distilbert_config()) is FAMILIES["distilbert"]
 
 
 # --- get and replace -----------------------------------------------------------------------------------------------
@@ -193,18 +182,15 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
     assert all(torch.equal(tensor, before[name]) for name, tensor in block_tensors(model, block).items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
     """Oracle: a deep copy that is given the same tensors by `set_block` and `set_rest`."""
     model, batch = build_model(kind), padded_batch(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shared, twin, blocks = sharing_copy(model), copy.deepcopy(model), find_blocks(model)
-    own = dict(model.named_parameters())
-    assert {name: each.data_ptr() for name, each in shared.named_parameters()} == {
-        name: each.data_ptr() for name, each in own.items()
-    }
-    assert not any(each.requires_grad for each in shared.parameters())
-    assert any(each.requires_grad for each in model.parameters())
+    own = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert {name: parameter.data_ptr() for name, parameter in shared.named_parameters()} == own
+    assert not any(parameter.requires_grad for parameter in shared.parameters())
     torch.manual_seed(1)
     first, *others = blocks.values()
     new = {name: 0.1 * torch.randn_like(tensor) for name, tensor in block_tensors(model, first).items()}
@@ -216,13 +202,12 @@ def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
     with torch.no_grad():
         assert torch.equal(shared(**batch).logits, twin(**batch).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert {each.data_ptr() for each in block_tensors(shared, first).values()} == {
-        each.data_ptr() for each in new.values()
-    }
+    given = {tensor.data_ptr() for tensor in new.values()}
+    assert {tensor.data_ptr() for tensor in block_tensors(shared, first).values()} == given
     elsewhere = sharing_copy(copy.deepcopy(model).to("meta"))
     share_block(elsewhere, first, new)  # whose tensors are on the CPU
     share_rest(elsewhere, rest)
-    assert {each.device.type for each in elsewhere.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
     with pytest.raises(UserError, match="holds tensors"):
         share_block(shared, others[0], {})
     with pytest.raises(UserError, match="the rest of the model: holds x"):
@@ -234,34 +219,27 @@ def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_replays_what_its_output_linear_gives_in_a_plain_run(kind):
+    """And with other tensors what a copy of the model with these in it gives. Feed-forward blocks are visited alone."""
     model, batch = build_model(kind), padded_batch(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     blocks = find_blocks(model)
     expected = plain_outputs(model, batch, map(output_linear, blocks.values()))
     with torch.no_grad():
         calls = block_calls(model, blocks.values(), batch)
         for call in calls:
-            wanted = expected[output_linear(call.block)]
+            wanted, own = expected[output_linear(call.block)], block_tensors(model, call.block)
             assert torch.equal(call.output, wanted), call.block.name
-            assert torch.equal(call.replay(block_tensors(model, call.block)), wanted), call.block.name
-    assert [call.block for call in calls] == list(blocks.values())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_replay_with_other_tensors_is_a_model_with_these_in_that_block(kind):
-    """Oracle: a copy of the model with the tensors in it, in an ordinary forward pass."""
-    model, batch = build_model(kind), padded_batch(kind)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    blocks = find_blocks(model)
-    with torch.no_grad():
-        for call in block_calls(model, blocks.values(), batch):
+            assert torch.equal(call.replay(own), wanted), call.block.name
             torch.manual_seed(2)
-            own = block_tensors(model, call.block)
             tensors = {name: 0.1 * torch.randn_like(tensor) for name, tensor in own.items()}
             twin = copy.deepcopy(model)
             set_block(twin, call.block, tensors)
-            (expected,) = plain_outputs(twin, batch, [output_linear(call.block)]).values()
-            assert torch.equal(call.replay(tensors), expected), call.block.name
-            assert not torch.allclose(expected, call.output), call.block.name
+            (other,) = plain_outputs(twin, batch, [output_linear(call.block)]).values()
+            assert torch.equal(call.replay(tensors), other), call.block.name
+            assert not torch.allclose(other, wanted), call.block.name
+        assert [call.block for call in calls] == list(blocks.values())
+        named = [block for block in blocks.values() if block.kind == "feed_forward"]
+        assert [call.block for call in block_calls(model, named, batch)] == named
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -293,13 +271,6 @@ def test_eager_attention_tells_its_probabilities(kind):
         torch.testing.assert_close(call.probabilities.sum(-1), torch.ones(2, call.block.heads, queries))
 
 
-def test_only_the_named_blocks_are_visited():
-    model, batch = build_model("t5"), padded_batch("t5")
-    wanted = [block for block in find_blocks(model).values() if block.kind == "feed_forward"]
-    with torch.no_grad():
-        assert [call.block for call in block_calls(model, wanted, batch)] == wanted
-
-
 def test_after_an_exception_a_run_is_not_watched_any_more_and_the_next_one_is_watched_again():
     model, batch = build_model("distilbert"), padded_batch("distilbert")
     blocks, seen = find_blocks(model).values(), []
@@ -318,20 +289,20 @@ def test_after_an_exception_a_run_is_not_watched_any_more_and_the_next_one_is_wa
 
 
 @pytest.mark.parametrize(
-    "kind, last, heads",
+    "kind, last, norm, heads",
     [
-        ("t5", "decoder", ["lm_head"]),
-        ("t5-gated", "decoder", ["lm_head"]),
-        ("distilbert", "distilbert", ["pre_classifier", "classifier"]),
+        ("t5", "decoder", "decoder.final_layer_norm", ["lm_head"]),
+        (
+            "distilbert",
+            "distilbert",
+            "distilbert.transformer.layer.1.output_layer_norm",
+            ["pre_classifier", "classifier"],
+        ),
     ],
 )
-def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last, heads):
+def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last, norm, heads):
     model, batch = build_model(kind), padded_batch(kind)
-    expected = plain_outputs(
-        model,
-        batch,
-        [f"{last}.final_layer_norm" if last == "decoder" else "distilbert.transformer.layer.1.output_layer_norm"],
-    )
+    expected = plain_outputs(model, batch, [norm])
     ran, states = [], []
     for name in heads:
         model.get_submodule(name).register_forward_hook(lambda *_: ran.append(1))

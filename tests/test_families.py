@@ -21,7 +21,6 @@ from helpers import (
     ROOT,
     build_model,
     build_tokenizer,
-    edited_json,
     examples,
     fails,
     lively,
@@ -39,7 +38,6 @@ from common import families, modeling_compact, models, report, studies
 from common.blocks import block_calls, block_tensors, find_blocks
 from common.compact import make_compact
 from common.downloading import download
-from common.errors import UserError
 from common.library import Library
 from common.model_files import check_config
 from common.models import load_model
@@ -81,12 +79,11 @@ def run_all_stages(kind, workshop):
     return {name: run(command) for name, command in commands.items()}
 
 
-def nmse_fell(folder, library, *, less=True):
-    """Each variant's error on held-out data is smaller than before, or, if not `less`, no larger."""
+def errors(folder, library):
+    """(before, after) of each variant on held-out data."""
     variants = read_json(folder / library / "record.json")["variants"].values()
     assert variants
-    for each in variants:
-        assert each["nmse_after"] < each["nmse_before"] if less else each["nmse_after"] <= each["nmse_before"], each
+    return [(entry["nmse_before"], entry["nmse_after"]) for entry in variants]
 
 
 def was_pruned(kind, folder, results):
@@ -97,11 +94,11 @@ def was_pruned(kind, folder, results):
 
 
 def was_solved(kind, folder, results):
-    nmse_fell(folder, "reconstruct")
+    assert all(after < before for before, after in errors(folder, "reconstruct"))
 
 
 def was_trained(kind, folder, results):
-    nmse_fell(folder, "train", less=False)
+    assert all(after <= before for before, after in errors(folder, "train"))
     assert results["train"]["nmse_after"] < results["train"]["nmse_before"]
 
 
@@ -253,27 +250,15 @@ def test_the_config_of_a_usual_checkpoint_is_accepted(model_type):
         assert families.FAMILIES[model_type].positions(config_class.from_dict(settings)) == positions
 
 
-@pytest.mark.parametrize("kind", ["roberta"])
-def test_the_longest_input_of_a_roberta_does_not_crash(kind, tmp_path):
+def test_the_longest_input_of_a_roberta_does_not_crash(tmp_path):
     """It has 66 position embeddings, of which the first two are never used. Oracle: the model itself, one token on."""
-    build_model(kind).save_pretrained(tmp_path)
+    build_model("roberta").save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.positions == 64 == report.stated_input(loaded)["input_tokens"]
     loaded.model(**report.example_batch(loaded, 1))
     ids = torch.full((1, 65), 5)
     with pytest.raises((IndexError, RuntimeError)):
         loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    edited_json(tmp_path / "config.json", tmp_path / "config.json", lambda settings: settings.update(pad_token_id=None))
-    with pytest.raises(UserError, match="'pad_token_id': None where a number below 'max_position_embeddings' belongs"):
-        load_model(tmp_path)
-
-
-def test_an_input_of_a_deberta_may_be_longer_than_its_positions(tmp_path):
-    """With relative positions alone: 64 are those that are told apart, and 80 tokens run."""
-    build_model("deberta-v2").save_pretrained(tmp_path)
-    loaded, ids = load_model(tmp_path), torch.arange(80)[None] % 60 + 3
-    assert loaded.positions is None and loaded.model.config.max_position_embeddings == 64
-    assert loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
 
 
 def test_albert_is_refused_with_the_reason(tmp_path):
@@ -300,22 +285,9 @@ def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_traine
     assert frozen == positions and len(positions) == 2
 
 
-def test_how_to_generate_may_stand_in_config_json(tmp_path):
-    """As in older checkpoints. Oracle: transformers' own loading."""
-    build_model("mbart").save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").unlink()
-    settings = dict(forced_bos_token_id=9, num_beams=2, length_penalty=0.6)
-    edited_json(tmp_path / "config.json", tmp_path / "config.json", lambda content: content.update(settings))
-    expected = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path).generation_config
-    found = load_model(tmp_path).model.generation_config
-    assert {name: getattr(found, name) for name in settings} == settings
-    assert found.to_diff_dict() == expected.to_diff_dict()
-
-
-@pytest.mark.parametrize("kind", ["electra"])
-def test_token_types_of_pairs_reach_the_blocks(kind):
+def test_token_types_of_pairs_reach_the_blocks():
     """Oracle: the hidden states of the model itself."""
-    model, batch = build_model(kind), padded_batch(kind)
+    model, batch = build_model("electra"), padded_batch("electra")
     batch["token_type_ids"] = (torch.arange(7) > 2).long().expand(2, 7)
     (first, *_) = find_blocks(model).values()
     (call,) = block_calls(model, [first], batch)
@@ -495,6 +467,6 @@ def test_the_two_tables_of_layouts_agree():
     """`modeling_compact` goes into models' folders, so it cannot read `families`."""
     for family in families.FAMILIES.values():
         for name, layout in family.layouts.items():
-            *inner, out = layout.linears
-            found = modeling_compact.LAYOUTS[name]
-            assert (found.inner, found.out, found.heads) == (tuple(inner), out, getattr(layout, "heads", "")), name
+            shape = modeling_compact.LAYOUTS[name]
+            expected = (layout.inner, layout.output, getattr(layout, "heads", ""))
+            assert (shape.inner, shape.out, shape.heads) == expected, name

@@ -35,11 +35,11 @@ def len_of_share(chain, number):
 
 def test_a_search_finds_what_shards_have_scored(t5, chain, here):
     """Oracle: the search that scores all by itself."""
-    search = f"config_generator.py -m {t5} -c {chain}/conf.json --batch-size 8 --score-examples 8 --rounds 0"
+    search = f"config_generator.py -m {t5} -c {chain}/conf.json --batch-size 8 --score-examples 8"
     for name, shards in (("alone", 0), ("shared", 2)):
         shutil.copytree(chain / "tuned", name)
         scored = [run(f"{search} --search {name} --shard {number}/{shards}")["scored"] for number in range(shards)]
-        result = run(f"{search} --search {name} --budget 0.7 -o {name}.json")
+        result = run(f"{search} --search {name} --budget 0.7 --rounds 0 -o {name}.json")
         assert result["scored"] + sum(scored) == 26 and (result["scored"] == 0) == bool(shards)
     assert (here / "shared.json").read_bytes() == (here / "alone.json").read_bytes()
 

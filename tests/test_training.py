@@ -15,7 +15,7 @@ from helpers import RUNTIME, build_model, padded_batch, recipe
 from common.batching import Tokens
 from common.blocks import block_tensors, find_blocks
 from common.checkpoints import Checkpoint
-from common.data import Batch, Examples
+from common.data import Examples
 from common.errors import UserError
 from common.interruption import Interrupted, heeded
 from common.masks import parameter_masks
@@ -23,7 +23,7 @@ from common.progress import Talk
 from common.prune_block import prune_block
 from common.records import content_digest
 from common.scheme import Pair
-from common.stats import BLOCK_COLUMNS, check_stats, read_seconds, read_stats, runs_in, write_stats, write_variant_stats
+from common.stats import check_stats, read_stats, write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective
 from common.training import (
@@ -39,7 +39,6 @@ from common.training import (
     steps_of,
 )
 
-BLOCK_HEAD = ",".join(BLOCK_COLUMNS).encode() + b"\n"
 RUN = "0123456789abcdef"  # a run's key
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
@@ -203,23 +202,6 @@ def test_block_loss_is_the_nmse_over_real_tokens():
         assert found[name][0] > 1e-3  # these variants are not the teacher's block
 
 
-def test_more_padding_does_not_change_a_block_loss():
-    model, batch = build_model("t5"), padded_batch("t5")
-    pad = torch.nn.functional.pad
-    wider = Batch(
-        {
-            "input_ids": pad(batch["input_ids"], (0, 5)),
-            "attention_mask": pad(batch["attention_mask"], (0, 5)),
-            "labels": pad(batch["labels"], (0, 4), value=-100),
-        },
-        torch.device("cpu"),
-    )
-    learners = block_learners(model, recipe(), examples())
-    before, after = block_losses(model, learners, batch), block_losses(model, learners, wider)
-    for name in VARIANTS:
-        assert after[name] == pytest.approx(before[name], rel=1e-4)
-
-
 def test_the_original_block_itself_has_loss_zero():
     model = build_model("t5")
     learners = {name: learner_of(model, name[0], {"heads": 0, "weights": {}}, recipe(), 1) for name in VARIANTS}
@@ -239,40 +221,34 @@ def test_training_blocks_leaves_the_teacher_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("names", [list(VARIANTS)[:1], list(VARIANTS)], ids=["one", "all"])
-def test_one_teacher_pass_a_batch_however_many_variants(names):
+def test_one_teacher_pass_a_batch_however_many_variants():
     """Oracle: how often the embeddings of the source and the target are looked up."""
     model = build_model("t5")
     lookups = []
     for side in ("encoder", "decoder"):
         embedding = model.get_submodule(side).embed_tokens
         embedding.register_forward_hook(lambda *_, side=side: lookups.append(side))
-    block_losses(model, block_learners(model, recipe(), examples(), names), padded_batch("t5"))
+    block_losses(model, block_learners(model, recipe(), examples()), padded_batch("t5"))
     assert lookups == ["encoder", "decoder"]
 
 
 def test_variants_trained_together_are_bit_for_bit_those_trained_alone(tmp_path):
+    """And come nearer to the original, with removed weights at zero."""
     together, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "all")
-    for name in VARIANTS:
-        alone, _ = fit_blocks([name], recipe(), tmp_path / "one")
-        assert same(weights(together[name]), weights(alone[name])), name
-        assert [row[1:3] for row in together[name].history[1:]] == [row[1:3] for row in alone[name].history[1:]]
-        saved(tmp_path / "one").unlink()
-
-
-def test_training_brings_the_blocks_nearer_and_keeps_removed_weights_at_zero(tmp_path):
-    learners, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "c")
-    for learner in learners.values():
+    for name, learner in together.items():
         losses = [row[2] for row in learner.history]
         assert len(losses) == 4 and learner.best_loss == min(losses) < losses[0]
         held = learner.held.masks
         assert held and all(torch.equal(learner.parameters[key] == 0, mask == 0) for key, mask in held.items())
+        alone, _ = fit_blocks([name], recipe(), tmp_path / "one")
+        assert same(weights(learner), weights(alone[name])), name
+        assert [row[1:3] for row in learner.history[1:]] == [row[1:3] for row in alone[name].history[1:]]
+        saved(tmp_path / "one").unlink()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_blocks_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_size):
+def test_a_blocks_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
     """Oracle: the whole validation split in one batch, by hand."""
-    learners, _ = fit_blocks([Pair(FORWARD, "a")], recipe(epochs=0, batch_size=batch_size), tmp_path / "c")
+    learners, _ = fit_blocks([Pair(FORWARD, "a")], recipe(epochs=0, batch_size=4), tmp_path / "c")
     model, validation = build_model("t5"), examples(6, seed=1)
     expected, _ = nmse_by_hand(model, FORWARD, weights(learners[FORWARD, "a"]), validation.batch(range(6)))
     assert learners[FORWARD, "a"].history[0][2] == pytest.approx(expected, rel=1e-4)
@@ -367,9 +343,8 @@ def fit_model(path, plan, key="k", measure=None, **options):
     return learner, progress
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_path, batch_size):
-    learner, _ = fit_model(tmp_path / "c", recipe(epochs=0, batch_size=batch_size))
+def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_path):
+    learner, _ = fit_model(tmp_path / "c", recipe(epochs=0, batch_size=4))
     model = build_model("t5")
     model.load_state_dict(model.state_dict() | weights(learner))
     expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
@@ -548,16 +523,15 @@ def kill_after(epoch):
     return on_epoch
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path, epoch):
+def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     """With dropout on, and every epoch's order its own."""
     whole, whole_progress = fit_model(tmp_path / "whole", recipe())
     with pytest.raises(Killed):
-        fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(epoch))
+        fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
     torch.manual_seed(99)  # another process starts with another state
     epochs = []
     resumed, progress = fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
-    assert epochs == list(range(epoch, 4))  # the epoch whose stats were being written is done again
+    assert epochs == [1, 2, 3]  # the epoch whose stats were being written is done again
     assert same(weights(resumed), weights(whole)) and resumed.steps == whole.steps == 9
     assert [row[1:3] for row in resumed.history][1:] == [row[1:3] for row in whole.history][1:]
     assert [row[0] for row in progress.rows] == [row[0] for row in whole_progress.rows] == [0, 1, 2, 3]
@@ -587,14 +561,6 @@ def test_a_run_that_is_interrupted_while_a_metric_is_measured_goes_on_bit_for_bi
     assert seen == [*expected[:3], *expected[2:]]  # validation begins again, training does not
     assert same(weights(resumed), weights(whole)) and resumed.best_metric == whole.best_metric == max(expected)
     assert [row.metric for row in resumed.history] == expected
-
-
-def test_resumed_blocks_are_bit_for_bit_the_uninterrupted_ones(tmp_path):
-    whole, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "whole")
-    with pytest.raises(Killed):
-        fit_blocks(VARIANTS, recipe(), tmp_path / "c", on_epoch=kill_after(1))
-    resumed, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "c")
-    assert all(same(weights(resumed[name]), weights(whole[name])) for name in VARIANTS)
 
 
 def test_a_run_can_be_resumed_for_the_variants_that_are_not_finished_yet(tmp_path):
@@ -627,15 +593,8 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize(
     "spoil, is_damaged",
-    [
-        (spoil_key, False),
-        (lambda path: path.write_bytes(b"damaged"), True),
-        (lambda path: torch.save([1, 2], path), True),
-        (flip_a_bit, True),
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), True),
-        (lambda path: path.write_bytes(b""), True),
-    ],
-    ids=["other key", "damaged", "foreign", "a bit", "truncated", "empty"],
+    [(spoil_key, False), (lambda path: torch.save([1, 2], path), True), (flip_a_bit, True)],
+    ids=["other key", "foreign", "a bit"],
 )
 def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, is_damaged):
     with pytest.raises(Killed):
@@ -750,29 +709,14 @@ def test_variant_stats_by_hand_keep_the_rows_of_other_runs(tmp_path):
     ]
 
 
-def test_stats_from_before_runs_were_told_apart_are_kept(tmp_path):
-    path = tmp_path / "s.csv"
-    path.write_text("epoch,train_loss,val_loss,train_seconds,val_seconds\n0,,2.0,0.0,0.5\n")
-    check_stats(path)
-    assert runs_in(path) == {""}
-    write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, Progress([EpochSeconds(0, 0.0, 0.25)]), "abc")
-    assert [row[2:] for row in read_csv(path)[1:]] == [["2.0", "0.0", "0.5", ""], ["4.0", "0.0", "0.25", "abc"]]
-    assert runs_in(path) == {"", "abc"} and [row["val_loss"] for row in read_stats(path)] == ["4.0"]
-    assert read_seconds(path)["validation"] == 0.75 and read_seconds(path, {"abc"})["validation"] == 0.25
-
-
 @pytest.mark.parametrize(
     "content",
     [
-        b'{"of": "the user"}',
-        b"a,b\n1,2\n",
         b"\x89PNG\r\n\xff",
         b"epoch,train_loss,val_loss,train_seconds\n",
-        BLOCK_HEAD,
         b"epoch,train_loss,val_loss,train_seconds,val_seconds,mine,run\n",
-        b"epoch,train_loss,val_loss,train_seconds,bleu,val_seconds,run\n",
     ],
-    ids=["JSON", "CSV", "picture", "column missing", "of blocks", "another column", "another order"],
+    ids=["picture", "column missing", "another column"],
 )
 def test_a_foreign_file_is_no_stats(tmp_path, content):
     path = tmp_path / "mine"
@@ -782,15 +726,3 @@ def test_a_foreign_file_is_no_stats(tmp_path, content):
     with pytest.raises(UserError):  # nor if it appeared since
         write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, Progress([EpochSeconds(0, 0.0, 0.25)]), "abc")
     assert path.read_bytes() == content
-
-
-def test_stats_of_a_real_run_match_its_learners(tmp_path):
-    learners, progress = fit_blocks(VARIANTS, recipe(epochs=2), tmp_path / "c")
-    histories = {pair: learner.history for pair, learner in learners.items()}
-    write_stats(tmp_path / "s.csv", histories, progress, "abc")
-    write_variant_stats(tmp_path / "v.csv", histories, "abc")
-    rows, own = read_csv(tmp_path / "s.csv")[1:], read_csv(tmp_path / "v.csv")[1:]
-    assert [int(row[0]) for row in rows] == [0, 1, 2] and len(own) == 3 * len(VARIANTS)
-    for epoch, row in enumerate(rows):
-        losses = [float(line[4]) for line in own if int(line[2]) == epoch]
-        assert float(row[2]) == pytest.approx(sum(losses) / len(losses)) and len(losses) == len(VARIANTS)
