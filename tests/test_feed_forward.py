@@ -126,7 +126,7 @@ def test_each_linear_is_ranked_as_a_whole_and_the_neurons_go_on_top(kind, remove
 
 def test_a_bias_goes_with_all_of_its_neurons_weights_and_not_before():
     """By hand, for 4 neurons: whole; without its row; without its column; without both."""
-    block = Block("ff", "ff", "feed_forward", ("lin1", "lin2"), heads=0, neurons=4, side="encoder", has_bias=True)
+    block = Block("ff", "ff", "feed_forward", ("lin1",), "lin2", heads=0, neurons=4, side="encoder", has_bias=True)
     rows, columns = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
     masks = parameter_masks(block, {"lin1": rows[:, None].repeat(1, 2), "lin2": columns[None, :].repeat(2, 1)})
     assert masks["lin1.bias"].tolist() == [True, True, True, False]
@@ -159,7 +159,7 @@ YES, NO = [1, 1], [0, 0]  # all and none of a neuron's two weights
 def test_whether_whole_neurons_are_all_that_is_missing(rows, columns, expected):
     """By hand, for 3 neurons and d_model 2: the rows of each inner Linear, and the columns of the output Linear."""
     inner = ("wi",) if len(rows) == 1 else ("wi_0", "wi_1")
-    block = Block("ff", "ff", "feed_forward", (*inner, "wo"), heads=0, neurons=3, side="encoder", has_bias=False)
+    block = Block("ff", "ff", "feed_forward", inner, "wo", heads=0, neurons=3, side="encoder", has_bias=False)
     keeps = {name: torch.tensor(each).bool() for name, each in zip(inner, rows)}  # (3, 2)
     keeps["wo"] = torch.tensor(columns).bool().T  # (2, 3)
     assert lost_neurons_alone(block, keeps) is expected
