@@ -90,6 +90,7 @@ def run(args):
     check_flags(args)
     stats_file = args.stats or f"{Path(args.output)}{of_shard(args)}.csv"
     from common.blocks import find_blocks
+    from common.composition import warn_of_missing
     from common.inputs import open_study, tracking_folder
     from common.library import PRUNED, Library
     from common.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats
@@ -108,6 +109,7 @@ def run(args):
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if args.method == "joint" else 1
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
+    warn_of_missing(pruned, loaded, args.configurations or "conf.json", opened.runtime.talk)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
     held_out = validation.sample(args.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS)))
     calibration = train.sample(args.calibration or loaded.study.calibration)

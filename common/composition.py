@@ -73,6 +73,23 @@ def check_variant(where, block, tensors, removed):
         )
 
 
+def warn_of_missing(library: Library, loaded, path: str | Path, talk) -> None:
+    """Say so if a library lacks variants of the model's configurations at `path`, which may be newer than it is.
+
+    Raises:
+        UserError: the file is there, and malformed.
+    """
+    if not Path(path).is_file():
+        return
+    configurations = read_configurations(path)
+    missing = [pair for pair in make_scheme(configurations).variants() if pair not in library]
+    if configurations.model == loaded.identity and missing:
+        talk.say(
+            f"{path}: {len(missing)} of its variants are not in {library.folder}; if it was changed, run "
+            "prune_scheme_generator.py and prune.py again"
+        )
+
+
 @dataclass(frozen=True)
 class Choice:
     """A configuration's variants, {block's name: variant's name}, and the library that they are in."""

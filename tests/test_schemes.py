@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
+from helpers import fails, outcome, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.prune import _compute_nparams_toprune
@@ -348,3 +350,27 @@ def test_rates_near_the_border_are_taken(tmp_path):
     config = {"0.attn": 0.875, "0.attn.o": 0.9999, "0.ff.wi": 0, "0.ff.wo": 0.0}
     read = read_configurations(write(tmp_path / "c.json", with_config(config)))
     assert read.configs[1] == config
+
+
+# --- files that no longer belong together ------------------------------------------------------------------------
+
+
+def test_a_scheme_that_is_older_than_its_conf_json_is_not_pruned_by(workshop, chain, here):
+    """Two configurations are made; then one rate is edited, in another layout of the file first."""
+    (here / "conf.json").write_text(json.dumps(read_json(chain / "conf.json")))
+    run("prune_scheme_generator.py")
+    run(f"prune.py -m {workshop}/model/t5 -o pruned")
+    conf = read_json(here / "conf.json")
+    conf["configs"][0]["encoder.block.0.layer.0.SelfAttention"] = 0.75
+    write(here / "conf.json", conf)
+    err = fails(f"prune.py -m {workshop}/model/t5 -o pruned")
+    assert "conf.json: is not what conf_prune.json was made from" in err and "prune_scheme_generator.py" in err
+    _, _, err = outcome(f"block-level_finetuning.py -m {workshop}/model/t5 -p pruned --method reconstruct --limit 8")
+    assert "conf.json: 1 of its variants are not in pruned" in err
+    run("prune_scheme_generator.py")
+    assert run(f"prune.py -m {workshop}/model/t5 -o pruned")["pruned"] == 1
+
+
+def test_a_scheme_without_its_conf_json_is_enough(workshop, chain, here):
+    shutil.copy(chain / "conf_prune.json", here)
+    run(f"prune.py -m {workshop}/model/t5 -o pruned")
