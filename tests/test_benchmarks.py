@@ -10,7 +10,7 @@ FOLDER = ROOT / "benchmarks"
 NEEDS = {"shipping": "onnxruntime"}
 
 
-PROGRAMS = {path.stem for path in FOLDER.glob("*.py")} - {"measure"}
+PROGRAMS = {path.stem for path in FOLDER.glob("*.py")} - {"measure", "render"}
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
@@ -22,3 +22,12 @@ def test_benchmarks_answer_help(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         program.main(["--help"])
     assert end.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_the_tables_of_the_results_are_those_of_the_data(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import render
+
+    text = render.DOCUMENT.read_text(encoding="utf-8")
+    assert render.rendered(text) == text
+    assert {match[2] for match in render.TABLE.finditer(text)} == {path.stem for path in render.FOLDER.glob("*.json")}
