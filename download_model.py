@@ -72,7 +72,8 @@ def run(args):
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
     outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
-    check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, **cli.data_inputs(args)})
+    files = {f"--{split}-file": getattr(args, f"{split}_file") for split in cli.SPLITS}
+    check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, "--data": args.data, **files})
     for path in outputs:
         check_writable(path)
     from common import demo
@@ -81,7 +82,7 @@ def run(args):
     from common.downloading import download, origin_of, original_dtype
     from common.evaluation import parameter_counts
     from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
-    from common.inputs import check_data, data_given
+    from common.inputs import check_data
     from common.models import data_source, load_model, reference
     from common.saving import is_made, round_to, save_model, save_tokenizer
     from common.sources import DataSource
@@ -93,7 +94,7 @@ def run(args):
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
     if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
-    given = data_given(args)
+    given = DataSource(**{name: getattr(args, name) for name in args.source_flags})
     made_from = {"type": args.model_type}
     if from_scratch:
         usual = ON_CAPTIONS if makes_data else USUAL

@@ -47,7 +47,7 @@ def run(args):
             "-p": args.library,
             "-c": args.configurations,
             "-t": args.tokenizer,
-            **cli.data_inputs(args),
+            "--data": args.data,
         },
     )
     from common.composition import choose

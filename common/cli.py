@@ -333,7 +333,9 @@ def add_translation_flags(parser):
 def add_data_flags(parser, *, batch_size):
     """The flags of every script that reads a data set."""
     parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
-    add_source_flags(parser)
+    parser.add_argument(
+        "--data", help="other data, read as those in the model's record are: a hub id, a folder, or a file to train on"
+    )
     parser.add_argument(
         "--max-length",
         type=positive,
@@ -354,12 +356,15 @@ def add_data_flags(parser, *, batch_size):
 
 
 def add_source_flags(parser):
-    """The flags of `sources.DataSource`, by the names of its fields. `args.source_flags` lists them."""
+    """The flags of `sources.DataSource`, by the names of its fields. `args.source_flags` lists them.
+
+    They are said once, to download_model.py; the model's record carries them to the other stages.
+    """
     others = {action.dest for action in parser._actions}
     parser.add_argument(
         "--data",
-        help="a hub id (NAME, OWNER/NAME, and perhaps /CONFIG), a folder, or a file to train on; without it the one in "
-        "the model's record",
+        help="a hub id (NAME, OWNER/NAME, and perhaps /CONFIG), a folder, or a file to train on; without it those of "
+        "the study",
     )
     parser.add_argument("--data-config", metavar="CONFIG", help="configuration of a hub data set, such as de-en")
     for split in SPLITS:
@@ -377,11 +382,6 @@ def add_source_flags(parser):
     parser.add_argument("--label-column", metavar="NAME", help="column of labels: the model's names, or numbers")
     parser.add_argument("--prefix", metavar="TEXT", help="in front of every input, '' for nothing; kept in the record")
     parser.set_defaults(source_flags=[action.dest for action in parser._actions if action.dest not in others])
-
-
-def data_inputs(args):
-    """What the data flags name, for `files.check_apart`: {flag: path}."""
-    return {"--data": args.data, **{f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS}}
 
 
 def add_training_flags(parser, *, epochs, early_stop, stats):

@@ -4,13 +4,13 @@ This is the one file of `common/` that knows parsed arguments, but for `cli`, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from common import compact
-from common.cli import FINE_TUNED, MODELS, SPLITS, data_inputs, refuse_unused
+from common.cli import FINE_TUNED, MODELS, SPLITS, refuse_unused
 from common.data import Examples, load_examples
 from common.devices import Runtime, resolve_device
 from common.errors import UserError
@@ -90,7 +90,7 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
             raise UserError(f"--{flag.replace('_', '-')} {given}: {opened.loaded.path} has positions for {most} tokens")
     if script not in (None, own.evaluated_by):
         raise UserError(f"{opened.loaded.path}: is a {own.name} model; evaluate it with {own.evaluated_by}")
-    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(data_given(args), opened.loaded)
+    tokenizer, source = open_tokenizer(args, opened.loaded), data_source(args.data, opened.loaded)
     if source is None:
         raise UserError(f"{opened.loaded.path}: its record names no data; give a folder or a hub id with --data")
     check_source(source, own)
@@ -121,11 +121,6 @@ def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
             limit=TRIED,
         )
     return there
-
-
-def data_given(args) -> DataSource:
-    """What the flags say of the data (`cli.add_source_flags`)."""
-    return DataSource(**{each.name: getattr(args, each.name) for each in fields(DataSource)})
 
 
 def longest_answer(args, loaded: LoadedModel) -> int:
@@ -296,7 +291,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     predictions = _files_of(args.save_predictions, "--save-predictions", paths)
     check_apart(
         {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
-        {"-m": paths, "-t": args.tokenizer, **data_inputs(args)},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
     )
     for path in paths:
         check_report(reports.get(path), script)
