@@ -42,13 +42,7 @@ def run(args):
     repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
-        {
-            "-m": args.model,
-            "-p": args.library,
-            "-c": args.configurations,
-            "-t": args.tokenizer,
-            "--data": args.data,
-        },
+        {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
     from common.composition import choose
     from common.hub import check_push, push

@@ -7,7 +7,8 @@ import torch
 
 from common.errors import UserError
 from common.records import digest
-from common.sources import DataSource, fixed_sample, read_texts
+from common.sources import DataSource
+from common.splits import fixed_sample, read_texts
 from common.tasks import IGNORED, Classification, Translation, padded
 
 

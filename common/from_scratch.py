@@ -11,7 +11,8 @@ from common.data import load_examples
 from common.devices import Runtime
 from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
-from common.sources import DataSource, read_texts
+from common.sources import DataSource
+from common.splits import read_texts
 from common.tasks import TASKS
 from common.training import Recipe, fit_model
 
@@ -95,7 +96,7 @@ def texts_digest(source: DataSource) -> str:
     """SHA-256 (hex) of the texts that a model is trained on and chosen by.
 
     Raises:
-        UserError: see `sources.read_texts`.
+        UserError: see `splits.read_texts`.
     """
     return digest([read_texts(source, split, TASKS["translation"]) for split in ("train", "validation")])
 

@@ -22,7 +22,8 @@ from common.processes import join, own_number
 from common.progress import Talk
 from common.records import check_report, write_json_lines
 from common.report import Reported, original_of, write_reports
-from common.sources import DataSource, check_source, has_split
+from common.sources import DataSource, check_source
+from common.splits import has_split
 from common.tracking import Tracking, check_trackers
 from common.training import Recipe, epoch_steps, last_rate
 
@@ -104,7 +105,7 @@ def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
     Returns:
         the splits, those that are made left out.
     Raises:
-        UserError: see `sources.read_texts` and `data.load_examples`.
+        UserError: see `splits.read_texts` and `data.load_examples`.
     """
     check_source(source, loaded.task)
     prefix = loaded.prefix(source)

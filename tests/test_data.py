@@ -10,7 +10,7 @@ from helpers import PREFIX, build_tokenizer
 from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
 from common.data import Examples, load_examples
 from common.errors import UserError
-from common.sources import read_texts, stratified_holdout
+from common.splits import read_texts, stratified_holdout
 from common.tasks import TASKS
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
@@ -242,7 +242,7 @@ def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expec
     splits = {"validation": datasets.Dataset.from_dict(columns)}
     monkeypatch.setattr(datasets, "load_dataset", lambda source, config, **_: splits)
     assert read_texts("some/where", "validation", TASKS[task]) == expected
-    with pytest.raises(UserError, match="some/where: has no test split; give one with --test-file"):
+    with pytest.raises(UserError, match="some/where: has no test split; give download_model.py one with --test-file"):
         read_texts("some/where", "test", TASKS[task])
 
 
@@ -263,9 +263,9 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatc
 @pytest.mark.parametrize(
     "english, german, words",
     [
-        (b"a\n", None, "train.de: no such file; a translation folder holds train.en and train.de"),
+        (b"a\n", None, "train.de: no such file; train.de belongs to the other one"),
         (None, b"a\n", "train.en: no such file"),
-        (b"a\nb\n", b"a\n", "train.en has 2 lines and train.de 1; they must be translations line by line"),
+        (b"a\nb\n", b"a\n", "train.de: has 1 lines where train.en has 2; they must be translations line by line"),
         (b"\xff\n", b"a\n", "train.en: is not UTF-8 text"),
         (b"", b"", "its train split is empty"),
     ],
@@ -283,7 +283,7 @@ def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, ger
 @pytest.mark.parametrize(
     "rows, words",
     [
-        (None, "has no test split; a file test.csv, .tsv, .jsonl, .json or .parquet belongs into the folder; or give"),
+        (None, "has no test split; a file test.csv, .tsv, .jsonl, .json or .parquet belongs into the folder"),
         ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
         (
             [{"text": "a", "label": 0}, [1]],

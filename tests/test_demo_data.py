@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from common import demo
-from common.sources import read_texts
+from common.splits import read_texts
 from common.tasks import TASKS
 
 BUILD = sys.modules["common.demo.build"]

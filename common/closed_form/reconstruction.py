@@ -45,7 +45,7 @@ from common.data import Examples, rows_of, to_device
 from common.devices import Runtime, in_full_precision
 from common.processes import Processes
 from common.scheme import Pair
-from common.sources import FIXED_SEED
+from common.splits import FIXED_SEED
 
 VERSION = 1  # part of the key of every output; raise it when results change
 OVERSAMPLING = 8  # tokens for each unknown of a row

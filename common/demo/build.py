@@ -19,7 +19,7 @@ from common.data import load_examples
 from common.devices import Runtime
 from common.files import atomic_folder
 from common.records import write_record
-from common.sources import read_texts
+from common.splits import read_texts
 from common.studies import study_of, usual_task
 from common.tasks import TASKS
 from common.training import Recipe, fit_model
@@ -29,7 +29,7 @@ DATA = {family: Path(__file__).parent / name for family, name in (("t5", "captio
 LONGEST = 128  # tokens
 GERMAN_ENDINGS = ("n", "s", "e", "en", "er", "em", "es")
 RECIPES = {
-    "t5-demo": dict(epochs=12, batch_size=16, lr=4e-3),
+    "t5-demo": dict(epochs=12, batch_size=16, lr=5e-3),
     "distilbert-demo": dict(epochs=14, batch_size=32, lr=3e-3),
 }
 
