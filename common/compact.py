@@ -11,6 +11,7 @@ import torch
 
 from common import modeling_compact
 from common.blocks import block_tensors, features, find_blocks
+from common.families import family_of
 from common.model_files import class_named
 
 VERSION = 1  # part of the key of every output; raise it when results change
@@ -34,6 +35,7 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
         if name not in ("model_type", "architectures", "auto_map", "transformers_version")
     }
     kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
+    settings["layouts"] = layouts = layouts_of(model.config)
 
     def cut(name, dimension, index):
         for tensors in (state, masks):
@@ -41,7 +43,7 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
                 tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
 
     for block in find_blocks(model).values():
-        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root)), block.output
+        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root), layouts), block.output
         if block.kind == "attention":
             heads = working_heads(block, block_tensors(model, block))
             numbers = kept_heads.get(block.root, range(block.heads))
@@ -70,6 +72,16 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
     if model.can_generate():
         compact.generation_config = model.generation_config
     return compact.to(model.device).train(model.training), masks
+
+
+def layouts_of(config) -> dict[str, dict]:
+    """Where a model's blocks lie, as compact configs hold it, see `modeling_compact`."""
+    layouts = {}
+    for name, layout in family_of(config).layouts.items():
+        layouts[name] = {"inner": list(layout.inner), "output": layout.output}
+        if layout.kind == "attention":
+            layouts[name] |= {"inner": [*layout.inner, *layout.beside], "heads": layout.heads}
+    return layouts
 
 
 def working_heads(block, tensors):

@@ -1,8 +1,8 @@
 """The table of model families: where a model's blocks are, and how to run them.
 
-A family is one entry in `FAMILIES` (and, for --compact, one in `modeling_compact`). What its models are used for is in
-`tasks`, and what suits a checkpoint that was studied is in `studies`. Nothing else in the suite knows a model type by
-name.
+A family is one entry in `FAMILIES` (and, for --compact, a call in `modeling_compact`). What its models are used for is
+in `tasks`, and what suits a checkpoint that was studied is in `studies`. Nothing else in the suite knows a model type
+by name.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class Attention:
     values: str
     output: str
     heads: str
+    beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too; they are never pruned
     kind = "attention"
     name = ""  # the block is named after its module
 
@@ -126,11 +127,11 @@ def _bart_like(prefix: str) -> dict:
     }
 
 
-def _bert_like(prefix: str, projections=("query", "key", "value")) -> dict:
+def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> dict:
     """Blocks of a BERT-like model: the Linears of either lie in several modules. Its head and pooler are no blocks."""
     return {
         f"{prefix}Attention": Attention(
-            *(f"self.{name}" for name in projections), "output.dense", heads="self.num_attention_heads"
+            *(f"self.{name}" for name in projections), "output.dense", heads="self.num_attention_heads", **beside
         ),
         f"{prefix}Layer": FeedForward(
             ("intermediate.dense",),
@@ -188,7 +189,9 @@ FAMILIES = {
     "electra": Family({"classification": "ElectraForSequenceClassification"}, _bert_like("Electra"), _run_encoder),
     "deberta-v2": Family(
         {"classification": "DebertaV2ForSequenceClassification"},
-        _bert_like("DebertaV2", ("query_proj", "key_proj", "value_proj")),
+        _bert_like(
+            "DebertaV2", ("query_proj", "key_proj", "value_proj"), beside=("self.pos_query_proj", "self.pos_key_proj")
+        ),
         _run_deberta,
         positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
     ),

@@ -6,17 +6,19 @@ wherever these two are, with `trust_remote_code=True`; in a process that has imp
 A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
 numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole. Where no
 head or neuron is left, the block is left out: its Linears have no weights, and it adds its output Linear's bias alone.
+`layouts` says, by the class of a root module, where a block's Linears lie in it and which attribute counts its heads:
+{"inner": [path, ...], "output": path, "heads": path}. Not every module has all inner ones; neurons are not counted.
 
 In a saved `config.json` a notice stands for the activation function, whose name is kept beside it. So a plain class
 that is given the folder refuses at once and says what to do; it would otherwise tell of shapes that don't fit.
 
-A further family is an entry in `LAYOUTS` for each class of its blocks' root modules, and a call of `compact_classes`.
+A further family is a call of `compact_classes`.
 """
 
 import copy
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -52,80 +54,39 @@ NOTICE = (
 )
 
 
-class Layout(NamedTuple):
-    """Where a block's Linears lie, as dotted paths within its root module, and what counts its heads."""
-
-    inner: tuple[str, ...]  # of an attention block: queries, keys, values
-    out: str  # the Linear that they feed
-    heads: str = ""  # the attribute with the number of heads; none in a feed-forward block
-    beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too
-
-
-LAYOUTS = {  # by the class of a block's root module
-    "DistilBertSelfAttention": Layout(("q_lin", "k_lin", "v_lin"), "out_lin", heads="n_heads"),
-    "FFN": Layout(("lin1",), "lin2"),
-}
-for name in ("T5", "MT5", "UMT5"):
-    LAYOUTS |= {
-        f"{name}Attention": Layout(("q", "k", "v"), "o", heads="n_heads"),
-        f"{name}DenseActDense": Layout(("wi",), "wo"),
-        f"{name}DenseGatedActDense": Layout(("wi_0", "wi_1"), "wo"),
-    }
-for name in ("Bart", "MBart", "Marian", "Pegasus"):
-    LAYOUTS |= {
-        f"{name}Attention": Layout(("q_proj", "k_proj", "v_proj"), "out_proj", heads="num_heads"),
-        f"{name}EncoderLayer": Layout(("fc1",), "fc2"),
-        f"{name}DecoderLayer": Layout(("fc1",), "fc2"),
-    }
-for name in ("Bert", "Roberta", "XLMRoberta", "Electra", "DebertaV2"):
-    suffix = "_proj" if name == "DebertaV2" else ""
-    LAYOUTS |= {
-        f"{name}Attention": Layout(
-            tuple(f"self.{each}{suffix}" for each in ("query", "key", "value")),
-            "output.dense",
-            heads="self.num_attention_heads",
-            beside=("self.pos_query_proj", "self.pos_key_proj") if name == "DebertaV2" else (),
-        ),
-        f"{name}Layer": Layout(("intermediate.dense",), "output.dense"),
-    }
-
-
 # --- making modules smaller --------------------------------------------------------------------------------------
 
 
 def make_smaller(model, config):
     """Give the modules as many heads and neurons as the config says. The right weights are loaded afterwards."""
     for name, heads in (config.kept_heads or {}).items():
-        keep_parts(model.get_submodule(name), heads)
+        keep_parts(model.get_submodule(name), heads, config.layouts)
     for name, neurons in (config.kept_neurons or {}).items():
-        keep_parts(model.get_submodule(name), range(neurons))
+        keep_parts(model.get_submodule(name), range(neurons), config.layouts)
 
 
-def smaller(module, parts):
+def smaller(module, parts, layouts):
     """A copy of an attention module that has only some of its heads, to be timed; `module` stays as it is.
 
     Its weights are those of the first heads, as many as there are `parts`. What is not cut it shares with `module`.
     """
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    own = copy.deepcopy(module, shared)
-    keep_parts(own, parts)
-    return own
+    copied = copy.deepcopy(module, shared)
+    keep_parts(copied, parts, layouts)
+    return copied
 
 
-def keep_parts(module, parts):
+def keep_parts(module, parts, layouts):
     """Make the root module of a block smaller, in place, to some of its heads or neurons.
 
     Its class says which: a BartAttention loses heads, and a BartEncoderLayer neurons, although it contains attention
     too. `parts` are places among the heads or neurons that are there. The Linears are cut to size, whichever the parts
     are; only T5's attention must know which of its heads they are.
-
-    Raises:
-        TypeError: the module is not the root of a block.
     """
-    layout = layout_of(module)
-    out, width = module.get_submodule(layout.out), len(parts)
-    if layout.heads:
-        owner, _, count = layout.heads.rpartition(".")
+    layout = layout_of(module, layouts)
+    out, width = module.get_submodule(layout["output"]), len(parts)
+    if "heads" in layout:
+        owner, _, count = layout["heads"].rpartition(".")
         owner = module.get_submodule(owner)
         width *= out.in_features // getattr(owner, count)
         if hasattr(module, "relative_attention_num_buckets"):  # T5's and its kin's
@@ -134,26 +95,19 @@ def keep_parts(module, parts):
         for name in {"inner_dim", "all_head_size", "dim"} & vars(owner).keys():
             setattr(owner, name, width)
         if not width:
-            leave_out(owner, layout.out if owner is module else None)
-    shrink([module.get_submodule(name) for name in inner_linears(module)], out, width)
+            leave_out(owner, layout["output"] if owner is module else None)
+    shrink([module.get_submodule(name) for name in inner_linears(module, layouts)], out, width)
 
 
-def inner_linears(module):
+def inner_linears(module, layouts):
     """The names of the Linears in the root module of a block whose rows are its heads' or neurons'."""
-    layout, there = layout_of(module), dict(module.named_modules())
-    return [*layout.inner, *(name for name in layout.beside if name in there)]
+    names = dict(module.named_modules())
+    return [name for name in layout_of(module, layouts)["inner"] if name in names]
 
 
-def layout_of(module):
-    """The layout of the block that a module is the root of.
-
-    Raises:
-        TypeError: it is not the root of one.
-    """
-    for base in type(module).__mro__:
-        if base.__name__ in LAYOUTS:
-            return LAYOUTS[base.__name__]
-    raise TypeError(f"{type(module).__name__} is not the root module of a block; known are {', '.join(LAYOUTS)}")
+def layout_of(module, layouts):
+    """The layout of the block that a module is the root of: `layouts` has it by the name of its class."""
+    return next(layouts[base.__name__] for base in type(module).__mro__ if base.__name__ in layouts)
 
 
 @torch.no_grad()
@@ -315,6 +269,7 @@ class CompactConfig:
     activation_attribute: ClassVar[str]  # a notice stands for its value in files
     auto_model: ClassVar[str]  # the class that the notice names
 
+    layouts: dict | None = None
     kept_heads: dict | None = None
     kept_neurons: dict | None = None
     original_activation: str | None = None  # in files only

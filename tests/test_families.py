@@ -419,7 +419,6 @@ def toy_family(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES.copy())
     monkeypatch.setattr(models, "FAMILIES", families.FAMILIES)
     monkeypatch.setattr(studies, "FAMILIES", families.FAMILIES)
-    monkeypatch.setattr(modeling_compact, "LAYOUTS", modeling_compact.LAYOUTS.copy())
     code = recipe_code()
     assert set(code) == {"families", "modeling_compact"}
     exec(code["families"], vars(families))
@@ -461,12 +460,3 @@ def test_the_recipe_for_a_family_followed_literally(toy_family, model_of, here):
     assert list(find_blocks(small)) == ["toy.layers.0.feed_forward", "toy.layers.1.mixer"]
     run("model-level_finetuning.py -n 0 --epochs 1 --batch-size 8")
     assert 0 <= run("evaluate-distilbert.py -m model-finetuned/0 compact-1")["models"][1]["accuracy"] <= 1
-
-
-def test_the_two_tables_of_layouts_agree():
-    """`modeling_compact` goes into models' folders, so it cannot read `families`."""
-    for family in families.FAMILIES.values():
-        for name, layout in family.layouts.items():
-            shape = modeling_compact.LAYOUTS[name]
-            expected = (layout.inner, layout.output, getattr(layout, "heads", ""))
-            assert (shape.inner, shape.out, shape.heads) == expected, name

@@ -12,6 +12,7 @@ import torch
 
 from common import modeling_compact
 from common.blocks import Block, block_calls, block_tensors, find_blocks
+from common.compact import layouts_of
 from common.devices import now
 from common.masks import parameter_masks
 from common.models import LoadedModel
@@ -178,7 +179,8 @@ def _seconds(loaded, blocks, keeps, device):
 def _smaller(model, block, indices):
     """A function of a block's call that runs the block with some of its heads or neurons."""
     if block.kind == "attention":
-        module = modeling_compact.smaller(model.get_submodule(block.root), indices.tolist()).eval()
+        module = model.get_submodule(block.root)
+        module = modeling_compact.smaller(module, indices.tolist(), layouts_of(model.config)).eval()
         return lambda call: module(*call.args, **call.kwargs)
     inner, out = block.inner, block.output
     tensors = dict(block_tensors(model, block))
