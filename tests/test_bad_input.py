@@ -114,8 +114,14 @@ class MakesMarker:
 # --- paths and devices -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["missing", "binary file", "empty folder"])
-@pytest.mark.parametrize("script, flag", INPUTS)
+@pytest.mark.parametrize(
+    "script, flag, kind",
+    [
+        *((script, flag, "missing") for script, flag in INPUTS),
+        *((script, flag, "binary file") for script, flag in INPUTS if script in ("prune.py", "evaluate-t5.py")),
+        *((script, flag, "empty folder") for script, flag in INPUTS if script.startswith("model-level")),
+    ],
+)
 def test_input_that_is_none(refuses, arguments, tmp_path, script, flag, kind):
     path = tmp_path / "given"
     if kind == "binary file":
@@ -125,24 +131,22 @@ def test_input_that_is_none(refuses, arguments, tmp_path, script, flag, kind):
     assert str(path) in refuses(script, *arguments(script, {flag: path}))
 
 
-@pytest.mark.parametrize("parent", ["a file", "/proc"])
 @pytest.mark.parametrize("script, flag", OUTPUTS)
-def test_output_that_cannot_be_written(refuses, arguments, tmp_path, script, flag, parent):
-    """Not even root can write below a file, or in /proc."""
+def test_output_that_cannot_be_written(refuses, arguments, tmp_path, script, flag):
+    """Not even root can write below a file."""
     (tmp_path / "a file").write_text("precious")
-    path = tmp_path / parent / "nowhere" / "out.png"
+    path = tmp_path / "a file" / "nowhere" / "out.png"
     err = refuses(script, *arguments(script, {flag: path}))
     assert str(path) in err and "cannot be written" in err
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
 @pytest.mark.parametrize("script, flag", OUTPUTS[1:])
-def test_output_that_is_somebody_elses_folder(refuses, arguments, tmp_path, script, flag, overwrite):
+def test_output_that_is_somebody_elses_folder(refuses, arguments, tmp_path, script, flag):
     """--overwrite replaces an earlier output of ours, never a folder of something else."""
     path = tmp_path / "holiday.png"
     path.mkdir()
     (path / "beach.txt").write_text("precious")
-    assert str(path) in refuses(script, *arguments(script, {flag: path}), *overwrite)
+    assert str(path) in refuses(script, *arguments(script, {flag: path}), "--overwrite")
 
 
 @pytest.mark.parametrize("script", ["block-level_finetuning.py", "model-level_finetuning.py"])
@@ -151,25 +155,7 @@ def test_stats_that_are_somebody_elses_file(refuses, arguments, chain, tmp_path,
     assert str(tmp_path / "conf.json") in refuses(script, *arguments(script, {"--stats": tmp_path / "conf.json"}))
 
 
-@pytest.mark.parametrize("what", ["blocks", "compositions"])
-def test_stats_whose_second_file_is_somebody_elses(refuses, arguments, chain, tmp_path, what):
-    theirs = tmp_path / f"mine-{what}.csv"
-    theirs.write_text("name,price\ntea,2\n")
-    script = "block-level_finetuning.py"
-    flags = {"--stats": tmp_path / "mine.csv", "--method": "joint"}
-    assert str(theirs) in refuses(script, *arguments(script, flags))
-    assert theirs.read_text() == "name,price\ntea,2\n"
-
-
-@pytest.mark.parametrize(
-    "script, device",
-    [
-        *((script, "banana") for script in SCRIPTS if script not in ("prune_scheme_generator.py", "plot_loss.py")),
-        ("evaluate-t5.py", "cuda:99"),
-        ("evaluate-t5.py", "meta"),
-        ("evaluate-t5.py", ""),
-    ],
-)
+@pytest.mark.parametrize("script, device", [("prune.py", "banana"), ("evaluate-t5.py", "cuda:99")])
 def test_unknown_device(refuses, arguments, script, device):
     assert f"--device {device}" in refuses(script, *arguments(script, {"--device": device}))
 
@@ -184,11 +170,6 @@ def test_no_network_and_no_model_cached(workshop, chain, tmp_path):
     assert (process.returncode, process.stdout) == (2, "")
     assert is_one_line(process.stderr) and "google-t5/t5-small" in process.stderr and "t5-demo" in process.stderr
     assert files_in(tmp_path) == {}
-
-
-def test_no_network_and_no_data_cached(refuses, arguments):
-    err = refuses("evaluate-t5.py", *arguments("evaluate-t5.py", {"--data": "nobody/nothing"}))
-    assert "nobody/nothing" in err and "--data" in err
 
 
 # --- configurations and schemes --------------------------------------------------------------------------------
@@ -232,10 +213,9 @@ def in_conf(*keys, value):
         (in_conf("version", value=99), ["99", "config_generator.py"]),
     ],
 )
-@pytest.mark.parametrize("script", ["prune_scheme_generator.py", "compose_model.py"])
-def test_configurations_edited_wrongly(refuses, arguments, chain, tmp_path, script, edit, words):
+def test_configurations_edited_wrongly(refuses, arguments, chain, tmp_path, edit, words):
     path = edited_json(chain / "conf.json", tmp_path / "mine.json", edit)
-    err = refuses(script, *arguments(script, {"-i" if script.startswith("prune") else "-c": path}))
+    err = refuses("prune_scheme_generator.py", *arguments("prune_scheme_generator.py", {"-i": path}))
     assert all(word in err for word in [str(path), *words]), err
 
 
@@ -251,11 +231,10 @@ def test_configurations_edited_wrongly(refuses, arguments, chain, tmp_path, scri
         ("\x80\xff", ["not a JSON text"]),
     ],
 )
-@pytest.mark.parametrize("script, flag", [("prune_scheme_generator.py", "-i"), ("prune.py", "-c")])
-def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, script, flag, text, words):
+def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, text, words):
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="latin-1")
-    err = refuses(script, *arguments(script, {flag: path}))
+    err = refuses("prune.py", *arguments("prune.py", {"-c": path}))
     assert all(word in err for word in [str(path), *words]), err
 
 
@@ -265,9 +244,7 @@ def test_not_the_json_that_belongs_there(refuses, arguments, tmp_path, script, f
         ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "-n", "2"]),
         ({"--linear": [0.3]}, ["--linear", "1 rates", "-n", "2"]),
         ({"-n": 3}, ["--attention", "2 rates", "3 configurations"]),
-        ({"-n": 0}, ["-n", "'0'"]),
         ({"--linear": [0.3, 1.2]}, ["--linear", "'1.2'", "pruning rate"]),
-        ({"--linear": [0.3, "nan"]}, ["--linear", "'nan'", "pruning rate"]),
         ({"--linear": [0.3, 1]}, ["--linear", "'1'", "below 1"]),
         ({"--attention": [0.3, 1.01]}, ["--attention", "'1.01'", "from 0 to 1"]),
         ({"--attention": [0.25, 0.9]}, ["configuration 1", "SelfAttention", "all 4 heads", "0.75"]),
@@ -279,19 +256,16 @@ def test_rates_on_the_command_line(refuses, arguments, changes, words):
 
 
 @pytest.mark.parametrize("script", ["compose_model.py", "model-level_finetuning.py"])
-@pytest.mark.parametrize("nth, words", [(3, ["conf.json", "0 to 2"]), (-1, ["-n", "'-1'"])])
-def test_no_such_configuration(refuses, arguments, script, nth, words):
-    err = refuses(script, *arguments(script, {"-n": nth}))
-    assert all(word in err for word in words), err
+def test_no_such_configuration(refuses, arguments, script):
+    err = refuses(script, *arguments(script, {"-n": 3}))
+    assert "conf.json" in err and "0 to 2" in err
 
 
 @pytest.mark.parametrize(
     "keys, value",
     [
         (("configs", 0, FEED_FORWARD), "dense"),
-        (("blocks", FEED_FORWARD, "wi-461_wo-461", "weights", "wi"), 460),
         (("requested", 0, "linear"), 0.31),
-        (("model", "name"), "other"),
         (("digest",), "0" * 64),
         (("comment",), "hello"),
     ],
@@ -316,7 +290,7 @@ def test_configurations_and_scheme_confused(refuses, arguments, chain, script, f
 
 
 @pytest.mark.parametrize("module, key, value", [(ATTENTION, "heads", 10), (f"{FEED_FORWARD}.wi", "weights", 9999)])
-@pytest.mark.parametrize("script", ["prune.py", "compose_model.py"])
+@pytest.mark.parametrize("script", ["prune.py"])
 def test_modules_that_are_not_the_models(call, refuses, arguments, chain, tmp_path, script, module, key, value):
     """conf.json's list of modules was edited: 0.5 of 10 heads are more than the model's 4."""
 
@@ -335,34 +309,12 @@ def test_modules_that_are_not_the_models(call, refuses, arguments, chain, tmp_pa
 # --- what belongs to another model -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "script, names",
-    [
-        ("prune.py", "conf_prune.json"),
-        ("compose_model.py", "conf.json"),
-        ("model-level_finetuning.py", "conf.json"),
-        ("block-level_finetuning.py", "pruned"),
-    ],
-)
-def test_made_for_another_model(refuses, arguments, chain, other_model, script, names):
-    err = refuses(script, *arguments(script, {"-m": other_model}))
-    assert str(chain / names) in err and "another model (t5" in err
-
-
 @pytest.mark.parametrize("script", ["compose_model.py", "model-level_finetuning.py"])
 def test_library_of_another_model(call, refuses, arguments, chain, tmp_path, other_model, script):
     conf = tmp_path / "other.json"
     assert call("config_generator.py", *arguments("config_generator.py", {"-m": other_model, "-o": conf}))[0] == 0
     err = refuses(script, *arguments(script, {"-m": other_model, "-c": conf}))
     assert str(chain / "tuned") in err and "another model (t5)" in err
-
-
-def test_library_of_another_model_as_output(refuses, arguments, chain, tmp_path, other_model, call):
-    conf, scheme = tmp_path / "other.json", tmp_path / "scheme.json"
-    assert call("config_generator.py", *arguments("config_generator.py", {"-m": other_model, "-o": conf}))[0] == 0
-    assert call("prune_scheme_generator.py", "-i", conf, "-o", scheme)[0] == 0
-    err = refuses("prune.py", "-m", other_model, "-c", scheme, "-o", chain / "pruned", "--overwrite")
-    assert str(chain / "pruned") in err and "another model (t5)" in err
 
 
 @pytest.mark.parametrize(
@@ -452,11 +404,6 @@ def test_damaged_module_file(refuses, arguments, chain, tmp_path, how, forged):
     err = refuses("compose_model.py", *arguments("compose_model.py", {"-p": library}))
     assert str(library / LIBRARY_FILE) in err
     assert not marker.exists()
-
-
-def test_fine_tuning_into_the_pruned_library(refuses, arguments, chain):
-    err = refuses("block-level_finetuning.py", *arguments("block-level_finetuning.py", {"-o": chain / "pruned"}))
-    assert "-o" in err and "another folder" in err
 
 
 @pytest.mark.parametrize(
@@ -550,13 +497,6 @@ def test_bad_model_folder(refuses, arguments, workshop, tmp_path, how):
     assert not marker.exists()
 
 
-def test_malformed_tokenizer(refuses, arguments, workshop, tmp_path):
-    folder = tmp_path / "tokenizer"
-    shutil.copytree(workshop / "tokenizer" / "t5", folder)
-    (folder / "tokenizer.json").write_text("{")
-    assert str(folder) in refuses("evaluate-t5.py", *arguments("evaluate-t5.py", {"-t": folder}))
-
-
 # --- data ------------------------------------------------------------------------------------------------------
 
 
@@ -583,14 +523,7 @@ def test_bad_translation_folder(refuses, arguments, workshop, tmp_path, file, co
         (b'{"text": "\xff", "label": 1}', ["UTF-8"]),
         *(
             ('{"text": "good", "label": 1}\n' + row + "\n", ["line 2", "'label'"])
-            for row in [
-                '{"text": "bad", "label": ["0"]}',
-                '{"text": "bad", "label": true}',
-                '{"text": "bad", "label": 0.5}',
-                '{"text": "bad"}',
-                '{"text": 3, "label": 1}',
-                "[]",
-            ]
+            for row in ['{"text": "bad", "label": 0.5}', '{"text": "bad"}', "[]"]
         ),
         ('{"text": "good", "label": 7}\n', ["label 7"]),
         ('{"text": "good", "label": -1}\n', ["label -1"]),
@@ -663,16 +596,7 @@ def test_a_derived_output_follows_its_input_and_a_foreign_file_stays(refuses, re
     before = output.read_bytes()
     assert call(script, *again)[0] == 0 and output.read_bytes() != before
     output.write_text('{"of": "the user"}')
-    for more in ([], ["--overwrite"]):
-        assert f"{output}: exists already and is no" in refuses(script, *again, *more)
-        assert output.read_text() == '{"of": "the user"}'
-
-
-def test_configurations_edited_by_hand_are_kept(refuses, arguments, call, tmp_path):
-    flags = arguments("config_generator.py", {})
-    assert call("config_generator.py", *flags)[0] == 0
-    edited_json(tmp_path / "conf.json", tmp_path / "conf.json", rate(0.7))
-    assert "--overwrite" in refuses("config_generator.py", *flags)
+    assert f"{output}: exists already and is no" in refuses(script, *again, "--overwrite")
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------
@@ -689,7 +613,7 @@ def without_notes(monkeypatch):
         monkeypatch.setattr(f"common.{name}", lambda *_: None)
 
 
-@pytest.mark.parametrize("script", REMADE)
+@pytest.mark.parametrize("script", ["config_generator.py", "compose_model.py", "model-level_finetuning.py"])
 def test_full_disk_leaves_the_old_output(refuses, remake, without_notes, monkeypatch, tmp_path, script):
     """The disk fills up as the file is flushed: the old one stays whole, nothing temporary is left (see `refuses`)."""
     again = remake(script)
@@ -698,7 +622,7 @@ def test_full_disk_leaves_the_old_output(refuses, remake, without_notes, monkeyp
     assert "No space left" in err and str(tmp_path) in err
 
 
-@pytest.mark.parametrize("script", ["prune.py", "compose_model.py", "model-level_finetuning.py", "plot_loss.py"])
+@pytest.mark.parametrize("script", ["prune.py", "compose_model.py", "model-level_finetuning.py"])
 def test_write_that_fails_half_way(refuses, arguments, without_notes, tmp_path, script):
     """The kernel refuses to let any file grow beyond 4 kB (torch and safetensors write from C, past Python)."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -718,12 +642,10 @@ def test_write_that_fails_half_way(refuses, arguments, without_notes, tmp_path, 
     [
         (None, ["no such file"]),
         ("", ["stats CSV"]),
-        ("a,b\n1,2\n", ["val_loss"]),
         (b"\x89PNG\r\n\x1a\n\xff", ["stats CSV"]),
         ("epoch,train_loss,val_loss\n1,high,low\n", ["numbers"]),
         ("epoch,train_loss,val_loss\n", ["no epoch"]),
         ("epoch,train_loss,val_loss\n0,,\n", ["val_loss"]),
-        ("epoch,train_loss,val_loss\n0,1\n1,2,3,4,5\n", ["stats CSV"]),
     ],
 )
 def test_plot_of_no_stats(refuses, arguments, chain, tmp_path, content, words):
@@ -732,26 +654,3 @@ def test_plot_of_no_stats(refuses, arguments, chain, tmp_path, content, words):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     err = refuses("plot_loss.py", *arguments("plot_loss.py", {"CSV": [chain / "pruned-0.csv", path]}))
     assert all(word in err for word in [str(path), *words]), err
-
-
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"-o": "loss.doc"}, ["loss.doc", ".png"]),
-        ({"-o": "loss"}, ["loss", ".png"]),
-        ({"--labels": ["one"]}, ["--labels", "1 names for 2 files"]),
-        ({"--panels": 3}, ["--panels", "2 files", "3 panels"]),
-        ({"--panels": 0}, ["--panels", "'0'"]),
-    ],
-)
-def test_plot_flags_that_do_not_fit(refuses, arguments, monkeypatch, tmp_path, changes, words):
-    monkeypatch.chdir(tmp_path)
-    err = refuses("plot_loss.py", *arguments("plot_loss.py", changes))
-    assert all(word in err for word in words), err
-
-
-def test_several_processes_are_refused(call, chain, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, result, err = call("prune_scheme_generator.py", "-i", chain / "conf.json", "-o", tmp_path / "scheme.json")
-    assert (code, result) == (2, None) and is_one_line(err) and "one process" in err
-    assert files_in(tmp_path) == {}

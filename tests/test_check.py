@@ -45,16 +45,6 @@ def test_one_flipped_bit_is_found_in_every_file(outputs, name):
     assert check.check(path)
 
 
-def test_what_has_no_digests_is_not_called_whole(outputs, tmp_path):
-    for name in ("conf.json", "absent", "pruned-0.csv"):
-        with pytest.raises(UserError, match=name):
-            check.check(outputs / name)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "record.json").write_text('{"tokenizer": null}')
-    with pytest.raises(UserError, match="written by hand"):
-        check.check(tmp_path / "mine")
-
-
 def test_the_command_answers_as_the_scripts_do(outputs, tmp_path):
     def run(*arguments):
         return call_apart("common/check.py", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))

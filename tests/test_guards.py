@@ -1,23 +1,15 @@
 """What keeps the closed form from doing harm: the ridge of each variant, warnings of few examples, the model's loss."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from helpers import CPU, OPTIONS, build_model, examples, load_script, loss_per_token, pairs_of, read_json
+from helpers import OPTIONS, build_model, examples, load_script, read_json
 
-from common.blocks import block_tensors, find_blocks, set_block
+from common.blocks import block_tensors, find_blocks
 from common.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
 from common.data import Examples
-from common.devices import Runtime
-from common.library import Library
-from common.models import load_model, load_tokenizer
-from common.progress import Talk
 from common.prune_block import prune_block
 from common.scheme import Pair
 from common.tasks import TASKS
-from common.teacher import held_out_errors
 
 
 def variants_of(model):
@@ -98,46 +90,6 @@ def test_the_script_warns_and_says_when_the_models_own_loss_rose(workshop, chain
     error = capsys.readouterr().err
     assert "few examples to solve on" in error
     assert "higher loss with the solutions (2.5000) than without them (1.5000)" in error
-
-
-def test_the_most_pruned_model_is_measured(workshop, chain, tmp_path, capsys):
-    """The figures are those of a model whose blocks were set by hand, on the same held-out examples."""
-    assert fine_tune(workshop, chain, tmp_path / "out", "--held-out", 16) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    loaded = load_model(workshop / "model" / "t5")
-    blocks = find_blocks(loaded.model)
-    for name, folder in (("pruned", chain / "pruned"), ("solved", tmp_path / "out")):
-        library, least = Library.open(folder, loaded.identity["fingerprint"]), {}
-        model = load_model(workshop / "model" / "t5").model
-        for pair in library.variants():
-            variant = library.read(blocks[pair.block], pair.variant)
-            kept = sum(int(keep.sum()) for keep in variant.keeps.values())
-            if pair.block not in least or kept < least[pair.block]:
-                least[pair.block] = kept
-                set_block(model, blocks[pair.block], variant.tensors)
-        wanted = loss_per_token(model, load_tokenizer(None, loaded), pairs_of(workshop, "val"))
-        assert result["most_pruned"][name]["loss"] == pytest.approx(wanted, rel=1e-4)
-        assert result["most_pruned"][name]["kl"] > 0
-
-
-def test_held_out_examples_are_as_many_as_have_the_tokens():
-    data = Examples(TASKS["classification"], [[5] * 100] * 50, [0] * 50, [None] * 50, 0)
-    assert data.count_of(1000) == 10 and data.count_of(1) == 1 and data.count_of(10**9) == 10**9 // 100
-
-
-def test_fewer_held_out_examples_judge_alike():
-    """A quarter of the examples ranks pruned weights and solution as all of them do, for every variant."""
-    model = build_model("distilbert").eval()
-    variants = variants_of(model)
-    solved = reconstruct(model, variants, examples("distilbert", 60), ridge=1e-3, **OPTIONS)
-    candidates = {pair: [variant.tensors, solved[pair]] for pair, variant in variants.items()}
-    runtime = Runtime(CPU, 8, Talk(quiet=True))
-    all_of, few = (
-        held_out_errors(model, find_blocks(model), candidates, examples("distilbert", count, seed=3), runtime)
-        for count in (64, 16)
-    )
-    for pair in variants:
-        assert np.argmin(all_of[pair]) == np.argmin(few[pair]) == 1
 
 
 def test_blocks_that_are_left_out_are_not_called_failures(workshop, succeeds, call, tmp_path):

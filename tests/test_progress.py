@@ -74,12 +74,6 @@ def test_time_left_is_not_made_up():
     assert ahead.after(None) == "" and ahead._replace(epochs=0).after(9.0) == ""
 
 
-def test_early_stopping_makes_it_an_upper_bound():
-    ahead = Ahead(3, 10, 4, True, EpochSeconds(0, 0.0, 2.0))
-    assert ahead.after(70.0) == "; at most 3 min 30 s left"
-    assert ahead._replace(sooner=False).after(70.0) == "; 3 min 30 s left"
-
-
 def test_running_loss_is_that_of_the_last_batches():
     """Oracle: the mean by hand, over learners of the weighted means of their last batches."""
     found = Tally(["a", "b"])
@@ -103,12 +97,6 @@ def test_a_bar_asks_for_the_loss_once_an_interval(clock):
     assert list(Talk(stream=stream).progress(range(30), "epoch 1 of 2", status=status)) == list(range(30))
     assert len(asked) == 10
     assert "epoch 1 of 2:" in stream.getvalue() and "loss 1" in stream.getvalue()
-
-
-def test_a_bar_without_a_status_asks_nobody(clock):
-    stream = Terminal()
-    assert list(Talk(stream=stream).progress(range(3), "pruning")) == [0, 1, 2]
-    assert "pruning:" in stream.getvalue()
 
 
 def test_plain_lines_are_sparse_and_say_the_time_left(clock):
@@ -157,7 +145,7 @@ def test_an_evaluation_says_what_it_waits_for(call, workshop, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("early_stop, left", [(0, ""), (5, "at most ")])
+@pytest.mark.parametrize("early_stop, left", [(5, "at most ")])
 def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys, early_stop, left):
     """Told of after every batch here. Oracle: the epochs and batches, counted; nothing goes to stdout."""
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", -1.0)
