@@ -33,7 +33,7 @@ def padding(lengths, batches):
 # --- batching ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size, batch_size", [(1, 4), (10, 4), (500, 8), (8, 8), (3, 1)])
+@pytest.mark.parametrize("size, batch_size", [(1, 4), (10, 4), (500, 8)])
 @pytest.mark.parametrize("order", [lambda e, b: training_batches(e, b, 3, 2), evaluation_batches])
 def test_batches_cover_every_example_once(order, size, batch_size):
     batches = order(examples_of_lengths(random_lengths(size)), batch_size)
@@ -67,13 +67,6 @@ def test_training_batches_hold_a_fraction_of_the_padding_of_random_ones():
     assert padding(lengths, training_batches(examples_of_lengths(lengths), 8, 0, 1)) < at_random / 5
 
 
-def test_training_batches_are_not_met_in_the_order_of_their_length():
-    lengths = random_lengths(400)
-    means = [sum(lengths[i] for i in batch) / 8 for batch in training_batches(examples_of_lengths(lengths), 8, 0, 1)]
-    rises = sum(a < b for a, b in zip(means, means[1:]))
-    assert 15 <= rises <= 34  # of 49; sorted ones would have 49 or none
-
-
 def test_batches_by_tokens_by_hand():
     """Padding counts: of three examples in a batch whose longest has 5 tokens, 15 are its size."""
     examples = examples_of_lengths([3, 9, 5, 1, 7, 5])
@@ -83,7 +76,7 @@ def test_batches_by_tokens_by_hand():
     assert evaluation_batches(translations, Tokens(1)) == [[1], [4], [5], [2], [0], [3]]  # one at least
 
 
-@pytest.mark.parametrize("tokens, size", [(100, None), (400, None), (400, 150), (10**6, None)])
+@pytest.mark.parametrize("tokens, size", [(100, None), (400, 150)])
 def test_training_batches_by_tokens_hold_what_they_may(tokens, size):
     """All examples are there once, no batch is too large; in validation each is full but for the last."""
     lengths = random_lengths(300)
@@ -97,14 +90,6 @@ def test_training_batches_by_tokens_hold_what_they_may(tokens, size):
     assert all((len(batch) + 1) * lengths[batch[0]] > tokens for batch in batches[:-1])  # full
     counts = [len(batches) for batches in by_epoch]
     assert epoch_ends(examples, Tokens(tokens), 0, 3, size) == [counts[0], sum(counts[:2]), sum(counts)]
-
-
-def test_batch_sizes_grow_in_tokens():
-    assert isinstance(Tokens(5) * 8, Tokens) and Tokens(5) * 8 == 40 and Tokens(5).to_json() != Tokens(6).to_json()
-
-
-def test_evaluation_batches_by_hand_longest_first():
-    assert evaluation_batches(examples_of_lengths([3, 9, 5, 1, 7]), 2) == [[1, 4], [2, 0], [3]]
 
 
 # --- one batch -----------------------------------------------------------------------------------------------------
@@ -147,7 +132,7 @@ def test_the_fingerprint_tells_what_a_model_is_shown():
 # --- the held-out part ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("counts", [{0: 50, 1: 50}, {0: 90, 1: 10}, {0: 33, 1: 7, 2: 60}, {0: 3}], ids=str)
+@pytest.mark.parametrize("counts", [{0: 33, 1: 7, 2: 60}, {0: 3}], ids=str)
 def test_the_holdout_is_a_tenth_of_every_label(counts):
     labels = [label for label, count in counts.items() for _ in range(count)]
     random.Random(1).shuffle(labels)
@@ -155,23 +140,6 @@ def test_the_holdout_is_a_tenth_of_every_label(counts):
     for label, count in counts.items():
         assert sum(labels[i] == label for i in held_out) == round(count / 10)
     assert held_out == stratified_holdout(labels)
-
-
-def test_the_holdout_does_not_hang_on_which_label_is_seen_first():
-    """The n-th example of a label is held out or not, however the labels are interleaved."""
-
-    def ranks(labels):
-        held_out = stratified_holdout(labels)
-        return {
-            label: [
-                rank for rank, i in enumerate(i for i, other in enumerate(labels) if other == label) if i in held_out
-            ]
-            for label in (0, 1)
-        }
-
-    orders = [[0] * 40 + [1] * 60, [1] * 60 + [0] * 40, [1, 0, 1, 0, 1] * 20]
-    assert ranks(orders[0]) == ranks(orders[1]) == ranks(orders[2])
-    assert list(map(len, ranks(orders[0]).values())) == [4, 6]
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -201,14 +169,6 @@ def test_translations_through_torchtext_are_the_files_lines(tmp_path, split, ste
     assert read_texts(tmp_path, split, TRANSLATION) == PAIRS  # nothing but this split's files is there
 
 
-def test_the_workshops_translations_are_the_files_lines(workshop):
-    folder = workshop / "data" / "t5"
-    english, german = (
-        (folder / f"train.{language}").read_text(encoding="utf-8").splitlines() for language in ("en", "de")
-    )
-    assert read_texts(folder, "train", TRANSLATION) == list(zip(english, german)) and len(english) == 48
-
-
 def test_reviews_with_a_validation_file_are_its_lines(tmp_path):
     for label, split in enumerate(("train", "validation", "test")):
         write_rows(tmp_path, split, [{"text": f"{split} é", "label": label, "id": 3}])
@@ -229,23 +189,6 @@ def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
     assert not set(train) & set(validation) and read_texts(tmp_path, "test", CLASSIFICATION) == [("never used", 0)]
 
 
-@pytest.mark.parametrize(
-    "task, columns, expected",
-    [
-        ("translation", {"en": ["a"], "de": ["b"]}, [("a", "b")]),
-        ("classification", {"text": ["a"], "label": [1]}, [("a", 1)]),
-    ],
-)
-def test_a_hub_data_set_is_read_by_its_columns(monkeypatch, task, columns, expected):
-    """Oracle: a data set of the datasets library, in the place of the hub's."""
-    datasets = pytest.importorskip("datasets")
-    splits = {"validation": datasets.Dataset.from_dict(columns)}
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, **_: splits)
-    assert read_texts("some/where", "validation", TASKS[task]) == expected
-    with pytest.raises(UserError, match="some/where: has no test split; give download_model.py one with --test-file"):
-        read_texts("some/where", "test", TASKS[task])
-
-
 def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
@@ -264,12 +207,11 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatc
     "english, german, words",
     [
         (b"a\n", None, "train.de: no such file; train.de belongs to the other one"),
-        (None, b"a\n", "train.en: no such file"),
         (b"a\nb\n", b"a\n", "train.de: has 1 lines where train.en has 2; they must be translations line by line"),
         (b"\xff\n", b"a\n", "train.en: is not UTF-8 text"),
         (b"", b"", "its train split is empty"),
     ],
-    ids=["no de", "no en", "lengths", "binary", "empty"],
+    ids=["no de", "lengths", "binary", "empty"],
 )
 def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, german, words):
     for language, content in (("en", english), ("de", german)):
@@ -289,14 +231,11 @@ def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, ger
             [{"text": "a", "label": 0}, [1]],
             "test.jsonl: line 2: needs a string 'text' and a 'label', a number or string",
         ),
-        ([{"text": 3, "label": 0}], "line 1: needs"),
         (
             [{"text": "a", "label": "pos"}],
             "test example 0 has label 'pos', but the model knows only 0 to 1 (bad, good)",
         ),
         ([{"text": "a", "label": True}], "line 1: needs"),
-        ([{"text": "a", "label": -1}], "has label -1, but"),
-        ([{"label": 1}], "line 1: needs"),
         ([], "its test split is empty"),
     ],
     ids=str,
@@ -313,8 +252,6 @@ def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, word
     "source, split, words",
     [
         ("./no/where", "train", "./no/where: no such file or folder, and no hub id"),
-        ("/no/where", "train", "no such file or folder, and no hub id"),
-        ("a/b/c/d", "train", "no such file or folder, and no hub id"),
         ("no/where.csv", "train", "no such file or folder, and no hub id"),
         ("nowhere", "train", "nowhere: no such folder, not in the local cache, and not available from the hub"),
         ("nowhere", "dev", "--split dev: must be one of train, validation, test"),
@@ -356,7 +293,7 @@ def test_long_texts_are_cut_to_the_length_and_still_end_as_they_should(workshop)
     assert {ids[-1] for ids in examples.inputs + examples.targets} == {tokenizer.eos_token_id}
 
 
-@pytest.mark.parametrize("limit, size", [(1, 1), (7, 7), (48, 48), (1000, 48), (None, 48)])
+@pytest.mark.parametrize("limit, size", [(7, 7), (1000, 48), (None, 48)])
 def test_a_limit_takes_the_same_sample_every_time_in_the_files_order(workshop, limit, size):
     folder = workshop / "data" / "t5"
     samples = []
@@ -370,7 +307,7 @@ def test_a_limit_takes_the_same_sample_every_time_in_the_files_order(workshop, l
     assert all(pair in rest for pair in samples[0])  # a subsequence: `in` uses the iterator up
 
 
-@pytest.mark.parametrize("size", [1, 7, 19, 20, 30])
+@pytest.mark.parametrize("size", [7, 30])
 def test_a_sample_and_its_rest_are_disjoint_and_are_all(size):
     """Oracle: the list of all examples, each of which is told by its text."""
     names = [str(i) for i in range(20)]
@@ -383,12 +320,6 @@ def test_a_sample_and_its_rest_are_disjoint_and_are_all(size):
         positions = [int(text) for text in part.texts]
         assert positions == sorted(positions) and part.inputs == [[i] for i in positions]
         assert part.targets == [i % 2 for i in positions] and (part.task, part.pad) == (whole.task, whole.pad)
-
-
-def test_a_limited_split_that_is_sorted_by_label_still_has_both_labels(tmp_path):
-    write_rows(tmp_path, "test", [{"text": "good film", "label": int(i >= 100)} for i in range(200)])
-    examples = load_examples(tmp_path, "test", build_tokenizer("distilbert"), CLASSIFICATION, limit=40)
-    assert 10 <= sum(examples.targets) <= 30
 
 
 @pytest.mark.parametrize("own, words, length", [(10, 300, 10), (10**30, 300, 256), (512, 300, 256), (512, 20, 22)])

@@ -458,14 +458,3 @@ def test_a_three_class_csv_ends_in_a_compact_folder_in_half_precision(here, succ
     assert 0 < result["parameters"] == sum(p.numel() for p in model.parameters())
     original = transformers.AutoModelForSequenceClassification.from_pretrained(here / "my-classifier")
     assert result["parameters"] < original.num_parameters()
-
-
-def test_a_pair_of_text_files_ends_in_a_compact_folder_in_half_precision(here, succeeds):
-    checkpoint(here / "my-translator", "t5")
-    text_files(here)
-    result = walk("A translator and two text files", succeeds)
-    model = loaded_in_half(transformers.AutoModelForSeq2SeqLM)
-    assert result["examples"] == len(PAIRS) and "bleu" in result
-    assert result["parameters"] == sum(p.numel() for p in model.parameters())
-    record = read_json(here / "model-finetuned" / "0" / "record.json")
-    assert record["data"]["prefix"] == "translate English to French: " and record["data"]["target_lang"] == "fr"
