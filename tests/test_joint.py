@@ -5,9 +5,7 @@ The oracles are plain copies of models: composed by `composition.compose`, train
 
 import contextlib
 import csv
-import json
 import shutil
-import statistics
 from collections import Counter
 
 import numpy as np
@@ -413,20 +411,6 @@ def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, gro
     assert bytes_of(grown / "library") == together_made
 
 
-def test_a_new_variant_of_a_late_configuration_is_trained(t5, chain, joint, grown):
-    """Only the tenth configuration has it: were the first eight measured, no epoch would ever be better."""
-    conf = read_json(grown / "conf.json")
-    old, new = read_json(chain / "conf.json")["configs"], conf["configs"]
-    changed = next(config for config in new if config not in old)
-    conf["configs"] = [old[0]] * 9 + [changed]
-    (grown / "conf.json").write_text(json.dumps(conf))
-    result = run(tuning(t5, grown))
-    assert result["fine_tuned"] == 1 and result["best_epoch"] > 0 and "configuration 9" in result["compositions"]
-    (added,) = bytes_of(grown / "library").keys() - bytes_of(joint / "library").keys()
-    trained, pruned = np.load(grown / "library" / added), np.load(grown / "pruned" / added)
-    assert not np.array_equal(trained["wi.weight"], pruned["wi.weight"])
-
-
 def test_other_settings_need_another_folder_or_overwrite(t5, chain, joint, here):
     shutil.copytree(joint / "library", "library")
     assert "seed: 0 there, 1 asked for" in fails(f"{tuning(t5, chain)} --seed 1")
@@ -509,13 +493,3 @@ def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
     with pytest.raises(Exception, match="2 GiB"):
         library.check_rest({"embedding": torch.empty(2**16, 2**14, device="meta")})
     library.check_rest({"embedding": torch.empty(2**16, 2**12, device="meta")})
-
-
-def test_the_losses_of_composed_models_are_drawn(joint, here):
-    """The median is the curve. Oracle: the CSV, by hand."""
-    result = run(f"plot_loss.py {joint}/joint-compositions.csv -o loss.svg")
-    by_epoch = {}
-    for row in rows_of(joint / "joint-compositions.csv"):
-        by_epoch.setdefault(row["epoch"], []).append(float(row["val_loss"]))
-    best = min(map(statistics.median, by_epoch.values()))
-    assert result["best_val_loss"] == {"joint-compositions": pytest.approx(best, abs=1e-6)}

@@ -434,17 +434,6 @@ def test_the_best_epoch_by_a_metric_by_hand(tmp_path, metrics, early_stop, best,
     assert [row.metric for row in learner.history] == metrics[: last + 1]
 
 
-def test_a_metric_is_not_measured_where_the_loss_is_no_number(tmp_path):
-    values = iter([1.0, 2.0])
-    learners, _, _ = scripted_fit(
-        tmp_path,
-        {"x": [5.0, math.nan, 4.0]},
-        recipe(epochs=2, batch_size=4),
-        measure=Measure("bleu", lambda after_batch: next(values)),
-    )
-    assert learners["x"].best_epoch == 2 and math.isnan(learners["x"].history[1].metric)
-
-
 @pytest.mark.parametrize("losses, last", [([5, 3, 2, 1], 2), ([2, 1], 0), ([5, 4, 3], 2)], ids=str)
 def test_a_target_loss_ends_the_run_as_soon_as_it_is_reached(tmp_path, losses, last):
     learners, progress, _ = scripted_fit(
@@ -467,11 +456,6 @@ def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_pa
     assert learners["short"].steps == 2 and learners["long"].steps == 3 and progress.epoch == 3
 
 
-def test_no_epochs_validates_once_and_changes_nothing(tmp_path):
-    learners, progress, _ = scripted_fit(tmp_path, {"x": [2.0]}, recipe(epochs=0))
-    assert learners["x"].parameters["x"].item() == 0 and learners["x"].best_epoch == 0 and progress.epoch == 0
-
-
 def test_losses_that_never_were_numbers_are_reported(tmp_path):
     with pytest.raises(UserError, match="the validation loss was never a number"):
         scripted_fit(tmp_path, {"x": [math.nan] * 4}, recipe())
@@ -483,19 +467,6 @@ def test_a_revived_weight_is_a_bug_and_says_so():
     learner.observe(0, math.nan, 1.0, 0.0)
     with pytest.raises(RuntimeError, match="a removed weight is not zero"):
         learner.restore_best()
-
-
-def test_the_best_weights_are_one_copy_that_is_written_over():
-    weight = torch.zeros(2, requires_grad=True)
-    learner = Learner({"w": weight}, {}, recipe(), 4)
-    place = None
-    for epoch, (value, loss) in enumerate([(1.0, 5.0), (2.0, 3.0), (3.0, 4.0), (4.0, 2.0)]):
-        with torch.no_grad():
-            weight.fill_(value)
-        learner.observe(epoch, math.nan, loss, 0.0)
-        place = place or learner.best["w"].data_ptr()
-        assert learner.best["w"].data_ptr() == place != weight.data_ptr()
-        assert learner.best["w"].tolist() == [{0: 1.0, 1: 2.0, 2: 2.0, 3: 4.0}[epoch]] * 2
 
 
 @pytest.mark.parametrize(
