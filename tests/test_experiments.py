@@ -91,7 +91,7 @@ def test_stages_run_in_one_process_until_one_fails(chain, tmp_path):
     )
     assert done.returncode == 2 and is_one_line(done.stderr) and "none.json" in done.stderr
     assert json.loads(done.stdout)["output"] == str(output)
-    assert output.read_bytes() == (chain / "conf_prune.json").read_bytes()
+    assert read_json(output)["configs"] == read_json(chain / "conf_prune.json")["configs"]
     assert not (tmp_path / "late.json").exists()
 
 
