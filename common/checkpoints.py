@@ -39,10 +39,10 @@ class Checkpoint:
         self.notes = {}  # what else of the run must not be lost: plain values, saved with every state
         self.past = {}  # {name's text: history}, of learners that were done before the interruption
         self._saved_at, self._held, self._content = time.monotonic(), None, None
-        self._is_of_no_use = False  # what lies there now: damaged, or about other learners than those at work
+        self._is_of_no_use = False  # what lies there now: damaged, about other learners, or written by this run
 
     def read(self):
-        """The file's content, or None: it is not there, is damaged, or is about other learners."""
+        """The file's content as the run found it, or None: it is not there, is damaged, or is about other learners."""
         if self._content is None and not self._is_of_no_use and self.path.is_file():
             try:
                 content = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -59,12 +59,8 @@ class Checkpoint:
                 self.past = {**content["past"], **self.past}
         return self._content
 
-    def forget(self):
-        """Let go of the state that was read: it is of learners that are done, and those to come have none yet."""
-        self._content, self._is_of_no_use = None, True
-
     def holds_training(self):
-        """Whether the file has the state of a training, and not only the closed form's solutions."""
+        """Whether the file has the state of a training, and not only what was solved and written."""
         content = self.read()
         return content is not None and content["learners"] is not None
 
@@ -87,11 +83,6 @@ class Checkpoint:
         talk.say(f"resuming after epoch {rows[-1][0]}{within} from {self.path}")
         return rows, partial
 
-    def solutions(self):
-        """What `save_solutions` saved, or None."""
-        content = self.read()
-        return content["solutions"] if content else None
-
     def save(self, learners, rows, partial=None):
         """Save the state of training.
 
@@ -102,14 +93,9 @@ class Checkpoint:
         states = {text_of(name): learner.state() for name, learner in learners.items()}
         self._write({"learners": states, "rows": [tuple(row) for row in rows], "partial": partial})
 
-    def save_solutions(self, solutions):
-        """Save the closed form's solutions so far, in plain values and tensors."""
-        self._write({"solutions": solutions})
-
     def save_past(self, histories):
-        """Save that learners are done, {name: history}; what is saved next is of others."""
+        """Save that learners are done, {name: history}."""
         self.past |= {text_of(name): [tuple(row) for row in history] for name, history in histories.items()}
-        self.forget()
         self._write({})
 
     def share(self, number, count, names):
@@ -122,6 +108,7 @@ class Checkpoint:
         return bool(self.save_seconds) and time.monotonic() - self._saved_at >= self.save_seconds
 
     def _write(self, state):
+        self._content, self._is_of_no_use = None, True
         if not self.is_written_here:
             return
         content = {
@@ -129,10 +116,9 @@ class Checkpoint:
             "keys": self.keys,
             "notes": self.notes,
             "past": self.past,
-            **{"learners": None, "rows": [], "partial": None, "solutions": None},
+            **{"learners": None, "rows": [], "partial": None},
             **state,
         }
-        self._content, self._is_of_no_use = None, False
         with atomic_file(self.path) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
             held = hold(handle)

@@ -21,6 +21,7 @@ from common.files import atomic_file, check_writable, is_temporary, real, remove
 from common.interruption import deferred
 from common.masks import parameter_masks
 from common.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
+from common.processes import Processes
 from common.records import (
     RECORD_NAME,
     check_file,
@@ -98,6 +99,14 @@ class Library:
                     library._write_record(library.record)
                     return library
         return cls.open(folder, model["fingerprint"], stage)
+
+    @classmethod
+    def open_shared(cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes) -> "Library":
+        """The same by several processes: the first starts it, the others wait for that."""
+        if processes.is_first:
+            library = cls.open_or_create(folder, script, model, stage)
+        processes.agree(None)
+        return library if processes.is_first else cls.open(folder, model["fingerprint"], stage)
 
     def _lock(self):
         """Keep other processes from writing, for as long as the context lasts."""

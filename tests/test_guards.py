@@ -83,13 +83,9 @@ def test_a_classifier_needs_as_many_texts_as_its_vectors_have_entries():
         assert (found is None) == enough and (enough or f"{count} calibration texts" in found)
 
 
-def test_the_script_warns_and_says_when_the_models_own_loss_rose(workshop, chain, tmp_path, capsys, monkeypatch):
-    losses = iter([1.5, 2.5])
-    monkeypatch.setattr("common.block_level.solutions.score_composed", lambda *_: {"loss": next(losses), "kl": 0.0})
+def test_the_script_warns_of_few_examples(workshop, chain, tmp_path, capsys):
     assert fine_tune(workshop, chain, tmp_path / "out", "--calibration", 4) == 0
-    error = capsys.readouterr().err
-    assert "few examples to solve on" in error
-    assert "higher loss with the solutions (2.5000) than without them (1.5000)" in error
+    assert "few examples to solve on" in capsys.readouterr().err
 
 
 def test_blocks_that_are_left_out_are_not_called_failures(workshop, succeeds, call, tmp_path):

@@ -12,7 +12,7 @@ from helpers import QUIET, build_model, examples
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 
 from common import data, teacher
-from common.block_level import JointObjective, Supernet, joint
+from common.block_level import JointObjective, Supernet
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
 from common.prune_block import prune_block
@@ -94,7 +94,9 @@ def test_training_all_variants_together(fakes, monkeypatch):
     }
     original = fake(fakes, model)
     with monkeypatch.context() as patched:
-        patched.setattr(joint, "sharing_copy", lambda each: fake(fakes, each).requires_grad_(False))
+        patched.setattr(
+            "common.block_level.supernet.sharing_copy", lambda each: fake(fakes, each).requires_grad_(False)
+        )
         supernet = Supernet(model, find_blocks(model), new, {})
     learner = supernet.make_learner(RECIPE, 2, 1.0)
     assert learner.held.masks  # there are some to hold

@@ -20,6 +20,7 @@ from common.checkpoints import Checkpoint
 from common.curves import read_stats
 from common.files import atomic_file, atomic_folder
 from common.interruption import Interrupted, deferred, heeded
+from common.library import Library
 from common.stats import read_seconds
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -175,54 +176,65 @@ def kill_at(monkeypatch, target, name, when):
     monkeypatch.setattr(target, name, stop)
 
 
-@pytest.mark.parametrize("method", ["both"])
-def test_what_the_closed_form_has_solved_is_not_solved_again(tuned, tmp_path, monkeypatch, method):
-    """Stopped after 4 of the blocks, and again once all are solved. Oracle: the undisturbed run, and its seconds."""
-    from common.block_level import solutions
+@pytest.fixture
+def solved(monkeypatch):
+    """What the closed form solves is counted here, once for each variant of an attention block and ridge."""
     from common.closed_form import reconstruction
 
-    more = ("--ridge", 1e-3, 1e-2)
-    assert tuned(method, "whole", *more)[0] == 0
-    solved, original = [], reconstruction.solve_attention
+    calls, original = [], reconstruction.solve_attention
 
     def solve_attention(*args, **kwargs):
-        solved.append(1)
+        calls.append(1)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(reconstruction, "solve_attention", solve_attention)
-    blocks = []
+    monkeypatch.setattr(reconstruction, "STATISTICS_BYTES", 200_000)  # so that there are several passes
+    return calls
+
+
+@pytest.mark.parametrize("target, name, when", [(Library, "write", 9)])
+def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatch, solved, target, name, when):
+    """Oracle: the undisturbed run in one pass."""
+    from common.closed_form import reconstruction
+
+    more = ("--ridge", 1e-3, 1e-2)
     with monkeypatch.context() as patched:
-        kept = solutions.reconstruct_with_each
-
-        def reconstruct(*args, after_block, **kwargs):
-            def after(found):
-                after_block(found)
-                blocks.append(1)
-                if len(blocks) == 4:
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-            return kept(*args, after_block=after, **kwargs)
-
-        patched.setattr(solutions, "reconstruct_with_each", reconstruct)
-        assert tuned(method, "parts", *more)[0] == 143
-    first = len(solved)
+        patched.setattr(reconstruction, "STATISTICS_BYTES", 2**30)
+        assert " of 8: " not in tuned("reconstruct", "whole", *more)[2]
+    expected = len(solved)
     with monkeypatch.context() as patched:
-        kill_at(patched, Checkpoint, "save_solutions", 1)
-        assert tuned(method, "parts", *more)[0] == 130
-    both = len(solved)
-    assert 0 < first < both
-    code, result, err = tuned(method, "parts", *more)
-    assert code == 0 and "is solved already" in err and len(solved) == both
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+        kill_at(patched, target, name, when)
+        assert tuned("reconstruct", "parts", *more)[0] == 130
+    before = len(solved)
+    code, result, err = tuned("reconstruct", "parts", *more)
+    assert code == 0 and " of " in err and 0 < len(solved) - before < expected
+    assert result["skipped"] > 0
+    kept = {path: content for path, content in files_of(tmp_path / "parts").items() if path.suffix == ".npy"}
+    assert kept and kept.items() <= files_of(tmp_path / "whole").items()
+    entries = [read_json(tmp_path / run / "library" / "record.json")["variants"] for run in ("parts", "whole")]
+    assert entries[0] == entries[1]
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     assert read_seconds(tmp_path / "parts" / "s.csv")["closed form"] > 0
+
+
+@pytest.mark.parametrize("method", ["both"])
+def test_what_training_starts_from_is_not_solved_again(tuned, tmp_path, monkeypatch, solved, method):
+    """Stopped once all is solved. Oracle: the undisturbed run."""
+    more = ("--ridge", 1e-3, 1e-2)
+    assert tuned(method, "whole", *more)[0] == 0
+    with monkeypatch.context() as patched:
+        kill_at(patched, Checkpoint, "save", 1)
+        assert tuned(method, "parts", *more)[0] == 130
+    before = len(solved)
+    code, result, err = tuned(method, "parts", *more)
+    assert code == 0 and "resuming after epoch 1" in err and len(solved) == before
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method, written", [("both", 3)])
 def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, tmp_path, monkeypatch, method, written):
     """Stopped while finished variants are written. Oracle: the undisturbed run."""
-    from common.library import Library
-
     whole = tuned(method, "whole")[1]
     with monkeypatch.context() as patched:
         kill_at(patched, Library, "write", written)
@@ -232,7 +244,6 @@ def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, t
     assert (result["fine_tuned"], result["skipped"]) == (26 - written, written)
     for name in ("nmse_before", "nmse_after"):
         assert result[name] == whole[name]
-    assert result.get("most_pruned") == whole.get("most_pruned")
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
     seconds = sum(read_seconds(tmp_path / "parts" / "s.csv").values())

@@ -34,7 +34,7 @@ from helpers import (
 
 from common import training
 from common.block_level import JointObjective, Supernet, sample_compositions
-from common.block_level.joint import COMPOSITIONS, NEW_SHARE, Draws
+from common.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
 from common.blocks import block_tensors, find_blocks, set_block
 from common.checkpoints import Checkpoint
 from common.library import Library

@@ -140,33 +140,6 @@ def test_nothing_is_left_over(runs):
     assert left == []
 
 
-def test_portions_of_two_processes_come_to_what_the_whole_of_one_comes_to(runs):
-    """With a third of the library at once; training bit for bit."""
-    found, folder = runs
-    (folder / "portions").mkdir()
-    program = folder / "portions" / "stages.py"
-    stages = str(ROOT / "experiments" / "stages.py")
-    program.write_text(
-        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common.block_level import portions\n"
-        f"portions.PORTION_BYTES = 130_000\nrunpy.run_path({stages!r}, None, '__main__')\n"
-    )
-    lines = [f"{STAGES[method]} -m model/t5".replace("{}", "portions") for method in ("reconstruct", "train")]
-    ends = start(lines, folder, program=program)
-    assert [code for code, _, _ in ends] == [0, 0], "\n".join(err for _, _, err in ends)
-    assert ends[0][2].count("portion 3 of 3: ") == 2
-    results = map(json.loads, ends[0][1].splitlines())
-    for (method, tolerance), result in zip((("reconstruct", 2e-2), ("train", 0)), results, strict=True):
-        assert result["nmse_after"] == pytest.approx(
-            found["one"][method]["nmse_after"], rel=1e-3 if tolerance else 1e-12
-        )
-        one, two = tensors_of(folder / "one" / method), tensors_of(folder / "portions" / method)
-        assert one.keys() == two.keys() and len(one) == 26
-        for name, own in one.items():
-            for field in own.dtype.names:
-                np.testing.assert_allclose(two[name][field], own[field], rtol=tolerance, atol=tolerance)
-    assert not list((folder / "portions").rglob("*.checkpoint"))
-
-
 @pytest.mark.parametrize("script", ["prune.py", "compose_model.py -n 0", "download_model.py t5-demo"])
 def test_stages_that_do_not_share_work_refuse_several_processes(call, monkeypatch, script):
     monkeypatch.setenv("WORLD_SIZE", "2")

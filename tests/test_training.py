@@ -583,7 +583,8 @@ def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys
     checkpoint = Checkpoint(tmp_path / "c", RUN, {("block", "variant"): "k"})
     assert checkpoint.resume({("block", "variant"): learner}, Talk()) == ([], None)
     checkpoint.save({("block", "variant"): learner}, [(0, 0.0, 1.0)])
-    rows, within = checkpoint.resume({("block", "variant"): learner}, Talk())
+    again = Checkpoint(tmp_path / "c", RUN, {("block", "variant"): "k"})
+    rows, within = again.resume({("block", "variant"): learner}, Talk())
     assert [tuple(row) for row in rows] == [(0, 0.0, 1.0)] and within is None
     assert f"resuming after epoch 0 from {saved(tmp_path / 'c')}" in capsys.readouterr().err
     checkpoint.remove()

@@ -1,12 +1,21 @@
-"""Block-level fine-tuning beyond the gradients of single blocks.
+"""Block-level fine-tuning: all variants jointly, within composed models, or each apart, against the original's block.
 
-The ways in are `Apart` with the `Course` through its portions; `solve`, the closed form with its solutions checked on
-held-out data; and for joint fine-tuning `Supernet` and `JointObjective`, with what these are made from.
+The ways in are `tune_jointly` and `tune_apart`, which work on a `BlockStage`.
 """
 
-from common.block_level.apart import Apart
-from common.block_level.joint import Draws, JointObjective, Supernet, sample_compositions
-from common.block_level.portions import Course, portions_of
-from common.block_level.solutions import solve
+from common.block_level.apart import tune_apart
+from common.block_level.jointly import read_configurations_of, tune_jointly
+from common.block_level.stage import BlockStage, check_stats_files
+from common.block_level.supernet import Draws, JointObjective, Supernet, sample_compositions
 
-__all__ = ["Apart", "Course", "Draws", "JointObjective", "Supernet", "portions_of", "sample_compositions", "solve"]
+__all__ = [
+    "BlockStage",
+    "Draws",
+    "JointObjective",
+    "Supernet",
+    "check_stats_files",
+    "read_configurations_of",
+    "sample_compositions",
+    "tune_apart",
+    "tune_jointly",
+]

@@ -6,6 +6,7 @@ The ways in are `reconstruct` and `reconstruct_with_each`, and `statistics` with
 from common.closed_form.reconstruction import (
     OVERSAMPLING,
     VERSION,
+    blocks_by_pass,
     reconstruct,
     reconstruct_with_each,
     statistics,
@@ -13,4 +14,13 @@ from common.closed_form.reconstruction import (
 )
 from common.closed_form.selection import Reconstruction
 
-__all__ = ["VERSION", "OVERSAMPLING", "Reconstruction", "reconstruct", "reconstruct_with_each", "statistics", "too_few"]
+__all__ = [
+    "OVERSAMPLING",
+    "VERSION",
+    "Reconstruction",
+    "blocks_by_pass",
+    "reconstruct",
+    "reconstruct_with_each",
+    "statistics",
+    "too_few",
+]

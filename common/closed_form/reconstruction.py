@@ -31,7 +31,7 @@ neurons. The solver is in `least_squares`.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -91,14 +91,10 @@ def reconstruct_with_each(
     ridges: Sequence[float],
     value_rounds: int = 1,
     oversampling: int = OVERSAMPLING,
-    after_block: Callable[[dict], None] = lambda solved: None,
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
     """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}.
 
     Each process has its share of the examples, and of the blocks to solve.
-
-    Args:
-        after_block: called with {pair: …} of a block as soon as this process has solved it.
     """
     solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
     pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
@@ -118,7 +114,6 @@ def reconstruct_with_each(
                 new = solve_feed_forward(sums, pruned[block], ridge=ridge)
             for pair, tensors in new.items():
                 solved[pair][number] |= tensors
-        after_block({pair: solved[pair] for pair in pruned[block]})
     exchange(solved, pruned, runtime.processes)
     return solved
 
@@ -175,7 +170,7 @@ def statistics(
     moving = {block: directions(block, tensors) if values else 0 for block, tensors in own.items()}
     teacher.eval()  # dropout would blur inputs and targets
     owner = {block: number % runtime.processes.count for number, block in enumerate(blocks)}
-    for group in groups(own, moving, oversampling):
+    for group in groups({block: statistics_bytes(block, own[block], moving[block], oversampling) for block in blocks}):
         found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling, owner)
         for block in group:
             if owner[block] == runtime.processes.number:
@@ -187,19 +182,35 @@ def unknowns(block, tensors, moving):
     return tensors[f"{block.output}.weight"].shape[1] + block.heads * moving + block.has_bias
 
 
-def groups(own: dict[Block, dict], moving: dict[Block, int], oversampling: int) -> list[list[Block]]:
-    """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block."""
+def statistics_bytes(block: Block, tensors: dict[str, torch.Tensor], moving: int, oversampling: int) -> int:
+    """What a block's statistics take; `moving`: directions of each of its value projections."""
+    size, width = unknowns(block, tensors, moving), tensors[f"{block.inner[0]}.weight"].shape[1]
+    return 4 * size * (size if block.kind == "attention" else oversampling * width)
+
+
+def groups(needed: dict[Block, int]) -> list[list[Block]]:
+    """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block.
+
+    Args:
+        needed: {block: bytes}.
+    """
     lists, room = [], 0
-    for block, tensors in own.items():
-        size = unknowns(block, tensors, moving[block])
-        width = tensors[f"{block.inner[0]}.weight"].shape[1]
-        needed = 4 * size * (size if block.kind == "attention" else oversampling * width)
-        if needed > room:
+    for block, size in needed.items():
+        if size > room:
             lists.append([])
             room = STATISTICS_BYTES
         lists[-1].append(block)
-        room -= needed
+        room -= size
     return lists
+
+
+def blocks_by_pass(teacher: torch.nn.Module, sizes: dict[Block, int]) -> list[list[Block]]:
+    """The same where more is held of each block than its statistics; `sizes`: {block: bytes of that}."""
+    needed = {}
+    for block, size in sizes.items():
+        tensors = block_tensors(teacher, block)
+        needed[block] = size + statistics_bytes(block, tensors, directions(block, tensors), OVERSAMPLING)
+    return groups(needed)
 
 
 @in_full_precision

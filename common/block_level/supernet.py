@@ -20,7 +20,6 @@ from common.masks import parameter_masks
 from common.scheme import DENSE, Pair, by_block
 from common.training import Learner, ModelObjective, Recipe
 
-VERSION = 1  # part of the key of every output; raise it when results change
 CPU = torch.device("cpu")
 COMPOSITIONS = 8  # how many validation measures
 NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, the new have at least so much
