@@ -20,10 +20,11 @@ from helpers import (
     ENDS,
     ROOT,
     T5_BLOCKS,
+    fails,
     is_attention,
     lively,
-    load_script,
     only_removed_is_zero,
+    run,
     same_state,
     t5_blocks,
     t5_config,
@@ -40,11 +41,9 @@ from common.models import load_model
 from common.saving import save_model
 from common.tasks import TASKS
 
-KINDS = ["t5", "t5-gated", "distilbert"]
 # Parameters of a head and of a neuron.
 PRICES = {"t5": (768, 64), "t5-gated": (768, 96), "t5-deep": (768, 64), "distilbert": (1048, 65)}
 HEADS, NEURONS = 4, 48
-OUTPUTS = ["folder", "file.pth"]
 
 
 BLOCKS = {"t5": T5_BLOCKS, "t5-gated": T5_BLOCKS, "t5-deep": t5_blocks(3), "distilbert": DISTILBERT_BLOCKS}
@@ -165,8 +164,8 @@ def same_logits(masked, compact, kind):
 # --- the same function -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["t5-deep", "t5-gated", "distilbert"])
-@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@pytest.mark.parametrize("kind", ["t5-deep", "distilbert"])
+@settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
 @given(data=st.data())
 def test_any_heads_and_neurons_can_go_and_the_logits_stay(kind, data):
     """Oracle: the masked model. What is left of it, and how much that is, is worked by hand."""
@@ -189,26 +188,11 @@ def test_any_heads_and_neurons_can_go_and_the_logits_stay(kind, data):
         assert mask.shape == parameters[name].shape and torch.equal(parameters[name] != 0, mask), name
 
 
-SEARCHES = [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}]
-
-
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["t5", "t5-gated"])
-def test_the_translations_stay(kind, seed):
-    """Oracle: the masked model's token ids, by every search; and by the suite's own greedy one."""
-    masked, compact = masked_and_compact(kind, drawn_cut(kind, seed), talkative)
-    batch = padded_batch(kind)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    found = []
-    for search in SEARCHES:
-        expected = masked.generate(**inputs, **search, do_sample=False, max_new_tokens=12)
-        assert torch.equal(compact.generate(**inputs, **search, do_sample=False, max_new_tokens=12), expected), search
-        found.append(expected.tolist())
-    greedy, beams, static, uncached = found
-    assert greedy == static == uncached
-    assert len({tuple(row) for row in greedy}) > 2 and len({token for row in greedy for token in row}) > 5
-
-    draw = random.Random(seed)
+def test_the_suites_own_greedy_translations_stay(kind):
+    """Oracle: the masked model's token ids."""
+    masked, compact = masked_and_compact(kind, drawn_cut(kind, 0), talkative)
+    draw = random.Random(0)
     sources = [[draw.randrange(3, 64) for _ in range(draw.randint(2, 14))] for _ in range(24)]
     examples = Examples(TASKS["translation"], sources, [[1]] * 24, [("", "")] * 24, pad=0)
     rows = token_rows(masked, examples)
@@ -216,47 +200,11 @@ def test_the_translations_stay(kind, seed):
     assert len({tuple(row) for row in rows}) > 8 and len({len(row) for row in rows}) > 3
 
 
-@pytest.mark.parametrize("kind", ["t5", "t5-gated"])
-def test_loss_and_gradients_of_what_is_left_stay(kind):
-    """Oracle: the masked model's gradients, cut at the kept heads and neurons by hand.
-
-    A run in inference mode comes first: what it leaves behind must not stand in training's way.
-    """
-    cut = every(kind, {1, 3}, set(range(5, 25)))
-    masked, compact = masked_and_compact(kind, cut)
-    batch = padded_batch(kind)
-    with torch.inference_mode():
-        compact(**batch)
-    gradients = []
-    for model in (masked, compact):
-        output = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["decoder_input_ids"]
-        )
-        output.loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    features = torch.tensor([*range(6, 12), *range(18, 24)])  # of heads 1 and 3
-    for name, gradient in gradients[0].items():
-        block, _, linear = name.removesuffix(".weight").rpartition(".")
-        index = features if is_attention(block) else torch.arange(5, 25)
-        if block in cut and linear != "relative_attention_bias":
-            gradient = gradient.index_select(1 if linear in ("o", "wo") else 0, index)
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
 def test_a_whole_model_stays_as_it_is(kind):
     masked, compact = masked_and_compact(kind, {})
     assert same_state(compact, masked) and size_of(compact) == size_of(masked)
     assert torch.equal(logits(compact, kind), logits(masked, kind))
-
-
-def test_weights_that_are_not_tied_stay_so():
-    """As in Google's gated checkpoints: the head that makes the logits has weights of its own."""
-    masked = talkative("t5")
-    silence(masked, every("t5", {0, 2}, set(range(24))))
-    compact = make_compact(masked, {})[0]
-    assert torch.equal(compact.lm_head.weight, masked.lm_head.weight)
-    assert not torch.equal(compact.lm_head.weight, compact.shared.weight)
 
 
 def test_mode_attention_and_generation_config_are_the_originals():
@@ -283,13 +231,12 @@ def test_the_original_is_left_alone(kind):
 # --- what may go ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["last", "out", "all"])
 @pytest.mark.parametrize(
-    "kind, left",
+    "kind, left, where",
     [
-        ("t5", 33408 - 6 * 4 * 768 - 4 * 48 * 64),  # 6 attention and 4 feed-forward modules
-        ("t5-gated", 39552 - 6 * 4 * 768 - 4 * 48 * 96),
-        ("distilbert", 20290 - 2 * 4 * 1048 - 2 * 48 * 65),
+        ("t5", 33408 - 6 * 4 * 768 - 4 * 48 * 64, "last"),  # 6 attention and 4 feed-forward modules
+        ("t5-gated", 39552 - 6 * 4 * 768 - 4 * 48 * 96, "out"),
+        ("distilbert", 20290 - 2 * 4 * 1048 - 2 * 48 * 65, "all"),
     ],
 )
 def test_where_all_is_silent_all_blocks_are_left_out(kind, left, where):
@@ -320,16 +267,7 @@ def test_a_constant_neuron_goes_into_the_output_bias():
 
 
 @pytest.mark.parametrize(
-    "activation, where, left",
-    [
-        ("relu", "first", 20),
-        ("sigmoid", "first", 48),
-        ("sigmoid", "out", 20),
-        ("gated-gelu", "first", 20),
-        ("gated-gelu", "last", 20),
-        ("gated-sigmoid", "first", 48),
-        ("gated-sigmoid", "last", 20),
-    ],
+    "activation, where, left", [("sigmoid", "first", 48), ("gated-gelu", "last", 20), ("gated-sigmoid", "first", 48)]
 )
 def test_a_neuron_that_still_says_something_stays(activation, where, left):
     """By hand: the sigmoid of 0 is 0.5, which T5 has no output bias for; as a gate it lets half of its input pass."""
@@ -341,13 +279,12 @@ def test_a_neuron_that_still_says_something_stays(activation, where, left):
     same_logits(masked, compact, "t5")
 
 
-@pytest.mark.parametrize("linear", ["q", "k"])
-def test_a_head_without_queries_or_keys_stays(linear):
+def test_a_head_without_queries_stays():
     """It looks everywhere alike, and passes on what it sees."""
     masked = lively("t5")
     with torch.no_grad():
         for name in filter(is_attention, T5_BLOCKS):
-            masked.get_submodule(f"{name}.{linear}").weight[:6] = 0
+            masked.get_submodule(f"{name}.q").weight[:6] = 0
     compact = make_compact(masked, {})[0]
     assert size_of(compact) == 33408
     same_logits(masked, compact, "t5")
@@ -360,8 +297,7 @@ def leave_one_weight(weight, part):
     weight[part][1:] = 0
 
 
-@pytest.mark.parametrize("which", ["inner", "out"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind, which", [("t5-gated", "inner"), ("distilbert", "out")])
 def test_a_part_with_a_single_weight_left_stays(kind, which):
     """Of head 1 and of neuron 3 one weight is left among the values or inner rows, or in the output."""
     masked = lively(kind)
@@ -385,7 +321,7 @@ def test_a_head_of_nothing_but_a_value_bias_stays():
     same_logits(masked, compact, "distilbert")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
 def test_a_compact_model_can_be_made_smaller(tmp_path, kind):
     """Of heads 0, 2 and 3 the second goes: 2 by the original's count. So it is after a reload too."""
     masked, compact = masked_and_compact(kind, every(kind, {0, 2, 3}, set(range(40))))
@@ -409,8 +345,7 @@ def test_a_compact_model_can_be_made_smaller(tmp_path, kind):
 # --- on disk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind, output", [("t5-gated", "folder"), ("distilbert", "file.pth")])
 def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     """Oracle for the config: the settings of the model before it was made compact."""
     masked, compact = masked_and_compact(kind, drawn_cut(kind, 0))
@@ -433,18 +368,8 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     if kind != "distilbert":
         assert loaded.model.generation_config.eos_token_id == masked.generation_config.eos_token_id
         assert loaded.model.lm_head.weight is loaded.model.shared.weight  # still tied
-    new = {
-        "model_type",
-        "architectures",
-        "auto_map",
-        "kept_heads",
-        "kept_neurons",
-        "original_activation",
-        "transformers_version",
-        "dtype",
-        "_name_or_path",
-        "problem_type",  # which saving fills in
-    }
+    new = {"model_type", "architectures", "auto_map", "layouts", "kept_heads", "kept_neurons", "original_activation"}
+    new |= {"transformers_version", "dtype", "_name_or_path", "problem_type"}  # the last is filled in by saving
     plain, own = masked.config, loaded.model.config
     assert (own.kept_heads, own.kept_neurons) == (compact.config.kept_heads, compact.config.kept_neurons)
     assert {name: getattr(own, name) for name in plain.to_dict().keys() - new} == {
@@ -561,47 +486,10 @@ def test_auto_classes_load_it_in_a_new_process(folders, tmp_path):
         assert (folder / f"{kind}-again" / "modeling_compact.py").is_file()
 
 
-@pytest.mark.parametrize(
-    "kind, plain",
-    [
-        ("t5", transformers.T5ForConditionalGeneration),
-        ("t5", transformers.T5EncoderModel),
-        ("t5", transformers.T5Config),
-        ("distilbert", transformers.DistilBertForSequenceClassification),
-        ("distilbert", transformers.DistilBertModel),
-    ],
-)
-def test_a_plain_class_refuses_it_and_says_what_to_do(folders, kind, plain):
-    with pytest.raises(Exception) as error:
-        plain.from_pretrained(folders[0] / kind)
-    assert f"{AUTO_CLASSES[kind]}.from_pretrained" in str(error.value)
-    assert "trust_remote_code=True" in str(error.value)
-
-
 # --- the scripts ---------------------------------------------------------------------------------------------------
 
-FORMS = {"masked": [], "compact": ["--compact"]}
-
-
-def succeed(script, *arguments):
-    assert load_script(script).main([*map(str, arguments), "--quiet"]) == 0, script
-
-
-def composing(folder, output, *flags):
-    return (
-        "compose_model.py",
-        "-m",
-        folder / "original",
-        "-p",
-        folder / "pruned",
-        "-c",
-        folder / "conf.json",
-        "-n",
-        0,
-        "-o",
-        output,
-        *flags,
-    )
+FORMS = {"masked": "", "compact": "--compact"}
+SMALL = 33408 - 6 * 768 - 4 * 6 * 64  # a head of each attention module and 6 neurons of each feed-forward module less
 
 
 @pytest.fixture(scope="module")
@@ -612,68 +500,41 @@ def stages(workshop, chain, tmp_path_factory):
     whole. Their columns of wo make up for it: relu(x / 1000) · 1000 = relu(x).
     """
     folder, plain = tmp_path_factory.mktemp("stages"), workshop / "model" / "t5"
-    succeed("config_generator.py", "-m", plain, "-o", folder / "dense.json", "--attention", 0, "--linear", 0, "-n", 1)
-    succeed(
-        "model-level_finetuning.py",
-        "-m",
-        plain,
-        "-p",
-        chain / "pruned",
-        "-c",
-        folder / "dense.json",
-        "-n",
-        0,
-        "-o",
-        folder / "trained.pth",
-        "--stats",
-        folder / "trained.csv",
-        "--epochs",
-        12,
-        "--batch-size",
-        8,
-        "--lr",
-        0.01,
+    run(f"config_generator.py -m {plain} -o {folder}/dense.json --attention 0 --linear 0 -n 1")
+    run(
+        f"model-level_finetuning.py -m {plain} -p {chain}/pruned -c {folder}/dense.json -n 0 -o {folder}/trained.pth "
+        "--epochs 12 --batch-size 8 --lr 0.01"
     )
-    trained = load_model(folder / "trained.pth")
+    model = load_model(folder / "trained.pth").model
     with torch.no_grad():
         for name in T5_BLOCKS:
             if not is_attention(name):
-                trained.model.get_submodule(f"{name}.wi").weight[7:13] /= 1000
-                trained.model.get_submodule(f"{name}.wo").weight[:, 7:13] *= 1000
-    save_model(
-        folder / "original",
-        trained.model,
-        {part: {"folder": str(workshop / part / "t5")} for part in ("tokenizer", "data")},
-    )
-    succeed(
-        "config_generator.py",
-        "-m",
-        folder / "original",
-        "-o",
-        folder / "conf.json",
-        "--attention",
-        0.25,
-        "--linear",
-        0.3,
-        "-n",
-        1,
-    )
-    succeed("prune_scheme_generator.py", "-i", folder / "conf.json", "-o", folder / "conf_prune.json")
-    succeed("prune.py", "-m", folder / "original", "-c", folder / "conf_prune.json", "-o", folder / "pruned")
+                model.get_submodule(f"{name}.wi").weight[7:13] /= 1000
+                model.get_submodule(f"{name}.wo").weight[:, 7:13] *= 1000
+    record = {part: {"folder": str(workshop / part / "t5")} for part in ("tokenizer", "data")}
+    save_model(folder / "original", model, record)
+    library_of(folder / "original", folder, "--attention 0.25 --linear 0.3")
     for output, flags in FORMS.items():
-        succeed(*composing(folder, folder / output, *flags))
+        run(composing(folder, folder / output, flags))
     return folder
 
 
-SMALL = 33408 - 6 * 768 - 4 * 6 * 64  # a head of each attention module and 6 neurons of each feed-forward module less
+def library_of(original, folder, rates):
+    """A configuration and its pruned library, in a folder."""
+    run(f"config_generator.py -m {original} -o {folder}/conf.json {rates} -n 1")
+    run(f"prune_scheme_generator.py -i {folder}/conf.json -o {folder}/conf_prune.json")
+    run(f"prune.py -m {original} -c {folder}/conf_prune.json -o {folder}/pruned")
 
 
-def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds):
+def composing(folder, output, flags):
+    return f"compose_model.py -m {folder}/original -p {folder}/pruned -c {folder}/conf.json -n 0 -o {output} {flags}"
+
+
+def test_composed_models_have_the_size_and_the_bleu_they_should(stages):
     """Oracles: the masked model's BLEU and its weights that are not zero; the sizes worked by hand."""
-    results = {name: succeeds("evaluate-t5.py", "-m", stages / name) for name in FORMS}
+    results = {name: run(f"evaluate-t5.py -m {stages}/{name}") for name in FORMS}
     assert {name: result["parameters"] for name, result in results.items()} == {"masked": 33408, "compact": SMALL}
-    assert 1 < results["masked"]["bleu"] < 100
-    assert {result["bleu"] for result in results.values()} == {results["masked"]["bleu"]}
+    assert 1 < results["masked"]["bleu"] == results["compact"]["bleu"] < 100
     masked, compact = (load_model(stages / name).model for name in ("masked", "compact"))
     same_logits(masked, compact, "t5")
     # What is gone was zero, but for the columns of wo that read neurons without input.
@@ -686,67 +547,28 @@ def test_composed_models_have_the_size_and_the_bleu_they_should(stages, succeeds
     assert results["compact"]["nonzero_parameters"] == nonzero - unread
 
 
-def test_a_composed_form_is_kept_and_none_is_taken_for_another(stages, call, succeeds):
-    def weights():
-        return {
-            path: (path.stat().st_mtime_ns, path.read_bytes())
-            for name in FORMS
-            for path in (stages / name).glob("*.safetensors")
-        }
-
-    before = weights()
-    assert sorted(path.name for path in before) == ["model.safetensors"] * 2
+def test_a_form_is_kept_and_none_is_taken_for_another_unless_asked(stages, tmp_path):
     for output, flags in FORMS.items():
-        result = succeeds(*composing(stages, stages / output, *flags))
-        assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
-        for other in FORMS.values():
-            if other != flags:
-                code, result, err = call(*composing(stages, stages / output, *other))
-                assert (code, result, err.count("\n")) == (2, None, 1) and "pass --overwrite" in err
-    assert weights() == before
+        other = next(form for form in FORMS.values() if form != flags)
+        assert "pass --overwrite" in fails(composing(stages, stages / output, other))
+        result = run(composing(stages, tmp_path / "m", f"{flags} --overwrite"))
+        assert result["parameters"] == (SMALL if flags else 33408)
+        assert (tmp_path / "m" / "modeling_compact.py").exists() == bool(flags)
 
 
-def test_overwriting_changes_the_form(stages, succeeds, tmp_path):
-    for flags in reversed(FORMS.values()):
-        result = succeeds(*composing(stages, tmp_path / "m", *flags, "--overwrite"))
-        assert result["parameters"] == (SMALL if "--compact" in flags else 33408)
-        assert (tmp_path / "m" / "modeling_compact.py").exists() == ("--compact" in flags)
-
-
-def test_fine_tuning_runs_the_same_course(stages, succeeds, tmp_path):
+def test_fine_tuning_runs_the_same_course(stages, tmp_path):
     """Oracle: the run without --compact; T5 trains without dropout, and what is zero gets no gradient."""
     courses, results = {}, {}
-    for name, flags in (("masked", []), ("compact", ["--compact"])):
-        results[name] = succeeds(
-            "model-level_finetuning.py",
-            "-m",
-            stages / "original",
-            "-p",
-            stages / "pruned",
-            "-c",
-            stages / "conf.json",
-            "-n",
-            0,
-            "-o",
-            tmp_path / f"{name}.pth",
-            "--stats",
-            tmp_path / f"{name}.csv",
-            "--epochs",
-            3,
-            "--batch-size",
-            8,
-            *flags,
+    for name, flags in FORMS.items():
+        results[name] = run(
+            f"model-level_finetuning.py -m {stages}/original -p {stages}/pruned -c {stages}/conf.json -n 0 "
+            f"-o {tmp_path}/{name}.pth --epochs 3 --batch-size 8 {flags}"
         )
         with open(tmp_path / f"{name}.csv", encoding="utf-8", newline="") as handle:
-            courses[name] = [
-                [float(row[column]) for column in ("train_loss", "val_loss")]
-                for row in list(csv.DictReader(handle))[1:]
-            ]  # epoch 0 trains nothing
+            rows = list(csv.DictReader(handle))[1:]  # epoch 0 trains nothing
+        courses[name] = [float(row[column]) for row in rows for column in ("train_loss", "val_loss")]
     assert {name: result["parameters"] for name, result in results.items()} == {"masked": 33408, "compact": SMALL}
-    assert len(courses["masked"]) == 3 and len({loss for row in courses["masked"] for loss in row}) == 6
-    for row, expected in zip(courses["compact"], courses["masked"], strict=True):
-        assert row == pytest.approx(expected, rel=1e-4)
-    assert results["compact"]["val_loss_before"] == pytest.approx(results["masked"]["val_loss_before"], rel=1e-5)
+    assert len(set(courses["masked"])) == 6 and courses["compact"] == pytest.approx(courses["masked"], rel=1e-4)
     tuned = load_model(tmp_path / "compact.pth")
     parameters = dict(tuned.model.named_parameters())
     assert len(tuned.masks) == 6 + 4 * 2  # q, k and v had lost whole heads alone
@@ -755,49 +577,19 @@ def test_fine_tuning_runs_the_same_course(stages, succeeds, tmp_path):
         assert only_removed_is_zero(parameters[name], mask) or name.endswith(".wo.weight"), name
 
 
-def test_a_compact_model_can_be_an_original(stages, succeeds, tmp_path):
+def test_a_compact_model_can_be_an_original(stages, tmp_path):
     """By hand: a third of its 3 heads is one. Oracle for what is left: the same composed without --compact."""
-    original = stages / "compact"
-    succeeds(
-        "config_generator.py",
-        "-m",
-        original,
-        "-o",
-        tmp_path / "conf.json",
-        "--attention",
-        0.34,
-        "--linear",
-        0.2,
-        "-n",
-        1,
-    )
+    (tmp_path / "original").symlink_to(stages / "compact")
+    library_of(tmp_path / "original", tmp_path, "--attention 0.34 --linear 0.2")
     modules = json.loads((tmp_path / "conf.json").read_text(encoding="utf-8"))["modules"]
-    assert {name: module["heads"] for name, module in modules.items() if module["kind"] == "attention"} == {
-        name: 3 for name in T5_BLOCKS if is_attention(name)
-    }
+    assert {module["heads"] for module in modules.values() if module["kind"] == "attention"} == {3}
     assert modules["encoder.block.0.layer.1.DenseReluDense.wi"]["weights"] == 42 * 32
-    succeeds("prune_scheme_generator.py", "-i", tmp_path / "conf.json", "-o", tmp_path / "conf_prune.json")
-    succeeds("prune.py", "-m", original, "-c", tmp_path / "conf_prune.json", "-o", tmp_path / "pruned")
-    bleu = set()
-    for output, flags, parameters in (("masked", [], SMALL), ("compact", ["--compact"], SMALL - 6 * 768)):
-        result = succeeds(
-            "compose_model.py",
-            "-m",
-            original,
-            "-p",
-            tmp_path / "pruned",
-            "-c",
-            tmp_path / "conf.json",
-            "-n",
-            0,
-            "-o",
-            tmp_path / output,
-            *flags,
-        )
-        assert result["parameters"] == parameters
-        bleu.add(succeeds("evaluate-t5.py", "-m", tmp_path / output)["bleu"])
-    assert len(bleu) == 1 and bleu.pop() > 0
-    before, masked, compact = (load_model(path).model for path in (original, tmp_path / "masked", tmp_path / "compact"))
+    for output, flags in FORMS.items():
+        result = run(composing(tmp_path, tmp_path / output, flags))
+        assert result["parameters"] == (SMALL - 6 * 768 if flags else SMALL)
+    before, masked, compact = (
+        load_model(path).model for path in (stages / "compact", tmp_path / "masked", tmp_path / "compact")
+    )
     same_logits(masked, compact, "t5")
     for name, heads in compact.config.kept_heads.items():  # by the numbers of the first original
         rows = (masked.get_submodule(name).q.weight != 0).view(3, -1).any(dim=1)
