@@ -1,17 +1,15 @@
-"""The block-level stage: what its closed form costs, what sharing passes is worth, how good the results are.
+"""The block-level stage: what its closed form costs, and what sharing passes is worth.
 
 Figures, each over all variants of the given configurations, validation counted nowhere:
 
 - teacher-passes: seconds of the closed form, solutions included, in plain passes of the original over the same data,
   without the output layer and the loss, and with them;
 - reuse: all variants in one pass against a pass for each variant, for the closed form and for gradients;
-- equal-error: seconds of gradients until their held-out error is as low as the closed form's (needs -m);
-- composed: validation losses of the composed models, not fine-tuned as a whole (needs -m).
+- equal-error: seconds of gradients until their held-out error is as low as the closed form's (needs -m).
 
 Without -m: a model of the study's size with random weights, and random tokens. That is for speed alone.
 """
 
-import copy
 import itertools
 import sys
 from statistics import fmean, median
@@ -22,15 +20,14 @@ from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_exa
 
 from common import training
 from common.batching import evaluation_batches, training_batches
-from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
+from common.blocks import block_tensors, find_blocks, prunable_modules
 from common.closed_form.reconstruction import reconstruct
 from common.configurations import uniform_configurations
-from common.data import load_examples
 from common.devices import Runtime, now, resolve_device
 from common.errors import UserError
-from common.evaluation import quality
+from common.inputs import open_study
 from common.masks import parameter_masks
-from common.models import data_source, load_model, load_tokenizer
+from common.models import load_model
 from common.prune_block import prune_block
 from common.scheme import make_scheme
 from common.teacher import BlockObjective, held_out_errors
@@ -46,37 +43,13 @@ def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
     flags.add_argument("--model-type", choices=sorted(SIZES), default="t5", help="of the random model")
-    flags.add_argument(
-        "--attention",
-        type=cli.rate,
-        nargs="+",
-        default=[0.25, 0.5, 0.25],
-        metavar="RATE",
-        help="attention rates, one for each configuration",
-    )
-    flags.add_argument(
-        "--linear",
-        type=cli.rate,
-        nargs="+",
-        default=[0.3, 0.3, 0.5],
-        metavar="RATE",
-        help="rates of the Linears, one for each configuration",
-    )
+    for name, default in (("attention", [0.25, 0.5, 0.25]), ("linear", [0.3, 0.3, 0.5])):
+        flags.add_argument(f"--{name}", type=cli.rate, nargs="+", default=default, help="one for each configuration")
     flags.add_argument("--calibration", type=cli.positive, help="examples of the closed form (default: the family's)")
     flags.add_argument("--held-out", type=cli.positive, default=256, help="validation examples for the blocks' errors")
-    flags.add_argument(
-        "--gradient-epochs",
-        type=cli.positive,
-        default=8,
-        help="equal-error: epochs at most; the learning rate falls over all of them",
-    )
+    flags.add_argument("--gradient-epochs", type=cli.positive, default=8, help="equal-error: epochs at most")
     flags.add_argument("--epoch-size", type=cli.positive, help="equal-error: examples an epoch (default: calibration)")
     flags.add_argument("--reuse-examples", type=cli.positive, default=256, help="reuse: examples of the gradient epoch")
-    flags.add_argument(
-        "--full-epoch",
-        action="store_true",
-        help="composed: also after an epoch of gradients over the whole training split",
-    )
     flags.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), help="the figures wanted")
     cli.add_data_flags(flags, batch_size=32)
     return flags
@@ -93,27 +66,16 @@ class Bench:
         self.loaded, self.model, self.blocks = loaded, loaded.model, find_blocks(loaded.model)
         rates = [{"attention": attention, "linear": linear} for attention, linear in zip(args.attention, args.linear)]
         scheme = make_scheme(uniform_configurations({}, prunable_modules(self.model), rates))
-        self.configs, self.variants = scheme.configs, {}
+        self.variants = {}
         for pair in scheme.variants():
             block = self.blocks[pair.block]
             removed = scheme.blocks[pair.block][pair.variant]
             self.variants[pair], _ = prune_block(block, block_tensors(self.model, block), removed)
         count = args.calibration or loaded.study.calibration
         if args.model:
-            tokenizer, source = load_tokenizer(args.tokenizer, loaded), data_source(args.data, loaded)
-            self.train, self.validation = (
-                load_examples(
-                    source,
-                    split,
-                    tokenizer,
-                    loaded.task,
-                    prefix=loaded.prefix(source),
-                    label2id=loaded.label2id,
-                    max_length=args.max_length,
-                    limit=args.limit,
-                )
-                for split in ("train", "validation")
-            )
+            opened = open_study(args)
+            source = opened.source
+            self.train, self.validation = opened.split(args, "train"), opened.split(args, "validation")
             self.held_out = self.validation.sample(args.held_out)
         else:
             source, length = "random tokens", RANDOM_LENGTHS[args.model_type]
@@ -145,19 +107,11 @@ class Bench:
         solved = reconstruct(self.model, variants, self.calibration, self.runtime, ridge=RIDGE)
         return solved, now(self.device) - started
 
-    def better_of_both(self, solved):
-        """As the script has it: where a solution is no better on held-out examples, the pruned weights stay.
-
-        Returns:
-            {pair: tensors}, and of these and of the pruned weights {pair: NMSE}.
-        """
+    def errors(self, solved):
+        """{pair: (NMSE of the pruned weights, of what the script keeps: the better of these and of the solution)}."""
         both = {pair: [variant.tensors, solved[pair]] for pair, variant in self.variants.items()}
         errors = held_out_errors(self.model, self.blocks, both, self.held_out, self.runtime)
-        return (
-            {pair: both[pair][after < before] for pair, (before, after) in errors.items()},
-            {pair: min(each) for pair, each in errors.items()},
-            {pair: each[0] for pair, each in errors.items()},
-        )
+        return {pair: (before, min(before, after)) for pair, (before, after) in errors.items()}
 
     def recipe(self, epochs, epoch_size=None):
         return training.Recipe(
@@ -188,8 +142,8 @@ class Bench:
         """Train all variants, from the pruned weights until their mean held-out error is no higher than `target`.
 
         Returns:
-            {pair: tensors}; and for every epoch, from the one before training on, {pair: NMSE of the best weights so
-            far} and the seconds of training up to there.
+            for every epoch, from the one before training on, {pair: NMSE of the best weights so far} and the seconds of
+            training up to there.
         """
         learners, errors = self.learners(recipe, training.steps_of(examples, recipe)), []
 
@@ -198,32 +152,11 @@ class Bench:
             for learner in learners.values():
                 learner.finished |= fmean(errors[-1].values()) <= target
 
-        progress = self.fit(
-            learners,
-            BlockObjective(self.model, self.blocks, recipe),
-            examples,
-            self.held_out,
-            recipe,
-            on_epoch=on_epoch,
+        objective = BlockObjective(self.model, self.blocks, recipe)
+        progress = training.fit(
+            learners, objective, examples, self.held_out, recipe, self.runtime, UNSAVED, on_epoch=on_epoch
         )
-        seconds = list(itertools.accumulate(row.train for row in progress.rows))
-        return {pair: learner.parameters for pair, learner in learners.items()}, errors, seconds
-
-    def fit(self, learners, objective, examples, validation, recipe, **more):
-        return training.fit(learners, objective, examples, validation, recipe, self.runtime, UNSAVED, **more)
-
-    def validation_loss(self, model):
-        """A model-level fine-tuning of no epochs."""
-        recipe = self.recipe(0)
-        learner = training.Learner(dict(model.named_parameters()), {}, recipe, 0)
-        self.fit({"model": learner}, training.ModelObjective(model, recipe), self.train, self.validation, recipe)
-        return learner.best_loss
-
-    def accuracy(self, model):
-        """Of a classifier on the validation split; None of a translation model."""
-        if self.loaded.task.name != "classification":
-            return None
-        return quality(model, None, self.validation, self.runtime, max_new_tokens=1)
+        return errors, list(itertools.accumulate(row.train for row in progress.rows))
 
 
 # --- the figures -------------------------------------------------------------------------------------------------
@@ -296,9 +229,9 @@ def reuse(bench):
 def equal_error(bench):
     """On either side the error is that of the weights that the script would keep: the best on the held-out examples."""
     solved, first = bench.closed_form(bench.variants)
-    _, closed, pruned = bench.better_of_both(solved)
+    pruned, closed = ({pair: pairs[n] for pair, pairs in bench.errors(solved).items()} for n in (0, 1))
     recipe = bench.recipe(bench.args.gradient_epochs, bench.args.epoch_size or len(bench.calibration))
-    _, by_epoch, seconds = bench.gradients(bench.train, recipe, target=fmean(closed.values()))
+    by_epoch, seconds = bench.gradients(bench.train, recipe, target=fmean(closed.values()))
     _, second = bench.closed_form(bench.variants)  # once more, should the machine have become slower or faster
 
     errors = {}
@@ -334,50 +267,12 @@ def equal_error(bench):
     ]
 
 
-def composed(bench):
-    solved, spent = bench.closed_form(bench.variants)
-    states = {
-        "pruned": {pair: variant.tensors for pair, variant in bench.variants.items()},
-        "closed form": bench.better_of_both(solved)[0],
-    }
-    seconds = {"closed form": round(spent, 3)}
-    splits = {"gradients, one epoch over the calibration examples": bench.calibration}
-    if bench.args.full_epoch:
-        splits["gradients, one epoch over the training split"] = bench.train
-    for state, examples in splits.items():
-        states[state], _, (*_, spent) = bench.gradients(examples, bench.recipe(1))
-        seconds[state] = round(spent, 3)
-
-    figures, dense = [], bench.validation_loss(bench.model)
-    for n, (attention, linear) in enumerate(zip(bench.args.attention, bench.args.linear)):
-        losses, accuracies = {"dense": dense}, {"dense": bench.accuracy(bench.model)}
-        for state, tensors in states.items():
-            model = copy.deepcopy(bench.model)
-            for pair in bench.configs[n].items() & bench.variants.keys():
-                set_block(model, bench.variants[pair].block, tensors[pair])
-            losses[state], accuracies[state] = bench.validation_loss(model), bench.accuracy(model)
-        figures.append(
-            {
-                "figure": "validation loss of the composed model",
-                "configuration": n,
-                "attention": attention,
-                "linear": linear,
-                "validation_loss": losses,
-                "validation_accuracy": accuracies,
-                "validation_examples": len(bench.validation),
-                "training_examples": len(bench.train),
-                "seconds_of_all_variants": seconds,
-            }
-        )
-    return figures
-
-
 def first_at_most(curve, target):
     """The first position whose value is no higher than `target`, or None."""
     return next((position for position, value in enumerate(curve) if value <= target), None)
 
 
-FIGURES = {"teacher-passes": teacher_passes, "reuse": reuse, "equal-error": equal_error, "composed": composed}
+FIGURES = {"teacher-passes": teacher_passes, "reuse": reuse, "equal-error": equal_error}
 
 
 def run(args):

@@ -9,12 +9,11 @@ The ratio for N is
 
     seconds of the baselines to their targets / (block-level seconds + the composed models' seconds to the same)
 
-A target is the baseline's best validation loss, over all epochs or up to one of them. Where it is reached before any
-fine-tuning of the whole, that costs no seconds; where never, it costs the whole run's: the ratio is then only an upper
-bound, and marked. Seconds are those of training, which is what block level adds up to as well: choosing, closed form
-and gradient steps. Validation and loading count on neither side. There is also the same ratio in examples
-trained on, which no other work on the machine disturbs; the passes over calibration examples, of choosing and of the
-closed form, are not in it.
+A target is the baseline's best validation loss. Where it is reached before any fine-tuning of the whole, that costs no
+seconds; where never, it costs the whole run's: the ratio is then only an upper bound. Seconds are those of training, to
+which choosing, closed form and gradient steps add up at block level. Validation and loading count on neither side. The
+same ratio in examples trained on is disturbed by no other work on the machine; the passes over calibration examples, of
+choosing and of the closed form, are not in it.
 
 For numbers that are too large to run, the ratio is projected from the largest N that was measured (--project).
 
@@ -52,38 +51,14 @@ ASSUMPTION = (
 def parser():
     flags = cli.build_parser(__doc__.partition("\n\n")[0], overwrite=False)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
-    flags.add_argument(
-        "--counts",
-        type=cli.positive,
-        nargs="+",
-        default=[1, 2, 4, 8, 16],
-        metavar="N",
-        help="numbers of configurations",
-    )
-    flags.add_argument(
-        "--project",
-        type=cli.positive,
-        nargs="*",
-        default=[50, 500],
-        metavar="N",
-        help="larger numbers, that the ratio is projected for",
-    )
-    flags.add_argument(
-        "--attention",
-        type=cli.rate,
-        nargs="+",
-        default=[0.25, 0.5],
-        metavar="RATE",
-        help="the attention rates that a layer's is drawn from",
-    )
-    flags.add_argument(
-        "--linear",
-        type=cli.rate,
-        nargs="+",
-        default=[0.3, 0.5, 0.7],
-        metavar="RATE",
-        help="the rates of Linears that a layer's is drawn from",
-    )
+    for name, kind, default, text in (
+        ("counts", cli.positive, [1, 2, 4, 8, 16], "numbers of configurations"),
+        ("project", cli.positive, [50, 500], "larger numbers, that the ratio is projected for"),
+        ("attention", cli.rate, [0.25, 0.5], "the attention rates that a layer's is drawn from"),
+        ("linear", cli.rate, [0.3, 0.5, 0.7], "the rates of Linears that a layer's is drawn from"),
+        ("joint-examples", cli.positive, None, "length of the joint run: one, or one for each of --counts"),
+    ):
+        flags.add_argument(f"--{name}", type=kind, nargs="*" if name == "project" else "+", default=default, help=text)
     flags.add_argument("--epochs", type=cli.positive, default=6, help="model-level epochs")
     flags.add_argument("--epoch-size", type=cli.positive, default=2500, help="examples in a model-level epoch")
     flags.add_argument(
@@ -92,21 +67,8 @@ def parser():
         default="reconstruction",
         help="what goes, in the library's variants; the baselines' are pruned by l1",
     )
-    flags.add_argument(
-        "--joint-examples",
-        type=cli.positive,
-        nargs="+",
-        metavar="EXAMPLES",
-        help="length of the joint run, one for all --counts or one for each; without it twice the training split",
-    )
-    flags.add_argument(
-        "--joint-args", default="", help="further flags for joint fine-tuning; {n} stands for the number N"
-    )
-    flags.add_argument(
-        "--model-args",
-        default="",
-        help="further flags for model-level_finetuning.py, the same for baseline and composed",
-    )
+    flags.add_argument("--joint-args", default="", help="further flags for joint fine-tuning; {n} stands for N")
+    flags.add_argument("--model-args", default="", help="further flags for model-level_finetuning.py, on both sides")
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
     cli.add_data_flags(flags, batch_size=32)
     return flags
@@ -140,50 +102,33 @@ def first_at_most(curve, target):
     return next(((epoch, True) for epoch, (loss, _) in enumerate(curve) if loss <= target), (len(curve) - 1, False))
 
 
-def targets(baseline):
-    """{"best": a baseline's lowest loss, "epoch 1": its lowest up to there, …}"""
-    so_far = list(itertools.accumulate((loss for loss, _ in baseline), min))
-    return {"best": so_far[-1]} | {f"epoch {epoch}": loss for epoch, loss in enumerate(so_far) if epoch}
-
-
 def compare(baseline, composed):
-    """What a configuration's two runs took to each of the baseline's targets."""
-    comparison = {}
-    for name, loss in targets(baseline).items():
-        (its, _), (ours, reached) = first_at_most(baseline, loss), first_at_most(composed, loss)
-        comparison[name] = {
-            "loss": loss,
-            "baseline_epochs": its,
-            "baseline_seconds": round(baseline[its][1], 3),
-            "composed_epochs": ours,
-            "composed_seconds": round(composed[ours][1], 3),
-            "composed": "reached" if reached else "not reached",
-        }
-    return comparison
+    """What a configuration's two runs took to the baseline's lowest loss."""
+    loss = min(loss for loss, _ in baseline)
+    (its, _), (ours, reached) = first_at_most(baseline, loss), first_at_most(composed, loss)
+    return {
+        "loss": loss,
+        "baseline_epochs": its,
+        "baseline_seconds": round(baseline[its][1], 3),
+        "composed_epochs": ours,
+        "composed_seconds": round(composed[ours][1], 3),
+        "reached": reached,
+    }
 
 
 def gain(comparisons, block_seconds):
-    """{target: sums over the configurations compared, their ratio, and the configurations that never got there}
-
-    A baseline that stopped early has its best as the target of the epochs that it did not run.
-    """
-    gains = {}
-    for target in max(comparisons, key=len):
-        each = [comparison.get(target, comparison["best"]) for comparison in comparisons]
-        sums = {
-            name: round(sum(one[name] for one in each), 3)
-            for name in ("baseline_epochs", "baseline_seconds", "composed_epochs", "composed_seconds")
-        }
-        gains[target] = {
-            "ratio": ratio(sums["baseline_seconds"], block_seconds + sums["composed_seconds"]),
-            **sums,
-            "not_reached": [n for n, one in enumerate(each) if one["composed"] != "reached"],
-        }
-    return gains
+    """Sums over the configurations compared, their ratio, and the configurations that never got there."""
+    names = ("baseline_epochs", "baseline_seconds", "composed_epochs", "composed_seconds")
+    sums = {name: round(sum(comparison[name] for comparison in comparisons), 3) for name in names}
+    return {
+        "ratio": ratio(sums["baseline_seconds"], block_seconds + sums["composed_seconds"]),
+        **sums,
+        "not_reached": [n for n, comparison in enumerate(comparisons) if not comparison["reached"]],
+    }
 
 
 def in_examples(gain, epoch_size, joint_examples):
-    """A target's sums and their ratio in examples trained on, instead of seconds."""
+    """The sums and their ratio in examples trained on, instead of seconds."""
     baseline, composed = (gain[f"{side}_epochs"] * epoch_size for side in ("baseline", "composed"))
     return {
         "ratio": ratio(baseline, joint_examples + composed),
@@ -252,24 +197,15 @@ class Sweep:
         self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
         self.data = given(args, "tokenizer", "data", "max_length", "limit", "batch_size")
 
+    def stage(self, script, *arguments):
+        """Run a stage that reads the original model; returns its result."""
+        return stage(script, "-m", self.args.model, *arguments, *self.common)
+
     def configure(self):
         """Write conf-N.json for every N, the first N of all configurations; returns the modules."""
         path = self.folder / "modules.json"
-        stage(
-            "config_generator.py",
-            "-m",
-            self.args.model,
-            "-o",
-            path,
-            "--attention",
-            self.args.attention[0],
-            "--linear",
-            self.args.linear[0],
-            "-n",
-            1,
-            "--overwrite",
-            *self.common,
-        )
+        rates = ["--attention", self.args.attention[0], "--linear", self.args.linear[0], "-n", 1]
+        self.stage("config_generator.py", "-o", path, *rates, "--overwrite")
         content = read_json(path, "config_generator.py")
         configs = draw(content["modules"], max(self.args.counts), self.args.attention, self.args.linear, self.args.seed)
         for n in self.args.counts:
@@ -278,53 +214,22 @@ class Sweep:
 
     def prune(self, n, library, *more):
         """Prune the variants that N configurations need; returns what prune.py says."""
-        scheme = self.folder / f"scheme-{n}.json"
-        return stage("prune.py", "-m", self.args.model, "-c", scheme, "-o", self.folder / library, *more, *self.common)
+        files = ["-c", self.folder / f"scheme-{n}.json", "-o", self.folder / library]
+        return self.stage("prune.py", *files, *more)
 
     def fine_tune_blocks(self, pruned, library, stats, *more):
         """Fine-tune a pruned library's variants; returns the rows of the stats CSV."""
-        stage(
-            "block-level_finetuning.py",
-            "-m",
-            self.args.model,
-            "-p",
-            self.folder / pruned,
-            "-o",
-            self.folder / library,
-            "--stats",
-            stats,
-            *self.data,
-            *self.common,
-            *more,
-        )
+        files = ["-p", self.folder / pruned, "-o", self.folder / library, "--stats", stats]
+        self.stage("block-level_finetuning.py", *files, *self.data, *more)
         return read_rows(stats)
 
     def fine_tune_model(self, name, library, n, nth, *more):
         """Fine-tune the nth configuration out of a library: its curve."""
         stats = self.folder / f"{name}-{nth}.csv"
-        stage(
-            "model-level_finetuning.py",
-            "-m",
-            self.args.model,
-            "-p",
-            self.folder / library,
-            "-n",
-            nth,
-            "-c",
-            self.folder / f"conf-{n}.json",
-            "-o",
-            self.folder / f"{name}-{nth}.pth",
-            "--stats",
-            stats,
-            "--epochs",
-            self.args.epochs,
-            "--epoch-size",
-            self.args.epoch_size,
-            *self.data,
-            *self.common,
-            *shlex.split(self.args.model_args),
-            *more,
-        )
+        files = ["-p", self.folder / library, "-n", nth, "-c", self.folder / f"conf-{n}.json", "--stats", stats]
+        files += ["-o", self.folder / f"{name}-{nth}.pth"]
+        length = ["--epochs", self.args.epochs, "--epoch-size", self.args.epoch_size]
+        self.stage("model-level_finetuning.py", *files, *length, *self.data, *shlex.split(self.args.model_args), *more)
         return read_curve(read_rows(stats))
 
     def run_baselines(self, n):
@@ -346,10 +251,10 @@ class Sweep:
         """Fine-tune the nth configuration's composed model, until it is as good as the baseline's best."""
         baseline = self.baselines[nth]
         composed = self.fine_tune_model(
-            library, library, n, nth, "--target-loss", targets(baseline)["best"], "--overwrite"
+            library, library, n, nth, "--target-loss", min(loss for loss, _ in baseline), "--overwrite"
         )
         comparison = compare(baseline, composed)
-        emit(figure="composed", library=library, configuration=nth, **figures_of(composed), targets=comparison)
+        emit(figure="composed", library=library, configuration=nth, **figures_of(composed), **comparison)
         return comparison
 
     def joint(self, n, scheme):
@@ -388,11 +293,10 @@ class Sweep:
             "block_seconds": round(sum(seconds.values()), 3),
             "block_seconds_of": {name: round(each, 3) for name, each in seconds.items()},
             "reached_as_composed": sum(
-                each["best"]["composed"] == "reached" and not each["best"]["composed_epochs"] for each in comparisons
+                comparison["reached"] and not comparison["composed_epochs"] for comparison in comparisons
             ),
-            "in_seconds": gains["best"],
-            "targets": gains,
-            "in_examples": in_examples(gains["best"], self.epoch_size, examples),
+            "in_seconds": gains,
+            "in_examples": in_examples(gains, self.epoch_size, examples),
             "not_in_examples": "the calibration passes of choosing and of the closed form",
         }
 
