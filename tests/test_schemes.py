@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 
 import pytest
 from helpers import fails, outcome, read_json, run
@@ -18,7 +17,6 @@ from common.configurations import (
     uniform_configurations,
 )
 from common.errors import UserError
-from common.records import digest
 from common.scheme import DENSE, Scheme, make_scheme, read_scheme, select
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
@@ -54,11 +52,6 @@ def issue_configurations():
 @given(rate=st.floats(0, 1), size=st.integers(1, 10**7))
 def test_removed_count_is_torchs(rate, size):
     assert removed_count(rate, size) == _compute_nparams_toprune(rate, size)
-
-
-@pytest.mark.parametrize("rate, size, count", [(0.5, 3, 2), (0.5, 5, 2), (0.25, 8, 2), (0.3, 8, 2), (0.0, 9, 0)])
-def test_halves_round_to_even_by_hand(rate, size, count):
-    assert removed_count(rate, size) == count == _compute_nparams_toprune(float(rate), size)
 
 
 # --- variants and reuse --------------------------------------------------------------------------------------------
@@ -108,11 +101,6 @@ def test_a_block_with_nothing_removed_is_dense_and_counts_nowhere():
     assert scheme.count_without_reuse() == 1
 
 
-def test_a_module_that_is_left_out_has_rate_0():
-    assert scheme_of({"0.attn": 0.5, "0.attn.o": 0}).blocks == scheme_of({"0.attn": 0.5}).blocks
-    assert set(scheme_of({}).configs[0].values()) == {DENSE}
-
-
 def test_requested_means_weigh_every_module_by_its_size():
     """By hand: heads (0.5 * 8 + 0 * 8) / 16; weights (0.4 * 1000 + 0.1 * 2000) / 10000."""
     scheme = scheme_of({"0.attn": 0.5, "0.attn.o": 0.4, "1.ff.wo": 0.1})
@@ -131,13 +119,6 @@ def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_bloc
 def test_a_configuration_that_is_not_there_is_named_with_the_range():
     with pytest.raises(UserError, match=r"c\.json: has no configuration 3; its 3 are numbered 0 to 2"):
         select(make_scheme(issue_configurations()), 3, "c.json")
-
-
-def test_uniform_rates_go_to_the_modules_of_their_kind():
-    configurations = issue_configurations()
-    assert configurations.configs[2] == {
-        name: 0.25 if module["kind"] == "attention" else 0.5 for name, module in MODULES.items()
-    }
 
 
 RANDOM = {"attention": [0.25, 0.5], "linear": [0.3, 0.5, 0.7]}
@@ -178,11 +159,6 @@ def test_random_configurations_differ_until_there_are_no_more():
         random_configurations(MODEL, MODULES, rates, 65, seed=0)
 
 
-def test_a_random_rate_that_cannot_be_used_is_refused_before_it_is_drawn():
-    with pytest.raises(UserError, match="0.attn: rate 0.99 removes all 8 heads"):
-        random_configurations(MODEL, MODULES, RANDOM | {"attention": [0.25, 0.99]}, 1, seed=0)
-
-
 @pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])
 def test_uniform_rates_that_cannot_be_used_are_refused(kind, parts):
     modules = {"0.part": {"kind": kind, parts: 8}}
@@ -193,16 +169,6 @@ def test_uniform_rates_that_cannot_be_used_are_refused(kind, parts):
     )
 
 
-@pytest.mark.parametrize("heads", [1, 2, 6, 8, 12])
-def test_the_rate_that_the_message_calls_the_largest_usable_one_is_usable(heads):
-    modules = {"a": {"kind": "attention", "heads": heads}}
-    with pytest.raises(UserError) as error:
-        uniform_configurations(MODEL, modules, [{"attention": 0.999}])
-    largest = float(str(error.value).split("usable rate is ")[1].split(" ")[0])
-    assert removed_count(largest, heads) == heads - 1
-    uniform_configurations(MODEL, modules, [{"attention": largest}])
-
-
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,23 +177,11 @@ def write(path, value):
     return path
 
 
-def test_configurations_survive_the_file(tmp_path):
-    configurations = issue_configurations()
-    path = write(tmp_path / "conf.json", configurations.to_json())
-    assert read_configurations(path) == configurations
-
-
 def test_a_scheme_survives_the_file(tmp_path):
     scheme = make_scheme(issue_configurations())
     read = read_scheme(write(tmp_path / "conf_prune.json", scheme.to_json()))
     assert read == scheme and isinstance(read, Scheme)
     assert read.variants() == scheme.variants()  # and the order of the blocks
-
-
-def test_a_schemes_digest_is_that_of_everything_else_in_it():
-    content = make_scheme(issue_configurations()).to_json()
-    claimed = content.pop("digest")
-    assert claimed == digest(content)
 
 
 @pytest.mark.parametrize(
@@ -346,12 +300,6 @@ def test_rate_1_leaves_a_block_out(kind, parts):
     assert [each[kind] for each in scheme.requested] == [1, 1, 0.875]
 
 
-def test_rates_near_the_border_are_taken(tmp_path):
-    config = {"0.attn": 0.875, "0.attn.o": 0.9999, "0.ff.wi": 0, "0.ff.wo": 0.0}
-    read = read_configurations(write(tmp_path / "c.json", with_config(config)))
-    assert read.configs[1] == config
-
-
 # --- files that no longer belong together ------------------------------------------------------------------------
 
 
@@ -369,8 +317,3 @@ def test_a_scheme_that_is_older_than_its_conf_json_is_not_pruned_by(workshop, ch
     assert "conf.json: 1 of its variants are not in pruned" in err
     run("prune_scheme_generator.py")
     assert run(f"prune.py -m {workshop}/model/t5 -o pruned")["pruned"] == 1
-
-
-def test_a_scheme_without_its_conf_json_is_enough(workshop, chain, here):
-    shutil.copy(chain / "conf_prune.json", here)
-    run(f"prune.py -m {workshop}/model/t5 -o pruned")

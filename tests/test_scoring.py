@@ -125,17 +125,6 @@ def test_scores_within_a_composed_model_diverge_from_the_teacher(kind):
         assert scores == {None: close(composed), "shaken": close(expected)}, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_without_a_block_the_model_is_scored_as_it_is(kind):
-    """Oracles: torch on one example at a time; and 0, since nothing diverges from itself."""
-    model, examples = lively(kind), random_examples(kind)
-    assert score_block(model, model, find_blocks(model), None, {}, examples, **OPTIONS) == {
-        None: close(expected_score(model, model, examples))
-    }
-    twin = copy.deepcopy(model)  # the teacher's own pass is then a second one
-    assert score_block(model, twin, find_blocks(model), None, {}, examples, **OPTIONS)[None]["kl"] == 0
-
-
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
 def test_scoring_leaves_the_model_as_it_was(kind, fails):
@@ -300,30 +289,6 @@ def test_multiply_adds_are_those_of_the_compact_model(kind, attention):
         for _, compact in composed_and_compact(model, variants, choices)
     ]
     assert found[0] == max(found) and len(set(found)) == 3
-
-
-@pytest.mark.parametrize("measure", ["parameters", "multiply-adds", "bytes"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_costs_where_single_weights_leave_neurons_empty(kind, measure, tmp_path):
-    """At 0.95 some neurons lose a row or a column, though not all they have. Oracles: as above."""
-    model = all_different(kind)
-    model.set_attn_implementation("eager")
-    variants, blocks = grid_variants(model, rates=(0.95,)), find_blocks(model)
-    choice = {name: "0_0.95" if blocks[name].neurons else DENSE for name in variants}
-    rows = [
-        mask.any(dim=1)
-        for name in variants
-        if blocks[name].neurons
-        for mask in list(variants[name]["0_0.95"].keeps.values())[:-1]
-    ]
-    assert any(not row.all() and row.any() for row in rows)
-    ((composed, compact),) = composed_and_compact(model, variants, [choice])
-    expected = {
-        "parameters": lambda: nonzeros(composed),
-        "bytes": lambda: stored_bytes(compact, tmp_path / "compact"),
-        "multiply-adds": lambda: multiply_adds(LoadedModel(compact, Path("compact"))),
-    }[measure]()
-    assert costs_of(measure, model, variants, [choice]) == [expected]
 
 
 @pytest.mark.parametrize("measure", ["multiply-adds", "bytes"])

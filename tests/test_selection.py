@@ -67,22 +67,6 @@ def test_each_step_removes_what_brute_force_would(seed, count, size, rows, bias)
         left.remove(group)
 
 
-def test_several_at_once_are_those_that_would_go_first_alone():
-    inputs, weight = problem(3, 200, 12, 5)
-    gram, weight = torch.tensor(inputs.T @ inputs), torch.tensor(weight)
-    errors = [error_left(inputs, weight.numpy(), [i for i in range(12) if i != j]) for j in range(12)]
-    order = elimination_order(gram, weight, 12, 1, 4)
-    assert order[:4].tolist() == np.argsort(errors)[:4].tolist()
-    assert sorted(order.tolist()) == list(range(12))
-
-
-def test_inputs_that_are_always_zero_go_first_and_do_no_harm():
-    inputs, weight = problem(5, 50, 6, 3)
-    inputs[:, [1, 4]] = 0
-    order = elimination_order(torch.tensor(inputs.T @ inputs), torch.tensor(weight), 6, 1, 1)
-    assert set(order[:2].tolist()) == {1, 4}
-
-
 def test_a_neuron_that_others_can_replace_goes_before_a_smaller_one_that_none_can():
     """By hand: inputs 0 and 1 are the same, input 2 is independent and has a smaller weight. l1 would remove 2."""
     rng = np.random.default_rng(0)
