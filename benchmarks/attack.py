@@ -19,7 +19,6 @@ import importlib
 import importlib.util
 import json
 import mmap
-import multiprocessing
 import os
 import random
 import re
@@ -45,7 +44,7 @@ from helpers import load_script, make_workshop  # noqa: E402
 from common import cli  # noqa: E402
 from common.records import digest, file_digest  # noqa: E402
 
-PATIENCE = 30.0  # seconds that a case may take
+PATIENCE = 30  # seconds that a case may take
 MEMORY = Path("/dev/shm")  # where files cost nothing to write
 MARKER = "code-was-run"
 
@@ -55,7 +54,6 @@ def parser():
     flags.add_argument("--kills", type=cli.natural, default=0, metavar="N", help="kills at operations on files")
     flags.add_argument("--races", type=cli.natural, default=0, metavar="N", help="rounds of several writers at once")
     flags.add_argument("--damages", type=cli.natural, default=0, metavar="N", help="damaged files")
-    flags.add_argument("--jobs", type=cli.positive, default=1, help="cases at the same time")
     flags.add_argument("--case", metavar="ID", help="repeat one case, for instance kill/prune/7")
     return flags
 
@@ -150,14 +148,14 @@ READERS = {
 class Done(NamedTuple):
     """How a child ended."""
 
-    code: int | None  # as a shell has it: negative for a signal; None for a child that hung
+    code: int  # negative for a signal
     out: str
     err: str
 
     @property
     def verdict(self) -> str | None:
         """What is wrong with it, whatever its input was: None if nothing is."""
-        if self.code is None:
+        if self.code == -signal.SIGALRM:
             return "hangs"
         if "Traceback" in self.err or self.code not in (0, 2):
             return "tracebacks"
@@ -172,7 +170,6 @@ class Child:
     """A fork of this process that calls `work()`, which returns an exit code, in a folder."""
 
     def __init__(self, work, folder):
-        self.until = time.monotonic() + PATIENCE
         self.files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.pid = os.fork()
         if self.pid == 0:
@@ -181,6 +178,7 @@ class Child:
     def _run(self, work, folder):
         code = 1
         try:
+            signal.alarm(PATIENCE)  # which ends what hangs
             os.chdir(folder)
             os.umask(0o022)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -199,23 +197,13 @@ class Child:
             os._exit(code or 0)
 
     def wait(self) -> Done:
-        code = None
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
-                break
-            if time.monotonic() > self.until:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                break
-            time.sleep(0.002)
+        _, status = os.waitpid(self.pid, 0)
         texts = []
         for file in self.files:
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
             file.close()
-        return Done(code, *texts)
+        return Done(os.waitstatus_to_exitcode(status), *texts)
 
 
 def start(words, folder, before=None, modules=None) -> Child:
@@ -723,7 +711,7 @@ def attack(args):
                 except Exception:
                     return "attacker_failed", traceback.format_exc()
 
-        for case, problem in zip(cases, forked(work, cases, args.jobs)):
+        for case, problem in zip(cases, map(work, cases)):
             counts[case.partition("/")[0]] += 1
             if problem:
                 counts[problem[0]] += 1
@@ -738,21 +726,6 @@ def attack(args):
         print(json.dumps(result))
         raise SystemExit(1)
     return result
-
-
-def forked(work, cases, jobs):
-    """What `work` returns for each case, in order, from forked workers."""
-    if jobs == 1:
-        yield from map(work, cases)
-        return
-    global _work
-    _work = work
-    with multiprocessing.get_context("fork").Pool(jobs, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
-        yield from pool.imap(_call, cases, chunksize=4)
-
-
-def _call(case):
-    return _work(case)
 
 
 def main(argv=None):

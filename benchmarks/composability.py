@@ -42,10 +42,6 @@ from common.scheme import SCHEME_BY, make_scheme, read_scheme
 from common.stats import read_seconds, read_stats
 
 JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
-ASSUMPTION = (
-    "a further configuration costs what those measured cost in the mean, baseline and composed; the library has all "
-    "{grid} variants of the grid, and its cost is that of the measured one with {measured}, scaled in proportion"
-)
 
 
 def parser():
@@ -324,6 +320,9 @@ def figures_of(curve):
 def projections(measured, wanted, grid):
     """The projected figures, out of that of the largest number that was measured.
 
+    A further configuration is taken to cost the mean of those measured. The library has all variants of the grid, and
+    costs as much more than the measured one as it has more variants.
+
     Args:
         wanted: numbers of configurations; those that are not larger are left out.
         grid: variants that there are in all.
@@ -336,7 +335,7 @@ def projections(measured, wanted, grid):
             "figure": "sweep",
             "projected": True,
             "configurations": configurations,
-            "assumption": ASSUMPTION.format(grid=grid, measured=measured["variants"]),
+            "variants": grid,
             "measured_configurations": n,
             "not_reached": best["not_reached"],
             "in_seconds": project(

@@ -98,25 +98,14 @@ def given(args, *names):
 # --- models of true size -----------------------------------------------------------------------------------------
 
 
-def random_model(family, seed, device, width=None):
-    """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone.
-
-    Args:
-        width: another one, with eight heads and four times as many neurons.
-    """
+def random_model(family, seed, device):
+    """A model of the study's size (T5-small or DistilBERT-base) with random weights, for speed alone."""
     torch.manual_seed(seed)
-    sizes = {}
-    if width:
-        sizes = {
-            "t5": dict(d_model=width, d_ff=4 * width, d_kv=width // 8),
-            "distilbert": dict(dim=width, hidden_dim=4 * width, n_heads=8),
-        }[family]
     config = {
         "t5": partial(transformers.T5Config, vocab_size=32128, decoder_start_token_id=0),  # its defaults are T5-small's
         "distilbert": transformers.DistilBertConfig,
-    }[family](**sizes)
-    model = model_class(family)(config)
-    return LoadedModel(model.to(device).eval(), Path(f"random-{family}"))
+    }[family]()
+    return LoadedModel(model_class(family)(config).to(device).eval(), Path(f"random-{family}"))
 
 
 def random_t5(shape, seed):

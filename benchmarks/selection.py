@@ -4,15 +4,11 @@ Two tables, both uniform over all blocks: heads and neurons at the i-th rates of
 single weights of all Linears at each rate of --linear. Each row is one criterion at one rate: the model's loss and its
 divergence from the original on all examples of --split; seconds of the pass that gathers what the criterion reads, of
 choosing, and of the closed form.
-
-The last lines compare selection for all rates, in turn with the closed form of one variant of each block; both with the
-pass that gathers what they read.
 """
 
 import sys
-from functools import partial
 
-from measure import build_parser, cli, emit, in_turn, machine, ratio
+from measure import build_parser, cli, emit, machine
 
 from common.blocks import block_tensors, find_blocks, prunable_modules
 from common.closed_form import reconstruct, statistics
@@ -128,21 +124,6 @@ def run(args):
                         "closed form": round(now() - chosen, 2),
                     },
                 )
-    for table, all_rates in tables.items():
-        variants = bench.prune(bench.criteria("reconstruction"), all_rates[0])
-
-        def select(all_rates=all_rates):
-            criteria = bench.criteria("reconstruction")
-            for rates in all_rates:
-                bench.prune(criteria, rates)
-
-        ways = {"selection": select, "closed form": partial(bench.solve, variants)}
-        seconds = in_turn(ways, args.rounds, bench.runtime.device)
-        emit(
-            figure=f"{table}: selection of all rates / closed form of one variant, statistics in both",
-            rates=len(all_rates),
-            ratio=ratio(seconds["selection"], seconds["closed form"]),
-        )
     return {"model": str(args.model)}
 
 
