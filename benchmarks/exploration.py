@@ -47,28 +47,16 @@ def parser():
     flags.add_argument("--attention", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
     flags.add_argument("--linear", type=cli.rate_below_1, nargs="+", default=[0.3, 0.5, 0.7], metavar="RATE")
     flags.add_argument("--feed-forward", type=cli.rate, nargs="+", metavar="RATE")
-    flags.add_argument(
-        "--drop",
-        type=cli.non_negative_number,
-        nargs="+",
-        default=[0.2, 0.5, 1.0],
-        metavar="ALPHA",
-        help="by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)",
-    )
-    flags.add_argument(
-        "--criterion", choices=list(CRITERIA), default="reconstruction", help="what the library's blocks are pruned by"
-    )
+    drop = "by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)"
+    flags.add_argument("--drop", type=cli.non_negative_number, nargs="+", default=[0.2, 0.5, 1.0], help=drop)
+    flags.add_argument("--criterion", choices=list(CRITERIA), default="reconstruction", help="of the library's blocks")
     flags.add_argument("--baseline-limit", type=cli.positive, metavar="K", help="fine-tune only K for the baseline")
     flags.add_argument("--epochs", type=cli.positive, default=1, help="epochs of a configuration of the baseline")
     flags.add_argument("--epoch-size", type=cli.positive, default=15000, help="examples in such an epoch")
     flags.add_argument("--block-args", default="", help="further flags for block-level_finetuning.py")
     flags.add_argument("--model-args", default="", help="further flags for model-level_finetuning.py, for the baseline")
-    flags.add_argument("--explore-args", default="", help="further flags for experiments/explore.py")
-    flags.add_argument(
-        "--finish-args",
-        default="--epochs 1 --epoch-size 2500",
-        help="flags for the model-level_finetuning.py of a composed model that is not good enough",
-    )
+    finish = "those of a composed model that is not good enough"
+    flags.add_argument("--finish-args", default="--epochs 1 --epoch-size 2500", help=finish)
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
     cli.add_data_flags(flags, batch_size=32)
     return flags
@@ -170,7 +158,7 @@ class Exploration:
         report = self.folder / "explored.json"
         files = ["-c", self.folder / "conf.json", "-o", self.folder / "smallest.json", "--report", report]
         flags = ["-p", self.folder / "library", *files, "--overwrite", "--drop", *self.args.drop, *self.data]
-        self.of_model("experiments/explore.py", *flags, *shlex.split(self.args.explore_args))
+        self.of_model("experiments/explore.py", *flags)
         return read_json(report, "experiments/explore.py")
 
     def finish(self, nth, found):
