@@ -51,9 +51,6 @@ def loses_nothing(call, place):
     [
         ("compose_model.py", "-m", "workshop/model/t5"),
         ("compose_model.py", "-p", "chain/tuned"),
-        ("compose_model.py", "-c", "chain/conf.json"),
-        ("model-level_finetuning.py", "-m", "workshop/model/t5"),
-        ("model-level_finetuning.py", "-p", "chain/tuned"),
         ("model-level_finetuning.py", "--data", "workshop/data/t5"),
         ("prune_scheme_generator.py", "-i", "chain/conf.json"),
         ("plot_loss.py", "CSV", "chain/tuned-0.csv"),
@@ -69,15 +66,11 @@ def test_an_output_that_is_an_input_is_refused(loses_nothing, flags_of, place, s
     "script, changes",
     [
         ("prune.py", {"-c": "chain/conf_prune.json", "-o": "workshop/model/t5"}),
-        ("block-level_finetuning.py", {"-o": "workshop/model/t5"}),
         ("config_generator.py", {"-o": "workshop/model/t5/config.json"}),
-        ("config_generator.py", {"-o": "chain/conf_prune.json"}),
         ("prune_scheme_generator.py", {"-o": "chain/conf.json"}),
         ("compose_model.py", {"-o": "chain/pruned"}),
-        ("compose_model.py", {"-o": "workshop/data/t5"}),
         ("compose_model.py", {"-o": "chain/tuned-0.pth"}),  # which model-level_finetuning.py made
         ("model-level_finetuning.py", {"-o": "chain/composed-0"}),  # which compose_model.py made
-        ("model-level_finetuning.py", {"-o": "mine"}),
     ],
 )
 def test_what_another_script_made_is_not_even_replaced_when_asked(loses_nothing, flags_of, place, script, changes):
@@ -89,15 +82,13 @@ def test_what_another_script_made_is_not_even_replaced_when_asked(loses_nothing,
 # --- reports, stats and pictures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["mine", "chain/conf.json", "chain/tuned/record.json", "workshop/model/t5/config.json"]
-)
+@pytest.mark.parametrize("name", ["mine", "workshop/model/t5/config.json"])
 @pytest.mark.parametrize("script", ["evaluate-t5.py", "evaluate-distilbert.py"])
 def test_a_report_replaces_no_other_file(loses_nothing, flags_of, place, script, name):
     assert str(place / name) in loses_nothing(script, flags_of(script, {"--report": place / name}))
 
 
-@pytest.mark.parametrize("name", ["mine", "chain/conf.json", "workshop/data/t5/train.en", "chain/pruned"])
+@pytest.mark.parametrize("name", ["mine", "chain/pruned"])
 @pytest.mark.parametrize("script", ["block-level_finetuning.py", "model-level_finetuning.py"])
 def test_stats_replace_no_other_file(loses_nothing, flags_of, place, script, name):
     err = loses_nothing(script, [*flags_of(script, {"--stats": place / name}), "--overwrite"])
@@ -108,10 +99,8 @@ def test_stats_replace_no_other_file(loses_nothing, flags_of, place, script, nam
     "script, flag",
     [
         ("model-level_finetuning.py", "--stats"),
-        ("block-level_finetuning.py", "--stats"),
         ("evaluate-t5.py", "--report"),
         ("config_generator.py", "-o"),
-        ("compose_model.py", "-o"),
         ("plot_loss.py", "-o"),
     ],
 )

@@ -31,8 +31,7 @@ from common.report import multiply_adds
 from common.saving import save_model
 from common.scheme import Pair
 
-WRITERS = ["t5", "t5-gated", "bart", "marian"]
-KINDS = [*WRITERS, *CLASSIFIERS[:2]]
+KINDS = ["t5-gated", "marian", "distilbert"]
 TUNING = ("--method", "both", "--batch-size", 8, "--epochs", 1)
 
 
@@ -140,7 +139,7 @@ def test_blocks_are_left_out_at_every_stage(kind, library_of, succeeds, tmp_path
         assert figures["multiply_adds"]["ratio"] < 0.9 and figures["seconds_per_batch"]["model"] > 0
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart", "bert"])
+@pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_a_model_with_blocks_left_out_is_pruned_and_fine_tuned_further(kind, library_of, succeeds, tmp_path):
     """Its first layers have no modules any more. Oracle for the compact model: the masked one."""
     library_of(kind, "--method", "reconstruct")
@@ -165,8 +164,7 @@ def test_a_model_with_blocks_left_out_is_pruned_and_fine_tuned_further(kind, lib
     assert read_json(tmp_path / "end.json")["figures"]["multiply_adds"]["ratio"] < 1
 
 
-@pytest.mark.parametrize("kind", ["t5", "bert", "distilbert"])
-@pytest.mark.parametrize("measure", ["parameters", "multiply-adds", "bytes", "latency"])
+@pytest.mark.parametrize("kind, measure", [("t5", "parameters"), ("bert", "multiply-adds"), ("distilbert", "bytes")])
 def test_a_search_counts_what_the_compact_model_costs(kind, measure, library_of, succeeds, tmp_path):
     """Oracles: the parameters, the FlopCounter's products, and the bytes of the weights file, less its header.
 
@@ -178,9 +176,6 @@ def test_a_search_counts_what_the_compact_model_costs(kind, measure, library_of,
         *("--budget-of", 3, "--measure", measure, "--score-examples", 8, "--rounds", 0, "--report", "report.json"),
     )["found"]
     report = read_json(tmp_path / "report.json")
-    if measure == "latency":
-        assert 0 < figures["fraction"] < 1
-        return
     biases = 0 if kind == "t5" else 32 * len(report["blocks"])
     each = {"parameters": 1, "multiply-adds": 0, "bytes": 4}[measure]
     assert figures["cost"] == pytest.approx(report["rest"] + each * biases)
@@ -194,7 +189,7 @@ def test_a_search_counts_what_the_compact_model_costs(kind, measure, library_of,
         assert figures["cost"] == (made["parameters"] if each else multiply_adds(load_model("small")))
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_greedy_search_that_drops_rows_finds_the_same(kind):
     """Oracle: the masked model. The cache's first layer, whose rows are dropped too, has no keys."""
     model = build_model(kind)
@@ -223,7 +218,7 @@ def test_a_model_without_any_block_has_nothing_to_prune(call, tmp_path):
 # --- closed form -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bart", "marian", "distilbert", "bert"])
+@pytest.mark.parametrize("kind", ["bart", "distilbert"])
 def test_the_closed_form_gives_the_bias_the_mean_of_the_teachers_output(kind):
     """Oracle: the mean over all real tokens, taken from one pass over one batch."""
     model, data = build_model(kind), examples(kind, 24)
@@ -239,9 +234,8 @@ def test_the_closed_form_gives_the_bias_the_mean_of_the_teachers_output(kind):
         assert not any(tensor.any() for name, tensor in tensors.items() if name != f"{out}.bias")
 
 
-@pytest.mark.parametrize("kind", ["t5", "t5-gated"])
-def test_where_there_is_no_bias_the_closed_form_has_nothing_to_solve(kind):
-    model = build_model(kind)
+def test_where_there_is_no_bias_the_closed_form_has_nothing_to_solve():
+    model = build_model("t5-gated")
     solved = reconstruct(model, emptied(model), examples("t5", 24), ridge=1e-3, **OPTIONS)
     assert len(solved) == 10
     assert not any(tensor.any() for tensors in solved.values() for tensor in tensors.values())
