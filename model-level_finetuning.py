@@ -99,9 +99,11 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     from common.compact import make_compact
     from common.composition import compose, removed_parts
     from common.inputs import form_from, open_tracking
+    from common.learner import Learner
+    from common.objectives import ModelObjective
     from common.saving import check_range, is_made, read_measured, round_to
     from common.stats import runs_in, seconds_of, write_stats
-    from common.training import Learner, Measure, ModelObjective, fit, steps_of, validate
+    from common.training import Measure, fit, steps_of, validate
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
     form = form_from(args, loaded)

@@ -9,12 +9,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from common.checkpoints import Checkpoint
 from common.data import load_examples
 from common.devices import Runtime
+from common.learner import Recipe
 from common.paired_tokenizer import PairedTokenizer
 from common.records import digest
 from common.sources import DataSource
 from common.splits import read_texts
 from common.tasks import TASKS
-from common.training import Recipe, fit_model
+from common.training import fit_model
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # in the order of their ids, which the model's config names
 LEAST = 2  # how often two pieces must stand side by side to be made one

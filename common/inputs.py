@@ -16,6 +16,7 @@ from common.devices import Runtime, resolve_device
 from common.errors import UserError
 from common.evaluation import Quality, parameter_counts
 from common.files import check_apart, real
+from common.learner import Recipe, last_rate
 from common.metrics import CONFIDENCE, intervals
 from common.models import LoadedModel, data_source, load_model, load_tokenizer
 from common.processes import join, own_number
@@ -25,7 +26,7 @@ from common.report import Reported, original_of, write_reports
 from common.sources import DataSource, check_source
 from common.splits import has_split
 from common.tracking import Tracking, check_trackers
-from common.training import Recipe, epoch_steps, last_rate
+from common.training import epoch_steps
 
 METRIC_EXAMPLES = 256  # by default, of what is generated: enough to tell epochs apart, and takes seconds
 TRIED = 100  # examples of each split that are read when a model is adopted

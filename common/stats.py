@@ -69,7 +69,7 @@ def write_stats(path, histories, progress, run, metric=None):
     """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value.
 
     Args:
-        histories: {learner: [`training.Epoch`]}.
+        histories: {learner: [`learner.Epoch`]}.
         metric: the name of theirs, if they have one; it is a column more.
     """
     names = ("train_loss", "val_loss", *(["metric"] if metric else []))
@@ -129,7 +129,7 @@ def write_variant_stats(path, histories, run):
     """The second CSV of block-level fine-tuning: a row per variant and epoch.
 
     Args:
-        histories: {pair: [`training.Epoch`]}
+        histories: {pair: [`learner.Epoch`]}
     """
     rows = [[*pair, *row[: len(BLOCK_COLUMNS) - 3]] for pair, history in histories.items() for row in history]
     write_csv(path, BLOCK_COLUMNS, rows, run)

@@ -10,8 +10,9 @@ from common.batching import evaluation_batches
 from common.blocks import Block, block_calls, real_rows
 from common.data import Examples, rows_of
 from common.devices import Runtime, in_full_precision
+from common.learner import Recipe
+from common.objectives import Loss, forward
 from common.scheme import Pair, by_block
-from common.training import Loss, Recipe, forward
 
 
 class BlockObjective:

@@ -6,11 +6,14 @@ from helpers import QUIET, build_model, examples, run
 
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
+from common.learner import Learner, Recipe
 from common.masks import parameter_masks
+from common.objectives import ModelObjective
 from common.prune_block import prune_block
+from common.running_losses import RunningLosses
 from common.scheme import Pair
 from common.teacher import BlockObjective
-from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
+from common.training import run_pass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -38,7 +41,7 @@ def test_training_steps_do_not_wait_for_the_gpu(checkpointing):
     model, data = build_model("t5").to(device), examples("t5", 16)
     recipe = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0)
     learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
-    runtime, tally = Runtime(device, 4, QUIET), Tally(["x"])
+    runtime, tally = Runtime(device, 4, QUIET), RunningLosses(["x"])
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     objective = ModelObjective(model, recipe, checkpointing=checkpointing)
     run_pass({"x": learner}, objective, data, order[:1], runtime, "", tally)
@@ -76,8 +79,8 @@ def test_block_variants_do_not_wait_for_the_gpu_and_agree_with_the_cpu(precision
         runtime = Runtime(device, 4, QUIET)
         objective = BlockObjective(model, find_blocks(model), plan)
         data, before = examples("t5", 16), torch.cuda.get_sync_debug_mode()
-        run_pass(learners, objective, data, order[:1], runtime, "", Tally(learners))
-        tally = Tally(learners)
+        run_pass(learners, objective, data, order[:1], runtime, "", RunningLosses(learners))
+        tally = RunningLosses(learners)
         torch.cuda.set_sync_debug_mode("error")
         try:
             run_pass(learners, objective, data, order, runtime, "", tally)

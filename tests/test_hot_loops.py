@@ -15,10 +15,13 @@ from common import data, teacher
 from common.block_level import JointObjective, Supernet
 from common.blocks import block_tensors, find_blocks
 from common.devices import Runtime
+from common.learner import Learner, Recipe
+from common.objectives import ModelObjective
 from common.prune_block import prune_block
+from common.running_losses import RunningLosses
 from common.scheme import Pair
 from common.teacher import BlockObjective
-from common.training import Learner, ModelObjective, Recipe, Tally, run_pass
+from common.training import run_pass
 
 RECIPE = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0, distill=0.5)
 RUNTIME = Runtime(torch.device("cpu"), 4, QUIET, pieces=2)
@@ -50,7 +53,7 @@ def fake(mode, model):
 
 
 def train(mode, learners, objective, kind):
-    order, tally = [[0, 1, 2, 3], [4, 5, 6, 7]], Tally(learners)
+    order, tally = [[0, 1, 2, 3], [4, 5, 6, 7]], RunningLosses(learners)
     with mode:
         run_pass(learners, objective, examples(kind, 8), order, RUNTIME, "", tally)
     assert all(learner.steps == 2 for learner in learners.values())

@@ -131,7 +131,7 @@ def test_training_goes_on_within_an_epoch_bit_for_bit(tuned, tmp_path, monkeypat
 
     Model level trains with dropout. An epoch has 6 batches; each variant takes a step of its own in them.
     """
-    from common.training import Learner
+    from common.learner import Learner
 
     assert tuned(method, "whole")[0] == 0
     original, told = Learner.step, []
@@ -298,7 +298,8 @@ def test_a_foreign_file_in_the_stats_place_is_never_replaced(tuned, tmp_path, na
 
 @pytest.mark.parametrize("method", ["model"])
 def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, monkeypatch, method):
-    from common.training import Learner, ModelObjective
+    from common.learner import Learner
+    from common.objectives import ModelObjective
 
     original = ModelObjective.losses
 
@@ -314,7 +315,7 @@ def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, m
 
 
 def test_weights_that_become_nan_end_the_training_and_the_best_epoch_is_kept(tuned, tmp_path, monkeypatch):
-    from common.training import Learner
+    from common.learner import Learner
 
     original = Learner.step
 

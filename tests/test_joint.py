@@ -37,11 +37,13 @@ from common.block_level import JointObjective, Supernet, sample_compositions
 from common.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
 from common.blocks import block_tensors, find_blocks, set_block
 from common.checkpoints import Checkpoint
+from common.learner import Learner
 from common.library import Library
 from common.masks import parameter_masks
+from common.objectives import ModelObjective
 from common.prune_block import prune_block
 from common.scheme import DENSE, Pair
-from common.training import Learner, ModelObjective, fit, steps_of
+from common.training import fit, steps_of
 
 RECIPE = recipe(epochs=1)
 JOINT = (

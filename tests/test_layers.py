@@ -15,9 +15,11 @@ from common.compact import make_compact
 from common.devices import Runtime
 from common.layers import Layers, layers_of
 from common.masks import parameter_masks
+from common.objectives import ModelObjective
 from common.prune_block import prune_block
+from common.running_losses import RunningLosses
 from common.scheme import Pair
-from common.training import ModelObjective, Tally, run_pass
+from common.training import run_pass
 
 MODES = [True, False]
 
@@ -193,7 +195,7 @@ def joint_run(kind, old=(), steps=3, **options):
     plan = recipe(precision=precision, **others)
     learner = supernet.make_learner(plan, steps, 0.0 if old else 1.0)
     objective = JointObjective(supernet, plan, {}, model, **options)
-    runtime, tally = Runtime(CPU, 4, QUIET, pieces=2), Tally(["x"])
+    runtime, tally = Runtime(CPU, 4, QUIET, pieces=2), RunningLosses(["x"])
     order = [[4 * number + n for n in range(4)] for number in range(steps)]
     run_pass({"x": learner}, objective, examples(kind, 4 * steps), order, runtime, "", tally)
     assert learner.steps == steps

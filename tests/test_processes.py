@@ -15,8 +15,11 @@ from helpers import ROOT, build_model, examples
 
 from common import processes
 from common.devices import Runtime, computing, in_full_precision
+from common.learner import Learner, Recipe
+from common.objectives import ModelObjective
 from common.progress import Talk
-from common.training import Learner, ModelObjective, Recipe, Tally, pieces_of, run_pass
+from common.running_losses import RunningLosses
+from common.training import pieces_of, run_pass
 
 
 def start(lines, folder, count=2, program=ROOT / "experiments" / "stages.py"):
@@ -167,7 +170,7 @@ def test_a_batch_in_pieces_makes_the_same_step(pieces):
         recipe = Recipe(1, 7, 1e-2, 0.0, 0.01, 1.0, 0, "fp32", 0)
         learner = Learner(dict(model.named_parameters()), {}, recipe, 1)
         runtime = Runtime(torch.device("cpu"), 7, Talk(quiet=True), pieces=count)
-        tally = Tally(["x"])
+        tally = RunningLosses(["x"])
         run_pass({"x": learner}, ModelObjective(model, recipe), data, [list(range(7))], runtime, "", tally)
         found.append((learner.parameters, tally.result().losses["x"], learner.steps))
     (one, loss, steps), (other, loss_in_pieces, steps_in_pieces) = found

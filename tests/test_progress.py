@@ -15,9 +15,12 @@ from common import progress
 from common.checkpoints import Checkpoint
 from common.data import Examples
 from common.devices import Runtime
+from common.learner import EpochSeconds, Learner
+from common.objectives import Loss, ModelObjective
 from common.progress import Talk, duration
+from common.running_losses import RUNNING_BATCHES, RunningLosses, TimeLeft
 from common.tasks import TASKS
-from common.training import RUNNING_BATCHES, Ahead, EpochSeconds, Learner, Loss, ModelObjective, Tally, fit, steps_of
+from common.training import fit, steps_of
 
 
 class Terminal(io.StringIO):
@@ -26,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 def tally(seconds, done):
-    found = Tally(["a"])
+    found = RunningLosses(["a"])
     found.seconds, found.done = seconds, done
     return found
 
@@ -55,28 +58,28 @@ def test_durations_in_words(seconds, text):
 
 def test_time_left_over_all_epochs_by_hand():
     """10 training batches of 2 s and 4 validation batches of 0.5 s an epoch: an epoch takes 22 s."""
-    ahead = Ahead(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
+    ahead = TimeLeft(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
     assert ahead.seconds(tally(2.0, 1)) == 18 + 2 + 3 * 22
     assert ahead.seconds(tally(20.0, 10)) == 2 + 3 * 22
     assert ahead.seconds(tally(20.0, 10), tally(0.5, 1)) == 1.5 + 3 * 22
     last = ahead._replace(epochs=0)
     assert last.seconds(tally(20.0, 10), tally(2.0, 4)) == 0
-    first = Ahead(0, 0, 4, False, None)  # nothing to train, and nothing validated before
+    first = TimeLeft(0, 0, 4, False, None)  # nothing to train, and nothing validated before
     assert first.seconds(tally(0.0, 0), tally(0.5, 1)) == 1.5
 
 
 def test_time_left_is_not_made_up():
     """Before the first training batch nobody knows what one takes."""
-    ahead = Ahead(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
+    ahead = TimeLeft(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
     assert ahead.seconds(tally(0.0, 0)) is None
     assert ahead._replace(before=None).seconds(tally(2.0, 1)) is None
-    assert Ahead(3, 0, 4, False, None).seconds(tally(0.0, 0), tally(1.0, 2)) is None
+    assert TimeLeft(3, 0, 4, False, None).seconds(tally(0.0, 0), tally(1.0, 2)) is None
     assert ahead.after(None) == "" and ahead._replace(epochs=0).after(9.0) == ""
 
 
 def test_running_loss_is_that_of_the_last_batches():
     """Oracle: the mean by hand, over learners of the weighted means of their last batches."""
-    found = Tally(["a", "b"])
+    found = RunningLosses(["a", "b"])
     assert math.isnan(found.running_loss())
     for number in range(RUNNING_BATCHES + 10):
         for name in ("a", "b"):

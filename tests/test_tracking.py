@@ -6,7 +6,7 @@ import pytest
 from helpers import fails, recipe, run
 
 from common.cli import TRACKERS
-from common.training import last_rate, schedule
+from common.learner import last_rate, schedule
 
 TRAIN = "model-level_finetuning.py -m {0} -p {1}/tuned -c {1}/conf.json -n 0 -o m.pth --epochs 3 --batch-size 8"
 BLOCKS = "block-level_finetuning.py -m {0} -p {1}/pruned -o library --method {2} --epochs 3 --batch-size 8"

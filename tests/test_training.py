@@ -18,26 +18,18 @@ from common.checkpoints import Checkpoint
 from common.data import Examples
 from common.errors import UserError
 from common.interruption import Interrupted, heeded
+from common.learner import Epoch, EpochSeconds, Learner, schedule
 from common.masks import parameter_masks
+from common.objectives import Loss, ModelObjective
 from common.progress import Talk
 from common.prune_block import prune_block
 from common.records import content_digest
+from common.running_losses import Progress
 from common.scheme import Pair
 from common.stats import check_stats, read_stats, write_stats, write_variant_stats
 from common.tasks import TASKS
 from common.teacher import BlockObjective
-from common.training import (
-    Epoch,
-    EpochSeconds,
-    Learner,
-    Loss,
-    Measure,
-    ModelObjective,
-    Progress,
-    fit,
-    schedule,
-    steps_of,
-)
+from common.training import Measure, fit, steps_of
 
 RUN = "0123456789abcdef"  # a run's key
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)

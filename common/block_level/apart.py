@@ -7,14 +7,16 @@ from common.block_level.solutions import Solved, solve
 from common.block_level.stage import BlockStage
 from common.blocks import Variant
 from common.checkpoints import RUN_DIGITS, Checkpoint, text_of
+from common.learner import Epoch, EpochSeconds, Learner, Recipe
 from common.masks import parameter_masks
 from common.processes import ALONE
 from common.records import digest
+from common.running_losses import Progress
 from common.scheme import Pair, by_block
 from common.stats import seconds_of, write_stats, write_variant_stats
 from common.teacher import BlockObjective
 from common.tracking import Tracking
-from common.training import Epoch, EpochSeconds, Learner, Progress, Recipe, fit, steps_of
+from common.training import fit, steps_of
 
 VERSION = 1  # of training, part of the key of every output; raise it when results change
 

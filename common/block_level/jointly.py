@@ -13,12 +13,14 @@ from common.configurations import read_configurations
 from common.devices import give_back_memory
 from common.errors import UserError
 from common.evaluation import Quality
+from common.learner import NEVER_A_NUMBER, Learner
 from common.models import LoadedModel
 from common.records import digest
+from common.running_losses import Progress
 from common.scheme import Pair, make_scheme
 from common.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
 from common.tracking import Tracking
-from common.training import NEVER_A_NUMBER, Learner, Measure, Progress, fit, steps_of, validate
+from common.training import Measure, fit, steps_of, validate
 
 VERSION = 1  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there

@@ -12,9 +12,9 @@ from common.closed_form import blocks_by_pass, reconstruct_with_each, too_few
 from common.data import Examples
 from common.devices import Runtime, give_back_memory
 from common.errors import UserError
+from common.learner import Epoch, EpochSeconds
 from common.scheme import Pair, by_block
 from common.teacher import held_out_errors
-from common.training import Epoch, EpochSeconds
 
 
 class Solution(NamedTuple):

@@ -11,11 +11,11 @@ from common.blocks import Block, Variant
 from common.checkpoints import Checkpoint, remove_checkpoints
 from common.data import Examples
 from common.devices import Runtime
+from common.learner import Recipe
 from common.library import Library
 from common.scheme import Pair
 from common.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats, seconds_of
 from common.tracking import Tracking
-from common.training import Recipe
 
 
 @dataclass(frozen=True)

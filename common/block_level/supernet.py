@@ -16,9 +16,10 @@ from collections.abc import Iterable
 import torch
 
 from common.blocks import Block, Variant, block_tensors, rest_of, share_rest, sharing_copy
+from common.learner import Learner, Recipe
 from common.masks import parameter_masks
+from common.objectives import ModelObjective
 from common.scheme import DENSE, Pair, by_block
-from common.training import Learner, ModelObjective, Recipe
 
 CPU = torch.device("cpu")
 COMPOSITIONS = 8  # how many validation measures
@@ -159,7 +160,7 @@ class Draws:
 class JointObjective:
     """The task's loss of composed models: of a drawn one for each step, in validation of some fixed ones."""
 
-    divides = True  # see `training.ModelObjective`
+    divides = True  # see `objectives.ModelObjective`
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class JointObjective:
         """
         Args:
             compositions: {name: {block: variant}}, those that validation measures.
-            teacher, how: see `training.ModelObjective`.
+            teacher, how: see `objectives.ModelObjective`.
         """
         self.supernet, self.compositions = supernet, compositions
         self.draws = Draws(supernet.new, supernet.tensors, recipe.seed)
