@@ -450,7 +450,11 @@ def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(t5, chain, he
 def test_a_start_that_is_worse_leaves_the_pruned_weights(t5, chain, here, monkeypatch):
     """No epochs, and a closed form that makes composed models worse, as their validation says here."""
     losses, validate = iter([1.0, 2.0]), training.validate
-    monkeypatch.setattr(training, "validate", lambda *args: validate(*args)._replace(losses={"library": next(losses)}))
+
+    def validated(*args, **options):
+        return validate(*args, **options)._replace(losses={"library": next(losses)})
+
+    monkeypatch.setattr(training, "validate", validated)
     result = run(f"{tuning(t5, chain)} --epochs 0")
     assert (result["best_epoch"], result["val_loss"]) == (0, 1.0)
     paths = list((here / "library").glob("*_*.npy"))
