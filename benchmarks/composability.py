@@ -27,7 +27,7 @@ import re
 import shlex
 import shutil
 import sys
-from math import ceil, inf, nan
+from math import ceil, inf
 from pathlib import Path
 
 from measure import cli, emit, given, machine, stage
@@ -36,7 +36,6 @@ from common.configurations import grid_rates, uniform_configurations
 from common.criteria import CRITERIA, DEFAULT
 from common.errors import UserError
 from common.inputs import open_study
-from common.pictures import save_picture
 from common.records import read_json, write_json
 from common.scheme import SCHEME_BY, make_scheme, read_scheme
 from common.stats import read_seconds, read_stats
@@ -347,34 +346,6 @@ def projections(measured, wanted, grid):
         yield figure
 
 
-def plot(path, figures):
-    """The ratios over the number of configurations, measured and (open markers) projected."""
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(7, 4.5))
-    axis = picture.subplots()
-    for key, label, style in (
-        ("in_seconds", "in seconds", "o-"),
-        ("in_examples", "in examples instead of seconds", "^:"),
-    ):
-        measured = [figure for figure in figures if "projected" not in figure]
-        projected = [figure for figure in figures if "projected" in figure]
-        for points, open_markers in ((measured, {}), (measured[-1:] + projected, {"markerfacecolor": "white"})):
-            counts = [figure["configurations"] for figure in points]
-            ratios = [nan if figure[key]["ratio"] is None else figure[key]["ratio"] for figure in points]
-            name = None if open_markers else label
-            axis.plot(counts, ratios, style, color="black", label=name, **open_markers)
-    axis.axhline(1, color="grey", linewidth=0.8)
-    counts = sorted({figure["configurations"] for figure in figures})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(counts, map(str, counts))
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="configurations (open: projected)", ylabel="baseline's seconds / composed models' seconds")
-    axis.legend(fontsize=8)
-    save_picture(path, picture)
-
-
 def run(args):
     check_flags(args)
     opened = open_study(args)
@@ -398,19 +369,16 @@ def run(args):
     )
     del opened
     sweep, figures = Sweep(args, train_examples), []
-    picture = sweep.folder / "ratio.png"
     modules = sweep.configure()
     for n in args.counts:
         scheme = sweep.run_baselines(n)
         figures.append(sweep.joint(n, scheme))
         emit(**figures[-1])
-        plot(picture, figures)
     grid = variants_in_grid(modules, args.attention, args.linear)
     projected = list(projections(figures[-1], args.project, grid))
     for figure in projected:
         emit(**figure)
-    plot(picture, figures + projected)
-    return {"figure": "picture", "file": str(picture)}
+    return {"figure": "done", "configurations": args.counts}
 
 
 def main(argv=None):
