@@ -33,7 +33,7 @@ from helpers import (
 )
 
 from common import training
-from common.block_level import JointObjective, Supernet, sample_compositions
+from common.block_level import JointObjective, Supernet, jointly, sample_compositions
 from common.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
 from common.blocks import block_tensors, find_blocks, set_block
 from common.checkpoints import Checkpoint
@@ -454,7 +454,7 @@ def test_a_start_that_is_worse_leaves_the_pruned_weights(t5, chain, here, monkey
     def validated(*args, **options):
         return validate(*args, **options)._replace(losses={"library": next(losses)})
 
-    monkeypatch.setattr(training, "validate", validated)
+    monkeypatch.setattr(jointly, "validate", validated)
     result = run(f"{tuning(t5, chain)} --epochs 0")
     assert (result["best_epoch"], result["val_loss"]) == (0, 1.0)
     paths = list((here / "library").glob("*_*.npy"))
