@@ -120,12 +120,12 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     made_from = trained_from | form.to_json()
     key = digest(trained_from)  # of the run: for another type of the weights it need not be done again
     run = key[:RUN_DIGITS]
-    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and bool(runs_in(stats_file) & {run, ""})):
+    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and run in runs_in(stats_file)):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
         if processes.is_first:
             remove_checkpoints(output)
         there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
-        return {**there, "seconds": seconds_of(stats_file, {run, ""}), "stats": stats_file}
+        return {**there, "seconds": seconds_of(stats_file, {run}), "stats": stats_file}
 
     model = loaded.model if is_last and not recipe.distill else copy.deepcopy(loaded.model)
     masks = compose(model, choice)

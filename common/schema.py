@@ -97,14 +97,6 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Flag:
-    """true or false."""
-
-    def find(self, value):
-        return None if isinstance(value, bool) else Fault((), shown(value), "true or false")
-
-
-@dataclass(frozen=True)
 class Anything:
     """Any value."""
 
@@ -194,17 +186,6 @@ class Either:
     def find(self, value):
         fault = Object({self.key: Text(tuple(self.schemas))}, others=True).find(value)
         return fault or self.schemas[value[self.key]].find(value)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """What one of some schemas says."""
-
-    schemas: tuple
-
-    def find(self, value):
-        faults = [schema.find(value) for schema in self.schemas]
-        return None if None in faults else faults[0]._replace(expected=" or ".join(each.expected for each in faults))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def check_stats(path, columns=STATS_COLUMNS):
 
 
 def _read(path, columns):
-    """The rows of a stats CSV, {column: text} each; those from before there was a column for the run have "" there.
+    """The rows of a stats CSV, {column: text} each.
 
     Raises:
         UserError: it is no CSV of these columns.
@@ -41,10 +41,9 @@ def _read(path, columns):
     except (ValueError, csv.Error):
         header, rows = [], []
     metrics = [name for name in METRICS if name in header and columns == STATS_COLUMNS]
-    known = (columns[:-1], (*columns[:-1], *metrics, columns[-1]))
-    if tuple(header) not in known or any(len(row) != len(header) for row in rows):
+    if tuple(header) != (*columns[:-1], *metrics, columns[-1]) or any(len(row) != len(header) for row in rows):
         raise UserError(f"{path}: is there, and is no stats CSV of these columns; choose another file")
-    return [{"run": "", **dict(zip(header, row))} for row in rows]
+    return [dict(zip(header, row)) for row in rows]
 
 
 def write_csv(path, columns, rows, run, metric=None):
@@ -86,21 +85,21 @@ def read_stats(path, run=None):
     """The rows of a run in a stats CSV, [{column: text}]; without `run` those of the last one in the file."""
     with open(path, encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    run = rows[-1].get("run") if run is None and rows else run
-    return [row for row in rows if (row.get("run") or "") == (run or "")]
+    run = rows[-1]["run"] if run is None and rows else run
+    return [row for row in rows if row["run"] == run]
 
 
 def last_run(path):
-    """The run that wrote the last rows of a stats CSV; "" if it is from before runs were told apart, or empty."""
-    return next((row.get("run") or "" for row in read_stats(path)), "")
+    """The run that wrote the last rows of a stats CSV; "" if it is empty."""
+    return next((row["run"] for row in read_stats(path)), "")
 
 
 def runs_in(path):
-    """Which runs a stats CSV tells of; "" stands for one from before runs were told apart. Empty without a file."""
+    """Which runs a stats CSV tells of. Empty without a file."""
     if not Path(path).is_file():
         return set()
     with open(path, encoding="utf-8", newline="") as handle:
-        return {row.get("run") or "" for row in csv.DictReader(handle)}
+        return {row["run"] for row in csv.DictReader(handle)}
 
 
 def read_seconds(path, runs=None) -> dict[str, float]:
@@ -114,7 +113,7 @@ def read_seconds(path, runs=None) -> dict[str, float]:
     found = dict.fromkeys(("closed form", "training", "validation"), 0.0)
     with open(path, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
-            if runs is None or (row.get("run") or "") in runs:
+            if runs is None or row["run"] in runs:
                 found["training" if row["train_loss"] else "closed form"] += float(row["train_seconds"])
                 found["validation"] += float(row["val_seconds"])
     return {part: round(seconds, 3) for part, seconds in found.items()}

@@ -118,7 +118,7 @@ def test_help_lists_the_variables_and_an_unknown_flag_is_refused():
 
 # --- the table -------------------------------------------------------------------------------------------------
 
-HEADER = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
+HEADER = "epoch,train_loss,val_loss,train_seconds,val_seconds,run\n"
 RATIOS = {
     "parameters": 0.61,
     "nonzero_parameters": 0.52,
@@ -151,7 +151,7 @@ def experiment(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     library = "0,,9.0,0.0,1.0,one\n1,3.0,2.0,17.0,2.0,one\n0,,9.0,0.0,0.5,two\n1,3.0,2.0,1.5,0.0,two\n"
-    (tmp_path / "library-reconstruction.csv").write_text(f"{HEADER.strip()},run\n{library}")  # two runs: 20 s and 2 s
+    (tmp_path / "library-reconstruction.csv").write_text(HEADER + library)  # two runs: 20 s and 2 s
     results = [
         {"blocks_with_reuse": 4, "blocks_without_reuse": 6},
         {"pruned": 4, "seconds": 0.5, "output": "pruned-l1"},

@@ -75,7 +75,7 @@ class BlockStage:
     def nothing_to_do(self, skipped: int, runs: set[str]) -> dict:
         """The result where all variants are there; `runs`: those that made them, as the stats know them."""
         remove_checkpoints(self.unfinished)
-        return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(self.stats_file, {*runs, ""})}
+        return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(self.stats_file, set(runs))}
 
     def stats_beside(self, what: str) -> Path:
         """See `beside`."""
