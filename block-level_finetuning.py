@@ -8,9 +8,9 @@ rest of the model with them. Or apart: each against the original's block; one pa
 import sys
 from pathlib import Path
 
-from common import cli
-from common.errors import UserError
-from common.files import real
+from common.cli import flags as cli
+from common.runtime.errors import UserError
+from common.runtime.files import real
 
 NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
@@ -89,11 +89,11 @@ def run(args):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
     shard = "-shard-{}-of-{}".format(*args.shard) if args.shard else ""
     stats_file = args.stats or f"{Path(args.output)}{shard}.csv"
-    from common import block_level
-    from common.blocks import find_blocks
-    from common.composition import warn_of_missing
-    from common.inputs import open_study, open_tracking, quality_from, recipe_from, tracking_folder
-    from common.library import FINE_TUNED, PRUNED, TOGETHER, Library
+    from common.blocks.find import find_blocks
+    from common.cli.open import open_study, open_tracking, quality_from, recipe_from, tracking_folder
+    from common.composing.compose import warn_of_missing
+    from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
+    from common.training import block_level
 
     tracking_folder(args, args.output)
     block_level.check_stats_files(stats_file)

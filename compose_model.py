@@ -4,8 +4,8 @@
 import copy
 import sys
 
-from common import cli
-from common.files import check_apart, check_writable
+from common.cli import flags as cli
+from common.runtime.files import check_apart, check_writable
 
 NAME = "compose_model.py"  # in records
 
@@ -32,9 +32,9 @@ def run(args):
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
     cli.check_form(args)
-    from common.composition import choose
-    from common.hub import check_push, push
-    from common.inputs import open_model, open_tokenizer
+    from common.cli.open import open_model, open_tokenizer
+    from common.composing.compose import choose
+    from common.models.hub import check_push, push
 
     check_push(repositories.values())
     opened = open_model(args)
@@ -66,12 +66,12 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
 
     The last one is made of the original itself, so that there is no second model in memory.
     """
-    from common.compact import make_compact
-    from common.composition import compose, composed_record, removed_parts
-    from common.evaluation import parameter_counts
-    from common.inputs import form_from
-    from common.models import data_source, load_model
-    from common.saving import is_made, round_to, save_model
+    from common.blocks.tensors import parameter_counts
+    from common.cli.open import form_from
+    from common.composing.compose import compose, composed_record, removed_parts
+    from common.models.compact import make_compact
+    from common.models.load import data_source, load_model
+    from common.models.saving import is_made, round_to, save_model
 
     loaded = opened.loaded
     form = form_from(args, loaded)

@@ -7,8 +7,8 @@ found: --search LIBRARY takes the variants that a library holds and picks, for e
 
 import sys
 
-from common import cli
-from common.configurations import (
+from common.cli import flags as cli
+from common.composing.configurations import (
     Configurations,
     grid_rates,
     looks_like_configurations,
@@ -16,9 +16,9 @@ from common.configurations import (
     read_configurations,
     uniform_configurations,
 )
-from common.errors import UserError
-from common.files import check_apart, check_writable
-from common.records import check_report, keeps_existing, write_json
+from common.runtime.errors import UserError
+from common.runtime.files import check_apart, check_writable
+from common.runtime.records import check_report, keeps_existing, write_json
 
 NAME = "config_generator.py"  # in reports
 
@@ -85,8 +85,8 @@ def generate(args):
         raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
     if not (args.grid or args.random):
         check_counts(given, args.number)
-    from common.blocks import prunable_modules
-    from common.inputs import open_model
+    from common.blocks.find import prunable_modules
+    from common.cli.open import open_model
 
     loaded = open_model(args).loaded
     modules = prunable_modules(loaded.model, neurons=args.feed_forward is not None)
@@ -135,7 +135,7 @@ def search(args):
     check_report(args.report, NAME)
     if not (args.budget or args.budget_of):
         raise UserError("--search: give one budget or more, with --budget or --budget-of")
-    from common.search import rates_of, report, search_budgets
+    from common.composing.search import rates_of, report, search_budgets
 
     opened, grid, candidates = open_candidates(args)
     uniform = {n: candidates.configuration(n, args.configurations) for n in args.budget_of or ()}
@@ -160,10 +160,10 @@ def open_candidates(args):
     rates = ["attention", "linear", "feed_forward", "number", "grid", "random"]
     cli.refuse_unused(args, rates, "has no part in a --search")
     grid = read_configurations(args.configurations)
-    from common.composition import check_model
-    from common.inputs import open_study
-    from common.library import Library
-    from common.search import Candidates
+    from common.cli.open import open_study
+    from common.composing.compose import check_model
+    from common.composing.library import Library
+    from common.composing.search import Candidates
 
     opened = open_study(args)
     check_model(grid.model, opened.loaded, args.configurations)

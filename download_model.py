@@ -13,11 +13,11 @@ t5-demo.
 import sys
 from pathlib import Path
 
-from common import cli
-from common.errors import UserError
-from common.families import FAMILIES, family_name
-from common.files import check_apart, check_writable
-from common.records import digest, folder_digest, make_record
+from common.blocks.families import FAMILIES, family_name
+from common.cli import flags as cli
+from common.runtime.errors import UserError
+from common.runtime.files import check_apart, check_writable
+from common.runtime.records import digest, folder_digest, make_record
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
@@ -76,17 +76,17 @@ def run(args):
     check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, "--data": args.data, **files})
     for path in outputs:
         check_writable(path)
-    from common import demo
-    from common.checkpoints import Checkpoint
-    from common.devices import resolve_device
-    from common.downloading import download, origin_of, original_dtype
-    from common.evaluation import parameter_counts
-    from common.from_scratch import ON_CAPTIONS, USUAL, texts_digest, train
-    from common.inputs import check_data
-    from common.models import data_source, load_model, reference
-    from common.saving import is_made, round_to, save_model, save_tokenizer
-    from common.sources import DataSource
-    from common.studies import study_of, usual_task
+    from common.blocks.defaults import study_of, usual_task
+    from common.blocks.tensors import parameter_counts
+    from common.cli.open import check_data
+    from common.data.sources import DataSource
+    from common.models.downloading import download, origin_of, original_dtype
+    from common.models.load import data_source, load_model, reference
+    from common.models.saving import is_made, round_to, save_model, save_tokenizer
+    from common.runtime.devices import resolve_device
+    from common.training.checkpoints import Checkpoint
+    from common.training.scratch import demo
+    from common.training.scratch.train import ON_CAPTIONS, USUAL, texts_digest, train
 
     talk = cli.Talk(args.quiet)
     device = resolve_device(args.device)

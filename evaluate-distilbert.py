@@ -6,8 +6,8 @@ The models may be classifiers of every family that the suite knows, not of Disti
 
 import sys
 
-from common import cli
-from common.errors import UserError
+from common.cli import flags as cli
+from common.runtime.errors import UserError
 
 NAME = "evaluate-distilbert.py"  # in reports and predictions
 
@@ -27,8 +27,8 @@ def build_parser():
 def run(args):
     if args.beams > 1:
         raise UserError(f"--beams {args.beams}: a classifier searches nothing; leave the flag out")
-    from common.evaluation import class_logits
-    from common.inputs import Answered, evaluate
+    from common.cli.open import Answered, evaluate
+    from common.evaluation.answers import class_logits
 
     def answer(opened, examples):
         logits, seconds = class_logits(opened.loaded.model, examples, opened.runtime)

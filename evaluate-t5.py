@@ -7,7 +7,7 @@ model's record.
 
 import sys
 
-from common import cli
+from common.cli import flags as cli
 
 NAME = "evaluate-t5.py"  # in reports and predictions
 
@@ -26,8 +26,8 @@ def build_parser():
 
 
 def run(args):
-    from common.evaluation import translate
-    from common.inputs import Answered, evaluate, longest_answer
+    from common.cli.open import Answered, evaluate, longest_answer
+    from common.evaluation.answers import translate
 
     def answer(opened, examples):
         most = longest_answer(args, opened.loaded)

@@ -8,9 +8,9 @@ import copy
 import sys
 from functools import partial
 
-from common import cli
-from common.files import check_apart, check_writable
-from common.records import digest
+from common.cli import flags as cli
+from common.runtime.files import check_apart, check_writable
+from common.runtime.records import digest
 
 NAME = "model-level_finetuning.py"  # in records
 
@@ -44,10 +44,10 @@ def run(args):
         {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
-    from common.composition import choose
-    from common.hub import check_push, push
-    from common.inputs import open_study, quality_from, recipe_from, tracking_folder
-    from common.stats import check_stats
+    from common.cli.open import open_study, quality_from, recipe_from, tracking_folder
+    from common.composing.compose import choose
+    from common.models.hub import check_push, push
+    from common.training.stats import check_stats
 
     for nth in args.nth:
         tracking_folder(args, outputs[nth])
@@ -94,16 +94,17 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
 
     The last one is made of the original itself, unless that teaches it, so that there is no second model in memory.
     """
-    from common.blocks import find_blocks, rest_of
-    from common.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
-    from common.compact import make_compact
-    from common.composition import compose, removed_parts
-    from common.inputs import form_from, open_tracking
-    from common.learner import Learner
-    from common.objectives import ModelObjective
-    from common.saving import check_range, is_made, read_measured, round_to
-    from common.stats import runs_in, seconds_of, write_stats
-    from common.training import Measure, fit, steps_of, validate
+    from common.blocks.find import find_blocks
+    from common.blocks.tensors import rest_of
+    from common.cli.open import form_from, open_tracking
+    from common.composing.compose import compose, removed_parts
+    from common.models.compact import make_compact
+    from common.models.saving import check_range, is_made, read_measured, round_to
+    from common.training.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
+    from common.training.learner import Learner
+    from common.training.loop import Measure, fit, steps_of, validate
+    from common.training.objectives import ModelObjective
+    from common.training.stats import runs_in, seconds_of, write_stats
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
     form = form_from(args, loaded)
@@ -190,9 +191,9 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
 
 def save(form, opened, choice, model, masks, removed, measured, made_from, output):
     """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters."""
-    from common.composition import composed_record
-    from common.evaluation import parameter_counts
-    from common.saving import save_model
+    from common.blocks.tensors import parameter_counts
+    from common.composing.compose import composed_record
+    from common.models.saving import save_model
 
     counts = parameter_counts(model)
     record = composed_record(

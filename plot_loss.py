@@ -8,14 +8,14 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-from common import cli
-from common.configurations import read_configurations
-from common.curves import WRITERS, draw, read_stats
-from common.errors import UserError
-from common.files import check_apart
-from common.pictures import FORMATS, check_picture, save_picture
-from common.records import read_record
-from common.scheme import DENSE, make_scheme
+from common.cli import flags as cli
+from common.composing.configurations import read_configurations
+from common.composing.scheme import DENSE, make_scheme
+from common.evaluation.curves import WRITERS, draw, read_stats
+from common.evaluation.pictures import FORMATS, check_picture, save_picture
+from common.runtime.errors import UserError
+from common.runtime.files import check_apart
+from common.runtime.records import read_record
 
 BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
 UNITS = {"classification": "loss (nats per example)"}  # of the other tasks: per token

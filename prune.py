@@ -3,10 +3,11 @@
 
 import sys
 
-from common import cli, criteria
-from common.configurations import SIZES
-from common.criteria import CRITERIA, criterion_class
-from common.scheme import DENSE, Pair, by_block, check_current, read_scheme
+from common.cli import flags as cli
+from common.composing.configurations import SIZES
+from common.composing.scheme import DENSE, Pair, by_block, check_current, read_scheme
+from common.pruning import criteria
+from common.pruning.criteria import CRITERIA, criterion_class
 
 
 def build_parser():
@@ -42,10 +43,11 @@ def run(args):
         cli.refuse_unused(
             args, args.calibration_flags, f"{args.criterion} reads no data; it goes with another criterion"
         )
-    from common.blocks import block_tensors, find_blocks
-    from common.composition import check_model, check_variant
-    from common.inputs import open_model, open_study
-    from common.library import PRUNED, Library
+    from common.blocks.find import find_blocks
+    from common.blocks.tensors import block_tensors
+    from common.cli.open import open_model, open_study
+    from common.composing.compose import check_model, check_variant
+    from common.composing.library import PRUNED, Library
 
     opened = open_study(args) if needs_data else open_model(args)
     loaded, talk = opened.loaded, opened.runtime.talk
@@ -121,8 +123,9 @@ def chosen_by(removed, names, examples):
 
 def prune_by_data(library, made_from, opened, calibration):
     """Prune variants, {pair: what each is made from}, by statistics of a pass of the model over the data."""
-    from common.blocks import block_tensors, find_blocks
-    from common.closed_form import statistics
+    from common.blocks.find import find_blocks
+    from common.blocks.tensors import block_tensors
+    from common.pruning.closed_form import statistics
 
     model, of_block = opened.loaded.model, by_block(made_from)
     blocks = [block for name, block in find_blocks(model).items() if name in of_block]
@@ -139,7 +142,7 @@ def prune_one(library, pair, block, tensors, made_from, scorers=None, model=None
     Args:
         scorers: {criterion's name: criterion} of the block; those that are missing are added.
     """
-    from common.prune_block import count_removed, prune_block
+    from common.pruning.prune_block import count_removed, prune_block
 
     scorers = {} if scorers is None else scorers
     for name in made_from["criteria"].values():

@@ -3,11 +3,11 @@
 
 import sys
 
-from common import cli
-from common.configurations import read_configurations
-from common.files import check_apart, check_writable
-from common.records import keeps_existing, write_json
-from common.scheme import is_scheme, looks_like_scheme, make_scheme, source_of
+from common.cli import flags as cli
+from common.composing.configurations import read_configurations
+from common.composing.scheme import is_scheme, looks_like_scheme, make_scheme, source_of
+from common.runtime.files import check_apart, check_writable
+from common.runtime.records import keeps_existing, write_json
 
 
 def build_parser():

@@ -42,7 +42,7 @@ import torch  # noqa: E402
 from helpers import load_script, make_workshop  # noqa: E402
 
 from common import cli  # noqa: E402
-from common.records import digest, file_digest  # noqa: E402
+from common.runtime.records import digest, file_digest  # noqa: E402
 
 PATIENCE = 30  # seconds that a case may take
 MEMORY = Path("/dev/shm")  # where files cost nothing to write
@@ -360,7 +360,7 @@ class Watch:
         """Begin to watch this process; to be called in the child."""
         import safetensors.torch
 
-        from common import files
+        from common.runtime import files
 
         def half_a_write(original, handle, data):
             data = memoryview(data).cast("B")

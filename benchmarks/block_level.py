@@ -18,19 +18,19 @@ from types import SimpleNamespace
 import torch
 from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
 
-from common import training
-from common.batching import evaluation_batches, training_batches
-from common.blocks import block_tensors, find_blocks, prunable_modules
-from common.closed_form.reconstruction import reconstruct
-from common.configurations import uniform_configurations
-from common.devices import Runtime, now, resolve_device
-from common.errors import UserError
-from common.inputs import open_study
-from common.masks import parameter_masks
-from common.models import load_model
-from common.prune_block import prune_block
-from common.scheme import make_scheme
-from common.teacher import BlockObjective, held_out_errors
+from common.blocks.find import find_blocks, prunable_modules
+from common.blocks.tensors import block_tensors, parameter_masks
+from common.cli.open import open_study
+from common.composing.configurations import uniform_configurations
+from common.composing.scheme import make_scheme
+from common.data.batching import evaluation_batches, training_batches
+from common.models.load import load_model
+from common.pruning.closed_form.solve import reconstruct
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime, now, resolve_device
+from common.runtime.errors import UserError
+from common.training import loop as training
+from common.training.block_level.teacher import BlockObjective, held_out_errors
 
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
 RIDGE = 1e-3  # the script's default; so are the numbers in `Bench.recipe`

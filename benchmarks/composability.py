@@ -32,13 +32,13 @@ from pathlib import Path
 
 from measure import cli, emit, given, machine, stage
 
-from common.configurations import grid_rates, uniform_configurations
-from common.criteria import CRITERIA, DEFAULT
-from common.errors import UserError
-from common.inputs import open_study
-from common.records import read_json, write_json
-from common.scheme import SCHEME_BY, make_scheme, read_scheme
-from common.stats import read_seconds, read_stats
+from common.cli.open import open_study
+from common.composing.configurations import grid_rates, uniform_configurations
+from common.composing.scheme import SCHEME_BY, make_scheme, read_scheme
+from common.pruning.criteria import CRITERIA, DEFAULT
+from common.runtime.errors import UserError
+from common.runtime.records import read_json, write_json
+from common.training.stats import read_seconds, read_stats
 
 JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
 

@@ -28,16 +28,16 @@ from typing import NamedTuple
 import numpy as np
 from measure import cli, emit, given, machine, stage
 
-from common.configurations import read_configurations
-from common.criteria import CRITERIA
-from common.devices import resolve_device
-from common.evaluation import parameter_counts
-from common.library import Library
-from common.models import data_source, load_model
-from common.records import RECORD_NAME, read_json, write_json
-from common.report import multiply_adds
-from common.search import sizes
-from common.stats import last_run, read_seconds
+from common.blocks.tensors import parameter_counts
+from common.composing.configurations import read_configurations
+from common.composing.library import Library
+from common.composing.search import sizes
+from common.evaluation.cost import multiply_adds
+from common.models.load import data_source, load_model
+from common.pruning.criteria import CRITERIA
+from common.runtime.devices import resolve_device
+from common.runtime.records import RECORD_NAME, read_json, write_json
+from common.training.stats import last_run, read_seconds
 
 
 def parser():

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 import torch
 import transformers
 
-from common import cli
-from common.data import Examples
-from common.devices import now
-from common.errors import UserError
-from common.models import LoadedModel, model_class
+from common.cli import flags as cli
+from common.data.examples import Examples
+from common.models.load import LoadedModel, model_class
+from common.runtime.devices import now
+from common.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, and the mean length of random ones

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from measure import ROOT, build_parser, cli, emit, machine, random_t5, transformers
 
-from common.closed_form.attention import VALUE_WIDTH
-from common.closed_form.reconstruction import STATISTICS_BYTES
-from common.errors import UserError
+from common.pruning.closed_form.attention import VALUE_WIDTH
+from common.pruning.closed_form.solve import STATISTICS_BYTES
+from common.runtime.errors import UserError
 
 GIB = 2**30
 SHAPES = {  # (width, neurons, layers, heads) of T5

@@ -10,15 +10,16 @@ import sys
 
 from measure import build_parser, cli, emit, machine
 
-from common.blocks import block_tensors, find_blocks, prunable_modules
-from common.closed_form import reconstruct, statistics
-from common.configurations import SIZES, uniform_configurations
-from common.criteria import CRITERIA, criterion_class
-from common.errors import UserError
-from common.inputs import open_study
-from common.prune_block import prune_block
-from common.scheme import make_scheme
-from common.search import score_composed
+from common.blocks.find import find_blocks, prunable_modules
+from common.blocks.tensors import block_tensors
+from common.cli.open import open_study
+from common.composing.configurations import SIZES, uniform_configurations
+from common.composing.scheme import make_scheme
+from common.evaluation.scoring import score_composed
+from common.pruning.closed_form import reconstruct, statistics
+from common.pruning.criteria import CRITERIA, criterion_class
+from common.pruning.prune_block import prune_block
+from common.runtime.errors import UserError
 
 RIDGE = 1e-3  # block-level_finetuning.py's default
 

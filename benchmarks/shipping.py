@@ -22,9 +22,9 @@ from measure import build_parser, cli, emit, machine
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
-from common.batching import evaluation_batches
-from common.inputs import open_study
-from common.models import load_model
+from common.cli.open import open_study
+from common.data.batching import evaluation_batches
+from common.models.load import load_model
 
 TWO = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}  # batch and length
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common import cli, metrics
-from common.configurations import looks_like_configurations, read_configurations
-from common.files import check_apart, check_writable
-from common.records import check_report, keeps_existing, read_json, write_json
-from common.schema import HEX, Fault, ListOf, Number, Object, Where, check
+from common.cli import flags as cli
+from common.composing.configurations import looks_like_configurations, read_configurations
+from common.data import metrics
+from common.runtime.files import check_apart, check_writable
+from common.runtime.records import check_report, keeps_existing, read_json, write_json
+from common.runtime.schema import HEX, Fault, ListOf, Number, Object, Where, check
 
 SECONDS, FINITE = Number(0), Number()
 
@@ -79,11 +80,11 @@ def run(args):
     check_writable(args.output, is_file=True)
     check_report(args.report, NAME)
     configurations = read_configurations(args.configurations)
-    from common.composition import check_model
-    from common.evaluation import quality
-    from common.inputs import longest_answer, open_study
-    from common.library import Library
-    from common.search import Candidates, Compositions, sizes
+    from common.cli.open import longest_answer, open_study
+    from common.composing.compose import check_model
+    from common.composing.library import Library
+    from common.composing.search import Candidates, Compositions, sizes
+    from common.evaluation.answers import quality
 
     opened = open_study(args)
     loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 
 from summarize import COSTS, aligned, by_name, name_of, read, read_results
 
-from common.stats import last_run, read_seconds
+from common.training.stats import last_run, read_seconds
 
 
 def summarize(folder):

@@ -50,7 +50,7 @@ esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 needs_data=$(PYTHONPATH=$repository "${PYTHON:-python3}" -c '
 import sys
-from common.criteria import CRITERIA
+from common.pruning.criteria import CRITERIA
 sys.exit(" or ".join(CRITERIA)) if sys.argv[1] not in CRITERIA else print(CRITERIA[sys.argv[1]].needs_data)
 ' "$criterion" 2>&1) || fail "--criterion is $needs_data, not $criterion"
 ensure_environment "$repository/requirements.txt"

@@ -8,11 +8,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common import cli
-from common.errors import UserError
-from common.pictures import COLOURS, MARKERS, check_picture, metric_name, place_labels, plain, save_picture, set_ticks
-from common.records import read_json
-from common.schema import MapOf, Maybe, Number, Object, check
+from common.cli import flags as cli
+from common.evaluation.pictures import (
+    COLOURS,
+    MARKERS,
+    check_picture,
+    metric_name,
+    place_labels,
+    plain,
+    save_picture,
+    set_ticks,
+)
+from common.runtime.errors import UserError
+from common.runtime.records import read_json
+from common.runtime.schema import MapOf, Maybe, Number, Object, check
 
 LINES = ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 MOST_COLUMNS = 3

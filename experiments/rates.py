@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common import cli
-from common.configurations import SIZES, block_of, read_configurations, removed_count
-from common.files import check_apart
-from common.pictures import check_picture, plain, save_picture
-from common.scheme import nth_choice
+from common.cli import flags as cli
+from common.composing.configurations import SIZES, block_of, read_configurations, removed_count
+from common.composing.scheme import nth_choice
+from common.evaluation.pictures import check_picture, plain, save_picture
+from common.runtime.files import check_apart
 
 PARTS = {"attention": "heads", "feed_forward": "neurons", "linear": "single weights"}  # a panel each
 CELL, GAP = 0.25, 0.9  # a cell's side in inches, and the space above each kind of block in cells, for its name

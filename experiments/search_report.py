@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 import rates
 from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
 
-from common.pictures import COLOURS, save_picture, set_ticks
+from common.evaluation.pictures import COLOURS, save_picture, set_ticks
 
 WAYS = ("uniform", "searched")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common.stats import read_seconds, read_stats
+from common.training.stats import read_seconds, read_stats
 
 METRICS = ("bleu", "accuracy")
 LEFT = {"nonzero_parameters": "non-zeros", "multiply_adds": "multiply-adds"}  # in the table of quality

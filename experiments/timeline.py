@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common import cli
-from common.pictures import COLOURS, check_picture, metric_name, place_labels, save_picture, set_ticks
-from common.records import read_json
-from common.schema import ListOf, MapOf, Number, Object, Text, check
+from common.cli import flags as cli
+from common.evaluation.pictures import COLOURS, check_picture, metric_name, place_labels, save_picture, set_ticks
+from common.runtime.records import read_json
+from common.runtime.schema import ListOf, MapOf, Number, Object, Text, check
 
 METRICS = ("bleu", "accuracy")
 KINDS = ("attention", "linear", "feed_forward")

@@ -19,7 +19,8 @@ from helpers import (
     transformers,
 )
 
-from common import progress, report
+from common.evaluation import cost as report
+from common.runtime import progress
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)

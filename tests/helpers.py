@@ -21,15 +21,15 @@ import transformers  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import evaluation  # noqa: E402
-from common.data import Batch, Examples  # noqa: E402
-from common.devices import Runtime  # noqa: E402
-from common.learner import Recipe  # noqa: E402
-from common.models import load_model  # noqa: E402
-from common.progress import Talk  # noqa: E402
-from common.records import content_digest, file_digest, sealed, write_record  # noqa: E402
-from common.studies import usual_task  # noqa: E402
-from common.tasks import TASKS  # noqa: E402
+from common.blocks.defaults import usual_task  # noqa: E402
+from common.data.examples import Batch, Examples  # noqa: E402
+from common.data.tasks import TASKS  # noqa: E402
+from common.evaluation import answers as evaluation  # noqa: E402
+from common.models.load import load_model  # noqa: E402
+from common.runtime.devices import Runtime  # noqa: E402
+from common.runtime.progress import Talk  # noqa: E402
+from common.runtime.records import content_digest, file_digest, sealed, write_record  # noqa: E402
+from common.training.learner import Recipe  # noqa: E402
 
 CPU = torch.device("cpu")
 QUIET = Talk(quiet=True)

@@ -25,7 +25,7 @@ from helpers import (
     save_forged,
 )
 
-from common.records import file_digest
+from common.runtime.records import file_digest
 
 OUTPUTS = [
     ("download_model.py", "-o"),

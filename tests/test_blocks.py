@@ -6,23 +6,12 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, MODELS, build_model, padded_batch, t5_config
 
-from common.blocks import (
-    block_calls,
-    block_tensors,
-    find_blocks,
-    prunable_modules,
-    rest_of,
-    set_block,
-    set_rest,
-    share_block,
-    share_rest,
-    sharing_copy,
-    token_mask,
-    watch,
-)
-from common.closed_form.attention import attention_probabilities
-from common.errors import UserError
-from common.families import family_of
+from common.blocks.calls import block_calls, token_mask, watch
+from common.blocks.families import family_of
+from common.blocks.find import find_blocks, prunable_modules
+from common.blocks.tensors import block_tensors, rest_of, set_block, set_rest, share_block, share_rest, sharing_copy
+from common.pruning.closed_form.attention import attention_probabilities
+from common.runtime.errors import UserError
 
 KINDS = ["t5", "t5-gated", "bart", "bert", "distilbert", "deberta-v2"]  # each with modules of a kind of its own
 

@@ -34,11 +34,11 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.configurations import Configurations, grid_rates, read_configurations
-from common.data import load_examples
-from common.models import load_model, load_tokenizer
-from common.scheme import make_scheme
-from common.search import budgets
+from common.composing.configurations import Configurations, grid_rates, read_configurations
+from common.composing.scheme import make_scheme
+from common.composing.search import budgets
+from common.data.examples import load_examples
+from common.models.load import load_model, load_tokenizer
 
 ALL = 30720  # weights of the tiny T5's blocks
 

@@ -9,9 +9,9 @@ import pytest
 from helpers import build_model, load_script, read_json
 from huggingface_hub import ModelCard
 
-from common.cards import license_of
-from common.compact import make_compact
-from common.saving import save_model
+from common.models.cards import license_of
+from common.models.compact import make_compact
+from common.models.saving import save_model
 
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -1,12 +1,12 @@
-"""`python -m common.check`: every output of the chain is whole, and one changed bit of any file is found."""
+"""`python -m common.cli.check`: every output of the chain is whole, and one changed bit of any file is found."""
 
 import shutil
 
 import pytest
 from helpers import ROOT, call_apart, is_one_line, read_json
 
-from common import check
-from common.errors import UserError
+from common.cli import check
+from common.runtime.errors import UserError
 
 OUTPUTS = ["pruned", "tuned", "composed-0", "tuned-0.pth", "conf_prune.json"]
 
@@ -47,10 +47,14 @@ def test_one_flipped_bit_is_found_in_every_file(outputs, name):
 
 def test_the_command_answers_as_the_scripts_do(outputs, tmp_path):
     def run(*arguments):
-        return call_apart("common/check.py", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+        return call_apart("common/cli/check.py", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
     good = run(outputs / "tuned")
     assert (good.returncode, good.stderr) == (0, "") and '"checked"' in good.stdout
     (outputs / "tuned" / "record.json").write_text("{}")
     bad = run(outputs / "tuned")
-    assert (bad.returncode, bad.stdout) == (2, "") and is_one_line(bad.stderr) and "common.check: error: " in bad.stderr
+    assert (
+        (bad.returncode, bad.stdout) == (2, "")
+        and is_one_line(bad.stderr)
+        and "common.cli.check: error: " in bad.stderr
+    )

@@ -34,12 +34,12 @@ from helpers import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from common.blocks import find_blocks
-from common.compact import make_compact
-from common.data import Examples
-from common.models import load_model
-from common.saving import save_model
-from common.tasks import TASKS
+from common.blocks.find import find_blocks
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.models.compact import make_compact
+from common.models.load import load_model
+from common.models.saving import save_model
 
 # Parameters of a head and of a neuron.
 PRICES = {"t5": (768, 64), "t5-gated": (768, 96), "t5-deep": (768, 64), "distilbert": (1048, 65)}
@@ -425,8 +425,8 @@ def say(case, models):
 
 if os.fork() == 0:  # two new processes for one import of transformers: in this one the suite is there
     sys.path.insert(0, root)
-    import common.models
-    say("import common.models", auto())
+    import common.models.load
+    say("import common.models.load", auto())
     os._exit(0)
 os.wait()
 models = auto(trust_remote_code=True)
@@ -434,12 +434,12 @@ say("trust_remote_code", models)
 for kind, model in zip(("t5", "distilbert"), models):
     model.save_pretrained(f"{folder}/{kind}-again")
 sys.path.insert(0, root)  # from here on the suite is there beside the folders' own code
-from common.models import load_model
+from common.models.load import load_model
 say("both, load_model", [load_model(f"{folder}/{kind}").model for kind in ("t5", "distilbert")])
 say("both, an auto class", auto())
 """
 CASES = [
-    ("import common.models", True),
+    ("import common.models.load", True),
     ("trust_remote_code", False),
     ("both, load_model", True),
     ("both, an auto class", True),

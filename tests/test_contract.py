@@ -123,7 +123,7 @@ def test_unknown_flag_or_value(call, tmp_path, script, extra):
 # [[script, arguments, folder], …] from stdin and writes [[exit code, stdout, stderr], …] to stdout.
 FORKS = """
 import json, os, pathlib, runpy, sys
-import common.composition, common.evaluation, common.training, torchtext.datasets
+import common.composing.compose, common.evaluation.answers, common.training.loop, torchtext.datasets
 results = []
 for script, arguments, folder in json.load(sys.stdin):
     child = os.fork()

@@ -4,16 +4,16 @@ import pytest
 import torch
 from helpers import QUIET, build_model, examples, run
 
-from common.blocks import block_tensors, find_blocks
-from common.devices import Runtime
-from common.learner import Learner, Recipe
-from common.masks import parameter_masks
-from common.objectives import ModelObjective
-from common.prune_block import prune_block
-from common.running_losses import RunningLosses
-from common.scheme import Pair
-from common.teacher import BlockObjective
-from common.training import run_pass
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks
+from common.composing.scheme import Pair
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime
+from common.training.block_level.teacher import BlockObjective
+from common.training.learner import Learner, Recipe
+from common.training.loop import run_pass
+from common.training.objectives import ModelObjective
+from common.training.running_losses import RunningLosses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -23,12 +23,13 @@ from helpers import (
 )
 from safetensors.torch import load_file, save_file
 
-from common import cli
-from common.blocks import Variant, find_blocks
-from common.errors import UserError
-from common.library import Library
-from common.models import load_model
-from common.saving import save_model
+from common.blocks.find import find_blocks
+from common.blocks.tensors import Variant
+from common.cli import flags as cli
+from common.composing.library import Library
+from common.models.load import load_model
+from common.models.saving import save_model
+from common.runtime.errors import UserError
 
 WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import PREFIX, build_tokenizer
 
-from common.batching import Tokens, epoch_ends, evaluation_batches, training_batches
-from common.data import Examples, load_examples
-from common.errors import UserError
-from common.splits import read_texts, stratified_holdout
-from common.tasks import TASKS
+from common.data.batching import Tokens, epoch_ends, evaluation_batches, training_batches
+from common.data.examples import Examples, load_examples
+from common.data.splits import read_texts, stratified_holdout
+from common.data.tasks import TASKS
+from common.runtime.errors import UserError
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
 

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from common import demo
-from common.splits import read_texts
-from common.tasks import TASKS
+from common.data.splits import read_texts
+from common.data.tasks import TASKS
+from common.training.scratch import demo
 
-BUILD = sys.modules["common.demo.build"]
+BUILD = sys.modules["common.training.scratch.demo"]
 FOLDERS = pytest.mark.parametrize("family, task", [("t5", "translation"), ("distilbert", "classification")])
 
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 from helpers import ENDS, LIMIT, build_model, build_tokenizer, t5_config, token_rows, translated
 
-from common import evaluation
-from common.data import Examples
-from common.tasks import TASKS
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.evaluation import answers as evaluation
 
 CPU = torch.device("cpu")
 CONFIGS = {

@@ -15,15 +15,17 @@ from helpers import ROOT, fails, load_script, loss_per_token, pairs_of, read_jso
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import evaluation, metrics
-from common.blocks import find_blocks
-from common.composition import choose, compose
-from common.configurations import read_configurations
-from common.library import Library
-from common.models import load_model
-from common.scheme import make_scheme
-from common.search import find_smallest, score_block, sizes
-from common.stats import read_seconds
+from common.blocks.find import find_blocks
+from common.composing.compose import choose, compose
+from common.composing.configurations import read_configurations
+from common.composing.library import Library
+from common.composing.scheme import make_scheme
+from common.composing.search import find_smallest, sizes
+from common.data import metrics
+from common.evaluation import answers as evaluation
+from common.evaluation.scoring import score_block
+from common.models.load import load_model
+from common.training.stats import read_seconds
 
 # --- the order ---------------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ def test_quality_is_what_the_evaluation_says(t5, chain, here):
 
 
 def test_a_classifiers_quality_is_its_accuracy(workshop):
-    from common.inputs import open_study
+    from common.cli.open import open_study
 
     args = (
         load_script("evaluate-distilbert.py")

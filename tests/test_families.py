@@ -34,15 +34,21 @@ from helpers import (
 from huggingface_hub.dataclasses import strict
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from common import families, modeling_compact, models, report, studies
-from common.blocks import block_calls, block_tensors, find_blocks
-from common.compact import make_compact
-from common.downloading import download
-from common.library import Library
-from common.model_files import check_config
-from common.models import load_model
-from common.records import make_record
-from common.saving import save_model
+from common.blocks import defaults as studies
+from common.blocks import families
+from common.blocks.calls import block_calls
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
+from common.composing.library import Library
+from common.evaluation import cost as report
+from common.models import load as models
+from common.models import modeling_compact
+from common.models.checks import check_config
+from common.models.compact import make_compact
+from common.models.downloading import download
+from common.models.load import load_model
+from common.models.saving import save_model
+from common.runtime.records import make_record
 
 CHAIN = {  # a row of docs/families.md: the tiny model that goes through all stages
     **{name: name for name in families.FAMILIES},

@@ -28,15 +28,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from common.blocks import Block, Variant, block_tensors, find_blocks
-from common.closed_form.feed_forward import lost_neurons_alone
-from common.closed_form.reconstruction import reconstruct
-from common.families import family_of
-from common.masks import parameter_masks
-from common.models import load_model
-from common.prune_block import prune_block
-from common.scheme import Pair
-from common.teacher import held_out_errors
+from common.blocks.families import family_of
+from common.blocks.find import Block, find_blocks
+from common.blocks.tensors import Variant, block_tensors, parameter_masks
+from common.composing.scheme import Pair
+from common.models.load import load_model
+from common.pruning.closed_form.feed_forward import lost_neurons_alone
+from common.pruning.closed_form.solve import reconstruct
+from common.pruning.prune_block import prune_block
+from common.training.block_level.teacher import held_out_errors
 
 T5_FF = [
     *(f"encoder.block.{i}.layer.1.DenseReluDense" for i in range(2)),

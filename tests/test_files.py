@@ -8,9 +8,9 @@ import sys
 import pytest
 from helpers import ROOT
 
-from common import files
-from common.errors import UserError
-from common.files import (
+from common.runtime import files
+from common.runtime.errors import UserError
+from common.runtime.files import (
     atomic_file,
     atomic_folder,
     check_apart,
@@ -119,7 +119,7 @@ def test_outputs_and_inputs_are_kept_apart(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from common.files import atomic_file, atomic_folder
+from common.runtime.files import atomic_file, atomic_folder
 with atomic_file("a"), atomic_folder("f") as folder:
     (folder / "half").write_text("half")
     if sys.argv[2] == "kill":

@@ -4,12 +4,13 @@ import pytest
 import torch
 from helpers import OPTIONS, build_model, examples, load_script, read_json
 
-from common.blocks import block_tensors, find_blocks
-from common.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
-from common.data import Examples
-from common.prune_block import prune_block
-from common.scheme import Pair
-from common.tasks import TASKS
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
+from common.composing.scheme import Pair
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.pruning.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
+from common.pruning.prune_block import prune_block
 
 
 def variants_of(model):

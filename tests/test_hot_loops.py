@@ -11,17 +11,18 @@ import torch
 from helpers import QUIET, build_model, examples
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 
-from common import data, teacher
-from common.block_level import JointObjective, Supernet
-from common.blocks import block_tensors, find_blocks
-from common.devices import Runtime
-from common.learner import Learner, Recipe
-from common.objectives import ModelObjective
-from common.prune_block import prune_block
-from common.running_losses import RunningLosses
-from common.scheme import Pair
-from common.teacher import BlockObjective
-from common.training import run_pass
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
+from common.composing.scheme import Pair
+from common.data import examples as data
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime
+from common.training.block_level import JointObjective, Supernet, teacher
+from common.training.block_level.teacher import BlockObjective
+from common.training.learner import Learner, Recipe
+from common.training.loop import run_pass
+from common.training.objectives import ModelObjective
+from common.training.running_losses import RunningLosses
 
 RECIPE = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0, distill=0.5)
 RUNTIME = Runtime(torch.device("cpu"), 4, QUIET, pieces=2)
@@ -98,7 +99,7 @@ def test_training_all_variants_together(fakes, monkeypatch):
     original = fake(fakes, model)
     with monkeypatch.context() as patched:
         patched.setattr(
-            "common.block_level.supernet.sharing_copy", lambda each: fake(fakes, each).requires_grad_(False)
+            "common.training.block_level.supernet.sharing_copy", lambda each: fake(fakes, each).requires_grad_(False)
         )
         supernet = Supernet(model, find_blocks(model), new, {})
     learner = supernet.make_learner(RECIPE, 2, 1.0)

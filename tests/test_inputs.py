@@ -8,11 +8,11 @@ import torch
 import transformers
 from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, save_forged, t5_config
 
-from common.errors import UserError
-from common.inputs import models_to_evaluate, the_model
-from common.models import LoadedModel, load_model
-from common.saving import save_model
-from common.search import costs
+from common.cli.open import models_to_evaluate, the_model
+from common.composing.search import costs
+from common.models.load import LoadedModel, load_model
+from common.models.saving import save_model
+from common.runtime.errors import UserError
 
 T5 = ("--attention", 0.25, 0.5, 0.25, "--linear", 0.3, 0.3, 0.5, "-n", 3)
 
@@ -231,7 +231,7 @@ def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, succee
 
 def test_a_budget_below_what_lies_outside_of_the_blocks_is_told_so():
     cost = costs.Costs("parameters", {"a": {"dense": 100.0, "x": 50.0}}, rest=1000.0)
-    from common.search.budgets import limits
+    from common.composing.search.budgets import limits
 
     assert limits(cost, [0.5, 1060]) == [50.0, 60.0]
     with pytest.raises(UserError, match="outside of the blocks alone costs 1000 .parameters.") as error:

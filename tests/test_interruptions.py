@@ -15,13 +15,12 @@ import pytest
 import torch
 from helpers import ROOT, build_model, is_one_line, load_script, read_json
 
-from common import interruption
-from common.checkpoints import Checkpoint
-from common.curves import read_stats
-from common.files import atomic_file, atomic_folder
-from common.interruption import Interrupted, deferred, heeded
-from common.library import Library
-from common.stats import read_seconds
+from common.composing.library import Library
+from common.evaluation.curves import read_stats
+from common.runtime.files import atomic_file, atomic_folder
+from common.runtime.signals import Interrupted, came, deferred, heeded
+from common.training.checkpoints import Checkpoint
+from common.training.stats import read_seconds
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -40,7 +39,7 @@ def test_a_signal_interrupts_what_runs_and_waits_for_what_must_not_be_torn_apart
                 done.append("inner")
             done.append("outer")
         done.append("after")
-    assert done == ["inner", "outer"] and 128 + found.value.number == code and not interruption.came()
+    assert done == ["inner", "outer"] and 128 + found.value.number == code and not came()
     with pytest.raises(Interrupted), heeded():
         os.kill(os.getpid(), number)
         done.append("never")
@@ -62,12 +61,12 @@ def test_a_second_signal_ends_at_once_and_an_echo_of_the_first_does_not():
     """The process ignores the first by deferring for ever. Oracle: its exit code, that of the signal itself."""
     program = (
         "import os, signal, time\n"
-        "from common import interruption\n"
-        "with interruption.heeded(), interruption.deferred():\n"
+        "from common.runtime import signals\n"
+        "with signals.heeded(), signals.deferred():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
         "    print('still there', flush=True)\n"
-        "    interruption.ONE_SIGNAL_SECONDS = 0\n"
+        "    signals.ONE_SIGNAL_SECONDS = 0\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('never')\n"
     )
@@ -131,7 +130,7 @@ def test_training_goes_on_within_an_epoch_bit_for_bit(tuned, tmp_path, monkeypat
 
     Model level trains with dropout. An epoch has 6 batches; each variant takes a step of its own in them.
     """
-    from common.learner import Learner
+    from common.training.learner import Learner
 
     assert tuned(method, "whole")[0] == 0
     original, told = Learner.step, []
@@ -179,7 +178,7 @@ def kill_at(monkeypatch, target, name, when):
 @pytest.fixture
 def solved(monkeypatch):
     """What the closed form solves is counted here, once for each variant of an attention block and ridge."""
-    from common.closed_form import reconstruction
+    from common.pruning.closed_form import reconstruction
 
     calls, original = [], reconstruction.solve_attention
 
@@ -195,7 +194,7 @@ def solved(monkeypatch):
 @pytest.mark.parametrize("target, name, when", [(Library, "write", 9)])
 def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatch, solved, target, name, when):
     """Oracle: the undisturbed run in one pass."""
-    from common.closed_form import reconstruction
+    from common.pruning.closed_form import reconstruction
 
     more = ("--ridge", 1e-3, 1e-2)
     with monkeypatch.context() as patched:
@@ -298,8 +297,8 @@ def test_a_foreign_file_in_the_stats_place_is_never_replaced(tuned, tmp_path, na
 
 @pytest.mark.parametrize("method", ["model"])
 def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, monkeypatch, method):
-    from common.learner import Learner
-    from common.objectives import ModelObjective
+    from common.training.learner import Learner
+    from common.training.objectives import ModelObjective
 
     original = ModelObjective.losses
 
@@ -315,7 +314,7 @@ def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, m
 
 
 def test_weights_that_become_nan_end_the_training_and_the_best_epoch_is_kept(tuned, tmp_path, monkeypatch):
-    from common.learner import Learner
+    from common.training.learner import Learner
 
     original = Learner.step
 
@@ -335,10 +334,10 @@ def test_weights_that_become_nan_end_the_training_and_the_best_epoch_is_kept(tun
 
 def test_what_is_not_finite_is_never_written(chain, tmp_path):
     """Neither into a library nor as a model: refused, and what was there before stays."""
-    from common.blocks import find_blocks
-    from common.errors import UserError
-    from common.library import Library
-    from common.saving import save_model
+    from common.blocks.find import find_blocks
+    from common.composing.library import Library
+    from common.models.saving import save_model
+    from common.runtime.errors import UserError
 
     model = build_model("t5")
     shutil.copytree(chain / "pruned", tmp_path / "library")

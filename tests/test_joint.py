@@ -32,18 +32,18 @@ from helpers import (
     touched,
 )
 
-from common import training
-from common.block_level import JointObjective, Supernet, jointly, sample_compositions
-from common.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
-from common.blocks import block_tensors, find_blocks, set_block
-from common.checkpoints import Checkpoint
-from common.learner import Learner
-from common.library import Library
-from common.masks import parameter_masks
-from common.objectives import ModelObjective
-from common.prune_block import prune_block
-from common.scheme import DENSE, Pair
-from common.training import fit, steps_of
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks, set_block
+from common.composing.library import Library
+from common.composing.scheme import DENSE, Pair
+from common.pruning.prune_block import prune_block
+from common.training import loop as training
+from common.training.block_level import JointObjective, Supernet, jointly, sample_compositions
+from common.training.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
+from common.training.checkpoints import Checkpoint
+from common.training.learner import Learner
+from common.training.loop import fit, steps_of
+from common.training.objectives import ModelObjective
 
 RECIPE = recipe(epochs=1)
 JOINT = (

@@ -8,18 +8,18 @@ import torch
 from helpers import CLASSIFIERS, CPU, MODELS, QUIET, build_model, examples, fails, outcome, padded_batch, recipe, run
 from torch._dynamo.utils import counters
 
-from common import layers
-from common.block_level import JointObjective, Supernet
-from common.blocks import block_tensors, find_blocks
-from common.compact import make_compact
-from common.devices import Runtime
-from common.layers import Layers, layers_of
-from common.masks import parameter_masks
-from common.objectives import ModelObjective
-from common.prune_block import prune_block
-from common.running_losses import RunningLosses
-from common.scheme import Pair
-from common.training import run_pass
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks
+from common.composing.scheme import Pair
+from common.models.compact import make_compact
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime
+from common.training import layers
+from common.training.block_level import JointObjective, Supernet
+from common.training.layers import Layers, layers_of
+from common.training.loop import run_pass
+from common.training.objectives import ModelObjective
+from common.training.running_losses import RunningLosses
 
 MODES = [True, False]
 

@@ -21,15 +21,16 @@ from helpers import (
     token_rows,
 )
 
-from common.blocks import block_calls, block_tensors, find_blocks, set_block, token_mask
-from common.closed_form import reconstruct
-from common.compact import make_compact
-from common.evaluation import parameter_counts
-from common.models import load_model
-from common.prune_block import prune_block
-from common.report import multiply_adds
-from common.saving import save_model
-from common.scheme import Pair
+from common.blocks.calls import block_calls, token_mask
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_counts, set_block
+from common.composing.scheme import Pair
+from common.evaluation.cost import multiply_adds
+from common.models.compact import make_compact
+from common.models.load import load_model
+from common.models.saving import save_model
+from common.pruning.closed_form import reconstruct
+from common.pruning.prune_block import prune_block
 
 KINDS = ["t5-gated", "marian", "distilbert"]
 TUNING = ("--method", "both", "--batch-size", 8, "--epochs", 1)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from common import library as library_module
-from common.blocks import Block, Variant
-from common.errors import UserError
-from common.library import FINE_TUNED, PRUNED, TOGETHER, Library
-from common.npy import pack, unpack
-from common.records import digest
-from common.scheme import Pair
+from common.blocks.find import Block
+from common.blocks.tensors import Variant
+from common.composing import library as library_module
+from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
+from common.composing.npy import pack, unpack
+from common.composing.scheme import Pair
+from common.runtime.errors import UserError
+from common.runtime.records import digest
 
 K, OTHER = {"epochs": 1}, {"epochs": 2}  # what variants are made from
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from common.blocks import block_tensors, find_blocks, set_block
-from common.configurations import removed_count
-from common.l1 import head_scores
-from common.masks import HeldMasks, keep_largest, parameter_masks
-from common.prune_block import prune_block
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks, set_block
+from common.composing.configurations import removed_count
+from common.pruning.l1 import head_scores
+from common.pruning.masks import HeldMasks, keep_largest
+from common.pruning.prune_block import prune_block
 
 T5_SELF = "encoder.block.0.layer.0.SelfAttention"  # block 0 holds the position biases
 T5_FF = "encoder.block.0.layer.1.DenseReluDense"

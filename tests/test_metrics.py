@@ -12,8 +12,8 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import metrics
-from common.metrics import Classes, Summaries, Translations, intervals
+from common.data import metrics
+from common.data.metrics import Classes, Summaries, Translations, intervals
 
 WORDS = ["ein", "Hund", "sieht", "Über", "die", "Straße!", "(ja)", "Kind", "a,b", "1.5", "rot"]
 

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from common import modeling_compact
-from common.compact import layouts_of
+from common.models import modeling_compact
+from common.models.compact import layouts_of
 
 # --- tiny models -------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,13 @@ import torch
 import transformers
 from helpers import build_model, build_tokenizer, same_state, save_forged, without_digests
 
-from common.devices import resolve_device
-from common.downloading import download
-from common.errors import UserError
-from common.models import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
-from common.progress import Talk
-from common.records import digest
-from common.saving import damage, is_made, read_measured, save_model
+from common.models.downloading import download
+from common.models.load import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
+from common.models.saving import damage, is_made, read_measured, save_model
+from common.runtime.devices import resolve_device
+from common.runtime.errors import UserError
+from common.runtime.progress import Talk
+from common.runtime.records import digest
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 OUTPUTS = ["folder", "file.pth"]

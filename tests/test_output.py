@@ -14,9 +14,9 @@ from helpers import build_model, is_one_line, loss_per_token, padded_batch, pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from common.errors import UserError
-from common.models import load_model
-from common.saving import damage, save_model
+from common.models.load import load_model
+from common.models.saving import damage, save_model
+from common.runtime.errors import UserError
 
 HALVES = ["bfloat16"]
 FORMS = {"folder": [], "file.pth": [], "shards": ["--max-shard-size", "10KB"]}

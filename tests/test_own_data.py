@@ -14,11 +14,11 @@ import pytest
 import torch
 from helpers import MODELS, ROOT, build_model, build_tokenizer, is_one_line, read_json, transformers
 
-from common.data import load_examples
-from common.errors import UserError
-from common.sources import DataSource
-from common.splits import read_texts
-from common.tasks import TASKS
+from common.data.examples import load_examples
+from common.data.sources import DataSource
+from common.data.splits import read_texts
+from common.data.tasks import TASKS
+from common.runtime.errors import UserError
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
 PAIRS = [(f"the dog sees a {word}", f"le chien voit {word}, n° {i}") for i, word in enumerate(["cat", "tree"] * 12)]

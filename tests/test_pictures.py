@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from common.configurations import read_configurations
-from common.pictures import place_labels, set_ticks
-from common.records import FORMAT_VERSION, make_record, write_record
-from common.scheme import DENSE, make_scheme
+from common.composing.configurations import read_configurations
+from common.composing.scheme import DENSE, make_scheme
+from common.evaluation.pictures import place_labels, set_ticks
+from common.runtime.records import FORMAT_VERSION, make_record, write_record
 
 # jfly.uni-koeln.de/color
 OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]

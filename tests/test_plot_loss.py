@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.curves import draw, read_stats
-from common.pictures import save_picture
+from common.evaluation.curves import draw, read_stats
+from common.evaluation.pictures import save_picture
 
 RUN = [(0, "", 0.9), (1, 0.7, 0.5), (2, 0.4, 0.6)]  # epoch, training loss, validation loss
 # Variants of two blocks that share a name; the second stopped after epoch 1. The losses are exact in binary.

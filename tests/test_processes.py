@@ -13,13 +13,13 @@ import pytest
 import torch
 from helpers import ROOT, build_model, examples
 
-from common import processes
-from common.devices import Runtime, computing, in_full_precision
-from common.learner import Learner, Recipe
-from common.objectives import ModelObjective
-from common.progress import Talk
-from common.running_losses import RunningLosses
-from common.training import pieces_of, run_pass
+from common.runtime import processes
+from common.runtime.devices import Runtime, computing, in_full_precision
+from common.runtime.progress import Talk
+from common.training.learner import Learner, Recipe
+from common.training.loop import pieces_of, run_pass
+from common.training.objectives import ModelObjective
+from common.training.running_losses import RunningLosses
 
 
 def start(lines, folder, count=2, program=ROOT / "experiments" / "stages.py"):

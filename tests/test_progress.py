@@ -11,16 +11,16 @@ import pytest
 import torch
 from helpers import build_model, recipe
 
-from common import progress
-from common.checkpoints import Checkpoint
-from common.data import Examples
-from common.devices import Runtime
-from common.learner import EpochSeconds, Learner
-from common.objectives import Loss, ModelObjective
-from common.progress import Talk, duration
-from common.running_losses import RUNNING_BATCHES, RunningLosses, TimeLeft
-from common.tasks import TASKS
-from common.training import fit, steps_of
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.runtime import progress
+from common.runtime.devices import Runtime
+from common.runtime.progress import Talk, duration
+from common.training.checkpoints import Checkpoint
+from common.training.learner import EpochSeconds, Learner
+from common.training.loop import fit, steps_of
+from common.training.objectives import Loss, ModelObjective
+from common.training.running_losses import RUNNING_BATCHES, RunningLosses, TimeLeft
 
 
 class Terminal(io.StringIO):

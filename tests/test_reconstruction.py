@@ -7,15 +7,16 @@ from helpers import OPTIONS, QUIET, build_model, examples, least_squares, object
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.blocks import Variant, block_tensors, find_blocks
-from common.closed_form import attention, reconstruction
-from common.closed_form.least_squares import add_products, preconditioner, solve, whole
-from common.closed_form.reconstruction import reconstruct, some_positions
-from common.devices import Runtime
-from common.families import family_of
-from common.prune_block import prune_block
-from common.scheme import Pair
-from common.teacher import held_out_errors
+from common.blocks.families import family_of
+from common.blocks.find import find_blocks
+from common.blocks.tensors import Variant, block_tensors
+from common.composing.scheme import Pair
+from common.pruning.closed_form import attention, reconstruction
+from common.pruning.closed_form.least_squares import add_products, preconditioner, solve, whole
+from common.pruning.closed_form.solve import reconstruct, some_positions
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime
+from common.training.block_level.teacher import held_out_errors
 
 CPU = torch.device("cpu")
 

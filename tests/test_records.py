@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from common.errors import UserError
-from common.records import (
+from common.runtime.errors import UserError
+from common.runtime.records import (
     check_files,
     check_report,
     content_digest,

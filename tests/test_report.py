@@ -11,11 +11,12 @@ import transformers
 from helpers import RUNTIME, build_model, distilbert_config, is_one_line, load_script, run
 from matplotlib import image
 
-from common import evaluation, report
-from common.compact import make_compact
-from common.devices import Runtime
-from common.models import load_model
-from common.saving import save_model
+from common.evaluation import answers as evaluation
+from common.evaluation import cost as report
+from common.models.compact import make_compact
+from common.models.load import load_model
+from common.models.saving import save_model
+from common.runtime.devices import Runtime
 
 T5_LAYER = {
     "encoder": ["0.SelfAttention", "1.DenseReluDense"],

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from common.errors import UserError
-from common.schema import (
+from common.runtime.errors import UserError
+from common.runtime.schema import (
     FILE_NAME,
     SHA256,
     Anything,

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.prune import _compute_nparams_toprune
 
-from common.configurations import (
+from common.composing.configurations import (
     Configurations,
     random_configurations,
     read_configurations,
     removed_count,
     uniform_configurations,
 )
-from common.errors import UserError
-from common.scheme import DENSE, Scheme, make_scheme, read_scheme, select
+from common.composing.scheme import DENSE, Scheme, make_scheme, read_scheme, select
+from common.runtime.errors import UserError
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 # Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.

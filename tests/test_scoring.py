@@ -13,18 +13,20 @@ import torch
 import transformers
 from helpers import QUIET, distilbert_config, lively, t5_config
 
-from common.blocks import block_calls, block_tensors, find_blocks, set_block
-from common.compact import make_compact
-from common.data import Examples
-from common.devices import Runtime
-from common.models import LoadedModel
-from common.prune_block import prune_block
-from common.report import count_products, multiply_adds
-from common.saving import save_model
-from common.scheme import DENSE
-from common.search import costs
-from common.search.scoring import Replaceable, score_block
-from common.tasks import TASKS
+from common.blocks.calls import block_calls
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, set_block
+from common.composing.scheme import DENSE
+from common.composing.search import costs
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.evaluation.cost import count_products, multiply_adds
+from common.evaluation.scoring import Replaceable, score_block
+from common.models.compact import make_compact
+from common.models.load import LoadedModel
+from common.models.saving import save_model
+from common.pruning.prune_block import prune_block
+from common.runtime.devices import Runtime
 
 KINDS = ["t5", "t5-gated", "distilbert"]
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from helpers import RUNTIME
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
-from common.search import budgets
-from common.search import knapsack as search
-from common.search.costs import Costs
+from common.composing.search import budgets
+from common.composing.search import knapsack as search
+from common.composing.search.costs import Costs
+from common.runtime.errors import UserError
 
 NO_SHRINKING = [Phase.reuse, Phase.generate]  # each example takes the solver milliseconds
 

@@ -10,15 +10,17 @@ from helpers import KINDS, OPTIONS, build_model, examples, is_one_line, load_scr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.blocks import block_tensors, find_blocks
-from common.closed_form import Reconstruction, reconstruct, selection, statistics
-from common.closed_form.selection import elimination_order, gradual_mask
-from common.configurations import SIZES
-from common.errors import UserError
-from common.l1 import L1
-from common.prune_block import prune_block
-from common.scheme import Pair
-from common.teacher import held_out_errors
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
+from common.composing.configurations import SIZES
+from common.composing.scheme import Pair
+from common.pruning import reconstruction as selection
+from common.pruning.closed_form import reconstruct, statistics
+from common.pruning.l1 import L1
+from common.pruning.prune_block import prune_block
+from common.pruning.reconstruction import Reconstruction, elimination_order, gradual_mask
+from common.runtime.errors import UserError
+from common.training.block_level.teacher import held_out_errors
 
 
 def problem(seed, tokens, width, rows):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import load_script, padded_batch, pairs_of, read_json
 
-from common import from_scratch
-from common.models import load_model, load_tokenizer
-from common.paired_tokenizer import PairedTokenizer
+from common.models.load import load_model, load_tokenizer
+from common.models.paired_tokenizer import PairedTokenizer
+from common.training.scratch import train as from_scratch
 
 TINY = ("--d-model", 32, "--layers", 1, "--feed-forward-size", 48, "--vocabulary", 200)
 TRAINED = (*TINY, "--epochs", 4, "--batch-size", 16, "--lr", 0.01)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from helpers import build_tokenizer, distilbert_config, section, snippets, t5_config, transformers
 
-from common.blocks import block_tensors, find_blocks, prunable_modules, set_block
-from common.compact import make_compact
-from common.configurations import uniform_configurations
-from common.masks import parameter_masks
-from common.prune_block import prune_block
-from common.scheme import make_scheme, select
+from common.blocks.find import find_blocks, prunable_modules
+from common.blocks.tensors import block_tensors, parameter_masks, set_block
+from common.composing.configurations import uniform_configurations
+from common.composing.scheme import make_scheme, select
+from common.models.compact import make_compact
+from common.pruning.prune_block import prune_block
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 

@@ -16,7 +16,7 @@ TESTS = [path for path in SOURCES if ROOT / "tests" in path.parents]
 
 
 def module_name(path):
-    """common/closed_form/attention.py is common.closed_form.attention, a folder's door is its __init__."""
+    """common/pruning/closed_form/attention.py is its dotted name, a folder's door is its __init__."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
@@ -29,16 +29,16 @@ def parsed(path):
 
 
 def imports(nodes):
-    """The dotted names of the modules that some nodes import; `from common import cli` is common.cli."""
+    """The dotted names of the modules that some nodes import; `from common import cli` is common.cli.flags."""
     names = []
     for node in nodes:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                names.append(inner if inner in MODULES else node.module)
+                module = node.module or "common"  # of `from . import` in common/__main__.py
+                inner = f"{module}.{alias.name}"
+                names.append(inner if inner in MODULES else module)
     return names
 
 
@@ -47,10 +47,13 @@ def own_imports(path):
     return {name for name in imports(ast.walk(parsed(path))) if name in MODULES and name != "common"}
 
 
-def folder_of(name):
-    """The folder of common/ that a module lies in; "" for the core."""
+PACKAGES = ("runtime", "data", "blocks", "models", "evaluation", "composing", "pruning", "training", "cli")
+
+
+def package_of(name):
+    """The package of common/ that a module lies in; None for `common` itself and `common.__main__`."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 2 or (len(parts) == 2 and MODULES[name].name == "__init__.py") else ""
+    return parts[1] if len(parts) > 1 and parts[1] in PACKAGES else None
 
 
 def calls(tree):
@@ -60,10 +63,10 @@ def calls(tree):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
 
-# --- floors ----------------------------------------------------------------------------------------------------
+# --- layers ----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_imports_only_from_lower_floors():
+def test_imports_form_no_circle():
     """Oracle: the standard library's topological sort, which finds no order where imports form a circle."""
     graph = {name: own_imports(path) - {name} for name, path in MODULES.items() if name != "common"}
     try:
@@ -72,20 +75,21 @@ def test_a_file_imports_only_from_lower_floors():
         raise AssertionError(f"imports form a circle: {' -> '.join(error.args[1])}") from None
 
 
-def test_the_core_stands_on_the_core_alone_and_a_folder_is_entered_by_its_door():
+def test_common_is_nine_packages_that_import_from_lower_ones_alone():
+    """From the ground up, as docs/architecture.md lists them."""
+    inside = {path.name for path in (ROOT / "common").iterdir() if path.name != "__pycache__"}
+    assert inside == {*PACKAGES, "__init__.py", "__main__.py"}
     for name, path in MODULES.items():
-        for other in own_imports(path):
-            if folder_of(other) not in ("", folder_of(name)):
-                assert folder_of(name), f"{name}, of the core, imports {other}"
-                assert other == f"common.{folder_of(other)}", f"{name} enters {other} past its door"
+        if package_of(name):
+            lower = {None, *PACKAGES[: PACKAGES.index(package_of(name)) + 1]}
+            above = [other for other in own_imports(path) if package_of(other) not in lower]
+            assert not above, f"{name} imports {above}"
 
 
-def test_scripts_enter_folders_by_their_doors_and_never_import_each_other():
+def test_scripts_never_import_each_other():
     scripts = {name.removesuffix(".py") for name in SCRIPTS}
     for script in SCRIPTS:
         assert not scripts & set(imports(ast.walk(parsed(ROOT / script)))), script
-        for other in own_imports(ROOT / script):
-            assert folder_of(other) in ("", other.removeprefix("common.")), f"{script} enters {other} past its door"
 
 
 def test_no_file_of_common_but_three_knows_parsed_arguments():
@@ -96,7 +100,7 @@ def test_no_file_of_common_but_three_knows_parsed_arguments():
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    assert knowing == {"common.cli", "common.inputs", "common.check"}
+    assert knowing == {"common.cli.flags", "common.cli.open", "common.cli.check"}
 
 
 def test_a_script_starts_with_the_standard_library_alone():
@@ -111,22 +115,6 @@ def test_a_script_starts_with_the_standard_library_alone():
                     waiting.append(MODULES[name])
             else:
                 assert name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} starts with {name}"
-    light = (
-        "batching",
-        "cli",
-        "criteria",
-        "curves",
-        "errors",
-        "families",
-        "files",
-        "interruption",
-        "pictures",
-        "progress",
-        "records",
-        "schema",
-        "schemes",
-    )
-    assert seen == {f"common.{name}" for name in light}
 
 
 # --- habits ----------------------------------------------------------------------------------------------------

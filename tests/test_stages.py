@@ -35,10 +35,10 @@ from helpers import (
 )
 from torch.nn.utils import prune
 
-from common import stats as stats_module
-from common import training
-from common.checkpoints import Checkpoint
-from common.library import Library
+from common.composing.library import Library
+from common.training import loop as training
+from common.training import stats as stats_module
+from common.training.checkpoints import Checkpoint
 
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with
 BLOCK_LEVEL = f"block-level_finetuning.py --stats blocks.csv --method train {TRAINING}"

@@ -9,8 +9,8 @@ import sacrebleu
 import torch
 from helpers import is_one_line, read_json
 
-from common.metrics import Classes, Summaries
-from common.models import load_model
+from common.data.metrics import Classes, Summaries
+from common.models.load import load_model
 
 SCRIPTS = {
     "translation": "evaluate-t5.py",

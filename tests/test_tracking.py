@@ -5,8 +5,8 @@ import csv
 import pytest
 from helpers import fails, recipe, run
 
-from common.cli import TRACKERS
-from common.learner import last_rate, schedule
+from common.cli.flags import TRACKERS
+from common.training.learner import last_rate, schedule
 
 TRAIN = "model-level_finetuning.py -m {0} -p {1}/tuned -c {1}/conf.json -n 0 -o m.pth --epochs 3 --batch-size 8"
 BLOCKS = "block-level_finetuning.py -m {0} -p {1}/pruned -o library --method {2} --epochs 3 --batch-size 8"

@@ -12,24 +12,24 @@ import pytest
 import torch
 from helpers import RUNTIME, build_model, padded_batch, recipe
 
-from common.batching import Tokens
-from common.blocks import block_tensors, find_blocks
-from common.checkpoints import Checkpoint
-from common.data import Examples
-from common.errors import UserError
-from common.interruption import Interrupted, heeded
-from common.learner import Epoch, EpochSeconds, Learner, schedule
-from common.masks import parameter_masks
-from common.objectives import Loss, ModelObjective
-from common.progress import Talk
-from common.prune_block import prune_block
-from common.records import content_digest
-from common.running_losses import Progress
-from common.scheme import Pair
-from common.stats import check_stats, read_stats, write_stats, write_variant_stats
-from common.tasks import TASKS
-from common.teacher import BlockObjective
-from common.training import Measure, fit, steps_of
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks
+from common.composing.scheme import Pair
+from common.data.batching import Tokens
+from common.data.examples import Examples
+from common.data.tasks import TASKS
+from common.pruning.prune_block import prune_block
+from common.runtime.errors import UserError
+from common.runtime.progress import Talk
+from common.runtime.records import content_digest
+from common.runtime.signals import Interrupted, heeded
+from common.training.block_level.teacher import BlockObjective
+from common.training.checkpoints import Checkpoint
+from common.training.learner import Epoch, EpochSeconds, Learner, schedule
+from common.training.loop import Measure, fit, steps_of
+from common.training.objectives import Loss, ModelObjective
+from common.training.running_losses import Progress
+from common.training.stats import check_stats, read_stats, write_stats, write_variant_stats
 
 RUN = "0123456789abcdef"  # a run's key
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)

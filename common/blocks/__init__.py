@@ -1,0 +1,1 @@
+"""Module extraction: where a model's blocks are, their tensors, and what goes in and out of them."""

@@ -1,0 +1,229 @@
+"""The table of model families: where a model's blocks are, and how to run them.
+
+A family is one entry in `FAMILIES` (and, for --compact, a call in `modeling_compact`). What its models are used for is
+in `tasks`, and what suits a checkpoint that was studied is in `studies`. Nothing else in the suite knows a model type
+by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.runtime.errors import UserError
+
+COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, see `modeling_compact`
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention block: the module of some class, with its query, key, value and output Linear somewhere in it.
+
+    Dotted paths within the module: of the Linears, and of the attribute that counts the heads. The block's output is
+    what `output` returns.
+    """
+
+    queries: str
+    keys: str
+    values: str
+    output: str
+    heads: str
+    beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too; they are never pruned
+    kind = "attention"
+    name = ""  # the block is named after its module
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The Linears whose rows are the heads'."""
+        return self.queries, self.keys, self.values
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward block: Linears of a module, which may hold other things too.
+
+    `inner`, `output`: dotted paths within the module, of one inner Linear or several, which have the same input, and of
+    the output Linear.
+    `between`: (module, output of each inner Linear): what enters the output Linear, entry by entry, without dropout.
+    `name`: what is added to the module's name; "" where the module holds nothing else.
+    """
+
+    inner: tuple[str, ...]
+    output: str
+    between: Callable
+    name: str = ""
+    kind = "feed_forward"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the suite must know of a model type.
+
+    `model_classes`: {task: class in transformers, or of our own}, the usual task first.
+    `layouts`: {class name of a module: its block}.
+    `run`: (model, batch): every block, but neither the head nor the loss.
+    `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
+    `positions`: (config): how many tokens there are positions for; None where they are relative.
+    """
+
+    model_classes: dict[str, str]
+    layouts: dict[str, Attention | FeedForward]
+    run: Callable
+    decoder: str = ""
+    positions: Callable = lambda config: getattr(config, "max_position_embeddings", None)
+
+    def __post_init__(self):
+        """What can translate can summarize: to the model it is one task."""
+        if "translation" in self.model_classes:
+            self.model_classes.setdefault("summarization", self.model_classes["translation"])
+
+
+def _run_t5(model, batch):
+    encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    # The causal mask alone keeps target padding, which is at the end, out of the real positions.
+    model.decoder(
+        input_ids=model._shift_right(batch["labels"]),
+        encoder_hidden_states=encoded.last_hidden_state,
+        encoder_attention_mask=batch["attention_mask"],
+        use_cache=False,
+    )
+
+
+def _run_encoder_decoder(model, batch):
+    model.base_model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        use_cache=False,
+    )
+
+
+def _run_encoder(model, batch, **settings):
+    """Pairs of texts have token types, unless the model or its tokenizer knows none."""
+    names = {"input_ids", "attention_mask", "token_type_ids"} & batch.keys()
+    model.base_model(**{name: batch[name] for name in names}, **settings)
+
+
+def _run_deberta(model, batch):
+    _run_encoder(model, batch, output_attentions=True)  # its attention returns no probabilities otherwise
+
+
+def _t5_like(prefix: str) -> dict:
+    """Blocks of a T5-like model; the gated feed-forward is that of T5 1.1 and later."""
+    return {
+        f"{prefix}Attention": Attention("q", "k", "v", "o", heads="n_heads"),
+        f"{prefix}DenseActDense": FeedForward(("wi",), "wo", lambda module, hidden: module.act(hidden)),
+        f"{prefix}DenseGatedActDense": FeedForward(
+            ("wi_0", "wi_1"), "wo", lambda module, gate, hidden: module.act(gate) * hidden
+        ),
+    }
+
+
+def _bart_like(prefix: str) -> dict:
+    """Blocks of a BART-like model: its feed-forward Linears lie in the layer itself."""
+    feed_forward = FeedForward(("fc1",), "fc2", lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
+    return {
+        f"{prefix}Attention": Attention("q_proj", "k_proj", "v_proj", "out_proj", heads="num_heads"),
+        f"{prefix}EncoderLayer": feed_forward,
+        f"{prefix}DecoderLayer": feed_forward,
+    }
+
+
+def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> dict:
+    """Blocks of a BERT-like model: the Linears of either lie in several modules. Its head and pooler are no blocks."""
+    return {
+        f"{prefix}Attention": Attention(
+            *(f"self.{name}" for name in projections), "output.dense", heads="self.num_attention_heads", **beside
+        ),
+        f"{prefix}Layer": FeedForward(
+            ("intermediate.dense",),
+            "output.dense",
+            lambda layer, hidden: layer.intermediate.intermediate_act_fn(hidden),
+            "feed_forward",
+        ),
+    }
+
+
+def _after_padding(config):
+    """RoBERTa counts positions from the one after the padding token's number."""
+    if config.pad_token_id is None or config.pad_token_id + 1 >= config.max_position_embeddings:
+        raise UserError(
+            f"config.json: 'pad_token_id': {config.pad_token_id} where a number below 'max_position_embeddings' belongs"
+        )
+    return config.max_position_embeddings - config.pad_token_id - 1
+
+
+FAMILIES = {
+    "t5": Family({"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder"),
+    "mt5": Family({"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder"),
+    "umt5": Family({"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder"),
+    "bart": Family(
+        {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
+    ),
+    "mbart": Family(
+        {"translation": "MBartForConditionalGeneration"}, _bart_like("MBart"), _run_encoder_decoder, "model.decoder"
+    ),
+    "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
+    "pegasus": Family(
+        {"translation": "PegasusForConditionalGeneration"}, _bart_like("Pegasus"), _run_encoder_decoder, "model.decoder"
+    ),
+    "distilbert": Family(
+        {"classification": "DistilBertForSequenceClassification"},
+        {
+            "DistilBertSelfAttention": Attention("q_lin", "k_lin", "v_lin", "out_lin", heads="n_heads"),
+            "FFN": FeedForward(("lin1",), "lin2", lambda module, hidden: module.activation(hidden)),
+        },
+        _run_encoder,
+    ),
+    "bert": Family({"classification": "BertForSequenceClassification"}, _bert_like("Bert"), _run_encoder),
+    "roberta": Family(
+        {"classification": "RobertaForSequenceClassification"},
+        _bert_like("Roberta"),
+        _run_encoder,
+        positions=_after_padding,
+    ),
+    "xlm-roberta": Family(
+        {"classification": "XLMRobertaForSequenceClassification"},
+        _bert_like("XLMRoberta"),
+        _run_encoder,
+        positions=_after_padding,
+    ),
+    "electra": Family({"classification": "ElectraForSequenceClassification"}, _bert_like("Electra"), _run_encoder),
+    "deberta-v2": Family(
+        {"classification": "DebertaV2ForSequenceClassification"},
+        _bert_like(
+            "DebertaV2", ("query_proj", "key_proj", "value_proj"), beside=("self.pos_query_proj", "self.pos_key_proj")
+        ),
+        _run_deberta,
+        positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
+    ),
+}
+REFUSED = {  # model types that look as if they belonged here
+    "albert": "all of its layers share one block's parameters, so no layer can be pruned on its own"
+}
+
+
+def family_name(model_type: str) -> str:
+    """The name of a model type's family, a compact model's or not.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    name = model_type.removeprefix(COMPACT)
+    if name in REFUSED:
+        raise UserError(f"model type {model_type!r} is not supported: {REFUSED[name]}")
+    if name not in FAMILIES:
+        raise UserError(f"model type {model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+    return name
+
+
+def family_named(model_type: str) -> Family:
+    """The family of a model type, see `family_name`."""
+    return FAMILIES[family_name(model_type)]
+
+
+def family_of(config) -> Family:
+    """The family of a transformers config, a compact model's or not.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    return family_named(config.model_type)

@@ -1,0 +1,138 @@
+"""The tensors of a model's blocks, and of what lies outside of them: getting, setting and sharing them."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+
+from common.blocks.find import Block
+from common.runtime.errors import UserError
+
+
+class Variant(NamedTuple):
+    """A block pruned in one way. `tensors`: {"q.weight": tensor}; `keeps`: {"q": bool (out, in)}, True = kept."""
+
+    block: Block
+    tensors: dict[str, torch.Tensor]
+    keeps: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> "Variant":
+        """The same on a device."""
+        tensors, keeps = ({name: t.to(device) for name, t in each.items()} for each in self[1:])
+        return Variant(self.block, tensors, keeps)
+
+
+def block_tensors(model: torch.nn.Module, block: Block) -> dict[str, torch.Tensor]:
+    """The parameters of a block's Linears by name within the block ("q.weight"), not copied."""
+    root = model.get_submodule(block.root)
+    return {
+        f"{linear}.{name}": parameter
+        for linear in block.linears
+        for name, parameter in root.get_submodule(linear).named_parameters()
+    }
+
+
+def sharing_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model that shares the memory of its parameters, and does not train them.
+
+    Give it others by `share_block` and `share_rest`, which leave the model's own alone; what copies into its parameters
+    changes the model.
+    """
+    shared = {id(each): torch.nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+@torch.no_grad()
+def share_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
+    """Let a block of a `sharing_copy` have the memory of tensors, or of copies on its device.
+
+    Raises:
+        UserError: see `set_block`.
+    """
+    own = _own_like(model, block, tensors)
+    for name, tensor in tensors.items():
+        own[name].data = tensor.detach().to(own[name].device)
+
+
+@torch.no_grad()
+def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
+    """Put tensors in the place of a block's own.
+
+    Raises:
+        UserError: the names or shapes are not the block's.
+    """
+    own = _own_like(model, block, tensors)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def _own_like(model, block, tensors):
+    """A block's own tensors, once those given are sure to be like them."""
+    own = block_tensors(model, block)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != shapes:
+        raise UserError(f"block {block.name}: holds tensors {given} where the model has {shapes}")
+    return own
+
+
+def rest_of(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters of a model that lie in none of its blocks, by name, not copied; tied ones once."""
+    inside = {id(tensor) for block in blocks.values() for tensor in block_tensors(model, block).values()}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+
+
+@torch.no_grad()
+def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
+    """Put tensors in the place of a model's parameters outside of its blocks.
+
+    Raises:
+        UserError: the names or shapes are not the model's.
+    """
+    for parameter, tensor in _rest_pairs(model, rest):
+        parameter.copy_(tensor)
+
+
+@torch.no_grad()
+def share_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
+    """Let a `sharing_copy` have the memory of tensors, or of copies on its device, outside of its blocks.
+
+    Raises:
+        UserError: see `set_rest`.
+    """
+    for parameter, tensor in _rest_pairs(model, rest):
+        parameter.data = tensor.detach().to(parameter.device)
+
+
+def _rest_pairs(model, rest):
+    """[(parameter, the tensor that it gets)]"""
+    own = dict(model.named_parameters())
+    for name, tensor in rest.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"the rest of the model: holds {name} {tuple(tensor.shape)}, which is not the model's")
+    return [(own[name], tensor) for name, tensor in rest.items()]
+
+
+def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Masks by parameter name, a removed head's or neuron's biases included: {"q.weight": bool (out, in), "q.bias":
+    (out,)}.
+
+    The biases follow from the weights: a row of q, k or v is removed only with its head, as a whole; a neuron has lost
+    all its weights, those that come in and those that go out. Biases elsewhere are never pruned.
+    """
+    masks = {f"{name}.weight": keep for name, keep in keeps.items()}
+    inner, out = block.inner, block.output
+    if block.has_bias and block.kind == "attention":
+        masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in inner}
+    elif block.has_bias:
+        used = torch.stack([keeps[out].any(dim=0), *(keeps[name].any(dim=1) for name in inner)]).any(dim=0)
+        masks |= {f"{name}.bias": used for name in inner}
+    return masks
+
+
+@torch.no_grad()
+def parameter_counts(model) -> dict[str, float]:
+    """{"parameters", "nonzero_parameters", "sparsity"} of a model; tied parameters count once."""
+    total = sum(p.numel() for p in model.parameters())
+    nonzero = sum(int(torch.count_nonzero(p)) for p in model.parameters())
+    return {"parameters": total, "nonzero_parameters": nonzero, "sparsity": 1 - nonzero / total}

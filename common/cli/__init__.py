@@ -1,0 +1,1 @@
+"""The command line: flags, what they name opened once, and how a script ends."""

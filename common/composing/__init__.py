@@ -1,0 +1,1 @@
+"""Configurations, schemes and libraries, the models composed of them, and the search for the best configuration."""

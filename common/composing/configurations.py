@@ -1,0 +1,170 @@
+"""Configurations: what the user wants, a pruning rate for every module of a model, in `conf.json`.
+
+`conf.json` says of each Linear which block it lies in, and under which name there; an attention or feed-forward module
+has its block's name. A block is one attention or feed-forward sublayer.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from common.runtime.errors import UserError
+from common.runtime.records import FORMAT_VERSION, digest, read_json
+from common.runtime.schema import HEX, Anything, Either, ListOf, MapOf, Number, Object, Text, check, shown
+
+# Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
+SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
+MODEL = Object({"name": Text(), "type": Text(), "fingerprint": HEX})  # which model a file was made for
+SIZE = Number(1, 2**40, whole=True)
+NAME = Text(pattern=r"[^/\\\x00-\x1f]{1,200}", expected="a name without slashes")
+MODULE = Either(
+    "kind",
+    {
+        "attention": Object({"kind": Text(), "heads": SIZE}),
+        "linear": Object({"kind": Text(), "weights": SIZE, "block": NAME, "linear": NAME}),
+        "feed_forward": Object({"kind": Text(), "neurons": SIZE}),
+    },
+)
+CONFIGURATIONS = Object(
+    {
+        "version": Number(0, 2**40, whole=True),
+        "model": MODEL,
+        "modules": MapOf(MODULE, NAME, smallest=1),
+        "configs": ListOf(MapOf(Anything()), "configuration", shortest=1),  # the rates depend on the modules
+    }
+)
+CONFIGURATIONS_BY = "config_generator.py"
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """`conf.json`: the model {name, type, fingerprint}, its modules, and one {module: rate} a configuration."""
+
+    model: dict[str, str]
+    modules: dict[str, dict]
+    configs: list[dict[str, float]]
+
+    def to_json(self) -> dict:
+        return {"version": FORMAT_VERSION, "model": self.model, "modules": self.modules, "configs": self.configs}
+
+    def digest(self) -> str:
+        """Of the content, whatever the layout."""
+        return digest(self.to_json())
+
+
+def uniform_configurations(model, modules, rates):
+    """The i-th configuration: every module at the i-th rate of its kind.
+
+    Args:
+        rates: one {kind of module: rate} a configuration.
+    Raises:
+        UserError: a rate is not usable for a module.
+    """
+    configs = [{name: each[module["kind"]] for name, module in modules.items()} for each in rates]
+    for i, config in enumerate(configs):
+        for name, rate in config.items():
+            _check_rate(rate, modules[name], f"configuration {i}: {name}")
+    return Configurations(model, modules, configs)
+
+
+def grid_rates(attention, linear, feed_forward=None):
+    """As few {kind of module: rate} as bring every attention rate, and every feed-forward rate, together with every
+    linear rate. A block has rates of one of the two kinds, and linear ones, so it then has every combination."""
+    rates = []
+    for each in linear:
+        for n in range(max(len(attention), len(feed_forward or ()))):
+            rates.append({"attention": attention[n % len(attention)], "linear": each})
+            if feed_forward:
+                rates[-1]["feed_forward"] = feed_forward[n % len(feed_forward)]
+    return rates
+
+
+def random_configurations(model, modules, rates, count, seed):
+    """`count` configurations, all different: each block's rates are drawn, one of each kind, its Linears having one.
+
+    The n-th is the same for any count.
+
+    Args:
+        rates: {kind of module: the rates to draw from}.
+    Raises:
+        UserError: a rate is not usable for a module, or there are fewer configurations than that.
+    """
+    for name, module in modules.items():
+        for rate in rates[module["kind"]]:
+            _check_rate(rate, module, name)
+    places = list(dict.fromkeys((block_of(name, module), module["kind"]) for name, module in modules.items()))
+    rates = {kind: list(dict.fromkeys(each)) for kind, each in rates.items()}
+    possible = math.prod(len(rates[kind]) for _, kind in places)
+    if count > possible:
+        raise UserError(f"these rates make {possible} different configurations, not {count}")
+    rng, drawn = random.Random(seed), {}  # a dict keeps the order
+    while len(drawn) < count:
+        drawn[tuple(rng.choice(rates[kind]) for _, kind in places)] = None
+    configs = []
+    for each in drawn:
+        of_place = dict(zip(places, each))
+        configs.append({name: of_place[block_of(name, module), module["kind"]] for name, module in modules.items()})
+    return Configurations(model, modules, configs)
+
+
+def read_configurations(path) -> Configurations:
+    """Read and check a `conf.json`.
+
+    Raises:
+        UserError: naming the file, the configuration, the module and the remedy.
+    """
+    value = read_json(path, CONFIGURATIONS_BY)
+    if "blocks" in value:
+        raise UserError(
+            f"{path}: is a scheme (prune_scheme_generator.py's output); give the conf.json it was made from"
+        )
+    check_version(path, value, CONFIGURATIONS_BY)
+    check(path, value, CONFIGURATIONS, f"{CONFIGURATIONS_BY} writes such a file")
+    modules, configs = value["modules"], value["configs"]
+    for i, config in enumerate(configs):
+        where = f"{path}: configuration {i}"
+        for name, rate in config.items():
+            if name not in modules:
+                raise UserError(f"{where}: unknown module {name!r}; the model's modules are listed under 'modules'")
+            _check_rate(rate, modules[name], f"{where}: {name}")
+    return Configurations(value["model"], modules, configs)
+
+
+def check_version(path, value, made_by):
+    if value.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {shown(value.get('version'))} where {FORMAT_VERSION} belongs; "
+            f"make it again with {made_by}"
+        )
+
+
+def _check_rate(rate, module, where):
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise UserError(f"{where}: the rate must be a number such as 0.3, not {shown(rate)}")
+    parts = SIZES[module["kind"]]
+    size = module[parts]
+    if parts != "weights" and rate == 1:
+        return  # the block is left out
+    if not 0 <= rate < 1:  # NaN is outside too
+        allowed = "[0, 1)" if parts == "weights" else "[0, 1]"
+        raise UserError(f"{where}: rate {shown(rate)} is outside {allowed}: it is the fraction that is removed")
+    if parts != "weights" and removed_count(rate, size) == size:
+        raise UserError(
+            f"{where}: rate {rate} removes all {size} {parts}; the largest usable rate is {(size - 1) / size:g} "
+            f"({size - 1} of {size} {parts}), or 1, which leaves the block out"
+        )
+
+
+def removed_count(rate: float, size: int) -> int:
+    """How many of `size` a pruning rate removes, rounded as `torch.nn.utils.prune` rounds (halves to even)."""
+    return round(rate * size)
+
+
+def block_of(name, module):
+    """The name of the block that a module of `conf.json` lies in."""
+    return module["block"] if module["kind"] == "linear" else name
+
+
+def looks_like_configurations(value: object) -> bool:
+    """Whether a JSON value is meant as a `conf.json`, perhaps edited by hand."""
+    return isinstance(value, dict) and {"version", "model", "modules", "configs"} <= value.keys()

@@ -1,0 +1,353 @@
+"""A folder of `.npy` module files, one per variant of a block, and the record of how each came to be.
+
+A module file is a numpy structured array of shape () whose fields are the block's tensors and masks: "q.weight"
+(float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`. A library whose variants
+were tuned together has one more, of the rest of the model, whose fields are the model's parameters outside of blocks.
+
+The record is written after every finished file, so an interrupted run loses nothing that it had finished. What was
+tuned together is written together: the record follows once all files are there. Several processes may write to one
+library: whoever does locks the folder, and adds to the record as it is then.
+"""
+
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+
+from common.blocks.find import Block
+from common.blocks.tensors import Variant, parameter_masks
+from common.composing.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
+from common.composing.scheme import Pair
+from common.runtime.errors import UserError
+from common.runtime.files import atomic_file, check_writable, is_temporary, real, remove_leftovers_in
+from common.runtime.processes import Processes
+from common.runtime.records import (
+    RECORD_NAME,
+    check_file,
+    differences,
+    digest,
+    file_digest,
+    make_record,
+    read_record,
+    sealed,
+    write_json,
+)
+from common.runtime.signals import deferred
+
+PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
+TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
+STAGES = (PRUNED, FINE_TUNED, TOGETHER)
+REST = "rest"  # in the record, and the name of its file
+LOCK_NAME = ".lock"
+REMEDY = "delete the file and run the script that made the library again"
+
+
+class Library:
+    """The library in a folder. Reading needs the record; writing keeps it."""
+
+    def __init__(self, folder: str | Path, record: dict):
+        self.folder = Path(folder)
+        self.record = record
+        self._stamp = None  # of the record's file, as this process last wrote it
+
+    @classmethod
+    def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
+        """Open the library that an earlier stage made.
+
+        Args:
+            stage: PRUNED, FINE_TUNED or TOGETHER, if only one of them will do.
+        Raises:
+            UserError: there is none, or it was made for another model, or it is of another stage.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
+        record = _read_library_record(folder / RECORD_NAME)
+        if record["model"]["fingerprint"] != model_fingerprint:
+            raise UserError(
+                f"{folder}: was made for another model ({record['model']['name']}); "
+                "give the model it was made for, or another library"
+            )
+        if stage not in (None, record["stage"]):
+            raise UserError(f"{folder}: is a {record['stage']} library where a {stage} one belongs")
+        return cls(folder, record)
+
+    @classmethod
+    def open_or_create(cls, folder: str | Path, script: str, model: dict, stage: str) -> "Library":
+        """Open a library to write to, or start one.
+
+        Args:
+            model: {name, type, fingerprint} of the original model.
+            stage: PRUNED, FINE_TUNED or TOGETHER.
+        Raises:
+            UserError: the folder cannot be written, or holds something else.
+        """
+        folder = Path(folder)
+        check_writable(folder)
+        check_writable(folder / RECORD_NAME, is_file=True)
+        remove_leftovers_in(folder)
+        found = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
+        if not (folder / RECORD_NAME).exists():
+            if not all(map(_may_lie_beside, found)):
+                raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
+            real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
+            made_from = {"model": model["fingerprint"], "stage": stage}
+            library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
+            with library._lock():
+                if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
+                    library._write_record(library.record)
+                    return library
+        return cls.open(folder, model["fingerprint"], stage)
+
+    @classmethod
+    def open_shared(cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes) -> "Library":
+        """The same by several processes: the first starts it, the others wait for that."""
+        if processes.is_first:
+            library = cls.open_or_create(folder, script, model, stage)
+        processes.agree(None)
+        return library if processes.is_first else cls.open(folder, model["fingerprint"], stage)
+
+    def _lock(self):
+        """Keep other processes from writing, for as long as the context lasts."""
+        return filelock.FileLock(self.folder / LOCK_NAME)
+
+    def _current_record(self):
+        """The record as it is now, which another process may have added to; to be called under the lock."""
+        path = self.folder / RECORD_NAME
+        return self.record if self._stamp == _stamp_of(path) else _read_library_record(path)
+
+    def _write_record(self, record):
+        path = self.folder / RECORD_NAME
+        write_json(path, sealed(record))
+        self.record, self._stamp = record, _stamp_of(path)
+
+    def variants(self) -> list[Pair]:
+        """All pairs that the library holds."""
+        return [Pair(entry["block"], entry["variant"]) for entry in self.record["variants"].values()]
+
+    def entry(self, pair: Pair) -> dict:
+        """The record of a variant.
+
+        Raises:
+            UserError: the library has no such variant.
+        """
+        if pair not in self:
+            raise UserError(
+                f"{self.folder}: has no variant {pair.variant} of {pair.block}; run prune.py (and "
+                "block-level_finetuning.py) again with the scheme of this conf.json"
+            )
+        return self.record["variants"][str(pair)]
+
+    def __contains__(self, pair: Pair) -> bool:
+        return str(pair) in self.record["variants"]
+
+    def has(self, pair: Pair, made_from: dict, overwrite: bool) -> bool:
+        """Whether the variant is there already, made from the same things (see `records.make_record`).
+
+        Raises:
+            UserError: it was made from other things, and `overwrite` is off.
+        """
+        entry = self.record["variants"].get(str(pair))
+        if entry is None:
+            return False
+        is_same = entry["key"] == digest(made_from)
+        if is_same and self._is_intact(entry):
+            return True
+        if not is_same and not overwrite:
+            raise UserError(
+                f"{self.folder}: {pair} is there already, made with other settings{differences(entry, made_from)}; "
+                "choose another library or pass --overwrite"
+            )
+        return False
+
+    def _is_intact(self, entry):
+        path = self.folder / entry["file"]
+        return path.exists() and file_digest(path) == entry["sha256"]
+
+    @deferred()
+    def write(self, name: str, variant: Variant, made_from: dict, **measured) -> None:
+        """Write one variant's module file, then its entry in the record.
+
+        Args:
+            name: of the variant.
+            variant: its tensors and masks.
+            made_from: everything that determined the tensors, see `records.make_record`.
+            measured: further JSON values for the record.
+        Raises:
+            UserError: the block is larger than a numpy dtype can be.
+        """
+        with self._lock():
+            entry = self._write_variant(name, variant, made_from, measured)
+            self._add({str(Pair(variant.block.name, name)): entry})
+
+    def _add(self, entries, **others):
+        """Add entries of variants, and other parts, to the record; to be called under the lock."""
+        record = self._current_record()
+        self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
+
+    @deferred()
+    def write_together(
+        self,
+        variants: dict[Pair, Variant],
+        made_from: dict[Pair, dict],
+        rest: dict[str, torch.Tensor],
+        rest_made_from: dict,
+    ) -> None:
+        """Write variants that belong together, and the rest of the model with them; the record last, once.
+
+        Args:
+            rest: {parameter: tensor}; empty to leave what the library has, if anything.
+        Raises:
+            UserError: another process wrote a rest since this library was opened; or see `write`.
+        """
+        with self._lock():
+            if self._current_record().get(REST) != self.record.get(REST):
+                raise UserError(
+                    f"{self.folder}: another process tuned variants there meanwhile, together with a rest of the model "
+                    "of their own; run this again, and the new ones are trained among them"
+                )
+            entries = {
+                str(pair): self._write_variant(pair.variant, variant, made_from[pair], {})
+                for pair, variant in variants.items()
+            }
+            others = {}
+            if rest:
+                arrays = {name: to_numpy(tensor) for name, tensor in rest.items()}
+                check_finite(self.folder / f"{REST}.npy", arrays)
+                others[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
+            self._add(entries, **others)
+
+    def _write_variant(self, name, variant, made_from, measured):
+        """Write a variant's module file; returns its entry for the record."""
+        block, tensors, keeps = variant
+        pair = Pair(block.name, name)
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+        arrays |= {f"{name}{KEEP}": keep.cpu().numpy() for name, keep in keeps.items()}
+        path = self.folder / f"{pair}.npy"
+        check_finite(path, arrays)
+        check_variant(path, variant)
+        written = self._write_file(path.name, arrays, made_from)
+        return {"block": pair.block, "variant": pair.variant, **written, **measured}
+
+    def _write_file(self, file, arrays, made_from):
+        """Write a module file; returns its entry for the record."""
+        with atomic_file(self.folder / file) as handle:
+            np.save(handle, pack(arrays, file), allow_pickle=False)
+        return {
+            "file": file,
+            "key": digest(made_from),
+            "made_from": made_from,
+            "sha256": file_digest(self.folder / file),
+            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+        }
+
+    def run(self, pair: Pair) -> str | None:
+        """What identifies the run that a variant was tuned together with others in; None if it is not there."""
+        return self.record["variants"].get(str(pair), {}).get("made_from", {}).get("run")
+
+    def check_rest(self, rest: dict[str, torch.Tensor]) -> None:
+        """Make sure, before any long work, that the rest of a model fits into a module file.
+
+        Raises:
+            UserError: see `pack`.
+        """
+        packed_dtype(
+            {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in rest.items()}, f"{REST}.npy"
+        )
+
+    def has_rest(self) -> bool:
+        """Whether the library has a rest of the model, whatever is in its file."""
+        return REST in self.record
+
+    def rest_is_intact(self) -> bool:
+        """Whether the file of the rest, if there is one, is what was written."""
+        return not self.has_rest() or self._is_intact(self.record[REST])
+
+    def rest_key(self) -> str | None:
+        """What the rest was made from, as a digest; None if there is none."""
+        return self.record[REST]["key"] if self.has_rest() else None
+
+    def read_rest(self) -> dict[str, torch.Tensor] | None:
+        """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.
+
+        Raises:
+            UserError: see `read`.
+        """
+        return self._read_file(self.record[REST]) if self.has_rest() else None
+
+    @deferred()
+    def annotate(self, block: str, scores: dict, writes: bool = True) -> None:
+        """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}.
+
+        Args:
+            writes: whether the file gets them too, which is for one process alone to do.
+        """
+        pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
+
+        def scored(there):
+            return {pair: {**there[pair], "score": score} for pair, score in pairs.items() if pair in there}
+
+        if not writes:
+            there = self.record["variants"]
+            self.record = {**self.record, "variants": {**there, **scored(there)}}
+            return
+        with self._lock():
+            self._add(scored(self._current_record()["variants"]))
+
+    def read(self, block: Block, name: str) -> Variant:
+        """One variant as torch tensors (float32, masks bool), checked against its digest.
+
+        Raises:
+            UserError: the variant is missing, or its file is not what was written.
+        """
+        tensors = self._read_file(self.entry(Pair(block.name, name)))
+        return Variant(
+            block,
+            {field: tensor for field, tensor in tensors.items() if not field.endswith(KEEP)},
+            {field.removesuffix(KEEP): tensor for field, tensor in tensors.items() if field.endswith(KEEP)},
+        )
+
+    def _read_file(self, entry):
+        """The fields of a module file as torch tensors."""
+        path = self.folder / entry["file"]
+        check_file(path, entry["sha256"], REMEDY)
+        return {field: torch.from_numpy(array) for field, array in unpack(path).items()}
+
+
+def _read_library_record(path):
+    record = read_record(path, "prune.py or block-level_finetuning.py")
+    if "digest" not in record or record.get("stage") not in STAGES:
+        raise UserError(f"{path}: is not a library's record; make the library again")
+    return record
+
+
+def check_variant(where: str | Path, variant: Variant) -> None:
+    """Make sure that a variant is what a module file promises: the block's tensors and masks, and zero wherever the
+    masks say that something is removed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    block, tensors, keeps = variant
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != dict(block.shapes or shapes):
+        raise ValueError(f"{where}: {shapes} where the block has {dict(block.shapes)}")
+    if {linear: tuple(keep.shape) for linear, keep in keeps.items()} != {
+        linear: shapes[f"{linear}.weight"] for linear in block.linears
+    }:
+        raise ValueError(f"{where}: masks that are not of the shapes of the weights")
+    for name, keep in parameter_masks(block, keeps).items():
+        if name in tensors and bool(tensors[name][~keep].any()):
+            raise ValueError(f"{where}: {name} is not zero everywhere that its mask removes")
+
+
+def _may_lie_beside(path):
+    """Whether a file may lie in a library's folder before its record does."""
+    return path.name == LOCK_NAME or is_temporary(path.name)
+
+
+def _stamp_of(path):
+    """What tells one writing of a file from another."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,87 @@
+"""Module files: tensors and masks as the fields of one numpy structured array, which plain numpy opens."""
+
+import tokenize
+
+import numpy as np
+
+from common.runtime.errors import UserError
+
+KEEP = ".keep"  # how the names of masks end
+LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
+LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
+# What numpy.load raises over a file that is none of its own; the last three over a header that Python cannot read.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+)
+
+
+def check_finite(where, arrays):
+    """Make sure that no field holds an infinity or NaN.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{where}: its {name} holds values that are not finite; fine-tune with a smaller learning rate, or "
+                "mend the model"
+            )
+
+
+def to_numpy(tensor):
+    return tensor.detach().float().cpu().numpy()  # numpy has no bfloat16
+
+
+def pack(arrays, file):
+    """{field: array} as one structured array of shape (), fields aligned.
+
+    Raises:
+        UserError: too large for a numpy dtype, or a header that numpy would refuse to read.
+    """
+    packed = np.zeros((), packed_dtype(arrays, file))
+    for name, array in arrays.items():
+        packed[name] = array
+    return packed
+
+
+def packed_dtype(arrays, file):
+    """The numpy dtype of such an array.
+
+    Args:
+        arrays: {field: array}, or whatever else has a shape, a dtype of numpy's and nbytes.
+    Raises:
+        UserError: see `pack`.
+    """
+    if sum(array.nbytes + 64 for array in arrays.values()) > LARGEST_DTYPE:
+        raise UserError(f"{file}: the block is larger than the 2 GiB that one numpy record can hold")
+    dtype = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
+    if len(repr(np.lib.format.dtype_to_descr(dtype))) > LARGEST_HEADER - 100:
+        raise UserError(f"{file}: has too many fields for a .npy header")
+    return dtype
+
+
+def unpack(path):
+    """The fields of a module file as arrays of their own, {field: array}. Never unpickles.
+
+    Raises:
+        UserError: not a module file.
+    """
+    try:
+        packed = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(packed, np.ndarray):
+            raise ValueError("an archive of arrays")
+        if packed.dtype.hasobject:
+            raise ValueError("holds objects")
+    except UNREADABLE as error:
+        raise UserError(f"{path}: is not a readable module file ({error})") from None
+    if packed.dtype.names is None or packed.shape != ():
+        raise UserError(f"{path}: is a plain array, not a module file with named fields")
+    return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map

@@ -1,0 +1,198 @@
+"""Schemes: the distinct variants of every block over all configurations, in `conf_prune.json`.
+
+A scheme turns rates into counts, names every distinct variant of every block by what is really removed, and says which
+variant each configuration uses where. Rates that remove the same heads and weights are therefore one variant, made
+once.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from common.composing.configurations import (
+    SIZES,
+    Configurations,
+    block_of,
+    check_version,
+    read_configurations,
+    removed_count,
+)
+from common.runtime.errors import UserError
+from common.runtime.records import FORMAT_VERSION, digest, read_json
+
+DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
+SCHEME_BY = "prune_scheme_generator.py"
+
+
+class Pair(NamedTuple):
+    """A block and one of its variants, by their names: what is pruned, fine-tuned, stored and reused as one."""
+
+    block: str
+    variant: str
+
+    def __str__(self):
+        return f"{self.block}.{self.variant}"
+
+
+def by_block(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """The pairs of each block, {block's name: [pair]}, in the order of the pairs."""
+    found = {}
+    for pair in pairs:
+        found.setdefault(pair.block, []).append(pair)
+    return found
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """`conf_prune.json`.
+
+    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}};
+    where neurons are removed, their number is there as "neurons".
+    `configs`: one {block: variant or "dense"} a configuration, over all blocks.
+    `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
+    `made_from`: {"path", "digest"} of the configurations' file, see `source_of`; empty where there is none.
+    """
+
+    model: dict[str, str]
+    blocks: dict[str, dict[str, dict]]
+    configs: list[dict[str, str]]
+    requested: list[dict[str, float]]
+    made_from: dict[str, str]
+
+    def to_json(self) -> dict:
+        content = {
+            "version": FORMAT_VERSION,
+            "model": self.model,
+            "blocks": self.blocks,
+            "configs": self.configs,
+            "requested": self.requested,
+            "made_from": self.made_from,
+        }
+        return {**content, "digest": digest(content)}
+
+    def variants(self) -> list[Pair]:
+        """All pairs, in the model's order."""
+        return [Pair(block, variant) for block, variants in self.blocks.items() for variant in variants]
+
+    def count_without_reuse(self) -> int:
+        """How many blocks would be fine-tuned if every configuration had its own."""
+        return sum(variant != DENSE for config in self.configs for variant in config.values())
+
+
+def nth_choice(scheme, nth, path):
+    """The n-th configuration's {block: variant}, "dense" among them.
+
+    Raises:
+        UserError: there is no n-th configuration.
+    """
+    count = len(scheme.configs)
+    if not 0 <= nth < count:
+        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
+    return scheme.configs[nth]
+
+
+def select(scheme: Scheme, nth: int, path) -> tuple[dict[str, str], dict[str, dict]]:
+    """The {block: variant} of the n-th configuration, and the variants' counts.
+
+    Args:
+        path: of the configurations, for the message.
+    Returns:
+        ({block: variant}, {block: {"heads", "weights"}}), without the blocks that are left alone.
+    Raises:
+        UserError: there is no n-th configuration.
+    """
+    chosen = {block: variant for block, variant in nth_choice(scheme, nth, path).items() if variant != DENSE}
+    return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
+
+
+def make_scheme(configurations: Configurations, made_from: dict[str, str] | None = None) -> Scheme:
+    """The distinct variants of every block over all configurations."""
+    block_modules = {}  # block: the modules that lie in it, in the model's order
+    for name, module in configurations.modules.items():
+        block = block_of(name, module)
+        block_modules.setdefault(block, []).append(name)
+    blocks = {block: {} for block in block_modules}
+    configs = []
+    for config in configurations.configs:
+        chosen = {}
+        for block, names in block_modules.items():
+            removed = {"heads": 0, "weights": {}}
+            for name in names:
+                module = configurations.modules[name]
+                parts = SIZES[module["kind"]]
+                count = removed_count(config.get(name, 0), module[parts])
+                if parts == "weights":
+                    removed["weights"][module["linear"]] = count
+                elif count:
+                    removed[parts] = count
+            variant = _variant_name(removed)
+            chosen[block] = variant
+            if variant != DENSE:
+                blocks[block][variant] = removed
+        configs.append(chosen)
+    requested = [_mean_rates(configurations.modules, config) for config in configurations.configs]
+    return Scheme(configurations.model, {b: v for b, v in blocks.items() if v}, configs, requested, made_from or {})
+
+
+def _mean_rates(modules, config):
+    means = {}
+    for kind, size in SIZES.items():
+        sizes = {name: module[size] for name, module in modules.items() if module["kind"] == kind}
+        if sizes:
+            means[kind] = sum(config.get(name, 0) * n for name, n in sizes.items())
+            means[kind] = round(means[kind] / sum(sizes.values()), 6)
+    return means
+
+
+def _variant_name(removed):
+    counts = {"heads": removed["heads"], "neurons": removed.get("neurons", 0), **removed["weights"]}
+    return "_".join(f"{name}-{count}" for name, count in counts.items() if count) or DENSE
+
+
+def looks_like_scheme(value: object) -> bool:
+    """Whether a JSON value is meant as a `conf_prune.json`."""
+    return isinstance(value, dict) and {"version", "model", "blocks", "configs"} <= value.keys()
+
+
+def is_scheme(value):
+    """Whether a JSON value is a scheme as this suite writes it, not changed since."""
+    if not isinstance(value, dict):
+        return False
+    content = {key: item for key, item in value.items() if key != "digest"}
+    return value.get("digest") == digest(content) and "blocks" in content
+
+
+def read_scheme(path) -> Scheme:
+    """Read a `conf_prune.json`.
+
+    Raises:
+        UserError: absent, malformed, or edited by hand (its digest does not match its content).
+    """
+    value = read_json(path, SCHEME_BY)
+    if "configs" in value and "modules" in value:
+        raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
+    if not is_scheme(value):
+        raise UserError(
+            f"{path}: was changed after it was made, or is no scheme; regenerate it from conf.json with {SCHEME_BY}"
+        )
+    check_version(path, value, SCHEME_BY)
+    return Scheme(value["model"], value["blocks"], value["configs"], value["requested"], value["made_from"])
+
+
+def source_of(configurations: Configurations, path: str | Path, scheme_path: str | Path) -> dict[str, str]:
+    """A scheme's `made_from`, of configurations at `path`."""
+    relative = os.path.relpath(path, Path(scheme_path).parent)
+    return {"path": relative, "digest": configurations.digest()}
+
+
+def check_current(scheme: Scheme, path: str | Path) -> None:
+    """Make sure that the configurations that a scheme at `path` was made from, if they are there, still say the same.
+
+    Raises:
+        UserError: they do not.
+    """
+    source = Path(path).parent / scheme.made_from["path"]
+    if source.is_file() and read_configurations(source).digest() != scheme.made_from["digest"]:
+        raise UserError(f"{source}: is not what {path} was made from; run {SCHEME_BY} again")

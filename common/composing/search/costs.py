@@ -1,0 +1,193 @@
+"""What each variant of each block costs: parameters, multiply-adds, bytes or seconds of a model composed of it.
+
+All four are additive over the blocks; what lies outside of them (embeddings, norms, head) is one more number.
+Parameters are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out, and
+single removed weights count as there.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from common.blocks.calls import block_calls
+from common.blocks.find import Block, find_blocks
+from common.blocks.tensors import block_tensors, parameter_masks
+from common.composing.scheme import DENSE
+from common.evaluation.cost import ROUNDS, WARM_UP, example_batch, multiply_adds
+from common.models import modeling_compact
+from common.models.compact import layouts_of
+from common.models.load import LoadedModel
+from common.runtime.devices import now
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`blocks`: {block: {variant, DENSE among them: cost}}; `rest`: what the model costs outside of its blocks.
+
+    Units: parameters; multiply-adds of one example of the stated lengths; bytes of a compact weights file in float32,
+    without its header; or seconds of a forward pass over a batch of the stated size.
+    """
+
+    measure: str
+    blocks: dict[str, dict[str, float]]
+    rest: float
+    excess: float = 0.0  # by how much the blocks' measured seconds exceed the whole model's: timings on a busy machine
+
+    @property
+    def original(self):
+        """What the original's blocks cost."""
+        return sum(each[DENSE] for each in self.blocks.values())
+
+    def of(self, choice):
+        """What the blocks of a {block: variant} cost."""
+        return sum(self.blocks[block][variant] for block, variant in choice.items())
+
+
+def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) -> Costs:
+    """The costs of all variants.
+
+    Args:
+        measure: "parameters", "multiply-adds", "bytes" or "latency".
+        loaded: the original, a `LoadedModel`.
+        keeps: {block: {variant: {Linear: bool mask}}}.
+    """
+    blocks = find_blocks(loaded.model)
+    whole = {
+        name: {
+            linear: torch.ones(loaded.model.get_submodule(f"{block.root}.{linear}").weight.shape, dtype=torch.bool)
+            for linear in block.linears
+        }
+        for name, block in blocks.items()
+    }
+    keeps = {name: {DENSE: whole[name], **keeps.get(name, {})} for name in blocks}
+    if measure == "latency":
+        return Costs(measure, *_seconds(loaded, blocks, keeps, device))
+    if measure == "multiply-adds":
+        lengths = _lengths(loaded, blocks)
+        own = {
+            name: {variant: _products(blocks[name], masks, *lengths[name]) for variant, masks in each.items()}
+            for name, each in keeps.items()
+        }
+        total = multiply_adds(loaded)
+    else:
+        size = {"parameters": _parameters, "bytes": _bytes}[measure]
+        own = {
+            name: {variant: size(blocks[name], masks) for variant, masks in each.items()}
+            for name, each in keeps.items()
+        }
+        total = sum(p.numel() for p in loaded.model.parameters()) * (4 if measure == "bytes" else 1)
+    return Costs(measure, own, total - sum(each[DENSE] for each in own.values()))
+
+
+def left(block, masks):
+    """Which heads or neurons a variant has left in a compact model: their numbers, (kept,).
+
+    A head is gone if all its rows of the value projection are, or its columns of the out-projection; a neuron, if its
+    row in an inner Linear is, or its column in the output Linear.
+    """
+    inner, out = block.inner, block.output
+    read = masks[out].any(dim=0)
+    if block.kind == "attention":
+        works = read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1)
+    else:
+        works = read & torch.stack([masks[linear].any(dim=1) for linear in inner]).all(dim=0)
+    return works.nonzero().flatten()
+
+
+def _compact(block, masks):
+    """A variant's masks without the heads and neurons that are gone: {Linear: bool (out, in)}."""
+    inner, out = block.inner, block.output
+    width = masks[out].shape[1] // (block.heads or block.neurons)
+    index = (left(block, masks)[:, None] * width + torch.arange(width)).flatten()
+    return {linear: masks[linear][index] for linear in inner} | {out: masks[out][:, index]}
+
+
+def _parameters(block, masks):
+    own_biases = masks[block.output].shape[0] if block.has_bias else 0  # the output Linear's, which no mask has
+    return sum(int(mask.sum()) for mask in parameter_masks(block, masks).values()) + own_biases
+
+
+def _bytes(block, masks):
+    compact = _compact(block, masks).values()
+    return 4 * sum(mask.numel() + (len(mask) if block.has_bias else 0) for mask in compact)
+
+
+def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[int, int]]:
+    """How many tokens enter each block, and of an attention block how many keys there are."""
+    batch = _runnable(example_batch(loaded, 1))
+    with torch.inference_mode():
+        calls = block_calls(loaded.model, blocks.values(), batch)
+    return {call.block.name: tuple(call.inputs[name].shape[1] for name in _entries(call.block)) for call in calls}
+
+
+def _entries(block):
+    """The Linears that a block's tokens, and its keys, enter."""
+    return (block.queries, block.keys) if block.kind == "attention" else (block.inner[0], block.inner[0])
+
+
+def _runnable(batch):
+    """An example batch as a family's `run` takes it, which makes the decoder's input out of labels."""
+    return batch | {"labels": batch.get("decoder_input_ids")}
+
+
+def _products(block, masks, queries, keys):
+    """Multiply-adds of a block's matrix products for so many tokens."""
+    compact = _compact(block, masks)
+    sizes = [mask.numel() for mask in compact.values()]
+    if block.kind == "feed_forward":
+        return queries * sum(sizes)
+    q, k, v, out = sizes
+    width = compact[block.output].shape[1]
+    return queries * (q + out) + keys * (k + v) + 2 * width * queries * keys  # the last: scores and context
+
+
+def _seconds(loaded, blocks, keeps, device):
+    """Each variant's seconds, measured in its place: with the block's real inputs in a pass over the stated batch.
+
+    Variants with as many heads or neurons left take the same time, and are measured once.
+
+    Returns:
+        ({block: {variant: seconds}}, seconds outside of the blocks, by how much the blocks exceed the whole).
+    """
+    batch = example_batch(loaded, loaded.task.example["batch_size"])
+    parts = {
+        name: {variant: left(blocks[name], masks) for variant, masks in each.items()} for name, each in keeps.items()
+    }
+    runs, whole = {}, []
+    for name, each in parts.items():
+        by_size = {len(indices): indices for indices in each.values()}
+        runs[name] = {size: _smaller(loaded.model, blocks[name], indices) for size, indices in by_size.items()}
+    times = {name: {size: [] for size in each} for name, each in runs.items()}
+    with torch.inference_mode():
+        for _ in range(WARM_UP + ROUNDS):
+            for call in block_calls(loaded.model, blocks.values(), _runnable(batch)):
+                for size, run in runs[call.block.name].items():
+                    started = now(device)
+                    run(call)
+                    times[call.block.name][size].append(now(device) - started)
+            started = now(device)
+            loaded.model(**batch)
+            whole.append(now(device) - started)
+    own = {
+        name: {variant: statistics.median(times[name][len(indices)][WARM_UP:]) for variant, indices in each.items()}
+        for name, each in parts.items()
+    }
+    rest = statistics.median(whole[WARM_UP:]) - sum(each[DENSE] for each in own.values())
+    return own, max(rest, 0.0), max(-rest, 0.0)
+
+
+def _smaller(model, block, indices):
+    """A function of a block's call that runs the block with some of its heads or neurons."""
+    if block.kind == "attention":
+        module = model.get_submodule(block.root)
+        module = modeling_compact.smaller(module, indices.tolist(), layouts_of(model.config)).eval()
+        return lambda call: module(*call.args, **call.kwargs)
+    inner, out = block.inner, block.output
+    tensors = dict(block_tensors(model, block))
+    for linear in inner:
+        for name in (f"{linear}.weight", f"{linear}.bias"):
+            if name in tensors:
+                tensors[name] = tensors[name][indices].contiguous()
+    tensors[f"{out}.weight"] = tensors[f"{out}.weight"][:, indices].contiguous()
+    return lambda call: call.replay(tensors)

@@ -1,0 +1,131 @@
+"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly.
+
+The problem is chapter 11 of Kellerer, Pferschy and Pisinger, Knapsack Problems (2004); the solver is HiGHS, a
+branch-and-bound one, as scipy has it.
+"""
+
+import contextlib
+import os
+import sys
+
+import numpy as np
+
+from common.runtime.errors import UserError
+
+SCALE = 1e4  # of the largest coefficient: the solver's tolerances are absolute, some 1e-6
+
+
+def choose(scores, costs, budget, *, current=None, changes=None):
+    """One variant for every block, so that the scores' sum is smallest and the costs' sum is within the budget.
+
+    The costs are added up in the blocks' order, and their sum is within the budget to the last bit.
+
+    Args:
+        scores, costs: {block: {variant: number}}; lower is better.
+        budget: in the costs' unit.
+        current, changes: change at most `changes` blocks of the {block: variant} `current`.
+    Returns:
+        {block: variant}.
+    Raises:
+        UserError: no combination is within the budget; the message names the range of those that are.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_array
+
+    pairs = [(block, variant) for block, variants in scores.items() for variant in variants]
+    least, most = cost_range({block: {variant: costs[block][variant] for variant in scores[block]} for block in scores})
+    if least > budget:
+        raise UserError(f"a budget of {budget:.6g} is infeasible: the variants cost {least:.6g} to {most:.6g}")
+    score, _ = _above_the_least(scores, pairs)
+    cost, unit = _above_the_least(costs, pairs)
+    number = {block: i for i, block in enumerate(scores)}
+    one_each = coo_array((np.ones(len(pairs)), ([number[block] for block, _ in pairs], range(len(pairs)))))
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(cost[None], ub=(budget - least) / unit)]
+    if changes is not None:
+        stays = np.array([current[block] == variant for block, variant in pairs], dtype=float)
+        constraints.append(LinearConstraint(stays[None], lb=len(scores) - changes))
+    while True:
+        with silent_stdout():
+            result = milp(
+                score,
+                integrality=np.ones(len(pairs)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0},
+            )
+        if result.x is None:
+            raise UserError(f"a budget of {budget:.6g} cannot be met: {result.message}")
+        taken = result.x > 0.5
+        chosen = dict(pair for pair, one in zip(pairs, taken) if one)
+        if sum(costs[block][variant] for block, variant in chosen.items()) <= budget:
+            return chosen
+        # Within the solver's tolerance alone, so not this combination. The next one is still the best of the others.
+        constraints.append(LinearConstraint(taken[None].astype(float), ub=len(scores) - 1))
+
+
+def cost_range(costs):
+    """The least and the most that a combination of {block: {variant: cost}} costs."""
+    return tuple(sum(pick(each.values()) for each in costs.values()) for pick in (min, max))
+
+
+def _above_the_least(values, pairs):
+    """By how much each pair's value is above its block's smallest, (pairs,), the largest being SCALE; and the unit."""
+    least = {block: min(each.values()) for block, each in values.items()}
+    above = np.array([values[block][variant] - least[block] for block, variant in pairs], dtype=float)
+    unit = above.max() / SCALE or 1.0
+    return above / unit, unit
+
+
+@contextlib.contextmanager
+def silent_stdout():
+    """While this is open, nothing gets to stdout: the solver has messages there that no option switches off."""
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as nothing:
+        stdout = os.dup(1)
+        try:
+            os.dup2(nothing.fileno(), 1)
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+
+
+def efficient(scores, costs):
+    """The variants of each block that no other one beats, with a lower score at no higher cost: {block: [variant]}."""
+    found = {}
+    for block, variants in scores.items():
+        found[block], least = [], float("inf")
+        for variant in sorted(variants, key=lambda variant: (costs[block][variant], scores[block][variant])):
+            if scores[block][variant] < least:
+                found[block].append(variant)
+                least = scores[block][variant]
+    return found
+
+
+def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, rounds):
+    """Improve a choice where the blocks' scores don't add up.
+
+    In each round variants are scored again, within the model of the choice so far. By these scores the best exchange
+    of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
+    lowers the real loss most is taken, if it lowers the loss on held-back examples too. The rounds end where none is.
+
+    Args:
+        chosen: {block: variant}.
+        real_loss, held_back_loss: functions of a choice, the model's loss on the examples that decide and on others.
+        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}, for the
+            variants worth trying and the choice's own.
+    Returns:
+        [the first choice, and the choice after each round that improved it].
+    """
+    path = [chosen]
+    for _ in range(rounds):
+        scores, best, changes = conditional(chosen), chosen, len(chosen)
+        while changes:
+            candidate = choose(scores, costs, budget, current=chosen, changes=changes)
+            best = min(best, candidate, key=real_loss)
+            changes //= 2
+        if best == chosen or held_back_loss(best) >= held_back_loss(chosen):
+            break
+        chosen = best
+        path.append(chosen)
+    return path

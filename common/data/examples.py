@@ -1,0 +1,152 @@
+"""A split's examples, tokenized once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.data.sources import DataSource
+from common.data.splits import fixed_sample, read_texts
+from common.data.tasks import IGNORED, Classification, Translation, padded
+from common.runtime.errors import UserError
+from common.runtime.records import digest
+
+
+class Batch(dict):
+    """Tensors of a batch on a device, by name; and in `host` as they are in the CPU's memory.
+
+    What depends on their values, such as which tokens are padding, is found out there: nothing waits for the device.
+    """
+
+    def __init__(self, host: dict[str, torch.Tensor], device: torch.device):
+        super().__init__({name: to_device(tensor, device) for name, tensor in host.items()})
+        self.host, self.device = host, device
+
+    def numbers(self, mask: torch.Tensor) -> torch.Tensor:
+        """The numbers of the true entries of a mask in the CPU's memory, row by row: int64, on the batch's device."""
+        return to_device(mask.flatten().nonzero().flatten(), self.device)
+
+    def labelled(self) -> torch.Tensor:
+        """The numbers of the labels that are none of padding."""
+        return self.numbers(self.host["labels"] != IGNORED)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; the copy to a GPU is queued there, from pinned memory."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def rows_of(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Rows (tokens, …) of a tensor (batch, length, …), or of one (batch, …) that has a row for each example."""
+    return tensor[numbers] if tensor.dim() < 3 else tensor.flatten(0, 1)[numbers]
+
+
+@dataclass
+class Examples:
+    """A tokenized split. `inputs`: token ids; `targets`: token ids (translation) or a label (classification).
+
+    `texts`: the pairs they came from; an input of two texts is a tuple. `types`: which of two texts a token belongs to,
+    for models that want to know.
+    """
+
+    task: Translation | Classification
+    inputs: list
+    targets: list
+    texts: list
+    pad: int
+    longest: int | None = None  # tokens of an input that were kept; None where nobody said
+    types: list | None = None
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what a model is shown."""
+        return digest([self.inputs, self.targets, *[self.types] * (self.types is not None)])
+
+    def sample(self, size: int) -> "Examples":
+        """A fixed sample of `size` examples, or all of them if there are no more."""
+        return self.sample_and_rest(size)[0]
+
+    def sample_and_rest(self, size: int) -> tuple["Examples", "Examples"]:
+        """That sample, and the examples that are not in it; each in their order."""
+        taken = set(fixed_sample(range(len(self)), min(size, len(self))))
+        return tuple(
+            Examples(
+                self.task,
+                *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
+                self.pad,
+                self.longest,
+                self.types and [self.types[i] for i in positions],
+            )
+            for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
+        )
+
+    def count_of(self, tokens: int) -> int:
+        """How many examples have about so many input tokens, at the mean length; one at least."""
+        return max(1, tokens * len(self) // max(1, sum(map(len, self.inputs))))
+
+    def labels_in(self, positions: list[int]) -> int:
+        """How many labels the examples at `positions` have: tokens, or one each."""
+        return sum(len(each) if isinstance(each, list) else 1 for each in (self.targets[i] for i in positions))
+
+    def batch(self, positions: list[int], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """The examples at `positions`, padded to their longest.
+
+        Returns:
+            {"input_ids", "attention_mask": int64 (batch, source length), "labels": int64}; labels are
+            (batch, target length) with IGNORED for padding, or (batch,) classes. With `types` "token_type_ids" too.
+        """
+        inputs = [self.inputs[i] for i in positions]
+        batch = {
+            "input_ids": padded(inputs, self.pad),
+            "attention_mask": padded([[1] * len(row) for row in inputs], 0),
+            "labels": self.task.labels([self.targets[i] for i in positions]),
+        }
+        if self.types:
+            batch["token_type_ids"] = padded([self.types[i] for i in positions], 0)
+        return Batch(batch, torch.device(device))
+
+
+def load_examples(
+    source: DataSource | str | Path,
+    split: str,
+    tokenizer,
+    task: Translation | Classification,
+    *,
+    prefix: str = "",
+    label2id: dict[str, int] | None = None,
+    positions: int | None = None,
+    max_length: int | None = None,
+    limit: int | None = None,
+) -> Examples:
+    """Read and tokenize a split, once.
+
+    Args:
+        prefix: in front of every input text.
+        label2id: the labels that the model knows.
+        positions: how many tokens the model has positions for; None for any number.
+        max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
+            task's.
+        limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
+    Raises:
+        UserError: see `read_texts`; or a text that the tokenizer cannot take.
+    """
+    pairs = read_texts(source, split, task, limit=limit, label2id=label2id)
+    max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
+
+    def tokenize(*texts, longest=max_length, **other):
+        kept = min(longest, max_length)
+        return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
+
+    try:
+        texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
+        inputs = tokenize([prefix + first for first, *_ in texts], *zip(*(rest for _, *rest in texts)))
+        targets = task.targets([target for _, target in pairs], tokenize)
+    except Exception as error:  # the tokenizers library raises it bare, for instance where no unknown token is named
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
+    types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
+    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)

@@ -1,0 +1,136 @@
+"""What a model's data are: where they lie, and how their examples are read.
+
+The data are those of the Hugging Face hub, of a folder, or of single files. `readers` opens them, `splits` reads the
+examples of one split.
+"""
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from common.runtime.errors import UserError
+from common.runtime.schema import PATH, Maybe, Object, Text
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data a model is used on, and how its examples are read; the names are those of the flags.
+
+    `data`: a hub id, a folder, or the file of a train split; `data_config`: of a hub data set.
+    `train_file`, …: a file for one split, in place of what `data` has for it.
+    `source_lang`, `target_lang`: the keys of a row's "translation", or names of columns, or the ends of text files.
+    `prefix`: in front of every input text; None for what suits the model.
+    """
+
+    data: str | None = None
+    data_config: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    prefix: str | None = None
+
+    def __str__(self):
+        """What was given: the data, or the files."""
+        config = f" ({self.data_config})" if self.data_config else ""
+        files = [each for each in (self.file(split) for split in SPLITS) if each]
+        return self.data + config if self.data else ", ".join(files) or "no data"
+
+    def file(self, split: str) -> str | None:
+        """The file that was given for one split."""
+        return getattr(self, f"{split}_file")
+
+    @property
+    def is_located(self) -> bool:
+        """Whether it says where any data are."""
+        return any((self.data, self.train_file, self.validation_file, self.test_file))
+
+    def over(self, other: "DataSource | None") -> "DataSource":
+        """This one, and where it says nothing, the other one. New data come without the old ones' files and config."""
+        if other is None:
+            return self
+        kept = asdict(other)
+        if self.data:
+            kept |= dict.fromkeys(("data", "data_config", *(f"{split}_file" for split in SPLITS)))
+        if self.source_lang:
+            kept |= {"source_column": None, "target_column": None}
+        return DataSource(**kept | {name: value for name, value in asdict(self).items() if value is not None})
+
+    def languages(self, task) -> tuple[str, str]:
+        """Those of a task from text to text; without any, the names that are usual for it."""
+        return (self.source_lang, self.target_lang) if self.source_lang else task.columns
+
+    def columns(self, task) -> list[str]:
+        """The columns that are read: of the input, perhaps of a second text in it, and of the target."""
+        if task.has_labels:
+            text, label = task.columns
+            return [self.text_column or text, *filter(None, [self.text_pair_column]), self.label_column or label]
+        return [self.source_column, self.target_column] if self.source_column else list(self.languages(task))
+
+    def to_json(self, model_path: str | Path) -> dict:
+        """How the record of the model at `model_path` holds it: paths relative to the folder that the model lies in."""
+
+        def relative(path):
+            return os.path.relpath(path, Path(model_path).parent)
+
+        content = {name: value for name, value in asdict(self).items() if name in PLAIN and value is not None}
+        files = {split: relative(self.file(split)) for split in SPLITS if self.file(split)}
+        if files:
+            content["files"] = files
+        if self.data:
+            is_local = Path(self.data).exists()
+            content["folder" if is_local else "hub"] = relative(self.data) if is_local else self.data
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict, model_path: str | Path) -> "DataSource":
+        """What `to_json` wrote."""
+
+        def found(path):
+            return str(Path(model_path).parent / path)
+
+        files = {f"{split}_file": found(path) for split, path in content.get("files", {}).items()}
+        data = found(content["folder"]) if "folder" in content else content.get("hub")
+        return cls(data=data, **files, **{name: value for name, value in content.items() if name in PLAIN})
+
+
+# The fields that a record holds as they are.
+PLAIN = [each.name for each in fields(DataSource) if each.name != "data" and not each.name.endswith("_file")]
+DATA = Maybe(
+    Object(
+        {},
+        {"folder": PATH, "hub": PATH, "files": Object({}, dict.fromkeys(SPLITS, PATH)), **dict.fromkeys(PLAIN, Text())},
+    )
+)
+
+
+def check_source(source: DataSource, task) -> None:
+    """Make sure that what was said of the data goes together, and with the task.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    text_to_text = ("source_lang", "target_lang", "source_column", "target_column")
+    labelled = ("text_column", "text_pair_column", "label_column")
+    for name in text_to_text if task.has_labels else labelled:
+        if getattr(source, name):
+            known = ", ".join(map(flag_of, labelled if task.has_labels else text_to_text))
+            raise UserError(f"{flag_of(name)}: has no part in {task.name}, which has {known}")
+    for one, other in (("source_lang", "target_lang"), ("source_column", "target_column")):
+        if bool(getattr(source, one)) != bool(getattr(source, other)):
+            raise UserError(f"{flag_of(one)} and {flag_of(other)}: go together; give both")
+    if source.data_config and (source.data is None or Path(source.data).exists()):
+        raise UserError(f"--data-config {source.data_config}: belongs to a data set of the hub, which {source} is not")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,132 @@
+"""Pictures: which formats, how we know our own, that equal figures give equal files, and what they all look like."""
+
+import io
+from pathlib import Path
+
+from common.runtime.errors import UserError
+from common.runtime.files import check_writable, write_bytes
+
+MARK = "composable-pruning plot_loss.py"  # in every picture, so that we know our own again
+# Metadata: our mark, and without the date and version that matplotlib adds.
+FORMATS = {
+    "png": {"Software": MARK},
+    "pdf": {"Creator": MARK, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": MARK, "Date": None},
+}
+# How the mark stands in a file's metadata: a picture that only mentions this suite somewhere is not ours.
+SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<dc:title>{MARK}</dc:title>"}
+
+# Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
+# 11 markers come round at different times, the first 77 curves of a panel all look different, and 11 without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "os^DvPX*<p>"
+METRICS = {"bleu": "BLEU", "chrf": "chrF", "f1": "macro F1", "matthews": "Matthews correlation"}  # and their axes
+METRICS |= {f"rouge_{kind}": f"ROUGE-{kind.upper()}" for kind in ("1", "2", "l")}
+LEAST_TICKS = 4  # of an axis of values
+
+
+def check_picture(path: str | Path) -> None:
+    """Make sure, before any long work, that a picture can be written: nothing is there, or a picture of this suite.
+
+    Raises:
+        UserError: it cannot be written, or is of no format that is known, or something else is there.
+    """
+    suffix = _suffix(path)
+    if suffix not in FORMATS:
+        raise UserError(f"{path}: must end in one of {', '.join('.' + name for name in FORMATS)}")
+    check_writable(path, is_file=True)
+    if Path(path).exists() and SIGNS[suffix].encode() not in Path(path).read_bytes():
+        raise UserError(f"{path}: exists already and is no picture of this suite; choose another output")
+
+
+def save_picture(path: str | Path, figure) -> None:
+    """Write a matplotlib figure, atomically, in the format that the path ends in; an equal picture is kept."""
+    import matplotlib
+
+    suffix, content = _suffix(path), io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": MARK}):  # else names within an SVG are random
+        figure.savefig(content, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
+    if not (Path(path).exists() and Path(path).read_bytes() == content.getvalue()):
+        write_bytes(path, content.getvalue())
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: what stands between two $ is no formula, and no character is unprintable."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text).replace("$", r"\$")
+
+
+def metric_name(name: str) -> str:
+    """How a metric's axis is called."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def set_ticks(axis, *, whole: bool = False, log: bool = False) -> None:
+    """Enough ticks on a matplotlib axis (`Axes.xaxis` or `yaxis`).
+
+    Args:
+        whole: at whole numbers alone, such as epochs.
+        log: on a logarithmic axis; below a decade it has few powers of ten, or none.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    if whole:
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    elif log and high > 10 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=20))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(nbins=8, min_n_ticks=LEAST_TICKS, steps=[1, 2, 2.5, 5, 10]))
+        if log:
+            axis.set_minor_locator(NullLocator())
+    if log:
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+
+
+def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, fontsize: float = 8) -> None:
+    """Write a text beside each point, where it lies in the axes and covers neither a point nor another text.
+
+    The limits of the axes must be final. Where everything is full, the place that covers least is taken.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(axis.figure).get_renderer()
+    inside = axis.get_window_extent(renderer)
+    pixel = axis.figure.dpi / 72  # a point's size
+    centres = axis.transData.transform(points)
+    taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in centres]
+    for point, text in zip(points, texts):
+        note = axis.annotate(plain(text), point, (0, 0), textcoords="offset points", fontsize=fontsize, zorder=5)
+        best = None
+        for far in (6, 12, 20, 30):
+            for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+                note.set_position((far * right, far * up))
+                note.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
+                note.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
+                box = note.get_window_extent(renderer)
+                covered = sum(_shared(box, other) for other in taken) + 10 * (_area(box) - _shared(box, inside))
+                if best is None or covered < best[0] - 1e-6:
+                    best = covered, note.get_position(), note.get_ha(), note.get_va(), box
+            if best[0] <= 1e-6:
+                break
+        _, place, across, along, box = best
+        note.set_position(place)
+        note.set_horizontalalignment(across)
+        note.set_verticalalignment(along)
+        taken.append(box)
+
+
+def _area(box):
+    return box.width * box.height
+
+
+def _shared(one, other):
+    """The area that two boxes share."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _suffix(path):
+    return Path(path).suffix[1:].lower()

@@ -1,0 +1,174 @@
+"""What a variant costs a model: the loss when that one block is replaced, in few passes over the data.
+
+All variants of a block share the computation up to it. A batch goes through the model once, and every block's output is
+kept; for each variant the model then runs again, with the blocks before it answering at once from what was kept. So a
+variant of a block in the middle costs half a pass, one of the last block little more than the head. With V variants of
+each block, that is (1 + V / 2) / V passes a variant, about.
+
+What runs between the blocks (norms, embeddings, residual sums) is run again, and is small. An attention block is
+skipped by its root module, which answers with what it returned. A feed-forward block may share its root with other
+things, so it is skipped by its Linears: the output Linear answers with what it returned, and the inner ones with a
+single column, which keeps what lies between them, and is done entry by entry, next to nothing.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import torch
+from torch.func import functional_call
+from torch.nn.functional import linear as apply_linear
+
+from common.blocks.find import Block
+from common.blocks.tensors import share_block, sharing_copy
+from common.data.batching import evaluation_batches
+from common.data.examples import Examples, rows_of
+from common.runtime.devices import Runtime, computing
+
+VERSION = 1  # part of the key of every output; raise it when results change
+
+
+class Replaceable:
+    """A model whose blocks can be replaced for one run, and skipped up to there."""
+
+    def __init__(self, model: torch.nn.Module, blocks: dict[str, Block]):
+        """`blocks`: all of the model's."""
+        self.model, self.blocks = model, blocks
+        self.outputs = {}  # {block name: what its root or output Linear returned}, in the order of execution
+        self.keeping = False  # whether `outputs` is being filled
+        self.skipped = ()  # names of blocks that answer from it
+        self.replaced = {}  # {block name: tensors in the place of its own}
+
+    @contextlib.contextmanager
+    def opened(self):
+        """While this is open, the model's blocks are under control."""
+        modules = []
+        for name, block in self.blocks.items():
+            root = self.model.get_submodule(block.root)
+            if block.kind == "attention":
+                root.forward = self._attention(name, root, root.forward)
+                modules.append(root)
+                continue
+            for linear in block.linears:
+                module = root.get_submodule(linear)
+                module.forward = self._linear(name, linear, linear == block.output, module.forward)
+                modules.append(module)
+        try:
+            yield self
+        finally:
+            for module in modules:
+                del module.forward  # of the instance; its class's shows again
+            self.outputs.clear()
+
+    def _attention(self, name, root, forward):
+        def run(*args, **kwargs):
+            if name in self.skipped:
+                return self.outputs[name]
+            tensors = self.replaced.pop(name, None)  # popped: functional_call comes here again
+            if tensors is not None:
+                return functional_call(root, tensors, args, kwargs)
+            output = forward(*args, **kwargs)
+            if self.keeping:
+                self.outputs[name] = output
+            return output
+
+        return run
+
+    def _linear(self, name, linear, is_output, forward):
+        def run(rows):
+            if name in self.skipped:
+                return self.outputs[name] if is_output else rows[..., :1]
+            tensors = self.replaced.get(name)
+            if tensors is not None:
+                return apply_linear(rows, tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias"))
+            output = forward(rows)
+            if self.keeping and is_output:
+                self.outputs[name] = output
+            return output
+
+        return run
+
+    def run(self, batch):
+        """One whole run, keeping every block's output."""
+        self.outputs.clear()
+        self.keeping = True
+        try:
+            return self.model(**batch)
+        finally:
+            self.keeping = False
+
+    def run_with(self, name: str, tensors: dict[str, torch.Tensor], batch):
+        """A run on the same batch with other tensors in one block; those before it are not computed again."""
+        order = list(self.outputs)
+        self.skipped, self.replaced = set(order[: order.index(name)]), {name: tensors}
+        try:
+            return self.model(**batch)
+        finally:
+            self.skipped, self.replaced = (), {}
+
+
+def score_composed(
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    replacements: dict[str, dict[str, torch.Tensor]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """What the teacher with other tensors in some blocks loses, in float32; see `score_block`.
+
+    Args:
+        blocks: all of the teacher's.
+        replacements: {block's name: {"q.weight": tensor}}, wherever they lie.
+    """
+    model = sharing_copy(teacher)
+    for name, tensors in replacements.items():
+        share_block(model, blocks[name], tensors)
+    return score_block(model, teacher, blocks, None, {}, examples, replace(runtime, precision="fp32"))[None]
+
+
+@torch.no_grad()
+def score_block(
+    model: torch.nn.Module,
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    name: str | None,
+    variants: dict[str, dict[str, torch.Tensor]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict:
+    """What each variant of one block does to a model that is otherwise left alone.
+
+    Each process has its share of the examples.
+
+    Args:
+        model: the original, or one composed of its variants.
+        teacher: the original; may be the same.
+        blocks: all of the model's.
+        name: of the block; None to measure the model as it is, without variants.
+        variants: {variant: {"q.weight": tensor}}, on the device.
+    Returns:
+        {variant or None: {"loss": mean task loss, "kl": mean KL(teacher || model)}}, over tokens or examples, in nats.
+        None is the model as it is.
+    """
+    model.eval()
+    teacher.eval()
+    order, found = runtime.processes.share(evaluation_batches(examples, runtime.batch_size)), []
+    with Replaceable(model, blocks).opened() as replaceable, computing(runtime.device, runtime.precision):
+        for positions in runtime.talk.progress(order, name or "model"):
+            batch = examples.batch(positions, runtime.device)
+            real, rows = batch.labelled(), []
+            own = replaceable.run(batch)
+            wanted = (own if teacher is model else teacher(**batch)).logits
+            wanted = rows_of(wanted, real).float().log_softmax(-1)
+            for variant in (None, *variants):
+                output = own if variant is None else replaceable.run_with(name, variants[variant], batch)
+                given = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
+                divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
+                rows.append(torch.stack([output.loss.float(), divergence]))
+            found.append((torch.stack(rows), len(real)))  # they are read at the end: nothing waits here
+    sums, total = torch.zeros(1 + len(variants), 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for rows, count in found:
+        sums += rows.cpu().double() * count
+        total += count
+    runtime.processes.add([sums, total])
+    means = (sums / total).tolist()
+    return {variant: dict(zip(("loss", "kl"), each)) for variant, each in zip((None, *variants), means)}

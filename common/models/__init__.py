@@ -1,0 +1,1 @@
+"""Models and tokenizers on disk: checked, loaded, downloaded, made compact, saved and pushed."""

@@ -1,0 +1,103 @@
+"""Model cards: the README.md of a model folder, which says to the hub and to its reader what the model is.
+
+A card says what the record and the model say, and nothing else: equal models have equal cards, and no path of this
+machine is in them.
+"""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from common.blocks.defaults import study_of
+from common.blocks.families import COMPACT
+from common.blocks.tensors import parameter_counts
+
+CARD_NAME = "README.md"
+AUTO_CLASSES = {True: "AutoModelForSeq2SeqLM", False: "AutoModelForSequenceClassification"}  # by whether it generates
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ base_model or name }}{{ ", pruned" if pruned }}
+
+A {{ "pruned " if pruned }}`{{ kind }}`{{ " for " + task if task }}{{ ", made of `" + base_model + "`" if base_model }}
+{{- " by `" + script + "`" if script }} of composable-pruning. It has {{ "{:,}".format(parameters) }} parameters,
+{{ "{:,}".format(nonzero_parameters) }} of them not zero. How it was made is in `record.json`.
+{% if removed %}
+| | removed | of |
+|---|---|---|
+{% for kind, parts in removed.items() %}{% for part, (gone, all) in parts.items() -%}
+| {{ kind.replace("_", "-") }}: {{ part }} | {{ "{:,}".format(gone) }} | {{ "{:,}".format(all) }} |
+{% endfor %}{% endfor %}{% endif %}{% if measured %}
+| measured | |
+|---|---|
+{% for figure, value in measured.items() if value is number -%}
+| {{ figure.replace("_", " ") }} | {{ "{:.6g}".format(value) }} |
+{% endfor %}{% endif %}
+```python
+from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }}
+
+folder = {{ folder }}  # this folder, or its repository on the hub
+model = {{ auto_class }}.from_pretrained(folder{{ ", trust_remote_code=True" if has_code }})
+{% if has_tokenizer -%}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+batch = tokenizer([{{ text }}], return_tensors="pt")
+{% if generates -%}
+print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=60), skip_special_tokens=True))
+{%- else -%}
+print(model.config.id2label[model(**batch).logits.argmax().item()])
+{%- endif %}
+{%- endif %}
+```
+
+The weights are {{ dtype }}.{{ " The model's code lies in the folder, hence `trust_remote_code`." if has_code }}
+"""
+
+
+def license_of(folder: str | Path) -> str | None:
+    """The license that the card in a folder names, if there is one."""
+    try:
+        name = ModelCard.load(Path(folder) / CARD_NAME, ignore_metadata_errors=True).data.license
+    except Exception:  # no file, no YAML, no text: many classes
+        return None
+    return name if isinstance(name, str) else None
+
+
+def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) -> str:
+    """The card of a model in a folder.
+
+    `name` is the folder's, `dtype` its weights'; what the record does not know is left out.
+    """
+    task, data, is_pruned = record.get("task"), record.get("data") or {}, "original" in record
+    base_model = record.get("base_model") or record.get("original", {}).get("name")
+    prefix = data.get("prefix", study_of(model.config.model_type, task).prefix)
+    header = ModelCardData(
+        base_model=base_model,
+        datasets=[data["hub"]] if "hub" in data else None,
+        library_name="transformers",
+        license=record.get("license"),
+        pipeline_tag="text-classification" if task == "classification" else task,
+        tags=[
+            "composable-pruning",
+            *["pruned"] * is_pruned,
+            *["compact"] * model.config.model_type.startswith(COMPACT),
+        ],
+    )
+    card = ModelCard.from_template(
+        header,
+        template_str=TEMPLATE,
+        **{key: record.get(key) for key in ("task", "script", "removed", "measured")},
+        **parameter_counts(model),
+        name=name,
+        dtype=dtype,
+        pruned=is_pruned,
+        has_tokenizer=has_tokenizer,
+        kind=type(model).__name__.removeprefix("Compact"),
+        auto_class=model._auto_class or AUTO_CLASSES[model.can_generate()],
+        has_code=model._auto_class is not None,  # in the folder: of a compact model
+        generates=model.can_generate(),
+        folder=json.dumps(name, ensure_ascii=False),
+        text=json.dumps((prefix or "") + "A text.", ensure_ascii=False),
+    )
+    return str(card) + "\n"

@@ -1,0 +1,119 @@
+"""Making a model really smaller: taking out the heads and feed-forward neurons that no longer do anything.
+
+A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
+inner Linear or its column in the output Linear is. A block that loses all of them is left out: only the bias of its
+output Linear stays. What is left computes the same function, up to the order of sums.
+"""
+
+import copy
+
+import torch
+
+from common.blocks.calls import features
+from common.blocks.families import family_of
+from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
+from common.models import modeling_compact
+from common.models.checks import class_named
+
+VERSION = 1  # part of the key of every output; raise it when results change
+
+
+@torch.no_grad()
+def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
+    """A compact form of a model (see `modeling_compact`), on the same device: a copy.
+
+    Args:
+        model: one of a known family; may be compact already.
+        masks: {parameter name: bool mask}, True = kept.
+    Returns:
+        (compact model, its masks).
+    """
+    whole = model.state_dict()
+    state, masks = dict(whole), dict(masks)
+    settings = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in ("model_type", "architectures", "auto_map", "transformers_version")
+    }
+    kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
+    settings["layouts"] = layouts = layouts_of(model.config)
+
+    def cut(name, dimension, index):
+        for tensors in (state, masks):
+            if name in tensors:
+                tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
+
+    for block in find_blocks(model).values():
+        inner, out = modeling_compact.inner_linears(model.get_submodule(block.root), layouts), block.output
+        if block.kind == "attention":
+            heads = working_heads(block, block_tensors(model, block))
+            numbers = kept_heads.get(block.root, range(block.heads))
+            kept_heads[block.root] = [numbers[head] for head in heads.tolist()]
+            width = state[f"{block.root}.{out}.weight"].shape[1] // block.heads
+            index = (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
+        else:
+            index, constant = working_neurons(model, block)
+            kept_neurons[block.root] = len(index)
+            if constant is not None:
+                state[f"{block.root}.{out}.bias"] = state[f"{block.root}.{out}.bias"] + constant
+        for linear in inner:
+            cut(f"{block.root}.{linear}.weight", 0, index)
+            cut(f"{block.root}.{linear}.bias", 0, index)
+        cut(f"{block.root}.{out}.weight", 1, index)
+
+    state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is whole.get(name)})
+    compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
+    config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
+    compact = compact_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+    )
+    own = dict(model.named_parameters())
+    for name, parameter in compact.named_parameters():
+        parameter.requires_grad_(own[name].requires_grad)  # loading makes all of them trainable
+    if model.can_generate():
+        compact.generation_config = model.generation_config
+    return compact.to(model.device).train(model.training), masks
+
+
+def layouts_of(config) -> dict[str, dict]:
+    """Where a model's blocks lie, as compact configs hold it, see `modeling_compact`."""
+    layouts = {}
+    for name, layout in family_of(config).layouts.items():
+        layouts[name] = {"inner": list(layout.inner), "output": layout.output}
+        if layout.kind == "attention":
+            layouts[name] |= {"inner": [*layout.inner, *layout.beside], "heads": layout.heads}
+    return layouts
+
+
+def working_heads(block, tensors):
+    """The numbers of the heads that have a part in an attention block's output, (kept,)."""
+    values, out = block.values, block.output
+    silent = (tensors[f"{values}.weight"] == 0).all(dim=1)  # (heads * width,)
+    if block.has_bias:
+        silent &= tensors[f"{values}.bias"] == 0
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (heads * width,)
+    works = ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
+    return works.nonzero().flatten()
+
+
+def working_neurons(model, block):
+    """The numbers of the neurons whose part in a feed-forward block's output depends on its input.
+
+    Returns:
+        (index, constant): constant (d_model,), what the others add to the output; None if that is nothing.
+    """
+    tensors = block_tensors(model, block)
+    inner, out = block.inner, block.output
+    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (neurons,)
+    empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])  # (inner, neurons)
+    probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])
+    values = features(model, block, tensors, probe[None])[0]  # (neurons,)
+    # With no weights in any inner Linear, a neuron is constant; without those of one of a gated block's two, it is
+    # so if that takes it to zero (as it does wherever the activation function passes through the origin).
+    constant = empty.all(dim=0) | (empty.any(dim=0) & (values == 0))
+    if f"{out}.bias" not in tensors:
+        constant &= values == 0
+    gone = unread | constant
+    added = tensors[f"{out}.weight"][:, gone] @ values[gone]
+    return (~gone).nonzero().flatten(), added if bool(added.any()) else None

@@ -1,0 +1,369 @@
+"""Models and tokenizers on disk, read: Hugging Face folders and `.pth` files, each with its record.
+
+A model's record says which tokenizer and which data belong to it, as paths relative to the model, or as hub ids.
+Models are always loaded in float32, whatever their file holds: masks, statistics and fingerprints then mean the
+same everywhere. Half precision is a matter of files alone.
+"""
+
+import hashlib
+import itertools
+import os
+import pickle
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from common.blocks.defaults import Study, study_of, usual_task
+from common.blocks.families import COMPACT, FAMILIES, Family, family_name, family_of
+from common.blocks.find import find_blocks
+from common.data.sources import DATA, DataSource
+from common.data.tasks import TASKS, Classification, Translation
+from common.models.cards import license_of
+from common.models.checks import (
+    check_config,
+    check_finite,
+    check_generation,
+    check_loading,
+    check_shapes,
+    check_single_label,
+    check_token_ids,
+    check_tokenizer,
+    class_named,
+    computed_weights,
+    read_config,
+    skeleton_of,
+    stored_dtype,
+    stored_shapes,
+    weight_files,
+)
+from common.models.paired_tokenizer import TARGET, PairedTokenizer
+from common.runtime.errors import UserError, as_user_error
+from common.runtime.records import (
+    FORMAT_VERSION,
+    RECORD_NAME,
+    check_files,
+    check_seal,
+    content_digest,
+    parse_json,
+    read_json,
+    read_record,
+)
+from common.runtime.schema import PATH, SHA256, Anything, MapOf, Maybe, Number, Object, Text, check
+
+PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
+GENERATION_NAME = "generation_config.json"
+REFERENCE = Maybe(Object({}, {"folder": PATH, "hub": PATH}))
+MODEL_RECORD = Object(
+    {},
+    {
+        "script": Text(),
+        "key": Maybe(Text()),
+        "task": Text(tuple(TASKS)),
+        "tokenizer": REFERENCE,
+        "data": DATA,
+        "base_model": Text(),
+        "license": Text(),
+        "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
+        "variants": MapOf(Text()),
+        "measured": MapOf(Anything()),
+    },
+    others=True,
+)
+TOKENIZER = Object({}, {"extra_ids": Maybe(Number(0, 10**5, whole=True))}, others=True)  # each becomes a token
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@dataclass
+class LoadedModel:
+    """A model as `load_model` finds it."""
+
+    model: torch.nn.Module
+    path: Path
+    record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
+    masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
+    dtype: str = "float32"  # of its weights on disk, one of `model_files.DTYPES`
+
+    @property
+    def family(self) -> Family:
+        """Where its blocks are."""
+        return family_of(self.model.config)
+
+    @property
+    def task(self) -> Translation | Classification:
+        """What it is used for: as its record says, or as is usual for its type."""
+        return TASKS[self.record.get("task") or usual_task(self.model.config.model_type)]
+
+    @property
+    def study(self) -> Study:
+        """What suits it."""
+        return study_of(self.model.config.model_type, self.task.name)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it has positions for; None where they are relative, as T5's are."""
+        return self.family.positions(self.model.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The numbers of a classifier's labels by their names."""
+        config = self.model.config
+        names = {name: number for number, name in config.id2label.items()} | (config.label2id or {})
+        return {name: number for name, number in names.items() if number in config.id2label}
+
+    def prefix(self, source: DataSource) -> str:
+        """What stands in front of every input text: as the source says, or as the model was trained.
+
+        Raises:
+            UserError: the source says nothing, and has other languages than the model's study.
+        """
+        usual = self.study.prefix
+        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+            raise UserError(
+                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
+                f"front of the inputs of {source} ('' for nothing)"
+            )
+        return usual if source.prefix is None else source.prefix
+
+    @property
+    def license(self) -> dict[str, str]:
+        """{"license": what the card in its folder says}, for records; {} where it says nothing."""
+        name = license_of(self.path)
+        return {"license": name} if name else {}
+
+    def learning_rate(self, level: str) -> float:
+        """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
+        return self.study.learning_rate(level, self.model.config.hidden_size)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """{name, type, fingerprint}, as configurations, schemes and libraries hold it; computed once, on first use."""
+        return {
+            "name": self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
+            "type": self.model.config.model_type,
+            "fingerprint": fingerprint(self.model),
+        }
+
+
+@torch.no_grad()
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
+
+    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
+    no parameter.
+    """
+    sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved and bool(buffer.any()))
+    for name, parameter in itertools.chain(model.named_parameters(), buffers):
+        sha.update(f"{name} {tuple(parameter.shape)} ".encode())
+        sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def model_class(model_type: str, task: str | None = None) -> type:
+    """The class of a known model type's models, compact or not, for a task or for its usual one.
+
+    Raises:
+        UserError: the suite does not know the model type.
+    """
+    classes, task = FAMILIES[family_name(model_type)].model_classes, task or usual_task(model_type)
+    if task not in classes:
+        raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
+    name = classes[task]
+    return class_named(f"Compact{name}" if model_type.startswith(COMPACT) else name)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a model folder or `.pth` in float32, in `eval()`.
+
+    Raises:
+        UserError: nothing there, not a model, a `.pth` that holds code, a model type that is not supported, weights
+            that are not those of the model's class, or some that are not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
+    with as_user_error(path, "cannot be loaded as a model"):
+        loaded = load_folder(path) if path.is_dir() else load_pth(path)
+    check_finite(path, loaded.model.state_dict().items())
+    loaded.model.to(device).eval()
+    return loaded
+
+
+def load_folder(path: Path) -> LoadedModel:
+    """The model in a folder; see `load_model`. Libraries raise errors of their own over a damaged one."""
+    if not (path / "config.json").is_file():
+        raise UserError("is not a model folder (it has no config.json)")
+    settings, record = read_config(path), read_model_record(path)
+    check_files(path, record)
+    of_class, config = _class_and_config(settings, record)
+    files, generation = weight_files(path), None
+    if (path / GENERATION_NAME).is_file():
+        generation = read_json(path / GENERATION_NAME, "download_model.py")
+    elif of_class.can_generate():  # older checkpoints say in config.json how to generate
+        generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
+    skeleton = skeleton_of(of_class, config)
+    check_shapes(skeleton, of_class, stored_shapes(files))
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    dtype = stored_dtype(config)
+    return LoadedModel(_from_state(of_class, config, state, skeleton, generation), path, record, dtype=dtype)
+
+
+def load_pth(path: Path) -> LoadedModel:
+    """The model in a `.pth`; see `load_folder`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message says how to run it nevertheless
+        raise UserError("cannot be loaded as a model: it holds more than plain tensors, which is never run") from None
+    if not isinstance(content, dict) or content.get("format") != PTH_FORMAT:
+        raise UserError("is not a model file that model-level_finetuning.py wrote")
+    tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in content["state_dict"].values()}
+    if sum(tensor.nbytes for tensor in tensors.values()) > os.path.getsize(path):
+        raise UserError("its weights are larger than the file")  # as expanded ones are
+    digest = content.pop("digest", None)
+    if digest != content_digest(content):
+        raise UserError("is not what was written (corrupt or changed); make it again")
+    record, settings, generation = (
+        parse_json(f"{key!r}", content[key]) for key in ("record", "config", "generation_config")
+    )
+    check_seal("its record", record)
+    check("its record", record, MODEL_RECORD, "make the model again")
+    check_config(settings)
+    of_class, config = _class_and_config(settings, record)
+    state, dtype, skeleton = content["state_dict"], stored_dtype(config), skeleton_of(of_class, config)
+    check_shapes(skeleton, of_class, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    model = _from_state(of_class, config, state, skeleton, generation)
+    return LoadedModel(model, path, record, content["masks"], dtype)
+
+
+def read_model_record(folder: Path) -> dict:
+    """The record in a model's folder; {} where there is none.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    path = folder / RECORD_NAME
+    record = read_record(path) if path.exists() else {}
+    check(path, record, MODEL_RECORD, "make the model again")
+    return record
+
+
+def _class_and_config(settings, record):
+    """The class and the config of a model, out of our own tables, whatever classes its files name."""
+    of_class = model_class(settings["model_type"], record.get("task"))
+    config = of_class.config_class.from_dict(settings)
+    check_single_label(config)
+    return of_class, config
+
+
+def _from_state(of_class, config, state, skeleton, generation):
+    """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
+
+    Args:
+        generation: what its generation config holds; None for what follows from the config.
+    Raises:
+        UserError: the names or shapes are not the model's; or a generation config that is not supported.
+    """
+    computed = computed_weights(skeleton)
+    model, report = of_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    check_loading(report, of_class, computed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
+    family_of(config).positions(config)
+    tokens = vocabularies(config)[1]
+    if model.can_generate():
+        if generation is not None:
+            check_generation("its generation config", generation, tokens)
+            model.generation_config = transformers.GenerationConfig.from_dict(generation)
+        check_generation("its generation config", model.generation_config.to_dict(), tokens)
+        for name in ("pad_token_id", "decoder_start_token_id"):
+            if getattr(config, name, None) is None:
+                raise UserError(f"config.json: {name!r}: nothing where a token of the model belongs")
+    check_token_ids("config.json", config.to_dict(), tokens)
+    return model
+
+
+# --- tokenizers and data -----------------------------------------------------------------------------------------
+
+
+def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
+    """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    if path is None:
+        path = resolve(loaded.record.get("tokenizer"), loaded.path) or loaded.path
+        hint = "; give its folder with -t"
+    else:
+        hint = "; download_model.py saves one to ./tokenizer/"
+    path = Path(path)
+    if not (path / "tokenizer_config.json").is_file():
+        raise UserError(f"{path}: is not a tokenizer folder (it has no tokenizer_config.json){hint}")
+    if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
+        check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
+    return tokenizer_in(path, loaded.model.config)
+
+
+def vocabularies(config) -> tuple[int, int]:
+    """How many tokens the source has, and the target: one vocabulary, unless it is a Marian with two."""
+    return config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size
+
+
+def tokenizer_in(path: Path, config):
+    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
+
+    Raises:
+        UserError: one of them is damaged, or not for a model of that config.
+    """
+    folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
+    sizes = vocabularies(config) if len(folders) > 1 else [min(vocabularies(config))]
+    tokenizers = []
+    for folder, vocabulary in zip(folders, sizes):
+        settings = folder / "tokenizer_config.json"
+        check(settings, read_json(settings, "download_model.py"), TOKENIZER)
+        with as_user_error(folder, "cannot be loaded as a tokenizer"):
+            tokenizers.append(
+                transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        check_tokenizer(folder, tokenizers[-1], vocabulary)
+    return PairedTokenizer(*tokenizers) if len(tokenizers) > 1 else tokenizers[0]
+
+
+def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:
+    """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
+    given = given if isinstance(given, DataSource) else DataSource(data=given)
+    recorded = loaded.record.get("data")
+    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = source if source.is_located else replace(source, data=loaded.study.data)
+    return source if source.is_located else None
+
+
+# --- references: a record's {"folder": relative path} or {"hub": id} ---------------------------------------------
+
+
+def reference(target: str | Path | None, model_path: str | Path) -> dict[str, str] | None:
+    """How the record of the model at `model_path` names a folder or hub id."""
+    if target is None:
+        return None
+    if Path(target).exists():
+        return {"folder": os.path.relpath(target, Path(model_path).parent)}
+    return {"hub": str(target)}
+
+
+def resolve(named: dict | None, model_path: str | Path) -> str | None:
+    """The folder or hub id that `reference` named."""
+    if not isinstance(named, dict):
+        return None
+    return str(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")

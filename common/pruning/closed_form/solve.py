@@ -1,0 +1,289 @@
+"""Closed-form block-level fine-tuning: masked least squares from statistics of one teacher pass.
+
+With the mask fixed, the kept weights of a Linear that best reproduce the teacher solve, row by row,
+
+    minimise ‖A W'ᵀ − Y‖² + λ · mean(diag H) · ‖W' − W‖²   over the kept entries of W', with H = AᵀA, G = YᵀA,
+
+where A (tokens, in) are the Linear's inputs in the pruned block, Y (tokens, out) the teacher's outputs and W the
+pruned weights. A bias is one more column of W over a constant input.
+
+- Attention: q and k of the kept heads stay, and so does the attention they pay. The out-projection is solved over
+  their context features, which are the teacher's own, so one H serves every variant of the block, and G = W H. The
+  block's output is linear in the value projections too, so these are solved next, and the out-projection once more.
+- Feed-forward: the inner Linears are solved from the teacher's inputs (one H, again for all variants), then the
+  output Linear on the features that they really produce for the same inputs. Where whole neurons are all that is
+  missing, these features are the teacher's, and one H serves all variants here too.
+
+A regression is well determined long before every token is in it, so each block uses a random part of the calibration
+tokens: about `oversampling` for each unknown of a row. An attention block sums its H as the teacher runs; a
+feed-forward block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with
+h heads of width w, at most, and for feed-forward with d_ff neurons:
+
+    4 · (h·w + VALUE_WIDTH + 1)²        and        4 · oversampling · d_ff · d_model
+
+Blocks share a teacher pass while together they stay within STATISTICS_BYTES; a model that needs more is done in
+several passes. While a block is solved, some three matrices of the size of its H come on top: (h·w + VALUE_WIDTH)²
+or d_ff², and for feed-forward its inputs twice over; for the preconditioner, PRECONDITIONER_RANK² numbers a row twice.
+
+Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
+layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
+neurons. The solver is in `least_squares`.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from common.blocks.calls import real_rows, token_mask, watch
+from common.blocks.find import Block
+from common.blocks.tensors import Variant, block_tensors
+from common.composing.scheme import Pair
+from common.data.batching import evaluation_batches
+from common.data.examples import Examples, rows_of, to_device
+from common.data.splits import FIXED_SEED
+from common.pruning.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
+from common.pruning.closed_form.feed_forward import Sums, solve_feed_forward
+from common.pruning.closed_form.least_squares import add_products, whole
+from common.runtime.devices import Runtime, in_full_precision
+from common.runtime.processes import Processes
+
+VERSION = 1  # part of the key of every output; raise it when results change
+OVERSAMPLING = 8  # tokens for each unknown of a row
+STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
+
+
+# --- the stage -------------------------------------------------------------------------------------------------
+
+
+def reconstruct(
+    teacher: torch.nn.Module,
+    variants: dict[Pair, Variant],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    ridge: float,
+    value_rounds: int = 1,
+    oversampling: int = OVERSAMPLING,
+) -> dict[Pair, dict[str, torch.Tensor]]:
+    """Solve all variants, in one teacher pass unless the statistics are too large for the memory allowed.
+
+    Args:
+        variants: the pruned weights and masks, on the device.
+        examples: the calibration examples.
+        ridge: the pull towards the pruned weights, relative to the mean of diag H.
+        value_rounds: how often the value projections are solved, each time followed by the out-projection.
+        oversampling: tokens in a regression for each unknown of a row.
+    Returns:
+        {pair: {"o.weight": …}}: all tensors of the block.
+    """
+    settings = {"value_rounds": value_rounds, "oversampling": oversampling}
+    solved = reconstruct_with_each(teacher, variants, examples, runtime, ridges=[ridge], **settings)
+    return {pair: tensors for pair, (tensors,) in solved.items()}
+
+
+@in_full_precision
+def reconstruct_with_each(
+    teacher: torch.nn.Module,
+    variants: dict[Pair, Variant],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    ridges: Sequence[float],
+    value_rounds: int = 1,
+    oversampling: int = OVERSAMPLING,
+) -> dict[Pair, list[dict[str, torch.Tensor]]]:
+    """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}.
+
+    Each process has its share of the examples, and of the blocks to solve.
+    """
+    solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
+    pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
+    for pair, variant in variants.items():
+        if not all(bool(keep.all()) for keep in variant.keeps.values()):
+            pruned.setdefault(variant.block, {})[pair] = variant
+    for block, found in statistics(teacher, list(pruned), examples, runtime, oversampling=oversampling):
+        own = block_tensors(teacher, block)
+        sums = None if block.kind == "attention" else Sums(teacher, block, found, own)
+        for number, ridge in enumerate(ridges):
+            if block.kind == "attention":
+                new = {
+                    pair: solve_attention(*found, own, variant, ridge=ridge, rounds=value_rounds)
+                    for pair, variant in pruned[block].items()
+                }
+            else:
+                new = solve_feed_forward(sums, pruned[block], ridge=ridge)
+            for pair, tensors in new.items():
+                solved[pair][number] |= tensors
+    exchange(solved, pruned, runtime.processes)
+    return solved
+
+
+def exchange(solved: dict[Pair, list[dict]], pruned: dict[Block, dict], processes: Processes) -> None:
+    """Give all processes the solutions of each, in place."""
+    for number, block in enumerate(pruned):
+        for pair in pruned[block]:
+            for tensors in solved[pair]:
+                for name, tensor in tensors.items():
+                    tensors[name] = tensor = tensor.clone() if processes.count > 1 else tensor
+                    processes.spread(tensor, number % processes.count)
+
+
+def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Examples) -> str | None:
+    """What speaks against solving some blocks on so few examples; None where there are enough.
+
+    A regression should have OVERSAMPLING tokens for each unknown. A classifier moreover reads one vector of each text,
+    so that there should be as many texts as that has entries.
+    """
+    for block in blocks:
+        own = block_tensors(teacher, block)
+        rows = examples.targets if block.side == "decoder" else examples.inputs
+        tokens, wanted = sum(map(len, rows)), OVERSAMPLING * unknowns(block, own, directions(block, own))
+        if tokens < wanted:
+            return f"{block.name} has {tokens} calibration tokens, and should have {wanted}"
+    width = teacher.config.hidden_size
+    if examples.task.name == "classification" and len(examples) < width:
+        return f"there are {len(examples)} calibration texts for vectors of {width} entries"
+    return None
+
+
+def statistics(
+    teacher: torch.nn.Module,
+    blocks: list[Block],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    values: bool = True,
+    oversampling: int = OVERSAMPLING,
+) -> Iterator[tuple]:
+    """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
+
+    Each process has its share of the examples, and is given the sums of all for its share of the blocks.
+
+    Args:
+        values: whether value projections are to be solved too.
+        oversampling: tokens for each unknown of a row.
+    Yields:
+        (block, (H, basis)) of an attention block, see `attention_rows`; (block, inputs), (tokens, d_model), of a
+        feed-forward block.
+    """
+    own = {block: block_tensors(teacher, block) for block in blocks}
+    moving = {block: directions(block, tensors) if values else 0 for block, tensors in own.items()}
+    teacher.eval()  # dropout would blur inputs and targets
+    owner = {block: number % runtime.processes.count for number, block in enumerate(blocks)}
+    for group in groups({block: statistics_bytes(block, own[block], moving[block], oversampling) for block in blocks}):
+        found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling, owner)
+        for block in group:
+            if owner[block] == runtime.processes.number:
+                yield block, found.pop(block)
+
+
+def unknowns(block, tensors, moving):
+    """The length of a row of a block's largest regression; `moving`: directions of each of its value projections."""
+    return tensors[f"{block.output}.weight"].shape[1] + block.heads * moving + block.has_bias
+
+
+def statistics_bytes(block: Block, tensors: dict[str, torch.Tensor], moving: int, oversampling: int) -> int:
+    """What a block's statistics take; `moving`: directions of each of its value projections."""
+    size, width = unknowns(block, tensors, moving), tensors[f"{block.inner[0]}.weight"].shape[1]
+    return 4 * size * (size if block.kind == "attention" else oversampling * width)
+
+
+def groups(needed: dict[Block, int]) -> list[list[Block]]:
+    """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block.
+
+    Args:
+        needed: {block: bytes}.
+    """
+    lists, room = [], 0
+    for block, size in needed.items():
+        if size > room:
+            lists.append([])
+            room = STATISTICS_BYTES
+        lists[-1].append(block)
+        room -= size
+    return lists
+
+
+def blocks_by_pass(teacher: torch.nn.Module, sizes: dict[Block, int]) -> list[list[Block]]:
+    """The same where more is held of each block than its statistics; `sizes`: {block: bytes of that}."""
+    needed = {}
+    for block, size in sizes.items():
+        tensors = block_tensors(teacher, block)
+        needed[block] = size + statistics_bytes(block, tensors, directions(block, tensors), OVERSAMPLING)
+    return groups(needed)
+
+
+@in_full_precision
+def gather(
+    teacher: torch.nn.Module,
+    moving: dict[Block, int],
+    examples: Examples,
+    runtime: Runtime,
+    oversampling: int,
+    owner: dict[Block, int],
+) -> dict:
+    """The statistics of some blocks in one teacher pass, {block: see `statistics`}, of those that this process owns.
+
+    Args:
+        moving: {block: directions of each of its value projections}.
+        owner: {block: number of the process that is given the sums of all}.
+    """
+    processes = runtime.processes
+    own = {block: block_tensors(teacher, block) for block in moving}
+    positions_of = {block: sampling(block, own[block], moving[block], examples, oversampling) for block in moving}
+    grams, bases, inputs = {}, {}, {block: {} for block in moving}  # inputs: {number of a batch: rows}
+
+    def read(batch, number, call):
+        block = call.block
+        some = positions_of[block](number, token_mask(block, batch.host).shape[1])
+        real, some = real_rows(block, batch, some), to_device(some, runtime.device)
+        if block.kind == "attention":
+            rows = attention_rows(call, some, real, moving[block], bases)
+            grams[block] = add_products(grams.get(block), rows)
+        else:
+            inputs[block][number] = rows_of(call.inputs[block.inner[0]][:, some], real)
+
+    def run(batches):
+        for number, positions in runtime.talk.progress(batches, "statistics"):
+            batch = examples.batch(positions, runtime.device)
+            watch(teacher, moving, batch, partial(read, batch, number))
+
+    batches = processes.share(list(enumerate(evaluation_batches(examples, runtime.batch_size))))
+    with attention_probabilities(teacher):
+        if processes.count > 1:  # the bases are those of the first batch, for all
+            run(batches[:1] if processes.is_first else [])
+            bases = processes.agree({block.name: basis.cpu() for block, basis in bases.items()})
+            bases = {block: bases[block.name].to(runtime.device) for block in moving if block.name in bases}
+        run(batches[1:] if processes.count > 1 and processes.is_first else batches)
+    found = {}
+    for block in moving:
+        if block.kind == "attention":
+            size = unknowns(block, own[block], moving[block])
+            gram = grams.pop(block, None)
+            gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
+            processes.add([gram])
+            found[block] = whole(gram), bases.get(block)
+        else:
+            found[block] = processes.join_rows(inputs.pop(block), next(iter(own[block].values())))
+    return {block: each for block, each in found.items() if owner[block] == processes.number}
+
+
+def sampling(block, tensors, moving, examples, oversampling):
+    """Which positions of a batch a block's regressions read: a function of the batch's number and its length."""
+    rows = examples.targets if block.side == "decoder" else examples.inputs
+    fraction = oversampling * unknowns(block, tensors, moving) / sum(map(len, rows))
+    if block.kind == "attention" and not moving:
+        fraction = 1.0  # of the context features alone, the products of all tokens cost little
+    return lambda number, length: some_positions(length, fraction, f"{FIXED_SEED}/{number}/{block.name}")
+
+
+def some_positions(length, fraction, seed):
+    """About `fraction` of the positions 0 … length - 1, at random, but one at least.
+
+    All sequences of a batch are read there. The choice depends on the seed alone, so that a block's solution does not
+    depend on which others are solved with it.
+    """
+    count = min(length, max(1, round(fraction * length)))
+    return torch.tensor(random.Random(seed).sample(range(length), count))

@@ -1,0 +1,76 @@
+"""The criteria that choose what is removed, by name. Torch is not imported here, so that flags can list them.
+
+A new criterion is a class as `Criterion` describes it, and an entry in `CRITERIA`; flags, help, experiments and
+benchmarks read the table.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from common.blocks.find import Block
+
+
+class Criterion(Protocol):
+    """Scores the parts of one block. What scores least is removed first.
+
+    `version` is part of the key of every variant that the criterion chose; raise it when its choices change.
+    """
+
+    version: int
+
+    def __init__(
+        self,
+        block: "Block",
+        tensors: "dict[str, torch.Tensor]",
+        model: "torch.nn.Module | None" = None,
+        statistics: object = None,
+    ):
+        """
+        Args:
+            tensors: the block's own, {"q.weight": tensor}.
+            model: the original, and `statistics` of the block, see `closed_form.statistics`; for a criterion that
+                needs data.
+        """
+
+    def head_scores(self) -> "torch.Tensor":
+        """(heads,), of an attention block."""
+
+    def neuron_scores(self) -> "torch.Tensor":
+        """(neurons,), of a feed-forward block."""
+
+    def weight_mask(
+        self, linear: str, removed: int, features: "torch.Tensor", keeps: "dict[str, torch.Tensor]"
+    ) -> "torch.Tensor":
+        """Which weights of a Linear stay, bool (out, in).
+
+        Args:
+            removed: how many do not.
+            features: bool, the output Linear's inputs that stay.
+            keeps: {Linear: bool (out, in)}, the masks of the block's Linears before this one.
+        """
+
+
+class Entry(NamedTuple):
+    path: str  # of the class, "module:class"
+    needs_data: bool
+    help: str  # what is removed
+
+
+CRITERIA = {
+    "l1": Entry("common.pruning.l1:L1", False, "what is smallest"),
+    "reconstruction": Entry(
+        "common.pruning.reconstruction:Reconstruction",
+        True,
+        "what the block's output on training examples loses least by, once the closed form has solved what is left",
+    ),
+}
+DEFAULT = "l1"
+
+
+def criterion_class(name: str) -> type[Criterion]:
+    """The class of a criterion in the table."""
+    module, _, class_name = CRITERIA[name].path.partition(":")
+    return getattr(importlib.import_module(module), class_name)

@@ -1,0 +1,72 @@
+"""Masks: exact-k masks out of scores, masks of a block's parameters, and keeping removed weights at zero in training.
+
+A mask is a bool tensor named `keep`: True = kept. Exactly k entries are removed, chosen by rank, ties by position
+(the earlier goes first), never by a threshold, which would remove more than asked wherever weights tie.
+"""
+
+import torch
+
+
+def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """Keep all but the `removed` smallest scores.
+
+    Where no scores tie, this is the mask of `torch.nn.utils.prune.l1_unstructured` for scores |W|.
+
+    Args:
+        scores: tensor of any shape.
+        removed: how many to remove, 0 <= removed <= scores.numel().
+    Returns:
+        bool tensor of the same shape, True = kept.
+    Raises:
+        ValueError: removed is out of range.
+    """
+    if not 0 <= removed <= scores.numel():
+        raise ValueError(f"cannot remove {removed} of {scores.numel()}")
+    order = torch.argsort(scores.flatten(), stable=True)
+    keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    keep[order[:removed]] = False
+    return keep.view(scores.shape)
+
+
+class HeldMasks:
+    """Keeps the removed entries of some parameters at exactly zero while they are trained.
+
+    Call `mask_gradients` after the backward pass and before clipping, and `apply` after each optimizer step. The first
+    keeps removed entries out of the gradient norm and of the optimizer's moments. With AdamW and SGD that is enough: a
+    gradient that was ±0 from the first step on leaves their moments ±0, decay multiplies a +0 by 1 - lr * decay > 0
+    or adds a ±0 to the gradient, and +0 plus or minus ±0 is +0. The second makes sure, whatever the optimizer is, for
+    about a hundredth of a step.
+    """
+
+    def __init__(self, parameters, masks):
+        """`parameters` and `masks` are {name: tensor} of equal shapes; a parameter without a mask is left free."""
+        self.parameters = {n: p for n, p in parameters.items() if n in masks and not bool(masks[n].all())}
+        # The bool masks' own memory, read as ones and zeros. A product with them takes a quarter longer than one with
+        # floats, of which joint fine-tuning would have to hold four bytes a weight; with bools twice as long.
+        self.masks = {n: masks[n].to(p.device).view(torch.uint8) for n, p in self.parameters.items()}
+
+    def _stepped(self):
+        """The parameters that have a gradient, and their masks."""
+        return [(p, self.masks[name]) for name, p in self.parameters.items() if p.grad is not None]
+
+    @torch.no_grad()
+    def mask_gradients(self):
+        pairs = [(p.grad, mask) for p, mask in self._stepped()]
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
+
+    @torch.no_grad()
+    def apply(self):
+        """To the parameters that have a gradient; the others have not been stepped."""
+        pairs = self._stepped()
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs)))
+
+    def move(self, name, device):
+        """Move a parameter's mask, if it has one."""
+        if name in self.masks:
+            self.masks[name] = self.masks[name].to(device)
+
+    def intact(self):
+        """Whether every removed entry is exactly zero."""
+        return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters.values(), self.masks.values()))

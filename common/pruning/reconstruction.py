@@ -1,0 +1,185 @@
+"""Selection by reconstruction: what goes is what a block's output loses least by, once the rest has been solved again.
+
+- Heads and neurons go by greedy backward elimination on the Gram matrix of the output Linear's inputs: at each step
+  those whose removal raises the error least after the optimal update of all weights that are left. That is the optimal
+  brain surgeon (Hassibi and Stork, 1993) by groups, as in ZipLM (arXiv 2302.04089) and SlimGPT (arXiv 2412.18110). The
+  order does not depend on how many are to go, so one order serves all rates of a block.
+- Single weights go by ADMM with a gradual mask (arXiv 2401.02938): the unconstrained solution is pulled, step by step,
+  towards a sparse one, whose support is chosen anew each time, of the largest entries, with more and more of them
+  removed. The output Linear's mask is chosen on the features that the inner Linears produce once they are solved.
+
+Both see the data through the sums that the closed form takes; see `reconstruction`.
+"""
+
+from functools import cached_property
+
+import torch
+
+from common.blocks.find import Block
+from common.blocks.tensors import Variant
+from common.pruning.closed_form.feed_forward import Sums, solve_linear
+from common.pruning.closed_form.least_squares import joined
+from common.pruning.masks import keep_largest
+from common.runtime.devices import in_full_precision
+from common.runtime.errors import UserError
+
+RIDGE = 1e-3  # relative to the mean of diag H
+NEURONS_AT_ONCE = 16  # at most, and at most one of 32; one at a time gave nothing better
+ITERATIONS = 20  # of ADMM; the mask has its final number of weights after three quarters of them
+
+
+class Reconstruction:
+    """A `criteria.Criterion`: what the block's output loses, once what is left has been solved again.
+
+    The statistics need no values. All methods raise a UserError if sums of them overflowed.
+    """
+
+    version = 1
+
+    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model: torch.nn.Module, statistics):
+        self.block = block
+        self.own = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.sums = None if block.kind == "attention" else Sums(model, block, statistics, self.own)
+        self.gram = statistics[0] if block.kind == "attention" else None
+
+    def head_scores(self) -> torch.Tensor:
+        """The turn in which each head would go, (heads,)."""
+        return self.turns
+
+    def neuron_scores(self) -> torch.Tensor:
+        """The turn in which each neuron would go, (neurons,)."""
+        return self.turns
+
+    @cached_property
+    def turns(self):
+        count = self.block.heads or self.block.neurons
+        step = 1 if self.block.heads else max(1, min(NEURONS_AT_ONCE, count // 32))
+        gram, _ = self._output({})
+        out = self.block.output
+        size = self.own[f"{out}.weight"].shape[1] // count
+        order = elimination_order(gram, joined(self.own, out), count, size, step)
+        turns = torch.empty_like(order)
+        turns[order] = torch.arange(count, device=order.device)
+        return turns
+
+    def weight_mask(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
+        """The gradual mask of a Linear, bool (out, in), `removed` of its weights not kept.
+
+        It is chosen among the rows or columns of the heads and neurons that stay, at the rate of the whole. How many
+        fall on the others, which go anyway, is counted as if they went at that rate too.
+
+        Args: see `criteria.Criterion.weight_mask`.
+        """
+        is_output = linear == self.block.output
+        weight = self.own[f"{linear}.weight"]
+        within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)
+        inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
+        inside = max(inside, removed - int((~within).sum()))
+        keep = torch.ones_like(weight, dtype=torch.bool)
+        keep[~within] = keep_largest(weight[~within].abs(), removed - inside)
+        gram, cross = self._output(keeps) if is_output else self._finite(*self.sums.inner(linear))
+        start = joined(self.own, linear).to(gram)
+        if is_output:
+            used = torch.cat([features, features.new_ones(len(gram) - len(features))])  # the bias's column too
+            gram, cross, start = gram[used][:, used], cross[:, used], start[:, used]
+        else:
+            cross, start = cross[features], start[features]
+        prunable = start.shape[1] - self.block.has_bias
+        if start[:, :prunable].numel():
+            keep[within] = gradual_mask(gram, cross, start, prunable, inside).flatten()
+        return keep
+
+    def _output(self, keeps):
+        """H and G of the output Linear, over what its inputs are once the inner Linears with masks are solved."""
+        if self.block.kind == "attention":
+            return self._finite(self.gram, joined(self.own, self.block.output).to(self.gram) @ self.gram)
+        if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
+            # Whole neurons are missing at most, and their columns are not used.
+            return self._finite(*self.sums.teachers_output)
+        whole = {name: torch.ones_like(self.own[f"{name}.weight"], dtype=torch.bool) for name in self.block.linears}
+        variant = Variant(self.block, self.own, whole | keeps)
+        new = dict(self.own)
+        for linear in keeps:
+            new |= solve_linear(variant, linear, *self.sums.inner(linear), ridge=RIDGE)
+        return self._finite(*self.sums.output(new))
+
+    def _finite(self, gram, cross):
+        if not bool(torch.isfinite(gram).all() & torch.isfinite(cross).all()):
+            raise UserError(f"{self.block.name}: its activations overflow, so nothing can be told from them; use l1")
+        return gram, cross
+
+
+@in_full_precision
+def elimination_order(gram: torch.Tensor, weight: torch.Tensor, count: int, size: int, step: int) -> torch.Tensor:
+    """The order in which groups of inputs go, those first whose removal raises the reconstruction error least.
+
+    Args:
+        gram: H, (in, in).
+        weight: (out, in), the solution with all inputs.
+        count: of groups, one after the other; a bias's input may follow, which stays.
+        size: of each, in inputs.
+        step: how many groups go at once.
+    Returns:
+        the groups' numbers, (count,).
+    """
+    gram, weight = gram.double(), weight.double()
+    damping = RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
+    inverse = torch.linalg.inv(gram + damping * torch.eye(len(gram)).to(gram))
+    left, order = torch.arange(count, device=gram.device), []
+    while len(left):
+        grouped = len(left) * size
+        parts = weight[:, :grouped].view(-1, len(left), size).permute(1, 2, 0)  # (groups, size, out)
+        blocks = inverse[:grouped, :grouped].reshape(len(left), size, len(left), size)
+        own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, size, size)
+        rises = (parts * torch.linalg.solve(own, parts)).sum(dim=(1, 2))
+        stays = keep_largest(rises, min(step, len(left)))
+        order.append(left[~stays][rises[~stays].argsort(stable=True)])
+        stay = torch.ones(len(inverse), dtype=torch.bool, device=gram.device)
+        stay[:grouped] = stays.repeat_interleave(size)
+        # What is left takes over as much as it can: the inverse of the smaller matrix, and its solution.
+        taken = torch.linalg.solve(inverse[~stay][:, ~stay], inverse[~stay][:, stay])
+        weight = weight[:, stay] - weight[:, ~stay] @ taken
+        inverse = inverse[stay][:, stay] - inverse[stay][:, ~stay] @ taken
+        left = left[stays]
+    return torch.cat(order)
+
+
+@in_full_precision
+def gradual_mask(
+    gram: torch.Tensor,
+    cross: torch.Tensor,
+    start: torch.Tensor,
+    prunable: int,
+    removed: int,
+    *,
+    iterations: int = ITERATIONS,
+) -> torch.Tensor:
+    """Which weights stay, so that those reconstruct best, by ADMM.
+
+    Args:
+        gram: H, (in, in); cross: G, (out, in); start: W, (out, in).
+        prunable: how many of the inputs have weights that may go; the bias's input, which follows, stays.
+        removed: how many of them go.
+    Returns:
+        bool (out, prunable).
+    """
+    # With each input scaled to the same power, a weight's size is what it adds to the output, and one ρ suits all.
+    scale = gram.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1)
+    eye = torch.eye(len(gram)).to(gram)
+    start = start * scale
+    target = cross / scale + RIDGE * start
+    inverse = torch.linalg.inv(gram / scale / scale[:, None] + (RIDGE + 1) * eye)  # of the damped matrix + ρ, ρ = 1
+    solved, dual = start, torch.zeros_like(start)
+    for turn in range(1, iterations + 1):
+        progress = min(1.0, turn / (0.75 * iterations))
+        sparse = solved + dual
+        sizes, gone = sparse[:, :prunable].abs(), round(removed * (1 - (1 - progress) ** 3))
+        if turn == iterations:
+            keep = keep_largest(sizes, gone)
+        else:  # ties may go together here, and a threshold takes a tenth of the time of a full order
+            keep = sizes > (sizes.flatten().kthvalue(gone).values if gone else -1)
+        sparse[:, :prunable] *= keep
+        dual += solved - sparse
+        solved = (target + sparse - dual) @ inverse
+    return keep

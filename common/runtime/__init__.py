@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, signals, files, records, processes, devices, the conversation on stderr."""

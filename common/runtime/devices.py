@@ -1,0 +1,122 @@
+"""Where to compute, and what every pass over data needs to know."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from common.data.batching import Tokens
+from common.runtime.errors import UserError
+from common.runtime.processes import ALONE, Processes
+from common.runtime.progress import Talk
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How data go through a model: on which device, in batches of which size, and who tells of the progress.
+
+    `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
+    training, one after another; `checkpointing`, `compiling`: how layers run there, see `layers.Layers`. `precision`:
+    see `computing`.
+    """
+
+    device: torch.device
+    batch_size: int | Tokens
+    talk: Talk
+    processes: Processes = ALONE
+    pieces: int = 1
+    checkpointing: bool = False
+    compiling: bool = False
+    precision: str = "fp32"
+
+    def layers(self) -> dict[str, bool]:
+        """How a whole model's layers run in training, as keyword arguments of `layers.Layers` and of objectives."""
+        return {"checkpointing": self.checkpointing, "compiling": self.compiling}
+
+    def now(self) -> float:
+        """Seconds of a monotonic clock, once the device has done what it was given."""
+        return now(self.device)
+
+    def mark(self) -> "float | torch.cuda.Event":
+        """A point in time for `elapsed`, for which nothing waits: on a GPU, when it gets there."""
+        if self.device.type != "cuda":
+            return now(self.device)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a `--device` flag; of several processes on a machine each has a GPU of its own.
+
+    Raises:
+        UserError: no such device here.
+    """
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    if name == "auto":
+        return torch.device(own if torch.cuda.is_available() else "cpu")
+    name = own if name == "cuda" else name
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device {name}: cannot be used here ({reason})") from None
+    return device
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a monotonic clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def give_back_memory() -> None:
+    """Give the system what was freed, where the C library keeps it for later (glibc does, up to 32 MiB at a time)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
+
+
+def elapsed(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    """Seconds between two of `Runtime.mark`'s points, once the later one is reached."""
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """How a model's forward pass computes: "fp32"; "tf32", products of factors rounded to 10 bits, on GPUs that can; or
+    "bf16", under autocast. Parameters stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def in_full_precision(function):
+    """Run a function without gradients, in float32 whatever surrounds it.
+
+    In an autocast region products of float32 matrices silently run in bfloat16, and a Gram matrix made so ruins the
+    solution.
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.no_grad(), computing(torch.device("cpu"), "fp32"), computing(torch.device("cuda"), "fp32"):
+            return function(*args, **kwargs)
+
+    return run

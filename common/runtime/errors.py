@@ -1,0 +1,32 @@
+"""The one exception that means "the user can fix this", and how what libraries raise becomes one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake in the input, told in one line: what was found, what was expected, what to do.
+
+    `common.cli.flags.launch` prints it on stderr and exits with 2. Anything else that escapes a script is a bug.
+    """
+
+
+@contextmanager
+def as_user_error(where: object, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over damaged or foreign files into a `UserError` of one line.
+
+    It ends with the first two lines of what was raised. A `UserError` that does not name the place gets its name.
+
+    Args:
+        where: the file or folder, or whatever names it.
+        what: what is wrong then, such as "cannot be loaded as a model".
+    """
+    try:
+        yield
+    except UserError as error:
+        is_named = str(error).startswith((f"{where}:", f"{where}/"))
+        raise UserError(str(error) if is_named else f"{where}: {error}") from None
+    except Exception as error:  # of safetensors, transformers, tokenizers, datasets, torch, the hub: many classes
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:300] or type(error).__name__
+        raise UserError(f"{where}: {what}: {reason}") from None

@@ -1,0 +1,268 @@
+"""Writing files: never half of one, never over a file that is not ours, and nothing left behind.
+
+A file or folder is written under a temporary name beside its place, and takes its place in one step. Who writes it
+holds a lock on it, so that the next one who writes there can tell what a killed process left behind, and removes it.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.runtime.errors import UserError
+from common.runtime.signals import deferred
+
+TEMPORARY = ".pruning-part"  # how temporary names end
+ASIDE = ".pruning-old"  # and those of old folders, until the new one is in their place
+LONGEST_STEM = 60  # characters of a file's own name in its temporary one: names may have 255 bytes
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator["_Handle"]:
+    """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
+
+    A signal waits until it is there. A symbolic link is replaced, and what it leads to stays as it is.
+    """
+    path = Path(path)
+    with deferred():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        temporary, descriptor = _make_temporary(path, is_folder=False)
+        handle = _Handle()
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                handle.file = file
+                yield handle
+                file.flush()
+                os.fchmod(descriptor, 0o666 & ~_umask())
+                os.fsync(descriptor)
+                os.replace(temporary, path)
+            _sync(path.parent)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            cause = handle.failure or error
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None  # the temporary name would tell nobody
+            raise
+
+
+class _Handle:
+    """A file that remembers why writing failed: torch and numpy turn a full disk into errors that don't say so."""
+
+    file = failure = None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, in place of what was there.
+
+    A signal waits until it is there. Killed between its two steps, the old folder is set aside, and whoever looks
+    whether it can write there puts it back. A symbolic link stays, and the folder that it leads to is written.
+    """
+    path = real(path)
+    with deferred():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        temporary, descriptor = _make_temporary(path, is_folder=True)
+        try:
+            yield temporary
+            _settle(temporary)
+            if path.exists():
+                os.rename(path, _aside(path))
+            os.rename(temporary, path)
+            _sync(path.parent)
+        finally:
+            _remove(temporary)
+            _put_back(path)
+            os.close(descriptor)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a whole file, atomically; see `atomic_file`."""
+    with atomic_file(path) as handle:
+        handle.write(content)
+
+
+def real(path: str | Path) -> Path:
+    """The place that a path leads to, past all symbolic links."""
+    return Path(os.path.realpath(path))
+
+
+def _make_temporary(path, is_folder):
+    """A temporary file or folder beside `path`, and a descriptor that holds the lock on it."""
+    names = {"prefix": f".{path.name[:LONGEST_STEM]}.", "suffix": TEMPORARY, "dir": path.parent}
+    while True:
+        if is_folder:
+            temporary = tempfile.mkdtemp(**names)
+            descriptor = os.open(temporary, os.O_RDONLY)
+        else:
+            descriptor, temporary = tempfile.mkstemp(**names)
+        if _lock(descriptor):
+            return Path(temporary), descriptor
+        os.close(descriptor)  # another process took it for abandoned, before it was locked
+
+
+def _settle(folder):
+    """Give a folder and all files in it the modes that files have here, and bring them to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as handle:
+                os.fchmod(handle.fileno(), 0o666 & ~_umask())  # safetensors gives 0600
+                os.fsync(handle.fileno())
+        os.chmod(parent, 0o777 & ~_umask())
+        _sync(parent)
+
+
+def _sync(folder):
+    """Bring a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # some network file systems cannot
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# --- what killed processes leave behind ------------------------------------------------------------------------------
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed processes left beside `path` when they wrote it, and put back an old folder set aside."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name[:LONGEST_STEM])}.*{TEMPORARY}"):
+        remove_abandoned(leftover)
+    _put_back(path)
+
+
+def remove_leftovers_in(folder: str | Path) -> None:
+    """Remove what killed processes left when they wrote files of a folder."""
+    for leftover in Path(folder).glob(f".*{TEMPORARY}"):
+        remove_abandoned(leftover)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that only unfinished work has."""
+    return name.startswith(".") and name.endswith((TEMPORARY, ASIDE))
+
+
+def hold(handle) -> int:
+    """Keep the lock that `atomic_file` has on what is written, so that no process ever takes it for abandoned.
+
+    Returns:
+        a descriptor, to be closed in the end.
+    """
+    return os.dup(handle.fileno())
+
+
+def remove_abandoned(path: str | Path) -> None:
+    """Remove a file or folder of ours, unless a process writes or holds it (see `hold`)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if _lock(descriptor):
+                _remove(Path(path))
+        finally:
+            os.close(descriptor)
+
+
+def _aside(path):
+    return path.with_name(f".{path.name[:200]}{ASIDE}")
+
+
+def _put_back(path):
+    """Remove an old folder that was set aside, or if no new one took its place, put it back."""
+    aside = _aside(path)
+    if aside.exists():
+        if path.exists():
+            _remove(aside)
+        else:
+            os.rename(aside, path)
+
+
+def _remove(path):
+    """Remove a file, or a folder as far as it lets us."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(descriptor):
+    """Lock a temporary file or folder for as long as its descriptor is open.
+
+    Returns:
+        whether it is locked now: not if another process has it, or has removed the file.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(descriptor).st_nlink > 0
+
+
+# --- may it be written? --------------------------------------------------------------------------------------------
+
+
+def check_writable(path: str | Path, *, is_file: bool = False) -> None:
+    """Make sure, before any long work, that `path` can be written. Folders on the way to it may be missing.
+
+    What a killed process left there is removed on the way.
+
+    Raises:
+        UserError: a parent is a file, the folder does not let us write, or `path` is a folder but `is_file`, or is
+            neither a file nor a folder, as /dev/null is.
+    """
+    place = real(path)
+    if is_file and place.is_dir():
+        raise UserError(f"{path}: is a folder where a file belongs; choose another output")
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise UserError(f"{path}: is neither a file nor a folder, and is never replaced; choose another output")
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+        remove_leftovers(place)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {parent}: {error.strerror}") from None
+
+
+def check_apart(outputs: dict[str, str | Path | None], inputs: dict[str, object]) -> None:
+    """Make sure that no output is an input, or another output, and none lies where a file is to be.
+
+    Args:
+        outputs: {flag: path, None where it was not given}.
+        inputs: {flag: path, several in a list, or None}.
+    Raises:
+        UserError: two flags name one place.
+    """
+    taken = {}
+    for flag, given in {**inputs, **outputs}.items():
+        for path in given if isinstance(given, (list, tuple)) else [given]:
+            if path is None:
+                continue
+            other = taken.setdefault(real(path), flag)
+            if other != flag and flag in outputs:
+                raise UserError(f"{other} and {flag}: both name {path}, which would be lost; give another {flag}")

@@ -1,0 +1,135 @@
+"""The processes that share a run's work, each with its share of the examples or of the blocks.
+
+torchrun or `accelerate launch` starts them, and accelerate joins them. All run the same code on the same data, come to
+the same decisions, and meet in the operations below; the first alone writes. A run that was started alone is one
+process, for which all of them do nothing.
+"""
+
+import atexit
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from common.runtime.errors import UserError
+
+BUCKET = 2**22  # entries that are summed at once, 16 MiB of float32
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, from 0, and how many there are; both the same in all stages of a run.
+
+    `control`: a group for what lies in the CPU's memory, so that the decision of `any`, once a step, waits for no GPU.
+    """
+
+    number: int = 0
+    count: int = 1
+    control: object = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.number == 0
+
+    def share(self, items: Sequence) -> list:
+        """This process's share of some items: every `count`-th."""
+        return list(items[self.number :: self.count])
+
+    def agree(self, value, source: int = 0):
+        """One process's value, the first's unless told otherwise, in all: any that pickle can take."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value], from_process=source)[0]
+
+    def gather(self, value) -> list:
+        """The values of all processes, in all, by number: any that pickle can take, tensors of the CPU too."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any of the processes."""
+        if self.count == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.control)
+        return found.bool().tolist()
+
+    @torch.no_grad()
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum each tensor over the processes, in place, some at once; all have the same ones, of one device and type.
+
+        The sum is the same, bit for bit, in all of them.
+        """
+        for bucket in _buckets(tensors) if self.count > 1 else ():
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            distributed.all_reduce(flat, group=self.control if flat.device.type == "cpu" else None)
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
+                tensor.copy_(summed.view_as(tensor))
+
+    def spread(self, tensor: torch.Tensor, source: int) -> None:
+        """Give a tensor the values that it has in the process `source`, in place."""
+        if self.count > 1:
+            tensor.copy_(self.agree(tensor.cpu(), source))
+
+    def join_rows(self, rows: dict[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, (rows, width), joined in the order of their numbers.
+
+        Args:
+            rows: {number: (rows, width)}, this process's share.
+            like: a tensor of the device that they are wanted on.
+        """
+        if self.count > 1:
+            shares = self.gather({number: share.cpu() for number, share in rows.items()})
+            rows = dict(sorted(pair for share in shares for pair in share.items()))
+        return torch.cat(list(rows.values())).to(like.device)
+
+
+def own_number() -> int:
+    """This process's number, from 0, before it has joined the others."""
+    return int(os.environ.get("RANK", "0"))
+
+
+ALONE = Processes()
+_joined = None
+
+
+def _buckets(tensors):
+    """The tensors in lists of about BUCKET entries."""
+    bucket, size = [], 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel()
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def join(device: torch.device) -> Processes:
+    """Join the processes that this one was started with, each on a device of its own.
+
+    Raises:
+        UserError: they cannot be joined; they would be copies that overwrite each other's work.
+    """
+    global _joined
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    if _joined is None:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device.type == "cpu")
+        if state.num_processes != count or not distributed.is_initialized():
+            raise UserError(f"{count} processes were started that do not know each other; start them with torchrun")
+        _joined = Processes(state.process_index, count, distributed.new_group(backend="gloo"))
+        atexit.register(distributed.destroy_process_group)
+    return _joined

@@ -1,0 +1,367 @@
+"""JSON files, and the records that stages leave for the next one.
+
+Every output carries a record: the script, its arguments, the versions, what it was made from and what was
+measured. A later stage reads records, never file names. A record holds no clock times, so two runs of the same
+stage with the same seed write identical files. It carries a digest of itself, and of every file that it is about.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+from common import __version__
+from common.runtime.errors import UserError
+from common.runtime.files import check_writable, is_temporary, write_bytes
+from common.runtime.schema import SHA256, MapOf, check
+
+FORMAT_VERSION = 1  # of configurations, schemes and .pth files
+RECORD_VERSION = 2  # of records
+RECORD_NAME = "record.json"
+VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
+FILES = MapOf(SHA256)
+FOREIGN = "no such output of this suite, which never replaces it; choose another output"
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        UserError: it holds NaN or an infinity, which JSON does not know.
+    """
+    write_bytes(path, (json_text(value, indent=1) + "\n").encode())
+
+
+def write_json_lines(path, rows):
+    """Write `rows` as JSON, one on each line, atomically.
+
+    Raises:
+        UserError: one holds NaN or an infinity, which JSON does not know.
+    """
+    write_bytes(path, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def json_text(value, **layout):
+    """`value` as JSON.
+
+    Raises:
+        UserError: it holds NaN or an infinity, which JSON does not know; a model or data that are damaged cause that.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        raise UserError("a result is not a finite number: the model or the data are damaged") from None
+
+
+def keeps_existing(
+    path: str | Path,
+    content: dict,
+    overwrite: bool,
+    *,
+    is_ours: Callable[[object], bool],
+    is_derived: Callable[[object], bool] = lambda found: False,
+) -> bool:
+    """Whether a JSON file need not be written because it holds this very content (layout and order do not count).
+
+    Args:
+        is_ours: whether the JSON value that is there is of the kind that is to be written.
+        is_derived: whether nobody can have edited it, so that it is replaced without `overwrite`.
+    Raises:
+        UserError: it is no such file, or it holds something else, perhaps written by hand, and `overwrite` is off.
+    """
+    if not Path(path).exists():
+        return False
+    value = _json_in(path)
+    if value is None or not is_ours(value):
+        raise UserError(f"{path}: exists already and is {FOREIGN}")
+    if value != content and not (overwrite or is_derived(value)):
+        raise UserError(
+            f"{path}: exists already and holds something else; choose another output or pass --overwrite to replace it"
+        )
+    return value == content
+
+
+def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
+    """Make sure, before any long work, that a JSON report can be written: nothing is there, or a report of this script.
+
+    Args:
+        path: None where none was asked for.
+        script: whose "script" the report holds.
+        lines: whether it is one of JSON lines, of which the first one tells.
+    Raises:
+        UserError: it cannot be written, or something else is there.
+    """
+    if path is None:
+        return
+    check_writable(path, is_file=True)
+    if not Path(path).exists():
+        return
+    report = _json_in(path, lines)
+    if not isinstance(report, dict) or report.get("script") != script or "key" in report:  # which a record has
+        what = "are no predictions" if lines else "is no report"
+        raise UserError(f"{path}: exists already and {what} of {script}; choose another file")
+
+
+def _json_in(path, first_line=False):
+    """The JSON value in a file, or in its first line; None if there is none."""
+    try:
+        with open(path, "rb") as handle:
+            return json.loads(handle.readline() if first_line else handle.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_json(path, made_by):
+    """The JSON object in `path`.
+
+    Args:
+        made_by: the script that makes such a file, for the error message.
+    Raises:
+        UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {made_by} makes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a JSON text file; {made_by} makes one") from None
+    value = parse_json(path, text)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; {made_by} makes one")
+    return value
+
+
+def parse_json(where, text):
+    """The JSON value in a text.
+
+    Args:
+        where: what names it in a message.
+    Raises:
+        UserError: malformed, a key given twice, or half a character.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_twins)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: malformed JSON: {error}") from None
+    return value
+
+
+def _without_twins(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twin!r} stands twice in one object; keep one of them")
+    return value
+
+
+# --- digests ---------------------------------------------------------------------------------------------------
+
+
+def digest(value: object) -> str:
+    """SHA-256 (hex) of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) of all files of a folder and their names, but for its record."""
+    return digest({name: file_digest(Path(folder) / name) for name in _files_in(folder)})
+
+
+def content_digest(value: object) -> str:
+    """SHA-256 (hex) of what `torch.save` can write without code: tensors, numbers, strings, None, lists and dicts."""
+    sha = hashlib.sha256()
+    _hash(sha, value)
+    return sha.hexdigest()
+
+
+def _hash(sha, value):
+    if isinstance(value, dict):
+        sha.update(f"{{{len(value)}".encode())
+        for key, item in value.items():
+            _hash(sha, key)
+            _hash(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"[{len(value)}".encode())
+        for item in value:
+            _hash(sha, item)
+    elif hasattr(value, "untyped_storage"):  # a tensor; torch itself is heavy, and not for this file
+        import torch
+
+        sha.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        sha.update(repr((type(value).__name__, value)).encode("utf-8", "surrogatepass"))
+
+
+# --- records ---------------------------------------------------------------------------------------------------
+
+
+def make_record(script: str, made_from: dict, **content) -> dict:
+    """A record: which script made the output, from what, under which versions.
+
+    Args:
+        made_from: everything that determined the output, {name: JSON value}: inputs by their digests, settings as they
+            are. It is kept in plain, so that a reader sees how the output was made, and as a digest, the "key".
+        content: further JSON values.
+    """
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
+    return {
+        "version": RECORD_VERSION,
+        "script": script,
+        "key": digest(made_from),
+        "made_from": made_from,
+        **content,
+        "versions": {"composable-pruning": __version__, "python": platform.python_version(), **versions},
+    }
+
+
+def sealed(record: dict) -> dict:
+    """A record with the digest of its content in it, in place of an older one."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return {**content, "digest": digest(content)}
+
+
+def write_record(folder: str | Path, record: dict) -> None:
+    """Write the record of a finished folder into it, with the digests of all its files."""
+    files = {name: file_digest(Path(folder) / name) for name in _files_in(folder)}
+    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": files}))
+
+
+def _files_in(folder):
+    for parent, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if path != RECORD_NAME and not is_temporary(name):
+                yield path
+
+
+def read_record(path: str | Path, made_by: str = "this suite") -> dict:
+    """The record in a file, as it was written.
+
+    Args:
+        made_by: the script that makes such a file, for the error message.
+    Raises:
+        UserError: see `read_json`; or it was changed since.
+    """
+    record = read_json(path, made_by)
+    check_seal(path, record)
+    return record
+
+
+def check_seal(where: str | Path, record: dict) -> None:
+    """Make sure that a record is what was written. One without a version was written by hand, and cannot tell.
+
+    Raises:
+        UserError: it was changed since.
+    """
+    if ("version" in record or "digest" in record) and sealed(record) != record:
+        raise UserError(f"{where}: was changed since it was written; make the output again")
+
+
+def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool] = lambda name: True) -> None:
+    """Make sure that the files that a record lists are there, as they were written.
+
+    Args:
+        is_meant: of which files, by their names.
+    Raises:
+        UserError: one is missing, or was changed since; or the list is none.
+    """
+    files = record.get("files", {})
+    check(Path(folder) / RECORD_NAME, files, FILES, "make the output again")
+    for name, wanted in files.items():
+        if is_meant(name):
+            check_file(Path(folder) / name, wanted)
+
+
+def check_file(path: Path, wanted: str, remedy: str = "make the output again") -> None:
+    """Make sure that a file that a record lists is there, with the digest that the record says.
+
+    Raises:
+        UserError: it is missing, or was changed since.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though the record lists it; {remedy}")
+    if file_digest(path) != wanted:
+        raise UserError(f"{path}: is not the file that was written (corrupt, truncated or replaced); {remedy}")
+
+
+def is_done(
+    path: str | Path,
+    record: dict | None,
+    made_from: dict,
+    overwrite: bool,
+    script: str,
+    damage: Callable[[], str | None] = lambda: None,
+) -> bool:
+    """Whether the output at `path` need not be made again: it is there, whole, and was made from the same things.
+
+    Args:
+        record: the record found at `path`, or None if there is none.
+        made_from: see `make_record`.
+        script: the one that makes it; `overwrite` replaces only what the same one made.
+        damage: says what is wrong with it, if it is not what was written.
+    Raises:
+        UserError: something else is there: of another script, or not of this suite; or, with `overwrite` off, made from
+            other things, or damaged.
+    """
+    if not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir())):
+        return False
+    if record is None:
+        raise UserError(f"{path}: exists already and is {FOREIGN}")
+    if record.get("script") != script:
+        raise UserError(
+            f"{path}: was made by {record.get('script')}, and {script} never replaces it; choose another output"
+        )
+    if record.get("key") == digest(made_from):
+        reason = damage()
+        if reason and not overwrite:
+            raise UserError(f"{reason}, or pass --overwrite")
+        return not reason
+    if not overwrite:
+        raise UserError(
+            f"{path}: exists already, made from other inputs or settings{differences(record, made_from)}; "
+            "choose another output or pass --overwrite to replace it"
+        )
+    return False
+
+
+def differences(record, wanted):
+    """In which settings an output that is there differs from the wanted one, as " (…)"; "" where nothing is known.
+
+    Args:
+        record: what tells of the output, with "made_from" in it if it is known; may be None.
+        wanted: {name: JSON value}.
+    """
+    found = (record or {}).get("made_from")
+    if not isinstance(found, dict):
+        return ""
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    return f" ({', '.join(_difference(name, found.get(name), wanted.get(name)) for name in names)})" if names else ""
+
+
+def _difference(name, found, wanted):
+    name = name.replace("_", " ")
+    plain = all(
+        isinstance(value, bool | int | float | str | None) and len(str(value)) < 40 for value in (found, wanted)
+    )
+    return f"{name}: {json.dumps(found)} there, {json.dumps(wanted)} asked for" if plain else f"{name}: not the same"

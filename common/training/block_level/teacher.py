@@ -1,0 +1,98 @@
+"""One pass of the teacher that serves all blocks.
+
+The teacher is the original model, in `eval()` and without gradients. Once it has run on a batch, every variant of
+every block can be run on the very inputs that the block had, and be compared with the output that it gave.
+"""
+
+import torch
+
+from common.blocks.calls import block_calls, real_rows
+from common.blocks.find import Block
+from common.composing.scheme import Pair, by_block
+from common.data.batching import evaluation_batches
+from common.data.examples import Examples, rows_of
+from common.runtime.devices import Runtime, in_full_precision
+from common.training.learner import Recipe
+from common.training.objectives import Loss, forward
+
+
+class BlockObjective:
+    """The loss of block variants, for learners named by their `scheme.Pair`.
+
+    It is the mean squared error over real tokens, divided by the mean square of the teacher's output, so that no
+    block drowns another.
+    """
+
+    divides = False  # each block is one process's
+
+    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
+        self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
+        self.blocks, self.recipe = blocks, recipe
+
+    def begin(self, batch, learners):
+        """The teacher's pass: the batch, and the calls of the blocks that have learners, in order of execution."""
+        blocks = [self.blocks[name] for name in by_block(learners)]
+        with forward(batch["labels"].device, self.recipe, training=False):
+            return batch, block_calls(self.teacher, blocks, batch)
+
+    def losses(self, begun, learners, training):
+        """A `Loss` for each learner, block by block; its weight is the teacher's squared output."""
+        batch, calls = begun
+        pairs = by_block(learners)
+        while calls:
+            call = calls.pop(0)  # and let go of it when its variants are done
+            real = real_rows(call.block, batch)
+            target = _rows(call.output, real)
+            power = target.pow(2).sum()
+            for pair in pairs[call.block.name]:
+                with forward(target.device, self.recipe, training):
+                    error = _squared_error(call.replay(learners[pair].parameters), real, target)
+                    loss = error / power
+                yield Loss(pair, loss, power)
+
+
+def _rows(output, real):
+    """The rows of a block's output that are real tokens, (tokens, d_model), in float32 at least."""
+    rows = rows_of(output, real)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _squared_error(output, real, target):
+    return (_rows(output, real) - target).pow(2).sum()
+
+
+@in_full_precision
+def held_out_errors(
+    teacher: torch.nn.Module,
+    blocks: dict[str, Block],
+    candidates: dict[Pair, list[dict[str, torch.Tensor]]],
+    examples: Examples,
+    runtime: Runtime,
+) -> dict[Pair, list[float]]:
+    """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
+
+    Each process has its share of the examples.
+
+    Args:
+        candidates: {pair: [tensors, …]}, on the device.
+    Returns:
+        {pair: [NMSE, …]}: squared error over real tokens, relative to the teacher's squared output.
+    """
+    teacher.eval()
+    pairs = by_block(candidates)
+    found = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
+    order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
+    for positions in runtime.talk.progress(order, "held-out error"):
+        batch = examples.batch(positions, runtime.device)
+        for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
+            real = real_rows(call.block, batch)
+            target = _rows(call.output, real)
+            power = target.pow(2).sum()
+            for pair in pairs[call.block.name]:  # errors are read at the end: nothing waits here
+                errors = [_squared_error(call.replay(tensors), real, target) for tensors in candidates[pair]]
+                found[pair].append(torch.stack([*errors, power]))
+    none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch
+    sums = {pair: torch.stack(each).cpu() if each else none[pair] for pair, each in found.items()}
+    sums = {pair: each.double().sum(0) for pair, each in sums.items()}
+    runtime.processes.add(list(sums.values()))
+    return {pair: (each[:-1] / each[-1]).tolist() for pair, each in sums.items()}

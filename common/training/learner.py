@@ -1,0 +1,264 @@
+"""What is trained on its own: parameters with their masks, their optimizer and the best state they have been in."""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+
+from common.data.batching import Tokens
+from common.pruning.masks import HeldMasks
+from common.runtime.errors import UserError
+from common.runtime.processes import ALONE, Processes
+
+NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
+BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    `batch_size` in examples, or as `Tokens`; `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
+    fraction of all steps; `early_stop` in epochs, 0 = never; `target_loss`: stop once the validation loss is no
+    higher, None = never; `distill` and `dropout`: see `ModelObjective`.
+    """
+
+    epochs: int
+    batch_size: int | Tokens
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    early_stop: int
+    precision: str
+    seed: int
+    epoch_size: int | None = None
+    target_loss: float | None = None
+    distill: float = 0.0
+    dropout: bool = False
+
+    def to_json(self) -> dict:
+        size = self.batch_size
+        return asdict(self) | {"batch_size": size.to_json() if isinstance(size, Tokens) else size}
+
+
+class Epoch(NamedTuple):
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone.
+
+    `parts`: {name: validation loss of this part}, where the validation has parts; `metric`: None if none is measured.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    seconds: float
+    parts: dict[str, float] = {}
+    metric: float | None = None
+
+
+class EpochSeconds(NamedTuple):
+    """What an epoch of all learners together took."""
+
+    epoch: int
+    train: float
+    validation: float
+
+
+class Learner:
+    """Parameters, their masks, their optimizer, and the best state they have been in.
+
+    Removed weights stay at exactly zero: gradients are masked before clipping, weights after each step. A parameter
+    that had no part in a loss is left alone by its step, decay and moments included.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        recipe: Recipe,
+        total_steps: int,
+        shares: dict[str, float] | None = None,
+    ):
+        """
+        Args:
+            parameters: {name: tensor to train}, on their device.
+            masks: {name: bool tensor}, True = kept; names that are absent are free.
+            total_steps: optimizer steps in the whole run, for the learning-rate schedule.
+            shares: {name: factor on the learning rate}; 1 for names that are absent.
+        """
+        self.parameters, self.recipe, self.total_steps = parameters, recipe, total_steps
+        self.held = HeldMasks(parameters, masks)
+        fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
+        groups = {}
+        for name, parameter in parameters.items():
+            groups.setdefault((shares or {}).get(name, 1.0), []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "share": share} for share, group in groups.items()],
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            betas=BETAS,
+            fused=fused,
+        )
+        self.steps = 0
+        self.last_epoch = recipe.epochs
+        self.best, self.best_loss, self.best_metric, self.best_epoch = None, float("inf"), None, None
+        self.history: list[Epoch] = []
+        self.finished = False
+
+    def step(self, loss: torch.Tensor, is_whole: bool = True, processes: Processes = ALONE) -> None:
+        """One optimizer step down the gradient of a scalar loss, summed over the processes.
+
+        Args:
+            is_whole: whether that is all of the loss, or the last part of it; if not, the step waits for the others.
+        """
+        loss.backward()
+        if not is_whole:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * self.recipe.lr * schedule(self.steps, self.total_steps, self.recipe.warmup)
+        processes.add([p.grad for p in self.parameters.values() if p.grad is not None])
+        self.held.mask_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)  # those that have a gradient
+        self.optimizer.step()
+        self.held.apply()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def move(self, name: str, device: torch.device) -> None:
+        """Move one parameter, its mask and its moments to a device; a gradient is dropped."""
+        parameter = self.parameters[name]
+        parameter.grad, parameter.data = None, parameter.data.to(device)
+        self.held.move(name, device)
+        state = self.optimizer.state.get(parameter, {})
+        state |= {key: value.to(device) for key, value in state.items()}
+
+    def observe(
+        self,
+        epoch: int,
+        train_loss: float,
+        val_loss: float,
+        seconds: float,
+        parts: dict[str, float] | None = None,
+        metric: float | None = None,
+    ) -> None:
+        """Note an epoch's figures; keep the weights if they are the best so far; decide whether to stop.
+
+        Args:
+            metric: the higher, the better; of equal ones, the lower loss is. None: the loss alone decides.
+        """
+        self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}, metric))
+        if metric is None or self.best is None:
+            is_better = val_loss < self.best_loss
+        else:
+            is_better = (metric, -val_loss) > (self.best_metric, -self.best_loss)  # never if it is NaN
+        if is_better:
+            self.best_loss, self.best_metric, self.best_epoch = val_loss, metric, epoch
+            self._keep_as_best()
+        patience, target = self.recipe.early_stop, self.recipe.target_loss
+        self.finished = (
+            epoch >= self.last_epoch
+            or bool(patience and epoch - (self.best_epoch or 0) >= patience)
+            or (target is not None and val_loss <= target)
+        )
+
+    @torch.no_grad()
+    def _keep_as_best(self):
+        """Copy the weights; into the place of the last best ones, so that there is never a second copy."""
+        if self.best is None:
+            self.best = {name: torch.empty_like(parameter) for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            self.best[name].copy_(parameter)
+
+    def count_as_epoch(
+        self,
+        epoch: int,
+        val_loss: float,
+        seconds: float,
+        parts: dict[str, float] | None = None,
+        metric: float | None = None,
+    ) -> None:
+        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
+
+        Args:
+            seconds: what finding it took.
+        """
+        self.last_epoch = self.recipe.epochs + 1
+        self.observe(epoch, float("nan"), val_loss, seconds, parts, metric)
+
+    @torch.no_grad()
+    def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
+        """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
+
+        Args:
+            tensors: {name: solution}.
+            before, after: validation loss of the weights so far and of the solution.
+            seconds: what the solution took.
+        """
+        self.count_as_epoch(0, before, 0.0)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+        self.count_as_epoch(1, after, seconds)
+        for name, better in (self.best or {}).items():
+            self.parameters[name].copy_(better)
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put the best weights back.
+
+        Raises:
+            UserError: no epoch had a finite validation loss, not even the first, before any training; or the best
+                weights are not all finite.
+            RuntimeError: a removed weight is not zero, which would be a bug.
+        """
+        if self.best is None:
+            raise UserError(NEVER_A_NUMBER)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.best.values()):
+            raise UserError("the best weights are not all finite numbers: the model is damaged, or --lr is too high")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best[name])
+        if not self.held.intact():
+            raise RuntimeError("a removed weight is not zero")
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
+
+    def state(self) -> dict:
+        """Everything that a resumed run needs, as plain tensors, numbers and strings."""
+        return {
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "last_epoch": self.last_epoch,
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "best_metric": self.best_metric,
+            "best_epoch": self.best_epoch,
+            "history": [tuple(row) for row in self.history],
+            "finished": self.finished,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "finished"):
+            setattr(self, name, state[name])
+        self.best_metric = state.get("best_metric")  # a checkpoint from before there was one has none
+        self.history = [Epoch(*row) for row in state["history"]]
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Factor on the peak learning rate: linear rise over `warmup * total` steps, then linear fall towards 0."""
+    rise = warmup * total
+    return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
+
+
+def last_rate(recipe: Recipe, ends: list[int], epoch: int) -> float:
+    """The learning rate of the last step of an epoch, counted from 1 over those that train.
+
+    Args:
+        ends: see `epoch_steps`.
+    """
+    return recipe.lr * schedule(ends[epoch - 1] - 1, ends[-1], recipe.warmup)

@@ -1,0 +1,194 @@
+"""The embedded studies: made-up data that lie beside this file, and a small model trained on them on the spot.
+
+The data are copied to a folder such as Multi30K and IMDb come in, so every later stage treats them, and the models,
+like any other. The sizes and rates here were chosen so that training takes about a minute on two cores, pruning visibly
+hurts, and fine-tuning visibly helps.
+"""
+
+import collections
+import math
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+
+from common.blocks.defaults import study_of, usual_task
+from common.data.examples import load_examples
+from common.data.splits import read_texts
+from common.data.tasks import TASKS
+from common.runtime.devices import Runtime
+from common.runtime.files import atomic_folder
+from common.runtime.records import write_record
+from common.training.checkpoints import Checkpoint
+from common.training.learner import Recipe
+from common.training.loop import fit_model
+
+VERSION = 4  # part of the demo models' key: count it up when anything here or in the data changes
+TEXTS = Path(__file__).parents[2] / "data" / "demo"
+DATA = {"t5": TEXTS / "captions", "distilbert": TEXTS / "reviews"}
+LONGEST = 128  # tokens
+GERMAN_ENDINGS = ("n", "s", "e", "en", "er", "em", "es")
+RECIPES = {
+    "t5-demo": dict(epochs=12, batch_size=16, lr=5e-3),
+    "distilbert-demo": dict(epochs=14, batch_size=32, lr=3e-3),
+}
+
+
+def build(
+    model_type: str,
+    *,
+    seed: int,
+    data_path: Path,
+    data_record: dict,
+    device: torch.device,
+    talk,
+    checkpoint: Checkpoint,
+):
+    """Write the data of a demo, and train its model.
+
+    Args:
+        model_type: "t5-demo" or "distilbert-demo".
+        data_path: the data folder to write; `data_record`: the record for it.
+        checkpoint: what an interrupted training goes on from.
+    Returns:
+        (model, tokenizer, {"val_loss", "epochs"}).
+    """
+    family = model_type.removesuffix("-demo")
+    task, prefix = TASKS[usual_task(family)], study_of(family).prefix
+    write_data(family, data_path, data_record)
+    torch.manual_seed(seed)
+    tokenizer, model = {"t5": _translator, "distilbert": _classifier}[family](
+        read_texts(data_path, "train", task), prefix
+    )
+    model.to(device)
+    train, validation = (
+        load_examples(data_path, split, tokenizer, task, prefix=prefix) for split in ("train", "validation")
+    )
+    recipe = Recipe(
+        **RECIPES[model_type],
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        early_stop=0,
+        precision="fp32",
+        seed=seed,
+        dropout=True,
+    )
+    talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
+    learner, _ = fit_model(model, train, validation, recipe, Runtime(device, recipe.batch_size, talk), checkpoint)
+    return model, tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
+
+
+def write_data(family: str, data_path: Path, data_record: dict) -> None:
+    """Copy the captions ("t5") or the film reviews ("distilbert") to a folder, with their record."""
+    with atomic_folder(data_path) as folder:
+        for path in sorted(DATA[family].iterdir()):
+            shutil.copyfile(path, folder / path.name)
+        write_record(folder, data_record)
+
+
+# --- English-German captions -----------------------------------------------------------------------------------
+
+
+def _translator(pairs, prefix):
+    sentences = [text for english, german in pairs for text in (prefix + english, german)]
+    tokenizer = transformers.T5Tokenizer(vocab=unigram_vocabulary(sentences), extra_ids=0, model_max_length=LONGEST)
+    # Logits are scaled by d_model**-0.5: from scratch, T5 learns fast with small initial weights and a high rate.
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=len(tokenizer),
+            d_model=96,
+            d_kv=16,
+            num_heads=8,
+            d_ff=192,
+            num_layers=2,
+            num_decoder_layers=2,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            dropout_rate=0.0,
+            initializer_factor=0.5,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+    return tokenizer, model
+
+
+def unigram_vocabulary(sentences, least=20):
+    """Pieces and log frequencies for a Unigram tokenizer, the same in every process.
+
+    Words seen `least` times stay whole; rarer ones are stems and endings; every character is a piece, so that
+    nothing is unknown. (The `tokenizers` trainers are not used because they may differ from run to run.)
+
+    Returns:
+        [(piece, log probability)], the special ones first.
+    """
+    words = collections.Counter(word for text in sentences for word in re.findall(r"\w+|[^\w\s]", text))
+    pieces = collections.Counter({"▁": 1})
+    for word, count in sorted(words.items()):
+        for character in word:
+            pieces[character] += 0.01 * count
+        stems = [
+            (word.removesuffix(ending), ending)
+            for ending in GERMAN_ENDINGS
+            if word.endswith(ending) and len(word) - len(ending) > 2
+        ]
+        if not word[0].isalnum():
+            pieces[word] += count
+        elif count >= least or not stems:
+            pieces["▁" + word] += count
+        else:
+            for stem, ending in stems:
+                pieces["▁" + stem] += count
+                pieces[ending] += count
+    total = math.fsum(pieces.values())
+    ranked = sorted(pieces.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((piece, math.log(count / total)) for piece, count in ranked),
+    ]
+
+
+# --- film reviews ----------------------------------------------------------------------------------------------
+
+
+def _classifier(pairs, prefix):
+    tokenizer = transformers.DistilBertTokenizer(
+        vocab=wordpiece_vocabulary(text for text, _ in pairs), model_max_length=LONGEST
+    )
+    names = {0: "NEGATIVE", 1: "POSITIVE"}
+    config = transformers.DistilBertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=LONGEST,
+        n_layers=3,
+        n_heads=8,
+        dim=32,
+        hidden_dim=64,
+        dropout=0.05,
+        attention_dropout=0.05,
+        seq_classif_dropout=0.05,
+        initializer_range=0.12,
+        pad_token_id=0,
+        id2label=names,
+        label2id={name: label for label, name in names.items()},
+    )
+    model = transformers.DistilBertForSequenceClassification(config)
+    with torch.no_grad():  # positions start as sinusoids and stay trainable: without, the first epochs learn nothing
+        positions = model.distilbert.embeddings.position_embeddings.weight  # (LONGEST, dim)
+        waves = 1000 ** (torch.arange(0, config.dim, 2) / config.dim)
+        angles = torch.arange(LONGEST)[:, None] / waves  # (LONGEST, dim / 2)
+        positions.copy_(config.initializer_range * torch.stack((angles.sin(), angles.cos()), -1).flatten(1))
+    return tokenizer, model
+
+
+def wordpiece_vocabulary(texts):
+    """{piece: id} for a WordPiece tokenizer: every word of the texts whole, and single characters as a fallback."""
+    words = {word for text in texts for word in re.findall(r"[a-z]+|[^\sa-z]", text.lower())}
+    characters = {chr(code) for code in range(33, 127)} - {chr(code) for code in range(ord("A"), ord("Z") + 1)}
+    pieces = [*sorted(words | characters), *(f"##{character}" for character in sorted(characters))]
+    return {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces])}

@@ -1,0 +1,140 @@
+"""The CSVs that fine-tuning leaves: losses and seconds of every epoch.
+
+Each row says in its last column which run wrote it: the first digits of the run's key. A run replaces its own rows.
+Those of other runs stay, so that the file of a library that grew tells of all that it took, and nothing is ever lost.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+from common.data.metrics import Classes, Summaries, Translations
+from common.runtime.errors import UserError
+from common.runtime.files import check_writable, write_bytes
+
+STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run")
+BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "seconds", "run")
+COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss", "run")
+METRICS = (*Translations.metrics, *Summaries.metrics, *Classes.metrics)  # columns of what some runs measure besides
+
+
+def check_stats(path, columns=STATS_COLUMNS):
+    """Make sure, before any long work, that stats can be written to `path`, and that no other file is lost by it.
+
+    Raises:
+        UserError: it cannot be written, or holds something that is no CSV of these columns.
+    """
+    check_writable(path, is_file=True)
+    if Path(path).is_file():
+        _read(path, columns)
+
+
+def _read(path, columns):
+    """The rows of a stats CSV, {column: text} each.
+
+    Raises:
+        UserError: it is no CSV of these columns.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            header, *rows = list(csv.reader(handle, strict=True)) or [list(columns)]
+    except (ValueError, csv.Error):
+        header, rows = [], []
+    metrics = [name for name in METRICS if name in header and columns == STATS_COLUMNS]
+    if tuple(header) != (*columns[:-1], *metrics, columns[-1]) or any(len(row) != len(header) for row in rows):
+        raise UserError(f"{path}: is there, and is no stats CSV of these columns; choose another file")
+    return [dict(zip(header, row)) for row in rows]
+
+
+def write_csv(path, columns, rows, run, metric=None):
+    """Write the rows of a run into a stats CSV, atomically; NaN becomes an empty cell, floats keep all their digits.
+
+    Args:
+        rows: without the column of the run; what they have beyond the columns is the metric's.
+        metric: what the run measures besides.
+    """
+    own = [*columns[:-1], metric]
+    lines = [row for row in _read(path, columns) if row["run"] != run] if Path(path).is_file() else []
+    lines += [{name: "" if cell != cell else cell for name, cell in zip(own, row)} | {"run": run} for row in rows]
+    measured = [name for name in METRICS if any(name in line for line in lines)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns[:-1], *measured, columns[-1]], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_stats(path, histories, progress, run, metric=None):
+    """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value.
+
+    Args:
+        histories: {learner: [`learner.Epoch`]}.
+        metric: the name of theirs, if they have one; it is a column more.
+    """
+    names = ("train_loss", "val_loss", *(["metric"] if metric else []))
+    figures = [{row.epoch: [getattr(row, name) for name in names] for row in history} for history in histories.values()]
+    rows, last = [], [None] * len(figures)
+    for row in progress.rows:
+        last = [history.get(row.epoch, previous) for history, previous in zip(figures, last)]
+        train_loss, val_loss, *measured = [sum(column) / len(column) for column in zip(*last)]
+        rows.append([row.epoch, train_loss, val_loss, round(row.train, 3), round(row.validation, 3), *measured])
+    write_csv(path, STATS_COLUMNS, rows, run, metric)
+
+
+def read_stats(path, run=None):
+    """The rows of a run in a stats CSV, [{column: text}]; without `run` those of the last one in the file."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    run = rows[-1]["run"] if run is None and rows else run
+    return [row for row in rows if row["run"] == run]
+
+
+def last_run(path):
+    """The run that wrote the last rows of a stats CSV; "" if it is empty."""
+    return next((row["run"] for row in read_stats(path)), "")
+
+
+def runs_in(path):
+    """Which runs a stats CSV tells of. Empty without a file."""
+    if not Path(path).is_file():
+        return set()
+    with open(path, encoding="utf-8", newline="") as handle:
+        return {row["run"] for row in csv.DictReader(handle)}
+
+
+def read_seconds(path, runs=None) -> dict[str, float]:
+    """What a fine-tuning took, by its stats CSV: seconds of the "closed form", of "training" and of "validation".
+
+    A closed form is an epoch that has seconds and no training loss.
+
+    Args:
+        runs: which runs count; without it all that the file tells of.
+    """
+    found = dict.fromkeys(("closed form", "training", "validation"), 0.0)
+    with open(path, encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            if runs is None or row["run"] in runs:
+                found["training" if row["train_loss"] else "closed form"] += float(row["train_seconds"])
+                found["validation"] += float(row["val_seconds"])
+    return {part: round(seconds, 3) for part, seconds in found.items()}
+
+
+def seconds_of(path, runs):
+    """What some runs took by their stats CSV, interruptions left out; 0 where nothing is known of them."""
+    return round(sum(read_seconds(path, runs).values()), 3) if Path(path).is_file() else 0.0
+
+
+def write_variant_stats(path, histories, run):
+    """The second CSV of block-level fine-tuning: a row per variant and epoch.
+
+    Args:
+        histories: {pair: [`learner.Epoch`]}
+    """
+    rows = [[*pair, *row[: len(BLOCK_COLUMNS) - 3]] for pair, history in histories.items() for row in history]
+    write_csv(path, BLOCK_COLUMNS, rows, run)
+
+
+def write_composition_stats(path, history, run):
+    """The second CSV of joint fine-tuning: a row per composed model that validation measures, and epoch."""
+    rows = [[name, row.epoch, loss] for row in history for name, loss in row.parts.items()]
+    write_csv(path, COMPOSITION_COLUMNS, rows, run)
