@@ -133,9 +133,9 @@ def run(args):
         open_tracking=lambda run: open_tracking(args, args.output, stats_file, run, recipe, train, runtime),
     )
     if is_joint:
-        rest_rate = study.joint_rest_rate if args.rest_rate is None else args.rest_rate
+        shared_rate = study.joint_shared_rate if args.shared_rate is None else args.shared_rate
         how = {"together": args.together, "offload": args.offload, "quality": quality_from(args, opened, held_out)}
-        result = block_level.tune_jointly(stage, configurations, rest_rate=rest_rate, **how)
+        result = block_level.tune_jointly(stage, configurations, shared_rate=shared_rate, **how)
     else:
         result = block_level.tune_apart(stage, args.shard)
     return {"output": args.output, **result}

@@ -58,7 +58,7 @@ def run(args):
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split(args, "train"), opened.split(args, "validation")
     study = opened.loaded.study
-    rest_rate = study.model_rest_rate if args.rest_rate is None else args.rest_rate
+    shared_rate = study.model_shared_rate if args.shared_rate is None else args.shared_rate
     recipe = recipe_from(
         args,
         opened.loaded.learning_rate("model"),
@@ -75,7 +75,7 @@ def run(args):
             train,
             validation,
             recipe,
-            rest_rate,
+            shared_rate,
             quality,
             outputs[choice.nth],
             stats_files[choice.nth],
@@ -89,13 +89,13 @@ def run(args):
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality, output, stats_file, is_last):
+def finetune(args, opened, choice, train, validation, recipe, shared_rate, quality, output, stats_file, is_last):
     """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result.
 
     The last one is made of the original itself, unless that teaches it, so that there is no second model in memory.
     """
     from common.blocks.find import find_blocks
-    from common.blocks.tensors import rest_of
+    from common.blocks.tensors import shared_parameters
     from common.cli.open import form_from, open_tracking
     from common.composing.compose import compose, removed_parts
     from common.models.compact import make_compact
@@ -115,7 +115,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
         **form.structure(),
-        **({} if rest_rate == 1 else {"rest_rate": rest_rate}),  # as it was before there was such a rate
+        **({} if shared_rate == 1 else {"shared_rate": shared_rate}),  # as it was before there was such a rate
         **(quality.to_json() if quality else {}),
     }
     made_from = trained_from | form.to_json()
@@ -134,7 +134,7 @@ def finetune(args, opened, choice, train, validation, recipe, rest_rate, quality
     check_range(output, model, form.dtype)  # else the work might be for nothing
     if form.compact:
         model, masks = make_compact(model, masks)
-    shares = dict.fromkeys(rest_of(model, find_blocks(model)), rest_rate)
+    shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None
     objective = ModelObjective(model, recipe, teacher, **opened.runtime.layers())

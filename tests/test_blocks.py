@@ -9,7 +9,15 @@ from helpers import CLASSIFIERS, MODELS, build_model, padded_batch, t5_config
 from common.blocks.calls import block_calls, token_mask, watch
 from common.blocks.families import family_of
 from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import block_tensors, rest_of, set_block, set_rest, share_block, share_rest, sharing_copy
+from common.blocks.tensors import (
+    alias_block,
+    alias_shared,
+    aliasing_copy,
+    block_tensors,
+    set_block,
+    set_shared,
+    shared_parameters,
+)
 from common.pruning.closed_form.attention import attention_probabilities
 from common.runtime.errors import UserError
 
@@ -173,34 +181,36 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
-    """Oracle: a deep copy that is given the same tensors by `set_block` and `set_rest`."""
+    """Oracle: a deep copy that is given the same tensors by `set_block` and `set_shared`."""
     model, batch = build_model(kind), padded_batch(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    shared, twin, blocks = sharing_copy(model), copy.deepcopy(model), find_blocks(model)
+    alias, twin, blocks = aliasing_copy(model), copy.deepcopy(model), find_blocks(model)
     own = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    assert {name: parameter.data_ptr() for name, parameter in shared.named_parameters()} == own
-    assert not any(parameter.requires_grad for parameter in shared.parameters())
+    assert {name: parameter.data_ptr() for name, parameter in alias.named_parameters()} == own
+    assert not any(parameter.requires_grad for parameter in alias.parameters())
     torch.manual_seed(1)
     first, *others = blocks.values()
     new = {name: 0.1 * torch.randn_like(tensor) for name, tensor in block_tensors(model, first).items()}
-    rest = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in rest_of(model, blocks).items()}
-    share_block(shared, first, new)
-    share_rest(shared, rest)
+    shared = {
+        name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in shared_parameters(model, blocks).items()
+    }
+    alias_block(alias, first, new)
+    alias_shared(alias, shared)
     set_block(twin, first, new)
-    set_rest(twin, rest)
+    set_shared(twin, shared)
     with torch.no_grad():
-        assert torch.equal(shared(**batch).logits, twin(**batch).logits)
+        assert torch.equal(alias(**batch).logits, twin(**batch).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     given = {tensor.data_ptr() for tensor in new.values()}
-    assert {tensor.data_ptr() for tensor in block_tensors(shared, first).values()} == given
-    elsewhere = sharing_copy(copy.deepcopy(model).to("meta"))
-    share_block(elsewhere, first, new)  # whose tensors are on the CPU
-    share_rest(elsewhere, rest)
+    assert {tensor.data_ptr() for tensor in block_tensors(alias, first).values()} == given
+    elsewhere = aliasing_copy(copy.deepcopy(model).to("meta"))
+    alias_block(elsewhere, first, new)  # whose tensors are on the CPU
+    alias_shared(elsewhere, shared)
     assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
     with pytest.raises(UserError, match="holds tensors"):
-        share_block(shared, others[0], {})
-    with pytest.raises(UserError, match="the rest of the model: holds x"):
-        share_rest(shared, {"x": torch.zeros(1)})
+        alias_block(alias, others[0], {})
+    with pytest.raises(UserError, match="the shared parameters: holds x"):
+        alias_shared(alias, {"x": torch.zeros(1)})
 
 
 # --- replay --------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_training_all_variants_together(fakes, monkeypatch):
     original = fake(fakes, model)
     with monkeypatch.context() as patched:
         patched.setattr(
-            "common.training.block_level.supernet.sharing_copy", lambda each: fake(fakes, each).requires_grad_(False)
+            "common.training.block_level.supernet.aliasing_copy", lambda each: fake(fakes, each).requires_grad_(False)
         )
         supernet = Supernet(model, find_blocks(model), new, {})
     learner = supernet.make_learner(RECIPE, 2, 1.0)

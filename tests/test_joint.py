@@ -47,7 +47,7 @@ from common.training.objectives import ModelObjective
 
 RECIPE = recipe(epochs=1)
 JOINT = (
-    "block-level_finetuning.py --method joint --stats joint.csv --epochs 2 --batch-size 8 --lr 0.01 --rest-rate 1 "
+    "block-level_finetuning.py --method joint --stats joint.csv --epochs 2 --batch-size 8 --lr 0.01 --shared-rate 1 "
     "--calibration 24"
 )
 
@@ -102,20 +102,20 @@ def test_a_supernet_computes_what_a_model_of_copied_tensors_does(kind):
             assert torch.equal(supernet.model.eval()(**batch).logits, copied(**batch).logits), choice
 
 
-@pytest.mark.parametrize("rest_share", [0.0, 1.0])
-def test_a_supernet_takes_no_memory_for_the_originals_blocks_and_leaves_it_alone(rest_share):
+@pytest.mark.parametrize("shared_factor", [0.0, 1.0])
+def test_a_supernet_takes_no_memory_for_the_originals_blocks_and_leaves_it_alone(shared_factor):
     supernet, model = supernet_of("t5")
     before = plain(model.state_dict())
-    learner = supernet.make_learner(RECIPE, 4, rest_share)
+    learner = supernet.make_learner(RECIPE, 4, shared_factor)
     own = {each.data_ptr() for each in model.parameters()}
     theirs = {each.data_ptr() for each in supernet.model.parameters()}
-    assert len(theirs - own) == (len(supernet.rest) if rest_share else 0)
+    assert len(theirs - own) == (len(supernet.shared) if shared_factor else 0)
     supernet.compose(dict.fromkeys(find_blocks(model), "a"))
     for _ in range(2):
         learner.step(supernet.model(**padded_batch("t5")).loss)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    moved = [not torch.equal(tensor, before[name]) for name, tensor in supernet.rest.items()]
-    assert all(moved) if rest_share else not any(moved)
+    moved = [not torch.equal(tensor, before[name]) for name, tensor in supernet.shared.items()]
+    assert all(moved) if shared_factor else not any(moved)
 
 
 def test_the_rest_is_all_that_lies_in_no_block():
@@ -126,7 +126,7 @@ def test_the_rest_is_all_that_lies_in_no_block():
         for name, _ in model.named_parameters()
         if name == "shared.weight" or "layer_norm" in name or "relative_attention_bias" in name
     }
-    assert set(supernet.rest) == expected and len(expected) == 1 + 2 * 2 + 2 * 3 + 2 + 2
+    assert set(supernet.shared) == expected and len(expected) == 1 + 2 * 2 + 2 * 3 + 2 + 2
 
 
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
@@ -175,13 +175,13 @@ def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model
     for name, block in find_blocks(copied).items():
         for path, tensor in supernet.tensors[Pair(name, "a")].items():
             torch.testing.assert_close(tensor, own[f"{block.root}.{path}"], rtol=1e-4, atol=1e-5)
-    for name, tensor in supernet.rest.items():
+    for name, tensor in supernet.shared.items():
         torch.testing.assert_close(tensor, own[name], rtol=1e-4, atol=1e-5)
 
 
 def test_variants_that_were_there_and_their_rest_stay_as_they_are():
-    rest = {name: tensor.detach() + 1 for name, tensor in supernet_of("t5")[0].rest.items()}
-    supernet, _ = supernet_of("t5", old=("a",), rest=rest)
+    shared = {name: tensor.detach() + 1 for name, tensor in supernet_of("t5")[0].shared.items()}
+    supernet, _ = supernet_of("t5", old=("a",), shared=shared)
     learner = supernet.make_learner(RECIPE, 20, 0.0)
     objective, before = JointObjective(supernet, RECIPE, {}), {p: plain(t) for p, t in supernet.tensors.items()}
     for _ in range(8):
@@ -190,7 +190,7 @@ def test_variants_that_were_there_and_their_rest_stay_as_they_are():
     for pair, tensors in supernet.tensors.items():
         same = all(torch.equal(tensor, before[pair][name]) for name, tensor in tensors.items())
         assert same == (pair.variant == "a"), pair
-    assert all(torch.equal(tensor, rest[name]) for name, tensor in supernet.rest.items())
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in supernet.shared.items())
 
 
 def test_offloading_moves_what_a_step_needs_and_changes_no_figure(monkeypatch):
@@ -294,12 +294,12 @@ def bytes_of(folder):
 
 def test_the_library_and_its_stats(joint, chain):
     record = read_json(joint / "library" / "record.json")
-    assert record["stage"] == "tuned-together" and record["rest"]["file"] == "rest.npy"
+    assert record["stage"] == "tuned-together" and record["shared"]["file"] == "shared.npy"
     assert record["variants"].keys() == read_json(chain / "pruned" / "record.json")["variants"].keys()
-    rest = np.load(joint / "library" / "rest.npy")
+    shared = np.load(joint / "library" / "shared.npy")
     original = dict(build_model("t5").named_parameters())
-    assert all(rest[name].shape == original[name].shape for name in rest.dtype.names)
-    assert not np.array_equal(rest["shared.weight"], original["shared.weight"].detach().numpy())
+    assert all(shared[name].shape == original[name].shape for name in shared.dtype.names)
+    assert not np.array_equal(shared["shared.weight"], original["shared.weight"].detach().numpy())
 
     rows = rows_of(joint / "joint.csv")
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]  # pruned, closed form, and two of training
@@ -328,23 +328,23 @@ def test_a_composed_model_has_the_loss_that_the_stats_say(t5, joint, chain, work
     run(f"compose_model.py -m {t5} -p {joint}/library -c {chain}/conf.json -n 1 -o composed")
     model = transformers.T5ForConditionalGeneration.from_pretrained("composed").eval()
     assert loss_per_token(model, tokenizer, pairs_of(workshop, "val")) == pytest.approx(best_loss(joint, 1), rel=1e-4)
-    rest, record = np.load(joint / "library" / "rest.npy"), read_json(here / "composed" / "record.json")
+    shared, record = np.load(joint / "library" / "shared.npy"), read_json(here / "composed" / "record.json")
     own = dict(model.named_parameters())
-    assert all(np.array_equal(own[name].detach().numpy(), rest[name]) for name in rest.dtype.names)
+    assert all(np.array_equal(own[name].detach().numpy(), shared[name]) for name in shared.dtype.names)
     assert record["library_stage"] == "tuned-together"
-    assert record["made_from"]["variants"]["rest"] == read_json(joint / "library" / "record.json")["rest"]["key"]
+    assert record["made_from"]["variants"]["shared"] == read_json(joint / "library" / "record.json")["shared"]["key"]
 
 
 def test_a_rerun_makes_nothing_and_a_damaged_rest_has_all_made_again(t5, joint, chain, here):
     shutil.copytree(joint, here, dirs_exist_ok=True)
     before = touched(here)
     assert run(tuning(t5, chain))["fine_tuned"] == 0 and touched(here) == before
-    rest = here / "library" / "rest.npy"
-    rest.write_bytes(rest.read_bytes()[:-1])
+    shared = here / "library" / "shared.npy"
+    shared.write_bytes(shared.read_bytes()[:-1])
     err = fails(f"compose_model.py -m {t5} -p library -c {chain}/conf.json -n 0 -o composed")
-    assert "rest.npy: is not the file that was written" in err and not (here / "composed").exists()
+    assert "shared.npy: is not the file that was written" in err and not (here / "composed").exists()
     result = run(tuning(t5, chain))
-    assert (result["fine_tuned"], result["rest"]) == (26, "trained")
+    assert (result["fine_tuned"], result["shared"]) == (26, "trained")
     assert bytes_of(here / "library") == bytes_of(joint / "library")
 
 
@@ -393,7 +393,7 @@ def grown(t5, chain, joint, here):
 def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, grown):
     """Unless all are asked for, which is a run from the beginning."""
     result = run(tuning(t5, grown))
-    assert (result["fine_tuned"], result["skipped"], result["rest"]) == (1, 26, "kept")
+    assert (result["fine_tuned"], result["skipped"], result["shared"]) == (1, 26, "kept")
     old, new = bytes_of(joint / "library"), bytes_of(grown / "library")
     assert {name: new[name] for name in old} == old
     (added,) = new.keys() - old.keys()
@@ -421,16 +421,18 @@ def test_other_settings_need_another_folder_or_overwrite(t5, chain, joint, here)
 
 def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
     """And without configurations, quality is measured on drawn ones."""
-    result = run(f"{tuning(t5, chain, conf='')} --rest-rate 0")
-    assert result["rest"] == "kept" and result["val_loss"] < result["val_loss_before"]
-    assert "rest" not in read_json(here / "library" / "record.json") and not (here / "library" / "rest.npy").exists()
+    result = run(f"{tuning(t5, chain, conf='')} --shared-rate 0")
+    assert result["shared"] == "kept" and result["val_loss"] < result["val_loss_before"]
+    assert (
+        "shared" not in read_json(here / "library" / "record.json") and not (here / "library" / "shared.npy").exists()
+    )
     assert list(result["compositions"]) == [f"drawn {n}" for n in range(COMPOSITIONS)]
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--method train --rest-rate 1", "--rest-rate: goes with --method joint"),
+        ("--method train --shared-rate 1", "--shared-rate: goes with --method joint"),
         ("--method both --together", "--together: goes with --method joint"),
         ("--method reconstruct --distill 0.5", "--distill: goes with --method joint"),
         ("--method train -c conf.json", "--configurations: goes with --method joint"),
@@ -475,11 +477,11 @@ def test_a_model_is_fine_tuned_from_there(t5, chain, joint, here):
 def test_model_level_takes_a_rate_of_the_rest_too(t5, chain, here):
     """At 0 it stays as it is. Oracle: the files of the original and of the composed model."""
     common = f"-m {t5} -p {chain}/pruned -c {chain}/conf.json -n 0"
-    run(f"model-level_finetuning.py {common} -o tuned --epochs 1 --batch-size 8 --lr 0.01 --rest-rate 0")
+    run(f"model-level_finetuning.py {common} -o tuned --epochs 1 --batch-size 8 --lr 0.01 --shared-rate 0")
     run(f"compose_model.py {common} -o composed")
     tuned, composed = (safetensors.torch.load_file(f"{name}/model.safetensors") for name in ("tuned", "composed"))
-    rest = {name for name in composed if "shared" in name or "layer_norm" in name or "relative_attention" in name}
-    assert {name for name in composed if torch.equal(tuned[name], composed[name])} == rest
+    shared = {name for name in composed if "shared" in name or "layer_norm" in name or "relative_attention" in name}
+    assert {name for name in composed if torch.equal(tuned[name], composed[name])} == shared
 
 
 def test_a_search_scores_and_composes_with_the_rest(workshop, t5, chain, joint, here, teacher, tokenizer):
@@ -497,5 +499,5 @@ def test_a_search_scores_and_composes_with_the_rest(workshop, t5, chain, joint, 
 def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
     library = Library(tmp_path, {"variants": {}})
     with pytest.raises(Exception, match="2 GiB"):
-        library.check_rest({"embedding": torch.empty(2**16, 2**14, device="meta")})
-    library.check_rest({"embedding": torch.empty(2**16, 2**12, device="meta")})
+        library.check_shared({"embedding": torch.empty(2**16, 2**14, device="meta")})
+    library.check_shared({"embedding": torch.empty(2**16, 2**12, device="meta")})

@@ -333,7 +333,7 @@ def test_a_library_whose_first_writing_was_killed_is_begun_again(tmp_path, left)
 
 
 def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
-    """Else the other's variants would be left with a rest that they were not tuned with."""
+    """Else the other's variants would be left with a shared that they were not tuned with."""
     first, second = (Library.open_or_create(tmp_path / "lib", "b.py", MODEL, TOGETHER) for _ in range(2))
     for library, name in ((first, "a"), (second, "b")):
         write = functools.partial(
@@ -348,4 +348,4 @@ def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="another process tuned variants there meanwhile"):
         write()
     again = Library.open(tmp_path / "lib", "f00d", TOGETHER)
-    assert [pair.variant for pair in again.variants()] == ["a"] and again.record["rest"]["made_from"] == {"of": "a"}
+    assert [pair.variant for pair in again.variants()] == ["a"] and again.record["shared"]["made_from"] == {"of": "a"}

@@ -20,8 +20,8 @@ class Study:
     joint_lr: float  # of variants that are tuned together, likewise
     calibration: int  # training examples that make a well-determined closed form
     method: str = "joint"  # of block-level fine-tuning
-    model_rest_rate: float = 1.0  # the rest's learning rate in model-level fine-tuning, as a multiple of the blocks'
-    joint_rest_rate: float = 1.0  # and in joint fine-tuning
+    model_shared_rate: float = 1.0  # the rest's learning rate in model-level fine-tuning, as a multiple of the blocks'
+    joint_shared_rate: float = 1.0  # and in joint fine-tuning
     falls_with_width: bool = False  # whether model_lr is in inverse proportion to the width too
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
@@ -37,8 +37,8 @@ STUDIES = {
     ("t5", "translation"): Study(
         model_lr=3e-3,
         falls_with_width=True,
-        model_rest_rate=8.0,
-        joint_rest_rate=24.0,
+        model_shared_rate=8.0,
+        joint_shared_rate=24.0,
         dropout=False,
         block_lr=1e-2,
         joint_lr=1e-3,

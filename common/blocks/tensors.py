@@ -32,19 +32,19 @@ def block_tensors(model: torch.nn.Module, block: Block) -> dict[str, torch.Tenso
     }
 
 
-def sharing_copy(model: torch.nn.Module) -> torch.nn.Module:
+def aliasing_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy of a model that shares the memory of its parameters, and does not train them.
 
-    Give it others by `share_block` and `share_rest`, which leave the model's own alone; what copies into its parameters
-    changes the model.
+    Give it others by `alias_block` and `alias_shared`, which leave the model's own alone; what copies into its
+    parameters changes the model.
     """
     shared = {id(each): torch.nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
     return copy.deepcopy(model, shared)
 
 
 @torch.no_grad()
-def share_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
-    """Let a block of a `sharing_copy` have the memory of tensors, or of copies on its device.
+def alias_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
+    """Let a block of an `aliasing_copy` have the memory of tensors, or of copies on its device.
 
     Raises:
         UserError: see `set_block`.
@@ -76,41 +76,41 @@ def _own_like(model, block, tensors):
     return own
 
 
-def rest_of(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
+def shared_parameters(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
     """The trainable parameters of a model that lie in none of its blocks, by name, not copied; tied ones once."""
     inside = {id(tensor) for block in blocks.values() for tensor in block_tensors(model, block).values()}
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
 
 
 @torch.no_grad()
-def set_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
+def set_shared(model: torch.nn.Module, shared: dict[str, torch.Tensor]) -> None:
     """Put tensors in the place of a model's parameters outside of its blocks.
 
     Raises:
         UserError: the names or shapes are not the model's.
     """
-    for parameter, tensor in _rest_pairs(model, rest):
+    for parameter, tensor in _shared_pairs(model, shared):
         parameter.copy_(tensor)
 
 
 @torch.no_grad()
-def share_rest(model: torch.nn.Module, rest: dict[str, torch.Tensor]) -> None:
-    """Let a `sharing_copy` have the memory of tensors, or of copies on its device, outside of its blocks.
+def alias_shared(model: torch.nn.Module, shared: dict[str, torch.Tensor]) -> None:
+    """Let an `aliasing_copy` have the memory of tensors, or of copies on its device, outside of its blocks.
 
     Raises:
-        UserError: see `set_rest`.
+        UserError: see `set_shared`.
     """
-    for parameter, tensor in _rest_pairs(model, rest):
+    for parameter, tensor in _shared_pairs(model, shared):
         parameter.data = tensor.detach().to(parameter.device)
 
 
-def _rest_pairs(model, rest):
+def _shared_pairs(model, shared):
     """[(parameter, the tensor that it gets)]"""
     own = dict(model.named_parameters())
-    for name, tensor in rest.items():
+    for name, tensor in shared.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise UserError(f"the rest of the model: holds {name} {tuple(tensor.shape)}, which is not the model's")
-    return [(own[name], tensor) for name, tensor in rest.items()]
+            raise UserError(f"the shared parameters: holds {name} {tuple(tensor.shape)}, which is not the model's")
+    return [(own[name], tensor) for name, tensor in shared.items()]
 
 
 def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

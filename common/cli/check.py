@@ -56,7 +56,7 @@ def check(path: str | Path) -> int:
 
 def _check_library(path, record):
     """Compare the files of a library with their digests; returns how many there are, the record among them."""
-    entries = [*record["variants"].values(), *([record["rest"]] if "rest" in record else [])]
+    entries = [*record["variants"].values(), *([record["shared"]] if "shared" in record else [])]
     for entry in entries:
         check_file(path / entry["file"], entry["sha256"])
     return len(entries) + 1

@@ -457,7 +457,7 @@ def add_from_scratch_flags(parser):
 def add_whole_model_flags(parser):
     """The flags of training whole models, one or all compositions at once."""
     parser.add_argument(
-        "--rest-rate",
+        "--shared-rate",
         type=non_negative_number,
         metavar="FACTOR",
         help="learning rate of the rest of the model (embeddings, norms, head), as a multiple of that of the blocks; 0 "

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import block_tensors, parameter_masks, set_block, set_rest
+from common.blocks.tensors import block_tensors, parameter_masks, set_block, set_shared
 from common.composing.configurations import read_configurations
-from common.composing.library import REST, Library
+from common.composing.library import SHARED, Library
 from common.composing.scheme import Pair, make_scheme, select
 from common.models.load import reference
 from common.runtime.errors import UserError
@@ -100,14 +100,14 @@ class Choice:
     rates: dict[str, float]  # the mean rate that was asked for, by kind of module
 
     def keys(self) -> dict[str, str]:
-        """What each variant and the rest were made from, as digests by block: part of what a model is made from.
+        """What each variant and the shared parameters were made from, as digests by block: part of a model's key.
 
         Raises:
             UserError: the library lacks one of the variants.
         """
         keys = {block: self.library.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
-        rest = self.library.rest_key()
-        return keys | ({REST: rest} if rest else {})
+        shared = self.library.shared_key()
+        return keys | ({SHARED: shared} if shared else {})
 
     def made_with(self) -> dict[str, object]:
         """How the variants were made: of the settings in their entries those that all of them share."""
@@ -144,7 +144,7 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
 def compose(model, choice: Choice) -> dict:
     """Replace blocks of `model`, in place, by the variants of a choice; other blocks stay the original's.
 
-    The rest of the model becomes the library's, if it has one.
+    The shared parameters become the library's, if it has one.
 
     Returns:
         {parameter name: bool mask} of the composed model, for `masks.HeldMasks`.
@@ -156,7 +156,7 @@ def compose(model, choice: Choice) -> dict:
         block, tensors, keeps = choice.library.read(blocks[name], variant_name)
         set_block(model, block, tensors)
         masks |= {f"{block.root}.{parameter}": mask for parameter, mask in parameter_masks(block, keeps).items()}
-    set_rest(model, choice.library.read_rest() or {})
+    set_shared(model, choice.library.read_shared() or {})
     return masks
 
 

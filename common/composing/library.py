@@ -38,7 +38,7 @@ from common.runtime.signals import deferred
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
 STAGES = (PRUNED, FINE_TUNED, TOGETHER)
-REST = "rest"  # in the record, and the name of its file
+SHARED = "shared"  # in the record, and the name of its file
 LOCK_NAME = ".lock"
 REMEDY = "delete the file and run the script that made the library again"
 
@@ -191,18 +191,18 @@ class Library:
         self,
         variants: dict[Pair, Variant],
         made_from: dict[Pair, dict],
-        rest: dict[str, torch.Tensor],
-        rest_made_from: dict,
+        shared: dict[str, torch.Tensor],
+        shared_made_from: dict,
     ) -> None:
         """Write variants that belong together, and the rest of the model with them; the record last, once.
 
         Args:
-            rest: {parameter: tensor}; empty to leave what the library has, if anything.
+            shared: {parameter: tensor}; empty to leave what the library has, if anything.
         Raises:
-            UserError: another process wrote a rest since this library was opened; or see `write`.
+            UserError: another process wrote shared parameters since this library was opened; or see `write`.
         """
         with self._lock():
-            if self._current_record().get(REST) != self.record.get(REST):
+            if self._current_record().get(SHARED) != self.record.get(SHARED):
                 raise UserError(
                     f"{self.folder}: another process tuned variants there meanwhile, together with a rest of the model "
                     "of their own; run this again, and the new ones are trained among them"
@@ -212,10 +212,10 @@ class Library:
                 for pair, variant in variants.items()
             }
             others = {}
-            if rest:
-                arrays = {name: to_numpy(tensor) for name, tensor in rest.items()}
-                check_finite(self.folder / f"{REST}.npy", arrays)
-                others[REST] = self._write_file(f"{REST}.npy", arrays, rest_made_from)
+            if shared:
+                arrays = {name: to_numpy(tensor) for name, tensor in shared.items()}
+                check_finite(self.folder / f"{SHARED}.npy", arrays)
+                others[SHARED] = self._write_file(f"{SHARED}.npy", arrays, shared_made_from)
             self._add(entries, **others)
 
     def _write_variant(self, name, variant, made_from, measured):
@@ -246,35 +246,35 @@ class Library:
         """What identifies the run that a variant was tuned together with others in; None if it is not there."""
         return self.record["variants"].get(str(pair), {}).get("made_from", {}).get("run")
 
-    def check_rest(self, rest: dict[str, torch.Tensor]) -> None:
+    def check_shared(self, shared: dict[str, torch.Tensor]) -> None:
         """Make sure, before any long work, that the rest of a model fits into a module file.
 
         Raises:
             UserError: see `pack`.
         """
         packed_dtype(
-            {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in rest.items()}, f"{REST}.npy"
+            {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in shared.items()}, f"{SHARED}.npy"
         )
 
-    def has_rest(self) -> bool:
-        """Whether the library has a rest of the model, whatever is in its file."""
-        return REST in self.record
+    def has_shared(self) -> bool:
+        """Whether the library has shared parameters, whatever is in its file."""
+        return SHARED in self.record
 
-    def rest_is_intact(self) -> bool:
-        """Whether the file of the rest, if there is one, is what was written."""
-        return not self.has_rest() or self._is_intact(self.record[REST])
+    def shared_is_intact(self) -> bool:
+        """Whether the file of the shared parameters, if there is one, is what was written."""
+        return not self.has_shared() or self._is_intact(self.record[SHARED])
 
-    def rest_key(self) -> str | None:
-        """What the rest was made from, as a digest; None if there is none."""
-        return self.record[REST]["key"] if self.has_rest() else None
+    def shared_key(self) -> str | None:
+        """What the shared parameters were made from, as a digest; None if there is none."""
+        return self.record[SHARED]["key"] if self.has_shared() else None
 
-    def read_rest(self) -> dict[str, torch.Tensor] | None:
+    def read_shared(self) -> dict[str, torch.Tensor] | None:
         """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.
 
         Raises:
             UserError: see `read`.
         """
-        return self._read_file(self.record[REST]) if self.has_rest() else None
+        return self._read_file(self.record[SHARED]) if self.has_shared() else None
 
     @deferred()
     def annotate(self, block: str, scores: dict, writes: bool = True) -> None:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
 from common.blocks.find import Block
-from common.blocks.tensors import share_block, sharing_copy
+from common.blocks.tensors import alias_block, aliasing_copy
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
 from common.runtime.devices import Runtime, computing
@@ -119,9 +119,9 @@ def score_composed(
         blocks: all of the teacher's.
         replacements: {block's name: {"q.weight": tensor}}, wherever they lie.
     """
-    model = sharing_copy(teacher)
+    model = aliasing_copy(teacher)
     for name, tensors in replacements.items():
-        share_block(model, blocks[name], tensors)
+        alias_block(model, blocks[name], tensors)
     return score_block(model, teacher, blocks, None, {}, examples, replace(runtime, precision="fp32"))[None]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from common.blocks.tensors import sharing_copy
+from common.blocks.tensors import aliasing_copy
 from common.models.cards import CARD_NAME, model_card
 from common.models.checks import computed_weights, is_finite
 from common.models.load import PTH_FORMAT, load_model
@@ -96,7 +96,7 @@ def save_model(
         model.config.problem_type = "single_label_classification"  # a forward pass with labels would, if there was one
     if dtype != "float32":
         check_range(path, model, dtype)
-        model = sharing_copy(model).to(getattr(torch, dtype))
+        model = aliasing_copy(model).to(getattr(torch, dtype))
         model.config.dtype = dtype
     if path.suffix == ".pth":
         generation = getattr(model, "generation_config", None)  # a classifier has none

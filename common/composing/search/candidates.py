@@ -1,7 +1,7 @@
 """The variants of a library that a model can be composed of: their scores, and the models measured."""
 
 from common.blocks.find import Block, find_blocks
-from common.blocks.tensors import block_tensors, share_block, share_rest, sharing_copy
+from common.blocks.tensors import alias_block, alias_shared, aliasing_copy, block_tensors
 from common.composing.configurations import Configurations
 from common.composing.library import Library
 from common.composing.scheme import DENSE, Pair, Scheme, make_scheme, nth_choice
@@ -50,18 +50,18 @@ class Candidates:
             UserError: the library lacks one of them.
         """
         self.loaded, self.library, self.objective = loaded, library, objective
-        self.validation, (self.examples, rest) = validation, validation.sample_and_rest(number)
-        self.held_back = rest.sample(number)
+        self.validation, (self.examples, shared) = validation, validation.sample_and_rest(number)
+        self.held_back = shared.sample(number)
         self.scheme = make_scheme(configurations)
         self.blocks = find_blocks(loaded.model)
         self.runtime = runtime
-        scored_on = [loaded.identity["fingerprint"], library.rest_key(), self.examples.fingerprint()]
+        scored_on = [loaded.identity["fingerprint"], library.shared_key(), self.examples.fingerprint()]
         scored_on += [runtime.precision, scoring.VERSION]
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
-        self.composed, self.inside = sharing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        rest = library.read_rest()
-        share_rest(self.composed, rest or {})
-        self.has_rest = rest is not None
+        self.composed, self.inside = aliasing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
+        shared = library.read_shared()
+        alias_shared(self.composed, shared or {})
+        self.has_shared = shared is not None
         self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
         self.known_held_back = {} if self.held_back else self.known
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -95,7 +95,7 @@ class Candidates:
         """The model of a {block: variant}; the same object each time."""
         for name, variant in choice.items():
             if self.inside[name] != variant:
-                share_block(self.composed, self.blocks[name], self.tensors(name, variant))
+                alias_block(self.composed, self.blocks[name], self.tensors(name, variant))
                 self.inside[name] = variant
         return self.composed
 
@@ -134,12 +134,12 @@ class Candidates:
 
     def model_of(self, choice):
         """The model of a choice: the original itself if that is what it comes to, which saves the teacher's passes."""
-        is_original = set(choice.values()) == {DENSE} and not self.has_rest
+        is_original = set(choice.values()) == {DENSE} and not self.has_shared
         return self.loaded.model if is_original else self.compose(choice)
 
     def dense(self):
         """{"loss", "kl"} of the original."""
-        return self._measure(self.loaded.model, self.examples) if self.has_rest else self.base()
+        return self._measure(self.loaded.model, self.examples) if self.has_shared else self.base()
 
     def base(self):
         """{"loss", "kl"} of the model that variants are scored in: its blocks are the original's, its rest the

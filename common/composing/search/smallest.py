@@ -99,7 +99,7 @@ class Compositions:
         self.order = sorted(range(len(kept)), key=kept.__getitem__)  # of equal ones the first comes first
         on = [
             candidates.loaded.identity["fingerprint"],
-            candidates.library.rest_key(),
+            candidates.library.shared_key(),
             candidates.examples.fingerprint(),
             scoring.VERSION,
         ]

@@ -30,7 +30,7 @@ def tune_jointly(
     stage: BlockStage,
     configurations: list[dict[str, str]],
     *,
-    rest_rate: float,
+    shared_rate: float,
     together: bool = False,
     offload: bool = False,
     quality: Quality | None = None,
@@ -39,7 +39,7 @@ def tune_jointly(
 
     Args:
         configurations: {block: variant} each, those that quality is measured on.
-        rest_rate: the learning rate of the rest of the model, as a share of the variants'; 0 leaves the rest.
+        shared_rate: the learning rate of the rest of the model, as a share of the variants'; 0 leaves it.
         together: train the variants that are there again, too, unless they were trained with just these.
         offload: keep on the device only those variants that a step trains.
         quality: what chooses the best epoch; without it the loss does.
@@ -47,7 +47,7 @@ def tune_jointly(
         UserError: see `Library.has`, `Library.read`, `solve` and `training.fit`.
     """
     library, runtime = stage.library, stage.runtime
-    settings = {"joint_version": VERSION, "rest_rate": rest_rate, **(quality.to_json() if quality else {})}
+    settings = {"joint_version": VERSION, "shared_rate": shared_rate, **(quality.to_json() if quality else {})}
     made_from = stage.made_from(stage.pruned.variants(), **settings)
     todo = runtime.processes.agree(missing(library, made_from, stage.overwrite, together))
     skipped = len(made_from) - len(todo)
@@ -56,11 +56,13 @@ def tune_jointly(
         return stage.nothing_to_do(skipped, {library.run(pair)[:RUN_DIGITS] for pair in made_from})
     old = [pair for pair in library.variants() if pair not in todo]
     run = run_of(library, todo, old)
-    trains_rest = not old and rest_rate > 0
+    trains_shared = not old and shared_rate > 0
     supernet = open_supernet(stage, todo, old, offload)
-    if trains_rest:
-        library.check_rest(supernet.rest)
-    learner = supernet.make_learner(stage.recipe, steps_of(stage.train, stage.recipe), rest_rate if trains_rest else 0)
+    if trains_shared:
+        library.check_shared(supernet.shared)
+    learner = supernet.make_learner(
+        stage.recipe, steps_of(stage.train, stage.recipe), shared_rate if trains_shared else 0
+    )
     compositions = sample_compositions(configurations, todo, supernet.tensors, stage.recipe.seed)
     checkpoint, tracking = stage.open_checkpoint(run, {"library": run}), stage.open_tracking(run[:RUN_DIGITS])
     Jointly(stage, supernet, learner, compositions, quality, checkpoint, tracking, run[:RUN_DIGITS]).train()
@@ -69,7 +71,7 @@ def tune_jointly(
         library.write_together(
             {pair: supernet.new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
             {pair: own | {"run": run} for pair, own in todo.items()},
-            supernet.rest if trains_rest else {},
+            supernet.shared if trains_shared else {},
             stage.settings() | settings | {"run": run},
         )
     checkpoint.remove()
@@ -81,7 +83,7 @@ def tune_jointly(
     return {
         "fine_tuned": len(todo),
         "skipped": skipped,
-        "rest": "trained" if trains_rest else "kept",
+        "shared": "trained" if trains_shared else "kept",
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,
@@ -188,9 +190,9 @@ class Jointly:
 def open_supernet(stage: BlockStage, todo: dict[Pair, dict], old: list[Pair], offload: bool) -> Supernet:
     """The variants to train, among those that are there and the rest of the model that these were trained with."""
     new, among = stage.variants(stage.pruned, todo), stage.variants(stage.library, old)
-    rest = stage.library.read_rest() if old else None
+    shared = stage.library.read_shared() if old else None
     device = stage.runtime.device if offload else None
-    return Supernet(stage.original, stage.blocks, new, among, rest, offload_from=device)
+    return Supernet(stage.original, stage.blocks, new, among, shared, offload_from=device)
 
 
 def missing(library, made_from: dict[Pair, dict], overwrite: bool, together: bool) -> dict[Pair, dict]:
@@ -205,7 +207,7 @@ def missing(library, made_from: dict[Pair, dict], overwrite: bool, together: boo
         is_there = library.has(pair, settings | {"run": run}, overwrite)
         if not is_there or (together and run != wanted):
             todo[pair] = settings
-    return todo if library.rest_is_intact() else made_from
+    return todo if library.shared_is_intact() else made_from
 
 
 def run_of(library, todo: dict[Pair, dict], among: list[Pair]) -> str:

@@ -16,7 +16,14 @@ from collections.abc import Iterable
 import torch
 
 from common.blocks.find import Block
-from common.blocks.tensors import Variant, block_tensors, parameter_masks, rest_of, share_rest, sharing_copy
+from common.blocks.tensors import (
+    Variant,
+    alias_shared,
+    aliasing_copy,
+    block_tensors,
+    parameter_masks,
+    shared_parameters,
+)
 from common.composing.scheme import DENSE, Pair, by_block
 from common.training.learner import Learner, Recipe
 from common.training.objectives import ModelObjective
@@ -39,7 +46,7 @@ class Supernet:
         blocks: dict[str, Block],
         new: dict[Pair, Variant],
         old: dict[Pair, Variant],
-        rest: dict[str, torch.Tensor] | None = None,
+        shared: dict[str, torch.Tensor] | None = None,
         offload_from: torch.device | None = None,
     ):
         """
@@ -47,16 +54,16 @@ class Supernet:
             blocks: all of the original's.
             new: the variants to train; their tensors are trained in place.
             old: those that they are trained among, and which stay as they are.
-            rest: {parameter: tensor}, the rest that the old variants were trained with; it then stays as it is, too.
+            shared: {parameter: tensor}, those that the old variants were trained with; they then stay, too.
             offload_from: the model's device, to keep only those variants there that are in use, and the others in the
                 memory of the CPU.
         """
-        self.model, self.blocks, self.new = sharing_copy(original), blocks, new
+        self.model, self.blocks, self.new = aliasing_copy(original), blocks, new
         own = dict(self.model.named_parameters())
-        self.rest = {name: own[name] for name in rest_of(original, blocks)}
+        self.shared = {name: own[name] for name in shared_parameters(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
         self.inside, self.offload_from, self.learner = dict.fromkeys(blocks, DENSE), offload_from, None
-        share_rest(self.model, rest or {})
+        alias_shared(self.model, shared or {})
         home = self.model.device if offload_from is None else CPU
         self.tensors = {
             pair: {
@@ -66,8 +73,8 @@ class Supernet:
             for pair, variant in {**old, **new}.items()
         }
 
-    def make_learner(self, recipe: Recipe, total_steps: int, rest_share: float) -> Learner:
-        """The learner of the new variants and, at a share of the learning rate, of the rest; a share of 0 leaves it."""
+    def make_learner(self, recipe: Recipe, total_steps: int, shared_factor: float) -> Learner:
+        """The learner of the new variants and, at a multiple of the rate, of the shared parameters; 0 leaves them."""
         parameters = {_key(pair, name): tensor for pair in self.new for name, tensor in self.tensors[pair].items()}
         masks = {
             _key(pair, name): mask
@@ -75,10 +82,10 @@ class Supernet:
             for name, mask in parameter_masks(block, keeps).items()
         }
         shares = {}
-        if rest_share:
-            share_rest(self.model, {name: tensor.clone() for name, tensor in self.rest.items()})
-            shares = {_key("", name): rest_share for name in self.rest}
-            parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.rest.items()}
+        if shared_factor:
+            alias_shared(self.model, {name: tensor.clone() for name, tensor in self.shared.items()})
+            shares = {_key("", name): shared_factor for name in self.shared}
+            parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.shared.items()}
         self.learner = Learner(parameters, masks, recipe, total_steps, shares)
         return self.learner
 
@@ -114,7 +121,7 @@ class Supernet:
 
 
 def _key(pair, name):
-    """The name that a learner has for a variant's parameter; for one of the rest, the pair is ""."""
+    """The name that a learner has for a variant's parameter; for a shared one, the pair is ""."""
     return f"{pair}/{name}"
 
 
