@@ -57,7 +57,7 @@ def run(args):
         )
     for result in results if repositories else []:
         repository = repositories[result["configuration"]]
-        result["pushed_to"] = push(result["output"], repository, args.private, opened.runtime.talk)
+        result["pushed_to"] = push(result["output"], repository, opened.runtime.talk)
     return results[0] if len(results) == 1 else {"models": results}
 
 
@@ -86,7 +86,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     round_to(output, model, form.dtype)
     source = data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed)
-    save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype, shard_size=form.shard_size)
+    save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype)
     return parameter_counts(model)
 
 

@@ -85,7 +85,7 @@ def run(args):
     ]
     for result in results if repositories and opened.runtime.processes.is_first else []:
         repository = repositories[result["configuration"]]
-        result["pushed_to"] = push(result["output"], repository, args.private, opened.runtime.talk)
+        result["pushed_to"] = push(result["output"], repository, opened.runtime.talk)
     return results[0] if len(results) == 1 else {"models": results}
 
 
@@ -208,15 +208,7 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
         measured=measured | counts,
     )
     if opened.runtime.processes.is_first:
-        save_model(
-            output,
-            model.eval(),
-            record,
-            masks=masks,
-            tokenizer=opened.tokenizer,
-            dtype=form.dtype,
-            shard_size=form.shard_size,
-        )
+        save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, dtype=form.dtype)
     return counts
 
 

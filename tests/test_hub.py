@@ -20,7 +20,7 @@ def test_a_folder_is_pushed_and_a_failure_is_one_line(call, succeeds, composing,
         raise ConnectionError("nobody\nthere")
 
     monkeypatch.setattr(
-        huggingface_hub, "create_repo", lambda name, private, exist_ok: RepoUrl(f"https://huggingface.co/{name}")
+        huggingface_hub, "create_repo", lambda name, exist_ok: RepoUrl(f"https://huggingface.co/{name}")
     )
     monkeypatch.setattr(huggingface_hub, "upload_folder", fail)
     code, _, err = call("compose_model.py", *composing, "--quiet")
@@ -36,7 +36,6 @@ def test_a_folder_is_pushed_and_a_failure_is_one_line(call, succeeds, composing,
     [
         (["-n", 0, 1, "-o", "{n}", "--push-to-hub", "me/small"], "--push-to-hub me/small: needs {n} in it"),
         (["-n", 0, "-o", "m.pth", "--push-to-hub", "me/small"], "--push-to-hub: m.pth is a .pth, and folders are"),
-        (["-n", 0, "-o", "m", "--private"], "--private: goes with --push-to-hub"),
         (["-n", 0, "-o", "m", "--push-to-hub", "so bad"], "--push-to-hub so bad: is no id of a repository"),
         (["-n", 0, "-o", "m", "--push-to-hub", "me/small"], "--push-to-hub: there is no token; log in with"),
     ],

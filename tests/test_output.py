@@ -1,4 +1,4 @@
-"""How models are written: the type of their weights, several files, modes.
+"""How models are written: the type of their weights, modes.
 
 A type is tested against torch's own cast of the float32 model, and against what transformers makes of the folder.
 """
@@ -11,15 +11,13 @@ import pytest
 import torch
 import transformers
 from helpers import build_model, is_one_line, loss_per_token, padded_batch, pairs_of, read_json
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common.models.load import load_model
 from common.models.saving import damage, save_model
 from common.runtime.errors import UserError
 
 HALVES = ["bfloat16"]
-FORMS = {"folder": [], "file.pth": [], "shards": ["--max-shard-size", "10KB"]}
 
 
 @pytest.fixture
@@ -45,11 +43,11 @@ def holds(model, tensors):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("output", FORMS)
+@pytest.mark.parametrize("output", ["folder", "file.pth"])
 def test_a_written_model_is_the_float32_one_rounded(succeeds, composing, tmp_path, dtype, output):
     """Oracle: torch's cast of every tensor. Masks are as they were, and removed weights are zero."""
     wanted = succeeds("compose_model.py", *composing("whole.pth" if output == "file.pth" else "whole"))
-    found = succeeds("compose_model.py", *composing(output, *FORMS[output], "--dtype", dtype))
+    found = succeeds("compose_model.py", *composing(output, "--dtype", dtype))
     whole, half = (load_model(wanted["output"]), load_model(found["output"]))
     assert (whole.dtype, half.dtype) == ("float32", dtype)
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
@@ -66,8 +64,7 @@ def test_a_written_model_is_the_float32_one_rounded(succeeds, composing, tmp_pat
         assert read_json(tmp_path / output / "config.json")["dtype"] == dtype
         floats = {each.dtype for each in tensors_of(tmp_path / output).values()}
         assert floats == {getattr(torch, dtype)}
-        files = len(list((tmp_path / output).glob("model*.safetensors")))
-        assert (files > 2) == (output == "shards") and damage(found["output"]) is None
+        assert damage(found["output"]) is None
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -174,78 +171,6 @@ def test_what_float16_cannot_hold_is_refused(call, composing, workshop, chain, t
     assert call("compose_model.py", *where, "-o", tmp_path / "out", "--dtype", "bfloat16")[0] == 0
 
 
-# --- several files -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sharded(tmp_path):
-    """A model in several files, with a record: (folder, model)."""
-    model = build_model("t5")
-    save_model(tmp_path / "m", model, {"key": "k"}, shard_size="10KB")
-    return tmp_path / "m", model
-
-
-def test_a_model_in_several_files_is_the_same_model(sharded, tmp_path):
-    """By hand: no file is larger but by a tensor; transformers reads them, and so does the suite."""
-    folder, model = sharded
-    shards = sorted(folder.glob("model-*.safetensors"))
-    assert len(shards) > 3 and not (folder / "model.safetensors").exists()
-    for shard in shards:
-        with safe_open(shard, "pt") as file:
-            sizes = [file.get_tensor(name).nbytes for name in file.keys()]  # noqa: SIM118
-        assert sum(sizes) <= 10_000 or len(sizes) == 1
-    assert holds(load_model(folder).model, model.state_dict())
-    assert holds(transformers.T5ForConditionalGeneration.from_pretrained(folder), model.state_dict())
-
-
-def test_damage_to_any_of_the_files_is_noticed(sharded):
-    folder, _ = sharded
-    for path in sorted(folder.glob("model*")):
-        content = path.read_bytes()
-        for broken in (content[:-1] + bytes([content[-1] ^ 1]), content[:-5], None):
-            path.write_bytes(broken) if broken is not None else path.unlink()
-            assert path.name in damage(folder)
-            with pytest.raises(UserError, match=path.name):
-                load_model(folder)
-            path.write_bytes(content)
-    assert damage(folder) is None
-
-
-def test_the_files_of_a_model_from_elsewhere_are_checked_against_each_other(sharded, tmp_path):
-    """Without a record: a file that the index names and is not there, a tensor that no file has, a foreign name."""
-    folder, _ = sharded
-    (folder / "record.json").unlink()
-    index = read_json(folder / "model.safetensors.index.json")
-    first = sorted(folder.glob("model-*.safetensors"))[0]
-    content = first.read_bytes()
-    first.unlink()
-    with pytest.raises(UserError, match=f"{first.name}: no such file, though model.safetensors.index.json lists it"):
-        load_model(folder)
-    tensors = {name: tensor for name, tensor in tensors_of(folder).items() if index["weight_map"][name] != first.name}
-    save_file({"other": next(iter(tensors.values())).clone()}, first)
-    with pytest.raises(UserError, match="its weights are not those of a T5ForConditionalGeneration"):
-        load_model(folder)
-    first.write_bytes(content)
-    for name in ("../m/x.safetensors", "/etc/passwd", 3):
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"shared.weight": name}}))
-        with pytest.raises(UserError, match="weight_map"):
-            load_model(folder)
-
-
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["-o", "m.pth", "--max-shard-size", "1MB"], "--max-shard-size: a .pth is one file"),
-        (["--max-shard-size", "ten"], "'ten' is not a size such as 200MB"),
-        (["--max-shard-size", "0KB"], "'0KB' is not a size such as 200MB"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
-    ],
-)
-def test_forms_that_cannot_be_are_refused(call, flags, said):
-    code, _, err = call("compose_model.py", "-n", 0, *flags)
-    assert code == 2 and is_one_line(err) and said in err
-
-
 # --- modes -------------------------------------------------------------------------------------------------------
 
 
@@ -255,8 +180,8 @@ def test_outputs_have_the_modes_of_plain_files_and_folders(succeeds, composing, 
     try:
         (tmp_path / "oracle").mkdir()
         (tmp_path / "oracle" / "file").touch()
-        for output in ("folder", "file.pth", "shards"):
-            succeeds("compose_model.py", *composing(output, *FORMS[output], "--compact", "--dtype", "float16"))
+        for output in ("folder", "file.pth"):
+            succeeds("compose_model.py", *composing(output, "--compact", "--dtype", "float16"))
         model, conf = workshop / "model" / "t5", chain / "conf.json"
         succeeds("prune_scheme_generator.py", "-i", conf, "-o", tmp_path / "scheme.json")
         succeeds("prune.py", "-m", model, "-c", tmp_path / "scheme.json", "-o", tmp_path / "library")

@@ -6,7 +6,6 @@ Torch is not imported here, so that `--help` and a mistyped flag answer at once.
 import argparse
 import errno
 import os
-import re
 import shlex
 import signal
 import sys
@@ -166,13 +165,6 @@ def add_configuration_flags(parser, *, library_help, output):
         help="upload the finished folder to this repository of the hub, as the user of the last login or of HF_TOKEN; "
         "{n} as in -o",
     )
-    parser.add_argument("--private", action="store_true", help="make that repository a private one, if it is new")
-    parser.add_argument(
-        "--max-shard-size",
-        type=size_of_file,
-        metavar="SIZE",
-        help="largest weights file, such as 200MB; a model that is larger gets several; without it transformers' own",
-    )
 
 
 def add_dtype_flag(parser):
@@ -185,18 +177,13 @@ def add_dtype_flag(parser):
 
 
 def check_form(args):
-    """Make sure that what was asked for of the output's form can be.
+    """Make sure that a folder is written where one is to be uploaded.
 
     Raises:
-        UserError: several files for a .pth, or a .pth for the hub.
+        UserError: it is a .pth.
     """
-    is_pth = args.output.endswith(".pth")
-    if args.max_shard_size and is_pth:
-        raise UserError("--max-shard-size: a .pth is one file; leave the flag out")
-    if args.push_to_hub and is_pth:
+    if args.push_to_hub and args.output.endswith(".pth"):
         raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
-    if args.private and not args.push_to_hub:
-        raise UserError("--private: goes with --push-to-hub")
 
 
 def numbered(template, flag, numbers):
@@ -536,13 +523,6 @@ rate = _number(float, lambda x: 0 <= x <= 1, "a pruning rate: the fraction remov
 rate_below_1 = _number(
     float, lambda x: 0 <= x < 1, "a pruning rate of weights: the fraction removed, from 0 to below 1"
 )
-
-
-def size_of_file(text):
-    """A size such as 200MB, as transformers reads it."""
-    if not re.fullmatch(r"[1-9][0-9]{0,8}[KMGT]B", text):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size such as 200MB (KB, MB, GB or TB)")
-    return text
 
 
 def shard(text):

@@ -175,11 +175,10 @@ class Form:
 
     compact: bool
     dtype: str
-    shard_size: str | None
 
     def to_json(self) -> dict:
         """Its part of what a model is made from."""
-        return {**self.structure(), "dtype": self.dtype, "max_shard_size": self.shard_size}
+        return {**self.structure(), "dtype": self.dtype}
 
     def structure(self) -> dict:
         """The part of it that training depends on."""
@@ -188,7 +187,7 @@ class Form:
 
 def form_from(args, loaded: LoadedModel) -> Form:
     """The form of a script's flags (`cli.add_configuration_flags`); the type is the original's if they say none."""
-    return Form(args.compact, args.dtype or loaded.dtype, args.max_shard_size)
+    return Form(args.compact, args.dtype or loaded.dtype)
 
 
 def recipe_from(args, default_lr: float, **others) -> Recipe:

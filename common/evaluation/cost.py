@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.blocks.tensors import parameter_counts
-from common.models.checks import weight_files
+from common.models.checks import WEIGHTS_NAME
 from common.models.load import LoadedModel, load_model, resolve, vocabularies
 from common.runtime.devices import Runtime
 from common.runtime.errors import UserError
@@ -101,7 +101,7 @@ def beside(value, original):
 def sizes(loaded):
     """Counts of a model's parameters; its bytes, of the weights on disk, of parameters and buffers in memory."""
     path = loaded.path
-    files = [path] if path.is_file() else weight_files(path)
+    weights = path if path.is_file() else path / WEIGHTS_NAME
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
@@ -110,7 +110,7 @@ def sizes(loaded):
     return {
         "parameters": counts["parameters"],
         "nonzero_parameters": counts["nonzero_parameters"],
-        "bytes_on_disk": sum(file.stat().st_size for file in files),
+        "bytes_on_disk": weights.stat().st_size,
         "bytes_in_memory": sum(storages.values()),
     }
 

@@ -15,10 +15,9 @@ from common.blocks.families import COMPACT, family_named, family_of
 from common.models import modeling_compact
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.records import read_json
-from common.runtime.schema import FILE_NAME, MapOf, Object, check, shown
+from common.runtime.schema import shown
 
 WEIGHTS_NAME = "model.safetensors"  # of a folder's weights
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of a large model's shards
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in, as safetensors has them
 FLOATS = ("F64", *DTYPES.values())  # types of weights
 MADE_BY = "download_model.py"
@@ -135,39 +134,21 @@ def check_generation(where: object, settings: dict, vocabulary: int) -> None:
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that a folder's weights are in.
+def stored_shapes(path: Path) -> dict[str, tuple]:
+    """{name: shape} of what a safetensors file holds, by its header alone.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none, or something in it is no weight.
     """
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
-    if not (folder / INDEX_NAME).is_file():
-        raise UserError(f"{folder}: has no weights ({WEIGHTS_NAME}); make or download the model again")
-    index = read_json(folder / INDEX_NAME, MADE_BY)
-    check(folder / INDEX_NAME, index, Object({"weight_map": MapOf(FILE_NAME, smallest=1)}, others=True))
-    files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file, though {INDEX_NAME} lists it; make or download the model again")
-    return files
-
-
-def stored_shapes(files: list[Path]) -> dict[str, tuple]:
-    """{name: shape} of what safetensors files hold, by their headers alone.
-
-    Raises:
-        UserError: something in them is no weight.
-    """
+    if not path.is_file():
+        raise UserError(f"has no weights ({path.name}); adopt the model with download_model.py --checkpoint")
     shapes = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                kind = file.get_slice(name).get_dtype()
-                if kind not in FLOATS and not name.endswith(".position_ids"):  # once saved, and unused
-                    raise UserError(f"{path}: {name} is of {kind}, not one of {', '.join(FLOATS)}")
-                shapes[name] = tuple(file.get_slice(name).get_shape())
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            kind = file.get_slice(name).get_dtype()
+            if kind not in FLOATS and not name.endswith(".position_ids"):  # once saved, and unused
+                raise UserError(f"{path}: {name} is of {kind}, not one of {', '.join(FLOATS)}")
+            shapes[name] = tuple(file.get_slice(name).get_shape())
     return shapes
 
 

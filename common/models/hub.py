@@ -23,13 +23,11 @@ def check_push(ids: Iterable[str]) -> None:
             raise UserError("--push-to-hub: there is no token; log in with `hf auth login`, or set HF_TOKEN")
 
 
-def push(folder: str | Path, repository: str, private: bool, talk: Talk) -> str:
+def push(folder: str | Path, repository: str, talk: Talk) -> str:
     """Upload a finished folder to a repository of models on the hub, which is made if it is not there.
 
     Other files of the repository stay, but for weights. Returns its address.
 
-    Args:
-        private: whether only its owners see a repository that is made; one that is there stays as it is.
     Raises:
         UserError: it could not be pushed. The folder stays.
     """
@@ -37,7 +35,7 @@ def push(folder: str | Path, repository: str, private: bool, talk: Talk) -> str:
         disable_progress_bars()
     talk.say(f"{folder}: is pushed to {repository}")
     with as_user_error(folder, f"is there, but could not be pushed to {repository} (the same command tries again)"):
-        address = huggingface_hub.create_repo(repository, private=private or None, exist_ok=True)
+        address = huggingface_hub.create_repo(repository, exist_ok=True)
         huggingface_hub.upload_folder(
             repo_id=address.repo_id,
             folder_path=folder,

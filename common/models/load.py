@@ -24,6 +24,7 @@ from common.data.sources import DATA, DataSource
 from common.data.tasks import TASKS, Classification, Translation
 from common.models.cards import license_of
 from common.models.checks import (
+    WEIGHTS_NAME,
     check_config,
     check_finite,
     check_generation,
@@ -38,7 +39,6 @@ from common.models.checks import (
     skeleton_of,
     stored_dtype,
     stored_shapes,
-    weight_files,
 )
 from common.models.paired_tokenizer import TARGET, PairedTokenizer
 from common.runtime.errors import UserError, as_user_error
@@ -206,16 +206,15 @@ def load_folder(path: Path) -> LoadedModel:
     settings, record = read_config(path), read_model_record(path)
     check_files(path, record)
     of_class, config = _class_and_config(settings, record)
-    files, generation = weight_files(path), None
+    weights, generation = path / WEIGHTS_NAME, None
     if (path / GENERATION_NAME).is_file():
         generation = read_json(path / GENERATION_NAME, "download_model.py")
     elif of_class.can_generate():  # older checkpoints say in config.json how to generate
         generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
     skeleton = skeleton_of(of_class, config)
-    check_shapes(skeleton, of_class, stored_shapes(files))
-    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    dtype = stored_dtype(config)
-    return LoadedModel(_from_state(of_class, config, state, skeleton, generation), path, record, dtype=dtype)
+    check_shapes(skeleton, of_class, stored_shapes(weights))
+    model = _from_state(of_class, config, load_file(weights), skeleton, generation)
+    return LoadedModel(model, path, record, dtype=stored_dtype(config))
 
 
 def load_pth(path: Path) -> LoadedModel:

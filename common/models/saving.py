@@ -28,8 +28,6 @@ from common.runtime.records import (
     write_record,
 )
 
-LARGEST_SHARD = "50GB"  # of a weights file, as transformers has it
-
 
 def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Each tensor of a model that is saved in a type, and the same rounded to it.
@@ -66,16 +64,7 @@ def check_range(path: str | Path, model, dtype: str) -> None:
         pass
 
 
-def save_model(
-    path: str | Path,
-    model,
-    record: dict,
-    *,
-    masks=None,
-    tokenizer=None,
-    dtype: str = "float32",
-    shard_size: str | None = None,
-) -> None:
+def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=None, dtype: str = "float32") -> None:
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
     Args:
@@ -83,8 +72,6 @@ def save_model(
         masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
         dtype: of the weights in the file, one of `DTYPES`.
-        shard_size: largest weights file of a folder, such as "200MB", beyond which there are several; None for
-            transformers' own.
     Raises:
         UserError: a weight is not finite, or too large for the type; nothing is written then.
     """
@@ -115,7 +102,7 @@ def save_model(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model.save_pretrained(folder, max_shard_size=shard_size or LARGEST_SHARD)
+                model.save_pretrained(folder, max_shard_size="1TB")
             except SafetensorError as error:  # it tells of a full disk in its own way
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 if not number:

@@ -201,6 +201,4 @@ class Where:
 
 HEX = Text(pattern="[0-9a-f]{1,64}", expected="hexadecimal digits")
 SHA256 = Text(pattern="[0-9a-f]{64}", expected="64 hexadecimal digits")
-# The name of a file in a folder: no path, nothing hidden.
-FILE_NAME = Text(pattern=r"[^./\\\x00][^/\\\x00]*", expected="the plain name of a file in the folder")
 PATH = Text(pattern=r"(?s)[^\x00]+", expected="a path")
