@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import PREFIX, build_tokenizer
 
-from common.data.batching import Tokens, epoch_ends, evaluation_batches, training_batches
+from common.data.batching import evaluation_batches, training_batches
 from common.data.examples import Examples, load_examples
 from common.data.splits import read_texts, stratified_holdout
 from common.data.tasks import TASKS
@@ -65,31 +65,6 @@ def test_training_batches_hold_a_fraction_of_the_padding_of_random_ones():
     random.Random(0).shuffle(order)
     at_random = padding(lengths, [order[start : start + 8] for start in range(0, 2000, 8)])
     assert padding(lengths, training_batches(examples_of_lengths(lengths), 8, 0, 1)) < at_random / 5
-
-
-def test_batches_by_tokens_by_hand():
-    """Padding counts: of three examples in a batch whose longest has 5 tokens, 15 are its size."""
-    examples = examples_of_lengths([3, 9, 5, 1, 7, 5])
-    assert evaluation_batches(examples, Tokens(15)) == [[1], [4, 5], [2, 0, 3]]
-    translations = Examples(TRANSLATION, examples.inputs, [[7] * length for length in (1, 1, 5, 6, 1, 2)], [], 0)
-    assert evaluation_batches(translations, Tokens(20)) == [[1, 4], [5, 2], [0, 3]]
-    assert evaluation_batches(translations, Tokens(1)) == [[1], [4], [5], [2], [0], [3]]  # one at least
-
-
-@pytest.mark.parametrize("tokens, size", [(100, None), (400, 150)])
-def test_training_batches_by_tokens_hold_what_they_may(tokens, size):
-    """All examples are there once, no batch is too large; in validation each is full but for the last."""
-    lengths = random_lengths(300)
-    examples = examples_of_lengths(lengths)
-    by_epoch = [training_batches(examples, Tokens(tokens), 0, epoch, size) for epoch in (1, 2, 3)]
-    for batches in by_epoch:
-        seen = sorted(i for batch in batches for i in batch)
-        assert len(set(seen)) == len(seen) == (size or 300)
-        assert all(len(batch) * max(lengths[i] for i in batch) <= tokens for batch in batches if len(batch) > 1)
-    batches = evaluation_batches(examples, Tokens(tokens))
-    assert all((len(batch) + 1) * lengths[batch[0]] > tokens for batch in batches[:-1])  # full
-    counts = [len(batches) for batches in by_epoch]
-    assert epoch_ends(examples, Tokens(tokens), 0, 3, size) == [counts[0], sum(counts[:2]), sum(counts)]
 
 
 # --- one batch -----------------------------------------------------------------------------------------------------

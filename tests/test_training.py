@@ -15,7 +15,6 @@ from helpers import RUNTIME, build_model, padded_batch, recipe
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks
 from common.composing.scheme import Pair
-from common.data.batching import Tokens
 from common.data.examples import Examples
 from common.data.tasks import TASKS
 from common.pruning.prune_block import prune_block
@@ -104,15 +103,6 @@ def test_steps_of_a_run_by_hand():
     assert steps_of(examples(10), recipe(epochs=3, batch_size=4)) == 9  # 4 + 4 + 2 examples an epoch
     assert steps_of(examples(10), recipe(epochs=3, batch_size=4, epoch_size=5)) == 6  # 4 + 1
     assert steps_of(examples(10), recipe(epochs=3, batch_size=4, epoch_size=99)) == 9
-
-
-def test_a_run_with_batches_by_tokens_takes_the_steps_that_its_schedule_counts_on(tmp_path):
-    """And its key is none of a run with as many examples a batch; that of such a run is as it was."""
-    plan = recipe(epochs=2, batch_size=Tokens(30))
-    learner, progress = fit_model(tmp_path / "x", plan)
-    assert learner.steps == steps_of(examples(), plan) > 2 and progress.epoch == 2
-    assert plan.to_json() != recipe(epochs=2, batch_size=30).to_json()
-    assert recipe(batch_size=30).to_json()["batch_size"] == 30
 
 
 @pytest.mark.parametrize("share", [1.0, 3.0, 0.0])

@@ -13,7 +13,6 @@ import textwrap
 import traceback
 
 from common import __version__
-from common.data.batching import Tokens
 from common.runtime import signals
 from common.runtime.errors import UserError
 from common.runtime.progress import Talk
@@ -331,16 +330,7 @@ def add_data_flags(parser, *, batch_size):
         "(translation) or 256 (classification)",
     )
     parser.add_argument("--limit", type=positive, help="use only N examples of each split, the same ones in every run")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
-    size.add_argument(
-        "--batch-tokens",
-        type=lambda text: Tokens(positive(text)),
-        dest="batch_size",
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="as many examples a batch as come to so many tokens with their padding, inputs and targets together",
-    )
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help="examples a batch")
 
 
 def add_source_flags(parser):

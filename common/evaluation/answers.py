@@ -70,7 +70,7 @@ def in_order(answers: dict, runtime: Runtime) -> list:
 def _encode(model, examples, positions, runtime):
     """The encoder's states (examples, source length, d_model) and mask (examples, source length), batch by batch."""
     states, masks = [], []
-    for some in in_batches(examples, positions, runtime.batch_size):
+    for some in in_batches(positions, runtime.batch_size):
         batch = examples.batch(some, runtime.device)
         mask = batch["attention_mask"]
         states += model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from common.data.batching import Tokens
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
@@ -26,7 +25,7 @@ class Runtime:
     """
 
     device: torch.device
-    batch_size: int | Tokens
+    batch_size: int
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1

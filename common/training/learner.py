@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from common.data.batching import Tokens
 from common.pruning.masks import HeldMasks
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
@@ -18,13 +17,13 @@ BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember th
 class Recipe:
     """How to train.
 
-    `batch_size` in examples, or as `Tokens`; `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
+    `batch_size` and `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
     fraction of all steps; `early_stop` in epochs, 0 = never; `target_loss`: stop once the validation loss is no
     higher, None = never; `distill` and `dropout`: see `ModelObjective`.
     """
 
     epochs: int
-    batch_size: int | Tokens
+    batch_size: int
     lr: float
     warmup: float
     weight_decay: float
@@ -38,8 +37,7 @@ class Recipe:
     dropout: bool = False
 
     def to_json(self) -> dict:
-        size = self.batch_size
-        return asdict(self) | {"batch_size": size.to_json() if isinstance(size, Tokens) else size}
+        return asdict(self)
 
 
 class Epoch(NamedTuple):

@@ -237,7 +237,7 @@ def steps_of(examples: Examples, recipe: Recipe) -> int:
 
 def epoch_steps(examples: Examples, recipe: Recipe) -> list[int]:
     """Optimizer steps until the end of each epoch."""
-    return epoch_ends(examples, recipe.batch_size, recipe.seed, recipe.epochs, recipe.epoch_size)
+    return epoch_ends(examples, recipe.batch_size, recipe.epochs, recipe.epoch_size)
 
 
 def fit_model(
