@@ -57,7 +57,6 @@ def build_parser():
         help="the closed form's pull towards the pruned weights, relative to the mean of diag H; of several, the one "
         "that each variant's held-out error is least with",
     )
-    cli.add_shard_flag(parser, "fine-tune the variants")
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=None, early_stop=2, stats="the library's name and .csv")
     joint = parser.add_argument_group("joint fine-tuning", "flags of --method joint")
@@ -68,18 +67,7 @@ def build_parser():
         help="conf.json: its configurations are those that quality is measured on; without it ./conf.json, if there is "
         "one",
     )
-    joint.add_argument(
-        "--together",
-        action="store_true",
-        help="train the variants that are there again, together with the new ones; without it they stay as they are, "
-        "and the new ones are trained among them",
-    )
     cli.add_whole_model_flags(joint)
-    joint.add_argument(
-        "--offload",
-        action="store_true",
-        help="keep on the device only those variants that a step trains, the others in the memory of the CPU",
-    )
     parser.set_defaults(joint_flags=[action.dest for action in joint._group_actions])
     return parser
 
@@ -87,10 +75,9 @@ def build_parser():
 def run(args):
     if real(args.library) == real(args.output):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    shard = "-shard-{}-of-{}".format(*args.shard) if args.shard else ""
-    stats_file = args.stats or f"{Path(args.output)}{shard}.csv"
+    stats_file = args.stats or f"{Path(args.output)}.csv"
     from common.blocks.find import find_blocks
-    from common.cli.open import open_study, open_tracking, quality_from, recipe_from, tracking_folder
+    from common.cli.open import open_study, open_tracking, recipe_from, tracking_folder
     from common.composing.compose import warn_of_missing
     from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
     from common.training import block_level
@@ -101,7 +88,6 @@ def run(args):
     loaded, runtime, study = opened.loaded, opened.runtime, opened.loaded.study
     is_joint = (args.method or study.method) == "joint"
     if is_joint:
-        cli.refuse_unused(args, ["shard"], "the variants of --method joint are tuned together; leave it out")
         block_level.check_stats_files(stats_file, is_joint)
     else:
         cli.refuse_unused(args, args.joint_flags, "goes with --method joint")
@@ -128,16 +114,14 @@ def run(args):
         runtime=runtime,
         overwrite=args.overwrite,
         stats_file=stats_file,
-        unfinished=Path(args.output) / f"unfinished{shard}",
-        save_seconds=60 * args.save_every,
+        unfinished=Path(args.output) / "unfinished",
         open_tracking=lambda run: open_tracking(args, args.output, stats_file, run, recipe, train, runtime),
     )
     if is_joint:
         shared_rate = study.joint_shared_rate if args.shared_rate is None else args.shared_rate
-        how = {"together": args.together, "offload": args.offload, "quality": quality_from(args, opened, held_out)}
-        result = block_level.tune_jointly(stage, configurations, shared_rate=shared_rate, **how)
+        result = block_level.tune_jointly(stage, configurations, shared_rate=shared_rate)
     else:
-        result = block_level.tune_apart(stage, args.shard)
+        result = block_level.tune_apart(stage)
     return {"output": args.output, **result}
 
 

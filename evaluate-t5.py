@@ -30,7 +30,7 @@ def run(args):
     from common.evaluation.answers import translate
 
     def answer(opened, examples):
-        most = longest_answer(args, opened.loaded)
+        most = longest_answer(opened.loaded, args.max_new_tokens)
         texts, seconds = translate(
             opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=args.beams, max_new_tokens=most
         )

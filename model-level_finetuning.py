@@ -29,6 +29,7 @@ def build_parser():
     cli.add_data_flags(parser, batch_size=32)
     cli.add_training_flags(parser, epochs=3, early_stop=0, stats="the output's name and .csv")
     cli.add_whole_model_flags(parser)
+    cli.add_metric_flags(parser)
     parser.add_argument(
         "--target-loss", type=cli.positive_number, help="stop as soon as the validation loss is no higher than this"
     )
@@ -41,7 +42,7 @@ def run(args):
     stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
     repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
-        {"-o": list(outputs.values()), "--stats": list(stats_files.values()), "--track-dir": args.track_dir},
+        {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
     from common.cli.open import open_study, quality_from, recipe_from, tracking_folder
@@ -100,6 +101,7 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     from common.composing.compose import compose, removed_parts
     from common.models.compact import make_compact
     from common.models.saving import check_range, is_made, read_measured, round_to
+    from common.training import loop
     from common.training.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
     from common.training.learner import Learner
     from common.training.loop import Measure, fit, steps_of, validate
@@ -115,7 +117,8 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
         **form.structure(),
-        **({} if shared_rate == 1 else {"shared_rate": shared_rate}),  # as it was before there was such a rate
+        "shared_rate": shared_rate,
+        "training_version": loop.VERSION,
         **(quality.to_json() if quality else {}),
     }
     made_from = trained_from | form.to_json()
@@ -137,8 +140,8 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None
-    objective = ModelObjective(model, recipe, teacher, **opened.runtime.layers())
-    checkpoint = Checkpoint(output, key, {"model": key}, 60 * args.save_every, talk, processes)
+    objective = ModelObjective(model, recipe, teacher)
+    checkpoint = Checkpoint(output, key, {"model": key}, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 
     def on_epoch(progress):

@@ -94,7 +94,7 @@ def run(args):
     candidates = Candidates(
         loaded, configurations, library, validation, opened.runtime, number=args.score_examples, objective="loss"
     )
-    most = longest_answer(args, loaded)
+    most = longest_answer(loaded, args.max_new_tokens)
     quiet = dataclasses.replace(opened.runtime, talk=cli.Talk(quiet=True))  # there is a line for each model instead
 
     def score(model):

@@ -34,8 +34,7 @@ def test_every_stage_runs_on_the_gpu_and_agrees_with_the_cpu(workshop, here, kin
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=1e-2)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_steps_do_not_wait_for_the_gpu(checkpointing):
+def test_training_steps_do_not_wait_for_the_gpu():
     """After a first step, in which memory is allocated and kernels are loaded."""
     device = torch.device("cuda")
     model, data = build_model("t5").to(device), examples("t5", 16)
@@ -43,7 +42,7 @@ def test_training_steps_do_not_wait_for_the_gpu(checkpointing):
     learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
     runtime, tally = Runtime(device, 4, QUIET), RunningLosses(["x"])
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    objective = ModelObjective(model, recipe, checkpointing=checkpointing)
+    objective = ModelObjective(model, recipe)
     run_pass({"x": learner}, objective, data, order[:1], runtime, "", tally)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

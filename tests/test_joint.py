@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 import transformers
 from helpers import (
-    CPU,
     FEED_FORWARD,
     RUNTIME,
     build_model,
@@ -193,28 +192,6 @@ def test_variants_that_were_there_and_their_rest_stay_as_they_are():
     assert all(torch.equal(tensor, shared[name]) for name, tensor in supernet.shared.items())
 
 
-def test_offloading_moves_what_a_step_needs_and_changes_no_figure(monkeypatch):
-    """Here both devices are the CPU; what is moved is told by the learner's own calls."""
-    runs = []
-    for device in (None, CPU):
-        supernet, model = supernet_of("t5", offload_from=device)
-        learner = supernet.make_learner(RECIPE, 10, 1.0)
-        objective, moved = JointObjective(supernet, RECIPE, {}), []
-
-        def move(name, device, learner=learner, moved=moved):
-            moved.append(name)
-            Learner.move(learner, name, device)
-
-        monkeypatch.setattr(learner, "move", move)
-        for _ in range(4):
-            ((_, loss, *_),) = objective.losses(padded_batch("t5"), {"library": learner}, training=True)
-            learner.step(loss)
-        runs.append(plain(learner.parameters))
-        in_use = {f"{block}.{variant}" for block, variant in objective.draws.choice(3).items()}
-        assert {name.partition("/")[0] for name in moved} >= in_use if device else not moved
-    assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
-
-
 # --- what is drawn ---------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +368,6 @@ def grown(t5, chain, joint, here):
 
 
 def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, grown):
-    """Unless all are asked for, which is a run from the beginning."""
     result = run(tuning(t5, grown))
     assert (result["fine_tuned"], result["skipped"], result["shared"]) == (1, 26, "kept")
     old, new = bytes_of(joint / "library"), bytes_of(grown / "library")
@@ -403,14 +379,6 @@ def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, gro
     assert not trained["wi.weight"][~trained["wi.keep"]].any()
     again = run(tuning(t5, grown))
     assert (again["fine_tuned"], again["skipped"]) == (0, 27)
-    together = f"{tuning(t5, grown)} --together"
-    assert run(together)["fine_tuned"] == 27
-    together_made = bytes_of(grown / "library")
-    assert not any(together_made[name] == content for name, content in old.items())
-    assert run(together)["fine_tuned"] == 0
-    shutil.rmtree("library")
-    run(tuning(t5, grown))
-    assert bytes_of(grown / "library") == together_made
 
 
 def test_other_settings_need_another_folder_or_overwrite(t5, chain, joint, here):
@@ -433,7 +401,6 @@ def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
     "flags, words",
     [
         ("--method train --shared-rate 1", "--shared-rate: goes with --method joint"),
-        ("--method both --together", "--together: goes with --method joint"),
         ("--method reconstruct --distill 0.5", "--distill: goes with --method joint"),
         ("--method train -c conf.json", "--configurations: goes with --method joint"),
         ("-c absent.json", "absent.json"),

@@ -69,8 +69,8 @@ def test_it_goes_through_the_stages(trained, succeeds, monkeypatch):
     succeeds("block-level_finetuning.py", "--method", "reconstruct", "--calibration", 32)
     succeeds("compose_model.py", "-n", 0, "-o", "composed")
     succeeds("compose_model.py", "-n", 0, "-o", "compact", "--compact")
-    tuning = ("--epochs", 1, "--epoch-size", 16, "--metric-for-best", "bleu", "--metric-examples", 4)
-    succeeds("model-level_finetuning.py", "-n", 0, "-o", "tuned", *tuning, "--max-new-tokens", 4)
+    tuning = ("--epochs", 1, "--epoch-size", 16, "--metric-for-best", "bleu")
+    succeeds("model-level_finetuning.py", "-n", 0, "-o", "tuned", *tuning)
     report = ("--limit", 4, "--beams", 2, "--max-new-tokens", 8, "--report", "report-{name}.json")
     scores = succeeds("evaluate-t5.py", "-m", "composed", "compact", *report)
     assert scores["models"][0]["bleu"] == scores["models"][1]["bleu"]

@@ -192,25 +192,8 @@ def test_the_best_epoch_by_a_metric(succeeds, finetuned, model_for, tmp_path, ta
     assert ("max_new_tokens" in made_from) == (task != "classification")
 
 
-def test_joint_fine_tuning_chooses_by_the_mean_over_compositions(succeeds, call, chain, workshop, tmp_path):
-    which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-o", tmp_path / "joint", "--batch-size", 8)
-    metric = ("--metric-for-best", "chrf", "--metric-examples", 4)
-    result = succeeds("block-level_finetuning.py", *which, *metric, "--epochs", 1)
-    values = [float(row["chrf"]) for row in read_csv(tmp_path / "joint.csv")]
-    assert len(values) == 3 and result["val_chrf"] == max(values)
-    code, _, err = call("block-level_finetuning.py", *which, *metric, "--method", "train")
-    assert code == 2 and "--metric-for-best: goes with --method joint" in err
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (["--metric-for-best", "accuracy"], "--metric-for-best accuracy: of translation it is one of loss, bleu, chrf"),
-        (["--metric-examples", "3"], "--metric-examples: goes with --metric-for-best"),
-        (["--max-new-tokens", "3"], "--max-new-tokens: goes with --metric-for-best"),
-    ],
-)
-def test_metrics_that_cannot_be_chosen_by(call, chain, workshop, tmp_path, flags, words):
+def test_metrics_that_cannot_be_chosen_by(call, chain, workshop, tmp_path):
     which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
-    code, _, err = call("model-level_finetuning.py", *which, "-o", tmp_path / "out", *flags)
+    code, _, err = call("model-level_finetuning.py", *which, "-o", tmp_path / "out", "--metric-for-best", "accuracy")
+    words = "--metric-for-best accuracy: of translation it is one of loss, bleu, chrf"
     assert code == 2 and words in err and is_one_line(err)

@@ -395,16 +395,6 @@ def add_training_flags(parser, *, epochs, early_stop, stats):
         default=[],
         help=f"services that are told of every epoch's figures, through accelerate: {', '.join(TRACKERS)}",
     )
-    parser.add_argument(
-        "--track-dir", metavar="FOLDER", help="where they keep their files; without it runs/ beside the output"
-    )
-    parser.add_argument(
-        "--save-every",
-        type=non_negative_number,
-        default=5.0,
-        metavar="MINUTES",
-        help="how often the state is saved within an epoch, from which an interrupted run goes on; 0: only at its end",
-    )
 
 
 def add_precision_flag(parser):
@@ -459,18 +449,10 @@ def add_whole_model_flags(parser):
         metavar="PIECES",
         help="take each batch in so many pieces, one after another, for less memory; the step is that of the whole",
     )
-    parser.add_argument(
-        "--checkpointing",
-        action="store_true",
-        help="compute the insides of each layer again for the gradients instead of keeping them, for less memory and "
-        "more time; the step is the same",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the layers with torch.compile, which takes minutes at first, for faster steps on GPUs; results "
-        "are the same but for rounding",
-    )
+
+
+def add_metric_flags(parser):
+    """The flags of a metric that the best epoch is chosen by."""
     parser.add_argument(
         "--metric-for-best",
         default="loss",
@@ -478,13 +460,6 @@ def add_whole_model_flags(parser):
         help="what the best epoch, and early stopping, are chosen by: the validation loss, or a metric of the task, "
         "measured after every epoch (bleu, chrf; rouge_1, rouge_2, rouge_l; accuracy, f1, matthews)",
     )
-    parser.add_argument(
-        "--metric-examples",
-        type=positive,
-        help="validation examples that the metric is measured on, always the same; without it 256 of what is "
-        "generated, greedily, and all of a classifier's",
-    )
-    add_translation_flags(parser)
 
 
 def _number(kind, accept, wanted):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.blocks.tensors import parameter_counts
-from common.cli.flags import FINE_TUNED, MODELS, SPLITS, refuse_unused
+from common.cli.flags import FINE_TUNED, MODELS, SPLITS
 from common.data.examples import Examples, load_examples
 from common.data.metrics import CONFIDENCE, intervals
 from common.data.sources import DataSource, check_source
@@ -29,7 +29,7 @@ from common.training.learner import Recipe, last_rate
 from common.training.loop import epoch_steps
 from common.training.tracking import Tracking, check_trackers
 
-METRIC_EXAMPLES = 256  # by default, of what is generated: enough to tell epochs apart, and takes seconds
+METRIC_EXAMPLES = 256  # of what is generated: enough to tell epochs apart, and takes seconds
 TRIED = 100  # examples of each split that are read when a model is adopted
 
 
@@ -67,12 +67,7 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     loaded = load_model(path or the_model(args.model), device)
     processes = join(device)
     talk = Talk(args.quiet or not processes.is_first)
-    how = {
-        "pieces": getattr(args, "accumulate", 1),
-        "checkpointing": getattr(args, "checkpointing", False),
-        "compiling": getattr(args, "compile", False),
-        "precision": getattr(args, "precision", "fp32"),
-    }
+    how = {"pieces": getattr(args, "accumulate", 1), "precision": getattr(args, "precision", "fp32")}
     return Opened(loaded, Runtime(device, getattr(args, "batch_size", 1), talk, processes, **how))
 
 
@@ -126,9 +121,9 @@ def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
     return there
 
 
-def longest_answer(args, loaded: LoadedModel) -> int:
-    """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
-    return args.max_new_tokens or min(loaded.task.longest_answer, loaded.positions or loaded.task.longest_answer)
+def longest_answer(loaded: LoadedModel, wanted: int | None = None) -> int:
+    """How many tokens a model may generate: as many as are wanted, or as its task's answers have, if they fit."""
+    return wanted or min(loaded.task.longest_answer, loaded.positions or loaded.task.longest_answer)
 
 
 def quality_from(args, opened: Opened, validation: Examples) -> Quality | None:
@@ -139,24 +134,15 @@ def quality_from(args, opened: Opened, validation: Examples) -> Quality | None:
     Raises:
         UserError: it is no metric of the task.
     """
-    task, unused = opened.loaded.task, ["metric_examples", "max_new_tokens"]
+    task = opened.loaded.task
     if args.metric_for_best == "loss":
-        refuse_unused(args, unused, "goes with --metric-for-best")
         return None
     if args.metric_for_best not in task.metrics:
         raise UserError(
             f"--metric-for-best {args.metric_for_best}: of {task.name} it is one of loss, {', '.join(task.metrics)}"
         )
-    if task.has_labels:
-        refuse_unused(args, unused[1:], "a classifier generates nothing; leave the flag out")
-    usual = len(validation) if task.has_labels else METRIC_EXAMPLES
-    return Quality(
-        args.metric_for_best,
-        validation.sample(args.metric_examples or usual),
-        opened.tokenizer,
-        opened.runtime,
-        longest_answer(args, opened.loaded),
-    )
+    examples = validation if task.has_labels else validation.sample(METRIC_EXAMPLES)
+    return Quality(args.metric_for_best, examples, opened.tokenizer, opened.runtime, longest_answer(opened.loaded))
 
 
 def open_tokenizer(args, loaded: LoadedModel):
@@ -213,11 +199,9 @@ def tracking_folder(args, output: str | Path) -> Path:
     Raises:
         UserError: a tracker is not installed, or the folder cannot be written to.
     """
-    folder = Path(args.track_dir) if args.track_dir else Path(output).parent / "runs"
+    folder = Path(output).parent / "runs"
     if args.track:
         check_trackers(args.track, folder)
-    else:
-        refuse_unused(args, ["track_dir"], "goes with --track")
     return folder
 
 

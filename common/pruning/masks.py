@@ -62,11 +62,6 @@ class HeldMasks:
         if pairs:
             torch._foreach_mul_(*map(list, zip(*pairs)))
 
-    def move(self, name, device):
-        """Move a parameter's mask, if it has one."""
-        if name in self.masks:
-            self.masks[name] = self.masks[name].to(device)
-
     def intact(self):
         """Whether every removed entry is exactly zero."""
         return all(bool((p.detach()[m == 0] == 0).all()) for p, m in zip(self.parameters.values(), self.masks.values()))

@@ -20,8 +20,7 @@ class Runtime:
     """How data go through a model: on which device, in batches of which size, and who tells of the progress.
 
     `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another; `checkpointing`, `compiling`: how layers run there, see `layers.Layers`. `precision`:
-    see `computing`.
+    training, one after another. `precision`: see `computing`.
     """
 
     device: torch.device
@@ -29,13 +28,7 @@ class Runtime:
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
-    checkpointing: bool = False
-    compiling: bool = False
     precision: str = "fp32"
-
-    def layers(self) -> dict[str, bool]:
-        """How a whole model's layers run in training, as keyword arguments of `layers.Layers` and of objectives."""
-        return {"checkpointing": self.checkpointing, "compiling": self.compiling}
 
     def now(self) -> float:
         """Seconds of a monotonic clock, once the device has done what it was given."""

@@ -13,7 +13,7 @@ from common.runtime.records import content_digest, digest
 
 FORMAT = "composable-pruning checkpoint 1"  # what a checkpoint says first
 RUN_DIGITS = 12  # of a run's key, in the names of its checkpoint and in the rows of its stats
-SAVE_SECONDS = 300.0  # between two savings within an epoch, by default
+SAVE_SECONDS = 300.0  # between two savings within an epoch
 
 
 class Checkpoint:
@@ -22,20 +22,19 @@ class Checkpoint:
     Its name has digits of the run's key in it, so that runs with other settings have other files.
     """
 
-    def __init__(self, prefix, run, keys, save_seconds=SAVE_SECONDS, talk=None, processes=ALONE):
+    def __init__(self, prefix, run, keys, talk=None, processes=ALONE):
         """
         Args:
             prefix: what the file's path begins with: the output's.
             run: digest of everything that determines the run.
             keys: {learner name: digest of everything that determines it}; a file with other keys is not used.
-            save_seconds: how often to save within an epoch; 0: never.
             talk: is told of a file that is damaged.
             processes: those that share the run; all read the file, and the first writes it.
         """
         self.prefix, self.run = Path(prefix), run
         self.path = self.prefix.with_name(f"{self.prefix.name}.{run[:RUN_DIGITS]}.checkpoint")
         self.keys = {text_of(name): key for name, key in keys.items()}
-        self.save_seconds, self.talk, self.is_written_here = save_seconds, talk, processes.is_first
+        self.talk, self.is_written_here = talk, processes.is_first
         self.notes = {}  # what else of the run must not be lost: plain values, saved with every state
         self.past = {}  # {name's text: history}, of learners that were done before the interruption
         self._saved_at, self._held, self._content = time.monotonic(), None, None
@@ -101,11 +100,11 @@ class Checkpoint:
     def share(self, number, count, names):
         """The checkpoint of one of `count` processes, which has some of the learners, and keeps a state of its own."""
         keys = {text_of(name): self.keys[text_of(name)] for name in names}
-        return Checkpoint(self.prefix, digest([self.run, number, count]), keys, self.save_seconds, self.talk)
+        return Checkpoint(self.prefix, digest([self.run, number, count]), keys, self.talk)
 
     def is_due(self):
         """Whether it is time to save."""
-        return bool(self.save_seconds) and time.monotonic() - self._saved_at >= self.save_seconds
+        return time.monotonic() - self._saved_at >= SAVE_SECONDS
 
     def _write(self, state):
         self._content, self._is_of_no_use = None, True

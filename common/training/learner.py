@@ -122,14 +122,6 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
-    def move(self, name: str, device: torch.device) -> None:
-        """Move one parameter, its mask and its moments to a device; a gradient is dropped."""
-        parameter = self.parameters[name]
-        parameter.grad, parameter.data = None, parameter.data.to(device)
-        self.held.move(name, device)
-        state = self.optimizer.state.get(parameter, {})
-        state |= {key: value.to(device) for key, value in state.items()}
-
     def observe(
         self,
         epoch: int,

@@ -23,6 +23,8 @@ from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner, Recip
 from common.training.objectives import ModelObjective, Objective
 from common.training.running_losses import Pass, Progress, RunningLosses, TimeLeft
 
+VERSION = 1  # of model-level training, part of the key of every output; raise it when results change
+
 
 class Measure(NamedTuple):
     """A metric that is measured after every epoch: its name, and what gives its value.
@@ -250,7 +252,7 @@ def fit_model(
 ) -> tuple[Learner, Progress]:
     """Train all parameters of a model that nothing is removed from; it ends with its best weights, in `eval()`."""
     learner = Learner(dict(model.named_parameters()), {}, recipe, steps_of(train, recipe))
-    objective = ModelObjective(model, recipe, **runtime.layers())
+    objective = ModelObjective(model, recipe)
     progress = fit({"model": learner}, objective, train, validation, recipe, runtime, checkpoint)
     model.eval()
     return learner, progress

@@ -8,7 +8,6 @@ import torch
 
 from common.data.examples import Batch, rows_of
 from common.runtime.devices import computing
-from common.training.layers import Layers
 from common.training.learner import Learner, Recipe
 
 
@@ -49,26 +48,9 @@ class ModelObjective:
 
     divides = True  # the loss of a batch is the mean of its examples', which processes can share
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        recipe: Recipe,
-        teacher: torch.nn.Module | None = None,
-        *,
-        checkpointing: bool = False,
-        compiling: bool = False,
-    ):
-        """
-        Args:
-            teacher: the original model; needed if the recipe distils.
-            checkpointing, compiling: how layers run in training, the teacher's too; see `layers.Layers`. Validation
-                runs the model as it is.
-        Raises:
-            UserError: nothing can be compiled here.
-        """
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
+        """`teacher`: the original model; needed if the recipe distils."""
         self.model, self.recipe, self.teacher = model, recipe, teacher
-        self.layers = Layers(model, checkpointing=checkpointing, compiling=compiling)
-        self.teachers_layers = None if teacher is None else Layers(teacher, compiling=compiling)
         # T5 would otherwise fill a cache of keys and values, which nothing reads here.
         self.settings = {"use_cache": False} if model.config.is_encoder_decoder else {}
         if teacher is not None:
@@ -83,13 +65,11 @@ class ModelObjective:
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
         distill = self.recipe.distill if training else 0.0
-        precision = self.recipe.precision
         with forward(batch["labels"].device, self.recipe, training):
-            with self.layers.running(precision) if training else contextlib.nullcontext():
-                output = self.model(**batch, **self.settings)
+            output = self.model(**batch, **self.settings)
             real, loss = batch.labelled(), output.loss
             if distill:
-                with torch.no_grad(), self.teachers_layers.running(precision):
+                with torch.no_grad():
                     wanted = rows_of(self.teacher(**batch, **self.settings).logits, real).float().log_softmax(-1)
                 found = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)

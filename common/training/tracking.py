@@ -25,8 +25,6 @@ def check_trackers(names: list[str], folder: str | Path) -> None:
     for name in names:
         if name not in installed:
             raise UserError(f"--track {name}: is not installed here; pip install {PACKAGES.get(name, name)}")
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise UserError(f"--track-dir {folder}: is a file where a folder belongs")
     check_writable(Path(folder) / PROJECT)
 
 

@@ -20,21 +20,15 @@ from common.training.tracking import Tracking
 VERSION = 1  # of training, part of the key of every output; raise it when results change
 
 
-def tune_apart(stage: BlockStage, shard: tuple[int, int] | None = None) -> dict:
+def tune_apart(stage: BlockStage) -> dict:
     """Solve or train the variants that are not there yet; returns the result.
 
-    Args:
-        shard: (number, count), to take one of so many shares of the blocks; None for all.
     Raises:
         UserError: see `Library.has`, `Library.read`, `solve` and `training.fit`.
     """
     runtime, library = stage.runtime, stage.library
-    pairs = stage.pruned.variants()
-    if shard:
-        number, count = shard
-        pairs = [pair for share in list(by_block(pairs).values())[number::count] for pair in share]
     version = {} if stage.method == "reconstruct" else {"apart_version": VERSION}
-    made_from = stage.made_from(pairs, **version)
+    made_from = stage.made_from(stage.pruned.variants(), **version)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, stage.overwrite)]
     todo = runtime.processes.agree(todo)
     skipped = len(made_from) - len(todo)

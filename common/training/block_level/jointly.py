@@ -7,7 +7,6 @@ from pathlib import Path
 from common.composing.compose import check_model
 from common.composing.configurations import read_configurations
 from common.composing.scheme import Pair, make_scheme
-from common.evaluation.answers import Quality
 from common.models.load import LoadedModel
 from common.runtime.devices import give_back_memory
 from common.runtime.errors import UserError
@@ -17,7 +16,7 @@ from common.training.block_level.stage import BlockStage
 from common.training.block_level.supernet import JointObjective, Supernet, sample_compositions
 from common.training.checkpoints import RUN_DIGITS, Checkpoint
 from common.training.learner import NEVER_A_NUMBER, Learner
-from common.training.loop import Measure, fit, steps_of, validate
+from common.training.loop import fit, steps_of, validate
 from common.training.running_losses import Progress
 from common.training.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
 from common.training.tracking import Tracking
@@ -26,30 +25,19 @@ VERSION = 1  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there
 
 
-def tune_jointly(
-    stage: BlockStage,
-    configurations: list[dict[str, str]],
-    *,
-    shared_rate: float,
-    together: bool = False,
-    offload: bool = False,
-    quality: Quality | None = None,
-) -> dict:
+def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, shared_rate: float) -> dict:
     """Train all variants within composed models, and the rest of the model with them; returns the result.
 
     Args:
         configurations: {block: variant} each, those that quality is measured on.
         shared_rate: the learning rate of the rest of the model, as a share of the variants'; 0 leaves it.
-        together: train the variants that are there again, too, unless they were trained with just these.
-        offload: keep on the device only those variants that a step trains.
-        quality: what chooses the best epoch; without it the loss does.
     Raises:
         UserError: see `Library.has`, `Library.read`, `solve` and `training.fit`.
     """
     library, runtime = stage.library, stage.runtime
-    settings = {"joint_version": VERSION, "shared_rate": shared_rate, **(quality.to_json() if quality else {})}
+    settings = {"joint_version": VERSION, "shared_rate": shared_rate}
     made_from = stage.made_from(stage.pruned.variants(), **settings)
-    todo = runtime.processes.agree(missing(library, made_from, stage.overwrite, together))
+    todo = runtime.processes.agree(missing(library, made_from, stage.overwrite))
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
@@ -57,7 +45,7 @@ def tune_jointly(
     old = [pair for pair in library.variants() if pair not in todo]
     run = run_of(library, todo, old)
     trains_shared = not old and shared_rate > 0
-    supernet = open_supernet(stage, todo, old, offload)
+    supernet = open_supernet(stage, todo, old)
     if trains_shared:
         library.check_shared(supernet.shared)
     learner = supernet.make_learner(
@@ -65,7 +53,7 @@ def tune_jointly(
     )
     compositions = sample_compositions(configurations, todo, supernet.tensors, stage.recipe.seed)
     checkpoint, tracking = stage.open_checkpoint(run, {"library": run}), stage.open_tracking(run[:RUN_DIGITS])
-    Jointly(stage, supernet, learner, compositions, quality, checkpoint, tracking, run[:RUN_DIGITS]).train()
+    Jointly(stage, supernet, learner, compositions, checkpoint, tracking, run[:RUN_DIGITS]).train()
     tracking.close()
     if runtime.processes.is_first:
         library.write_together(
@@ -87,7 +75,6 @@ def tune_jointly(
         "val_loss_before": before,
         "val_loss": after,
         "best_epoch": learner.best_epoch,
-        **({f"val_{quality.metric}": learner.best_metric} if quality else {}),
         "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
         "seconds": seconds_of(stage.stats_file, {run[:RUN_DIGITS]}),
         "stats": stage.stats_file,
@@ -105,7 +92,6 @@ class Jointly:
     supernet: Supernet
     learner: Learner
     compositions: dict[str, dict[str, str]]
-    quality: Quality | None
     checkpoint: Checkpoint
     tracking: Tracking
     run: str
@@ -113,9 +99,7 @@ class Jointly:
     def train(self) -> None:
         """From the closed form's solutions, unless the checkpoint is of what came after."""
         stage, learners, progress = self.stage, {"library": self.learner}, Progress()
-        objective = JointObjective(
-            self.supernet, stage.recipe, self.compositions, stage.original, **stage.runtime.layers()
-        )
+        objective = JointObjective(self.supernet, stage.recipe, self.compositions, stage.original)
         if not self.checkpoint.holds_training():
             self.start_from_solutions(objective, progress)
             self.checkpoint.save(learners, progress.rows)
@@ -128,7 +112,6 @@ class Jointly:
             stage.runtime,
             self.checkpoint,
             rows=progress.rows,
-            measure=Measure(self.quality.metric, self.mean_quality) if self.quality else None,
             on_epoch=self.write_losses,
         )
 
@@ -166,47 +149,31 @@ class Jointly:
         found = validate({"library": self.learner}, objective, stage.held_out, stage.recipe, stage.runtime)
         if epoch == 0 and not math.isfinite(found.losses["library"]):
             raise UserError(NEVER_A_NUMBER)
-        metric = self.mean_quality() if self.quality else None
-        self.learner.count_as_epoch(epoch, found.losses["library"], seconds, found.parts["library"], metric)
-
-    def mean_quality(self, after_batch=lambda: None) -> float:
-        """Of the compositions."""
-        values = []
-        for choice in self.compositions.values():
-            self.supernet.compose(choice)
-            values.append(self.quality.of(self.supernet.model, after_batch))
-        return sum(values) / len(values)
+        self.learner.count_as_epoch(epoch, found.losses["library"], seconds, found.parts["library"])
 
     def write_losses(self, progress: Progress) -> None:
         stage, history = self.stage, self.learner.history
         if not stage.runtime.processes.is_first:
             return
-        metric = self.quality and self.quality.metric
-        write_stats(stage.stats_file, {"library": history}, progress, self.run, metric)
+        write_stats(stage.stats_file, {"library": history}, progress, self.run)
         write_composition_stats(stage.stats_beside("compositions"), history, self.run)
         self.tracking.tell()
 
 
-def open_supernet(stage: BlockStage, todo: dict[Pair, dict], old: list[Pair], offload: bool) -> Supernet:
+def open_supernet(stage: BlockStage, todo: dict[Pair, dict], old: list[Pair]) -> Supernet:
     """The variants to train, among those that are there and the rest of the model that these were trained with."""
     new, among = stage.variants(stage.pruned, todo), stage.variants(stage.library, old)
     shared = stage.library.read_shared() if old else None
-    device = stage.runtime.device if offload else None
-    return Supernet(stage.original, stage.blocks, new, among, shared, offload_from=device)
+    return Supernet(stage.original, stage.blocks, new, among, shared)
 
 
-def missing(library, made_from: dict[Pair, dict], overwrite: bool, together: bool) -> dict[Pair, dict]:
-    """The variants to train, {pair: what each is made from}.
-
-    A variant that is there stays, whatever it was trained together with; with `together`, only if that was the same.
-    """
-    wanted = run_of(library, made_from, [pair for pair in library.variants() if pair not in made_from])
-    todo = {}
-    for pair, settings in made_from.items():
-        run = library.run(pair)
-        is_there = library.has(pair, settings | {"run": run}, overwrite)
-        if not is_there or (together and run != wanted):
-            todo[pair] = settings
+def missing(library, made_from: dict[Pair, dict], overwrite: bool) -> dict[Pair, dict]:
+    """The variants to train, {pair: what each is made from}; one that is there stays, whatever it was trained with."""
+    todo = {
+        pair: settings
+        for pair, settings in made_from.items()
+        if not library.has(pair, settings | {"run": library.run(pair)}, overwrite)
+    }
     return todo if library.shared_is_intact() else made_from
 
 

@@ -42,7 +42,6 @@ class BlockStage:
     overwrite: bool
     stats_file: str
     unfinished: Path
-    save_seconds: float
     open_tracking: Callable[[str], Tracking]
 
     def made_from(self, pairs: Iterable[Pair], **settings) -> dict[Pair, dict]:
@@ -71,7 +70,7 @@ class BlockStage:
 
     def open_checkpoint(self, run: str, keys: dict) -> Checkpoint:
         """The state of an unfinished run; see `checkpoints.Checkpoint`."""
-        return Checkpoint(self.unfinished, run, keys, self.save_seconds, self.runtime.talk, self.runtime.processes)
+        return Checkpoint(self.unfinished, run, keys, self.runtime.talk, self.runtime.processes)
 
     def nothing_to_do(self, skipped: int, runs: set[str]) -> dict:
         """The result where all variants are there; `runs`: those that made them, as the stats know them."""

@@ -28,7 +28,6 @@ from common.composing.scheme import DENSE, Pair, by_block
 from common.training.learner import Learner, Recipe
 from common.training.objectives import ModelObjective
 
-CPU = torch.device("cpu")
 COMPOSITIONS = 8  # how many validation measures
 NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, the new have at least so much
 
@@ -47,7 +46,6 @@ class Supernet:
         new: dict[Pair, Variant],
         old: dict[Pair, Variant],
         shared: dict[str, torch.Tensor] | None = None,
-        offload_from: torch.device | None = None,
     ):
         """
         Args:
@@ -55,20 +53,17 @@ class Supernet:
             new: the variants to train; their tensors are trained in place.
             old: those that they are trained among, and which stay as they are.
             shared: {parameter: tensor}, those that the old variants were trained with; they then stay, too.
-            offload_from: the model's device, to keep only those variants there that are in use, and the others in the
-                memory of the CPU.
         """
         self.model, self.blocks, self.new = aliasing_copy(original), blocks, new
         own = dict(self.model.named_parameters())
         self.shared = {name: own[name] for name in shared_parameters(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
-        self.inside, self.offload_from, self.learner = dict.fromkeys(blocks, DENSE), offload_from, None
+        self.inside = dict.fromkeys(blocks, DENSE)
         alias_shared(self.model, shared or {})
-        home = self.model.device if offload_from is None else CPU
         self.tensors = {
             pair: {
                 name: torch.nn.Parameter(tensor, requires_grad=pair in new)
-                for name, tensor in variant.to(home).tensors.items()
+                for name, tensor in variant.to(self.model.device).tensors.items()
             }
             for pair, variant in {**old, **new}.items()
         }
@@ -86,8 +81,7 @@ class Supernet:
             alias_shared(self.model, {name: tensor.clone() for name, tensor in self.shared.items()})
             shares = {_key("", name): shared_factor for name in self.shared}
             parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.shared.items()}
-        self.learner = Learner(parameters, masks, recipe, total_steps, shares)
-        return self.learner
+        return Learner(parameters, masks, recipe, total_steps, shares)
 
     @torch.no_grad()
     def start_from(self, tensors: dict[Pair, dict[str, torch.Tensor]]) -> None:
@@ -101,23 +95,11 @@ class Supernet:
         for name, variant in choice.items():
             if self.inside[name] == variant:
                 continue
-            if self.offload_from and self.inside[name] != DENSE:
-                self._move(Pair(name, self.inside[name]), CPU)
-            pair = Pair(name, variant)
-            if self.offload_from and variant != DENSE:
-                self._move(pair, self.offload_from)
             root = self.model.get_submodule(self.blocks[name].root)
-            for path, tensor in (self.own[name] if variant == DENSE else self.tensors[pair]).items():
+            for path, tensor in (self.own[name] if variant == DENSE else self.tensors[Pair(name, variant)]).items():
                 linear, _, parameter = path.rpartition(".")
                 setattr(root.get_submodule(linear), parameter, tensor)
             self.inside[name] = variant
-
-    def _move(self, pair, device):
-        for name, tensor in self.tensors[pair].items():
-            if pair in self.new:
-                self.learner.move(_key(pair, name), device)
-            else:
-                tensor.data = tensor.data.to(device)
 
 
 def _key(pair, name):
@@ -175,16 +157,15 @@ class JointObjective:
         recipe: Recipe,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,
-        **how,
     ):
         """
         Args:
             compositions: {name: {block: variant}}, those that validation measures.
-            teacher, how: see `objectives.ModelObjective`.
+            teacher: see `objectives.ModelObjective`.
         """
         self.supernet, self.compositions = supernet, compositions
         self.draws = Draws(supernet.new, supernet.tensors, recipe.seed)
-        self.whole = ModelObjective(supernet.model, recipe, teacher, **how)
+        self.whole = ModelObjective(supernet.model, recipe, teacher)
 
     def begin(self, batch, learners):
         """Nothing is shared: the batch as it is."""
