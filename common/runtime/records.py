@@ -10,20 +10,19 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from common import __version__
 from common.runtime.errors import UserError
 from common.runtime.files import check_writable, is_temporary, write_bytes
-from common.runtime.schema import SHA256, MapOf, check
+from common.runtime.schema import shown
 
 FORMAT_VERSION = 1  # of configurations, schemes and .pth files
 RECORD_VERSION = 2  # of records
 RECORD_NAME = "record.json"
 VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
-FILES = MapOf(SHA256)
-FOREIGN = "no such output of this suite, which never replaces it; choose another output"
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------
@@ -59,13 +58,35 @@ def json_text(value, **layout):
         raise UserError("a result is not a finite number: the model or the data are damaged") from None
 
 
+def keeps(path: str | Path, overwrite: bool, *, is_ours: bool, is_same: bool, difference: str) -> bool:
+    """Whether an output that is there already need not be made again.
+
+    Args:
+        is_ours: whether it is of the kind, and of the script, that is to be written; others are never replaced.
+        is_same: whether it is what would be made.
+        difference: why it is not, for the message.
+    Raises:
+        UserError: it is not ours; or not the same, and `overwrite` is off.
+    """
+    if not is_ours:
+        raise UserError(
+            f"{path}: exists already and is no such output of this script, which never replaces it; "
+            "choose another output"
+        )
+    if not (is_same or overwrite):
+        raise UserError(
+            f"{path}: exists already, {difference}; choose another output or pass --overwrite to replace it"
+        )
+    return is_same
+
+
 def keeps_existing(
     path: str | Path,
     content: dict,
     overwrite: bool,
     *,
     is_ours: Callable[[object], bool],
-    is_derived: Callable[[object], bool] = lambda found: False,
+    is_derived: Callable[[object], bool] = lambda value: False,
 ) -> bool:
     """Whether a JSON file need not be written because it holds this very content (layout and order do not count).
 
@@ -73,18 +94,14 @@ def keeps_existing(
         is_ours: whether the JSON value that is there is of the kind that is to be written.
         is_derived: whether nobody can have edited it, so that it is replaced without `overwrite`.
     Raises:
-        UserError: it is no such file, or it holds something else, perhaps written by hand, and `overwrite` is off.
+        UserError: see `keeps`.
     """
     if not Path(path).exists():
         return False
     value = _json_in(path)
-    if value is None or not is_ours(value):
-        raise UserError(f"{path}: exists already and is {FOREIGN}")
-    if value != content and not (overwrite or is_derived(value)):
-        raise UserError(
-            f"{path}: exists already and holds something else; choose another output or pass --overwrite to replace it"
-        )
-    return value == content
+    mine = value is not None and is_ours(value)
+    may_replace = overwrite or (mine and is_derived(value))
+    return keeps(path, may_replace, is_ours=mine, is_same=value == content, difference="with other content")
 
 
 def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
@@ -100,21 +117,21 @@ def check_report(path: str | Path | None, script: str, *, lines: bool = False) -
     if path is None:
         return
     check_writable(path, is_file=True)
-    if not Path(path).exists():
-        return
-    report = _json_in(path, lines)
-    if not isinstance(report, dict) or report.get("script") != script or "key" in report:  # which a record has
-        what = "are no predictions" if lines else "is no report"
-        raise UserError(f"{path}: exists already and {what} of {script}; choose another file")
+    if Path(path).exists():
+        report = _json_in(path, lines)
+        is_ours = isinstance(report, dict) and report.get("script") == script and "key" not in report  # of a record
+        keeps(path, True, is_ours=is_ours, is_same=False, difference="")
 
 
 def _json_in(path, first_line=False):
     """The JSON value in a file, or in its first line; None if there is none."""
     try:
-        with open(path, "rb") as handle:
-            return json.loads(handle.readline() if first_line else handle.read())
+        if os.path.isfile(path):  # a pipe or a device may have no end
+            with open(path, "rb") as handle:
+                return json.loads(handle.readline() if first_line else handle.read())
     except (OSError, ValueError, RecursionError):
-        return None
+        pass
+    return None
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -128,25 +145,20 @@ def read_json(path, made_by):
     Raises:
         UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
     """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; {made_by} makes it")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {made_by} makes it") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a JSON text file; {made_by} makes one") from None
-    value = parse_json(path, text)
+        value = parse_json(path, Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; {made_by} makes one")
+        raise UserError(f"{path}: holds {shown(value)} where an object belongs; {made_by} makes one")
     return value
 
 
 def parse_json(where, text):
-    """The JSON value in a text.
+    """The JSON value in a text; `where` names it in a message.
 
-    Args:
-        where: what names it in a message.
     Raises:
         UserError: malformed, a key given twice, or half a character.
     """
@@ -160,12 +172,10 @@ def parse_json(where, text):
 
 
 def _without_twins(pairs):
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twin!r} stands twice in one object; keep one of them")
-    return value
+    twins = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twins:
+        raise ValueError(f"the key {twins[0]!r} stands twice in one object; keep one of them")
+    return dict(pairs)
 
 
 # --- digests ---------------------------------------------------------------------------------------------------
@@ -284,11 +294,9 @@ def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool
     Args:
         is_meant: of which files, by their names.
     Raises:
-        UserError: one is missing, or was changed since; or the list is none.
+        UserError: one is missing, or was changed since.
     """
-    files = record.get("files", {})
-    check(Path(folder) / RECORD_NAME, files, FILES, "make the output again")
-    for name, wanted in files.items():
+    for name, wanted in record.get("files", {}).items():
         if is_meant(name):
             check_file(Path(folder) / name, wanted)
 
@@ -313,7 +321,7 @@ def is_done(
     script: str,
     damage: Callable[[], str | None] = lambda: None,
 ) -> bool:
-    """Whether the output at `path` need not be made again: it is there, whole, and was made from the same things.
+    """Whether the output at `path` need not be made again: it is there, intact, and was made from the same things.
 
     Args:
         record: the record found at `path`, or None if there is none.
@@ -321,47 +329,32 @@ def is_done(
         script: the one that makes it; `overwrite` replaces only what the same one made.
         damage: says what is wrong with it, if it is not what was written.
     Raises:
-        UserError: something else is there: of another script, or not of this suite; or, with `overwrite` off, made from
-            other things, or damaged.
+        UserError: see `keeps`; or, with `overwrite` off, it is damaged.
     """
-    if not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir())):
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
-    if record is None:
-        raise UserError(f"{path}: exists already and is {FOREIGN}")
-    if record.get("script") != script:
-        raise UserError(
-            f"{path}: was made by {record.get('script')}, and {script} never replaces it; choose another output"
-        )
-    if record.get("key") == digest(made_from):
-        reason = damage()
-        if reason and not overwrite:
-            raise UserError(f"{reason}, or pass --overwrite")
-        return not reason
-    if not overwrite:
-        raise UserError(
-            f"{path}: exists already, made from other inputs or settings{differences(record, made_from)}; "
-            "choose another output or pass --overwrite to replace it"
-        )
-    return False
+    is_ours = record is not None and record.get("script") == script
+    is_same = is_ours and record.get("key") == digest(made_from)
+    reason = damage() if is_same else None
+    if reason and not overwrite:
+        raise UserError(f"{reason}, or pass --overwrite")
+    difference = f"made from other inputs or settings{differences(record, made_from)}"
+    return keeps(path, overwrite, is_ours=is_ours, is_same=is_same and not reason, difference=difference)
 
 
-def differences(record, wanted):
+def differences(record: dict | None, wanted: dict) -> str:
     """In which settings an output that is there differs from the wanted one, as " (…)"; "" where nothing is known.
 
     Args:
-        record: what tells of the output, with "made_from" in it if it is known; may be None.
+        record: what tells of the output, with "made_from" in it if it is known.
         wanted: {name: JSON value}.
     """
-    found = (record or {}).get("made_from")
-    if not isinstance(found, dict):
-        return ""
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return f" ({', '.join(_difference(name, found.get(name), wanted.get(name)) for name in names)})" if names else ""
-
-
-def _difference(name, found, wanted):
-    name = name.replace("_", " ")
-    plain = all(
-        isinstance(value, bool | int | float | str | None) and len(str(value)) < 40 for value in (found, wanted)
-    )
-    return f"{name}: {json.dumps(found)} there, {json.dumps(wanted)} asked for" if plain else f"{name}: not the same"
+    made_from = (record or {}).get("made_from") or {}
+    pairs = {name: (made_from.get(name), wanted.get(name)) for name in {**made_from, **wanted}} if made_from else {}
+    texts = [
+        f"{name.replace('_', ' ')}: {shown(before)} there, {shown(now)} asked for"
+        for name, (before, now) in pairs.items()
+        if before != now
+    ]
+    return f" ({', '.join(texts)})" if texts else ""
