@@ -18,20 +18,11 @@ from common.composing.configurations import looks_like_configurations, read_conf
 from common.data import metrics
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import check_report, keeps_existing, read_json, write_json
-from common.runtime.schema import HEX, Fault, ListOf, Number, Object, Where, check
+from common.runtime.schema import check
 
-SECONDS, FINITE = Number(0), Number()
-
-
-def _seconds_fault(row):
-    """Whether what was measured has its seconds, and the other way round."""
-    odd = next((name for name in ("loss", "quality") if (name in row) != (f"{name}_seconds" in row)), None)
-    return Fault((), "an object", f"one with both {odd} and {odd}_seconds, or neither,") if odd else None
-
-
-MEASURED = {"loss": FINITE, "loss_seconds": SECONDS, "quality": FINITE, "quality_seconds": SECONDS}
-ROW = Where(Object({}, {"key": HEX, **MEASURED}, others=True), _seconds_fault)
-REPORT = Object({"configurations": ListOf(ROW, "row")}, others=True)  # what is read of it here
+MEASURED = ("loss", "loss_seconds", "quality", "quality_seconds")
+ROW = {"key?": str, **{f"{name}?": float for name in MEASURED}, str: object}
+REPORT = {"configurations": [ROW], str: object}  # what is read of it here
 NAME = "experiments/explore.py"  # in reports
 
 

@@ -21,19 +21,16 @@ from common.evaluation.pictures import (
 )
 from common.runtime.errors import UserError
 from common.runtime.records import read_json
-from common.runtime.schema import MapOf, Maybe, Number, Object, check
+from common.runtime.schema import check
 
 LINES = ("--", "-.", ":")  # of the series, in turn: to tell them apart in black and white
 MOST_COLUMNS = 3
 METRICS = ("bleu", "rouge_l", "accuracy")
-FIGURE = Maybe(Number(0, 1e18))
-REPORT = Object(  # what is read of it here
-    {
-        "evaluation": Object({}, dict.fromkeys(METRICS, Number(0, 100)), others=True),
-        "figures": MapOf(Object({"model": FIGURE, "ratio": FIGURE}, others=True)),
-    },
-    others=True,
-)
+REPORT = {  # what is read of it here
+    "evaluation": {**{f"{metric}?": float for metric in METRICS}, str: object},
+    "figures": {str: {"model": (float,), "ratio": (float,), str: object}},
+    str: object,
+}
 AXES = {
     "nonzero_parameters": ("million parameters that are not zero", 1e6),
     "bytes_on_disk": ("MB on disk", 1e6),

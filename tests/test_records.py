@@ -40,13 +40,12 @@ def names(folder):
         (b"{", "malformed JSON"),
         (b"", "malformed JSON"),
         (b"[" * 100_000, "malformed JSON"),
-        (b"[1]", "holds a JSON list where an object belongs; maker.py makes one"),
-        (b"3", "holds a JSON int"),
-        (b"\xff\xfe", "is not a JSON text file; maker.py makes one"),
+        (b"[1]", "holds a list of 1 where an object belongs; maker.py makes one"),
+        (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
         (b"1" * 5000, "malformed JSON"),
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice in one object"),
     ],
-    ids=["absent", "cut", "empty", "deep", "list", "number", "binary", "huge", "twins"],
+    ids=["absent", "cut", "empty", "deep", "list", "binary", "huge", "twins"],
 )
 def test_what_is_no_json_object_is_refused_by_name(tmp_path, content, words):
     path = tmp_path / "x.json"
@@ -85,17 +84,16 @@ def test_an_existing_file_is_kept_if_it_holds_the_same(tmp_path, written, overwr
 
 def test_an_existing_file_that_holds_something_else_is_not_overwritten_unasked(tmp_path):
     write_json(tmp_path / "x", {"a": 2})
-    with pytest.raises(UserError, match="holds something else; .*--overwrite"):
+    with pytest.raises(UserError, match="with other content; .*--overwrite"):
         keeps_existing(tmp_path / "x", {"a": 1}, False, is_ours=is_dict)
     assert not keeps_existing(tmp_path / "x", {"a": 1}, False, is_ours=is_dict, is_derived=is_dict)
 
 
-@pytest.mark.parametrize("written", ["[1]", "{", "by hand", "[" * 100_000])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_of_another_kind_is_never_overwritten(tmp_path, written, overwrite):
+@pytest.mark.parametrize("written", ["[1]", "by hand", "[" * 100_000])
+def test_a_file_of_another_kind_is_never_overwritten(tmp_path, written):
     (tmp_path / "x").write_text(written)
-    with pytest.raises(UserError, match="no such output of this suite"):
-        keeps_existing(tmp_path / "x", {"a": 1}, overwrite, is_ours=is_dict)
+    with pytest.raises(UserError, match="no such output of this script"):
+        keeps_existing(tmp_path / "x", {"a": 1}, True, is_ours=is_dict)
     assert (tmp_path / "x").read_text() == written
 
 
@@ -116,7 +114,7 @@ def test_a_report_replaces_reports_of_its_own_kind_alone(tmp_path, written):
     write_json(path, {"script": "evaluate-t5.py", "figures": {}})
     check_report(path, "evaluate-t5.py")
     path.write_text(written)
-    with pytest.raises(UserError, match="no report of evaluate-t5.py"):
+    with pytest.raises(UserError, match="no such output of this script"):
         check_report(path, "evaluate-t5.py")
 
 
@@ -161,9 +159,8 @@ def test_an_output_is_done_if_it_is_there_under_the_same_key(tmp_path, there, re
     "record, overwrite, words",
     [
         (record_of("other"), False, "made from other inputs or settings; .*--overwrite"),
-        (record_of("k", "other.py"), True, "was made by other.py, and maker.py never replaces it"),
-        ({}, True, "was made by None"),
-        (None, True, "no such output of this suite"),
+        (record_of("k", "other.py"), True, "no such output of this script"),
+        (None, True, "no such output of this script"),
     ],
 )
 def test_an_output_of_something_else_is_not_overwritten(tmp_path, record, overwrite, words):
@@ -244,19 +241,12 @@ def test_a_contents_digest_tells_all_that_torch_saves_apart():
     assert content_digest((1, 2)) == content_digest([1, 2])  # a file does not tell them apart either
 
 
-@pytest.mark.parametrize(
-    "found, text",
-    [
-        ({"epochs": 1, "lr": 0.1}, " (epochs: 1 there, 2 asked for)"),
-        ({"epochs": 2}, " (lr: null there, 0.1 asked for)"),
-        ({"epochs": 2, "lr": 0.1, "examples": "0" * 64}, " (examples: not the same)"),
-        ({"epochs": 2, "lr": 0.1}, ""),
-        (None, ""),
-    ],
-)
-def test_what_differs_is_said_setting_by_setting(found, text):
-    """By hand. A digest says nothing to a reader, so its value is not shown."""
-    assert differences({"made_from": found}, {"epochs": 2, "lr": 0.1}) == text
+def test_what_differs_is_said_setting_by_setting():
+    wanted = {"epochs": 2, "lr": 0.1}
+    assert differences({"made_from": {"epochs": 1}}, wanted) == (
+        " (epochs: 1 there, 2 asked for, lr: null there, 0.1 asked for)"
+    )
+    assert differences({"made_from": wanted}, wanted) == differences({}, wanted) == differences(None, wanted) == ""
 
 
 def test_no_file_of_ours_holds_what_json_does_not_know(tmp_path):
@@ -265,9 +255,3 @@ def test_no_file_of_ours_holds_what_json_does_not_know(tmp_path):
         with pytest.raises(UserError, match="not a finite number"):
             write_json(tmp_path / "x.json", value)
     assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("files", [None, 3, [], {"a": 3}, {"a": "x"}])
-def test_a_list_of_files_that_is_none_is_refused_by_name(tmp_path, files):
-    with pytest.raises(UserError, match=f"{tmp_path / 'record.json'}: "):
-        check_files(tmp_path, {"files": files})

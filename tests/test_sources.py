@@ -100,7 +100,7 @@ def test_no_file_of_common_but_three_knows_parsed_arguments():
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    assert knowing == {"common.cli.flags", "common.cli.open", "common.cli.check"}
+    assert knowing == {"common.cli.flags", "common.cli.open"}
 
 
 def test_a_script_starts_with_the_standard_library_alone():

@@ -10,29 +10,23 @@ from dataclasses import dataclass
 
 from common.runtime.errors import UserError
 from common.runtime.records import FORMAT_VERSION, digest, read_json
-from common.runtime.schema import HEX, Anything, Either, ListOf, MapOf, Number, Object, Text, check, shown
+from common.runtime.schema import check, shown
 
 # Kinds of modules, and what a rate takes a fraction of. A feed-forward module is listed only where neurons are to go.
 SIZES = {"attention": "heads", "linear": "weights", "feed_forward": "neurons"}
-MODEL = Object({"name": Text(), "type": Text(), "fingerprint": HEX})  # which model a file was made for
-SIZE = Number(1, 2**40, whole=True)
-NAME = Text(pattern=r"[^/\\\x00-\x1f]{1,200}", expected="a name without slashes")
-MODULE = Either(
-    "kind",
-    {
-        "attention": Object({"kind": Text(), "heads": SIZE}),
-        "linear": Object({"kind": Text(), "weights": SIZE, "block": NAME, "linear": NAME}),
-        "feed_forward": Object({"kind": Text(), "neurons": SIZE}),
-    },
-)
-CONFIGURATIONS = Object(
-    {
-        "version": Number(0, 2**40, whole=True),
-        "model": MODEL,
-        "modules": MapOf(MODULE, NAME, smallest=1),
-        "configs": ListOf(MapOf(Anything()), "configuration", shortest=1),  # the rates depend on the modules
-    }
-)
+MODEL = {"name": str, "type": str, "fingerprint": str}  # which model a file was made for
+SIZE = range(1, 2**40)
+MODULES = {
+    "attention": {"kind": str, "heads": SIZE},
+    "linear": {"kind": str, "weights": SIZE, "block": str, "linear": str},
+    "feed_forward": {"kind": str, "neurons": SIZE},
+}
+CONFIGURATIONS = {
+    "version": object,
+    "model": MODEL,
+    "modules": {str: {"kind": set(SIZES), str: object}},
+    "configs": [{str: object}],  # the rates depend on the modules
+}
 CONFIGURATIONS_BY = "config_generator.py"
 
 
@@ -119,7 +113,12 @@ def read_configurations(path) -> Configurations:
             f"{path}: is a scheme (prune_scheme_generator.py's output); give the conf.json it was made from"
         )
     check_version(path, value, CONFIGURATIONS_BY)
-    check(path, value, CONFIGURATIONS, f"{CONFIGURATIONS_BY} writes such a file")
+    remedy = f"{CONFIGURATIONS_BY} writes such a file"
+    check(path, value, CONFIGURATIONS, remedy)
+    for name, module in value["modules"].items():
+        check(f"{path}: 'modules': {name!r}", module, MODULES[module["kind"]], remedy)
+    if not (value["modules"] and value["configs"]):
+        raise UserError(f"{path}: has no modules or no configurations; {remedy}")
     modules, configs = value["modules"], value["configs"]
     for i, config in enumerate(configs):
         where = f"{path}: configuration {i}"

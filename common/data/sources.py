@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from common.runtime.errors import UserError
-from common.runtime.schema import PATH, Maybe, Object, Text
 
 SPLITS = ("train", "validation", "test")
 
@@ -104,12 +103,8 @@ class DataSource:
 
 # The fields that a record holds as they are.
 PLAIN = [each.name for each in fields(DataSource) if each.name != "data" and not each.name.endswith("_file")]
-DATA = Maybe(
-    Object(
-        {},
-        {"folder": PATH, "hub": PATH, "files": Object({}, dict.fromkeys(SPLITS, PATH)), **dict.fromkeys(PLAIN, Text())},
-    )
-)
+FILES = {f"{split}?": str for split in SPLITS}
+DATA = ({"folder?": str, "hub?": str, "files?": FILES, **{f"{name}?": str for name in PLAIN}},)
 
 
 def check_source(source: DataSource, task) -> None:

@@ -52,28 +52,25 @@ from common.runtime.records import (
     read_json,
     read_record,
 )
-from common.runtime.schema import PATH, SHA256, Anything, MapOf, Maybe, Number, Object, Text, check
+from common.runtime.schema import check
 
 PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
 GENERATION_NAME = "generation_config.json"
-REFERENCE = Maybe(Object({}, {"folder": PATH, "hub": PATH}))
-MODEL_RECORD = Object(
-    {},
-    {
-        "script": Text(),
-        "key": Maybe(Text()),
-        "task": Text(tuple(TASKS)),
-        "tokenizer": REFERENCE,
-        "data": DATA,
-        "base_model": Text(),
-        "license": Text(),
-        "original": Object({"fingerprint": SHA256, "name": Text()}, {"type": Text(), "model": REFERENCE}, others=True),
-        "variants": MapOf(Text()),
-        "measured": MapOf(Anything()),
-    },
-    others=True,
-)
-TOKENIZER = Object({}, {"extra_ids": Maybe(Number(0, 10**5, whole=True))}, others=True)  # each becomes a token
+REFERENCE = ({"folder?": str, "hub?": str},)
+MODEL_RECORD = {
+    "script?": str,
+    "key?": (str,),
+    "task?": set(TASKS),
+    "tokenizer?": REFERENCE,
+    "data?": DATA,
+    "base_model?": str,
+    "license?": str,
+    "original?": {"fingerprint": str, "name": str, "type?": str, "model?": REFERENCE, str: object},
+    "variants?": {str: str},
+    "measured?": {str: object},
+    str: object,
+}
+TOKENIZER = {"extra_ids?": (range(10**5),), str: object}  # each becomes a token
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
