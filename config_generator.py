@@ -12,6 +12,7 @@ from common.composing.configurations import (
     Configurations,
     grid_rates,
     looks_like_configurations,
+    nth_configuration,
     random_configurations,
     read_configurations,
     uniform_configurations,
@@ -61,8 +62,6 @@ def build_parser():
 
 
 def run(args):
-    if args.search and args.shard:
-        return score_share(args)
     check_writable(args.output, is_file=True)
     configurations, result = (search if args.search else generate)(args)
     content = configurations.to_json()
@@ -111,23 +110,6 @@ def check_counts(given, number):
             )
 
 
-def score_share(args):
-    """Score one share of a library's variants, which a search finds in its record then; returns the result."""
-    searching = ["budget", "budget_of", "measure", "rounds", "report", "output"]
-    cli.refuse_unused(args, searching, "goes with the search that follows, without --shard")
-    opened, _, candidates = open_candidates(args)
-    number, count = args.shard
-    scores = candidates.scores(args.shard)
-    opened.runtime.talk.say(f"share {number} of {count}: {candidates.scored} variants scored")
-    blocks = [name for name, variants in scores.items() if len(variants) > 1]
-    return {
-        "shard": f"{number}/{count}",
-        "blocks": len(blocks),
-        "scored": candidates.scored,
-        "seconds": round(candidates.seconds["scores"], 3),
-    }
-
-
 def search(args):
     """For each budget, the configuration of the library's variants that loses least."""
     outputs = {"-o": args.output, "--report": args.report}
@@ -138,12 +120,15 @@ def search(args):
     from common.composing.search import rates_of, report, search_budgets
 
     opened, grid, candidates = open_candidates(args)
-    uniform = {n: candidates.configuration(n, args.configurations) for n in args.budget_of or ()}
+    choices = candidates.configurations()
+    uniform = {n: nth_configuration(choices, n, args.configurations) for n in args.budget_of or ()}
     searched = search_budgets(
         candidates, measure=args.measure, budgets=args.budget or (), uniform=uniform, rounds=args.rounds
     )
-    if args.report and opened.runtime.processes.is_first:
-        write_json(args.report, {"script": NAME, **report(candidates, searched, uniform)})
+    if args.report:
+        content = {"script": NAME, **report(candidates, searched, uniform)}  # measures models, in all processes
+        if opened.runtime.processes.is_first:
+            write_json(args.report, content)
     configs = [rates_of(choice, candidates, grid.modules) for choice, _ in searched.found]
     return Configurations(grid.model, grid.modules, configs), {
         "measure": args.measure,

@@ -11,11 +11,11 @@ import sys
 from measure import build_parser, cli, emit, machine
 
 from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import block_tensors
+from common.blocks.tensors import alias_block, aliasing_copy, block_tensors
 from common.cli.open import open_study
 from common.composing.configurations import SIZES, uniform_configurations
 from common.composing.scheme import make_scheme
-from common.evaluation.scoring import score_composed
+from common.evaluation.scoring import score_block
 from common.pruning.closed_form import reconstruct, statistics
 from common.pruning.criteria import CRITERIA, criterion_class
 from common.pruning.prune_block import prune_block
@@ -79,8 +79,10 @@ class Bench:
 
     def quality(self, solved):
         """{"loss", "kl"} of the model with these blocks."""
-        replacements = {pair.block: tensors for pair, tensors in solved.items()}
-        scores = score_composed(self.model, self.blocks, replacements, self.split, self.runtime)
+        composed = aliasing_copy(self.model)
+        for pair, tensors in solved.items():
+            alias_block(composed, self.blocks[pair.block], tensors)
+        scores = score_block(composed, self.model, self.blocks, None, {}, self.split, self.runtime)[None]
         return {name: round(value, 4) for name, value in scores.items()}
 
 

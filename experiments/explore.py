@@ -74,8 +74,9 @@ def run(args):
     from common.cli.open import longest_answer, open_study
     from common.composing.compose import check_model
     from common.composing.library import Library
-    from common.composing.search import Candidates, Compositions, sizes
+    from common.composing.search import Candidates, sizes
     from common.evaluation.answers import quality
+    from experiments.smallest import Compositions
 
     opened = open_study(args)
     loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric

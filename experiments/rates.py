@@ -10,8 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
 from common.cli import flags as cli
-from common.composing.configurations import SIZES, block_of, read_configurations, removed_count
-from common.composing.scheme import nth_choice
+from common.composing.configurations import SIZES, block_of, nth_configuration, read_configurations, removed_count
 from common.evaluation.pictures import check_picture, plain, save_picture
 from common.runtime.files import check_apart
 
@@ -129,7 +128,7 @@ def run(args):
     found = read_configurations(args.configurations)
     numbers = range(len(found.configs)) if args.nth is None else args.nth
     for number in numbers:
-        nth_choice(found, number, args.configurations)  # it is there
+        nth_configuration(found.configs, number, args.configurations)  # it is there
     picture = draw(found.modules, [found.configs[n] for n in numbers], list(map(str, numbers)))
     save_picture(args.output, picture)
     return {"output": args.output, "configurations": list(numbers)}

@@ -11,21 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, fails, load_script, loss_per_token, pairs_of, read_json, run
+from helpers import ROOT, fails, loss_per_token, pairs_of, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.blocks.find import find_blocks
+from common.blocks.tensors import parameter_counts
 from common.composing.compose import choose, compose
 from common.composing.configurations import read_configurations
 from common.composing.library import Library
 from common.composing.scheme import make_scheme
-from common.composing.search import find_smallest, sizes
+from common.composing.search import sizes
 from common.data import metrics
 from common.evaluation import answers as evaluation
 from common.evaluation.scoring import score_block
 from common.models.load import load_model
-from common.training.stats import read_seconds
+from experiments.smallest import find_smallest
 
 # --- the order ---------------------------------------------------------------------------------------------------
 
@@ -80,13 +81,6 @@ def test_sizes_are_the_kept_weights(workshop, chain):
     assert len(set(found)) == 3
 
 
-def test_seconds_of_a_stats_file(tmp_path):
-    """By hand: epoch 1 is the closed form, 2 and 3 are trained."""
-    header = "epoch,train_loss,val_loss,train_seconds,val_seconds\n"
-    (tmp_path / "stats.csv").write_text(header + "0,,3,0,0.5\n1,,2,4,0.25\n2,1.5,1,8,0.25\n3,1.2,1,16,0.5\n")
-    assert read_seconds(tmp_path / "stats.csv") == {"closed form": 4.0, "training": 24.0, "validation": 1.5}
-
-
 @pytest.fixture
 def by_loss(monkeypatch):
     """Quality by the loss, see above. Returns a list that grows by an entry for each model measured."""
@@ -94,7 +88,7 @@ def by_loss(monkeypatch):
 
     def translate(model, tokenizer, examples, runtime, **_):
         measured.append(model)
-        is_original = evaluation.parameter_counts(model)["sparsity"] < 0.01
+        is_original = parameter_counts(model)["sparsity"] < 0.01
         loss = score_block(model, model, find_blocks(model), None, {}, examples, runtime)[None]["loss"]
         return [repr(10 - loss + 5 * is_original)] * len(examples), 1.0
 
@@ -162,20 +156,6 @@ def test_quality_is_what_the_evaluation_says(t5, chain, here):
     n = found["configuration"]
     assert found["good_enough"] and n == int(np.argmin(fractions(chain, chain / "tuned")))
     assert found["quality"] == run(f"evaluate-t5.py -m {chain}/composed-{n} --split validation")["bleu"]
-
-
-def test_a_classifiers_quality_is_its_accuracy(workshop):
-    from common.cli.open import open_study
-
-    args = (
-        load_script("evaluate-distilbert.py")
-        .build_parser()
-        .parse_args(["-m", str(workshop / "model" / "distilbert"), "--split", "validation", "--quiet"])
-    )
-    opened = open_study(args, args.model[0])
-    examples = opened.split(args, "validation")
-    found = evaluation.quality(opened.loaded.model, opened.tokenizer, examples, opened.runtime, max_new_tokens=1)
-    assert found == run(f"evaluate-distilbert.py -m {args.model[0]} --split validation")["accuracy"]
 
 
 @pytest.mark.parametrize(

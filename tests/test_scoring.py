@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import QUIET, distilbert_config, lively, t5_config
+from helpers import QUIET, distilbert_config, lively
 
 from common.blocks.calls import block_calls
 from common.blocks.find import find_blocks
@@ -173,14 +173,8 @@ def test_what_comes_before_the_block_is_not_computed_again(kind, place):
 
 
 def all_different(kind):
-    """A tiny model without a single zero, that takes an input of the stated length.
-
-    "t5-odd" has a width of 29: its matrices' sizes are no multiples of eight.
-    """
-    if kind == "t5-odd":
-        torch.manual_seed(0)
-        model = transformers.T5ForConditionalGeneration(t5_config(d_model=29)).eval()
-    elif kind != "distilbert":
+    """A tiny model without a single zero, that takes an input of the stated length."""
+    if kind != "distilbert":
         model = lively(kind)
     else:
         model = transformers.DistilBertForSequenceClassification(distilbert_config(max_position_embeddings=128)).eval()
@@ -264,7 +258,7 @@ def test_parameters_are_the_composed_models_nonzeros(kind):
     assert found[0] == max(found) and len(set(found)) == 4
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "t5-odd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bytes_are_those_of_the_compact_models_weights_file(kind, tmp_path):
     """Oracle: the size of the file of its compact copy, less what its own first eight bytes say of the header."""
     model = all_different(kind)
@@ -277,12 +271,10 @@ def test_bytes_are_those_of_the_compact_models_weights_file(kind, tmp_path):
     assert found[0] == max(found) and len(set(found)) == 4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_multiply_adds_are_those_of_the_compact_model(kind, attention):
+def test_multiply_adds_are_those_of_the_compact_model(kind):
     """Oracle: what torch's FlopCounterMode counts in a forward pass of the composed model's compact copy."""
     model = all_different(kind)
-    model.set_attn_implementation(attention)
     variants = grid_variants(model)
     choices = [chosen(variants, seed) for seed in range(3)]
     found = costs_of("multiply-adds", model, variants, choices)
@@ -291,31 +283,6 @@ def test_multiply_adds_are_those_of_the_compact_model(kind, attention):
         for _, compact in composed_and_compact(model, variants, choices)
     ]
     assert found[0] == max(found) and len(set(found)) == 3
-
-
-@pytest.mark.parametrize("measure", ["multiply-adds", "bytes"])
-def test_costs_of_a_head_that_nothing_reads(measure, tmp_path):
-    """By hand: head 1 has the smallest weights in the out-projection, which all go: 6 of 24 columns. Oracles: as above.
-
-    The compact model has three heads in that block then, though no head was removed as such.
-    """
-    model, name = all_different("t5"), "encoder.block.1.layer.0.SelfAttention"
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        model.get_submodule(name).o.weight[:, 6:12] *= 1e-6
-    block = find_blocks(model)[name]
-    variants = {
-        name: {"unread": prune_block(block, block_tensors(model, block), {"heads": 0, "weights": {"o": 6 * 32}})[0]}
-    }
-    choice = {each: "unread" if each == name else DENSE for each in find_blocks(model)}
-    ((_, compact),) = composed_and_compact(model, variants, [choice])
-    assert compact.config.kept_heads[name] == [0, 2, 3]
-    expected = (
-        stored_bytes(compact, tmp_path / "compact")
-        if measure == "bytes"
-        else multiply_adds(LoadedModel(compact, Path("compact")))
-    )
-    assert costs_of(measure, model, variants, [choice]) == [expected]
 
 
 @pytest.mark.parametrize("kind", KINDS)

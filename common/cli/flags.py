@@ -252,7 +252,6 @@ def add_search_flags(parser):
         help="how often, at most, a choice is improved by scoring variants within the chosen model",
     )
     group.add_argument("--report", metavar="FILE", help="JSON file for scores, costs and what was found")
-    add_shard_flag(group, "search nothing yet, and score the variants")
     add_precision_flag(group)
     add_data_flags(parser, batch_size=32)
     own = [action.dest for action in parser._actions if action.dest not in {*others, "search"}]

@@ -129,6 +129,17 @@ def read_configurations(path) -> Configurations:
     return Configurations(value["model"], modules, configs)
 
 
+def nth_configuration(configs: list[dict], nth: int, path) -> dict:
+    """The n-th of the configurations that are read from `path`, or of what is made of them.
+
+    Raises:
+        UserError: there is no n-th configuration.
+    """
+    if not 0 <= nth < len(configs):
+        raise UserError(f"{path}: has no configuration {nth}; its {len(configs)} are numbered 0 to {len(configs) - 1}")
+    return configs[nth]
+
+
 def check_version(path, value, made_by):
     if value.get("version") != FORMAT_VERSION:
         raise UserError(

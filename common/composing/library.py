@@ -277,23 +277,12 @@ class Library:
         return self._read_file(self.record[SHARED]) if self.has_shared() else None
 
     @deferred()
-    def annotate(self, block: str, scores: dict, writes: bool = True) -> None:
-        """Add the "score" of some of a block's variants to their entries: {variant's name: JSON value}.
-
-        Args:
-            writes: whether the file gets them too, which is for one process alone to do.
-        """
-        pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
-
-        def scored(there):
-            return {pair: {**there[pair], "score": score} for pair, score in pairs.items() if pair in there}
-
-        if not writes:
-            there = self.record["variants"]
-            self.record = {**self.record, "variants": {**there, **scored(there)}}
-            return
+    def annotate(self, block: str, scores: dict) -> None:
+        """Add a "score" to the entries of some of a block's variants: {variant's name: JSON value}."""
         with self._lock():
-            self._add(scored(self._current_record()["variants"]))
+            entries = self._current_record()["variants"]
+            pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
+            self._add({pair: {**entries[pair], "score": score} for pair, score in pairs.items() if pair in entries})
 
     def read(self, block: Block, name: str) -> Variant:
         """One variant as torch tensors (float32, masks bool), checked against its digest.

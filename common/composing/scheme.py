@@ -16,6 +16,7 @@ from common.composing.configurations import (
     Configurations,
     block_of,
     check_version,
+    nth_configuration,
     read_configurations,
     removed_count,
 )
@@ -81,18 +82,6 @@ class Scheme:
         return sum(variant != DENSE for config in self.configs for variant in config.values())
 
 
-def nth_choice(scheme, nth, path):
-    """The n-th configuration's {block: variant}, "dense" among them.
-
-    Raises:
-        UserError: there is no n-th configuration.
-    """
-    count = len(scheme.configs)
-    if not 0 <= nth < count:
-        raise UserError(f"{path}: has no configuration {nth}; its {count} are numbered 0 to {count - 1}")
-    return scheme.configs[nth]
-
-
 def select(scheme: Scheme, nth: int, path) -> tuple[dict[str, str], dict[str, dict]]:
     """The {block: variant} of the n-th configuration, and the variants' counts.
 
@@ -103,7 +92,9 @@ def select(scheme: Scheme, nth: int, path) -> tuple[dict[str, str], dict[str, di
     Raises:
         UserError: there is no n-th configuration.
     """
-    chosen = {block: variant for block, variant in nth_choice(scheme, nth, path).items() if variant != DENSE}
+    chosen = {
+        block: variant for block, variant in nth_configuration(scheme.configs, nth, path).items() if variant != DENSE
+    }
     return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
 
 

@@ -1,25 +1,21 @@
 """What a variant costs a model: the loss when that one block is replaced, in few passes over the data.
 
 All variants of a block share the computation up to it. A batch goes through the model once, and every block's output is
-kept; for each variant the model then runs again, with the blocks before it answering at once from what was kept. So a
-variant of a block in the middle costs half a pass, one of the last block little more than the head. With V variants of
-each block, that is (1 + V / 2) / V passes a variant, about.
+kept; for each variant the model then runs again, with the blocks before it answering at once from what was kept. With V
+variants of each block, that is (1 + V / 2) / V passes a variant, about.
 
-What runs between the blocks (norms, embeddings, residual sums) is run again, and is small. An attention block is
-skipped by its root module, which answers with what it returned. A feed-forward block may share its root with other
-things, so it is skipped by its Linears: the output Linear answers with what it returned, and the inner ones with a
-single column, which keeps what lies between them, and is done entry by entry, next to nothing.
+An attention block is skipped by its root module, which answers with what it returned. A feed-forward block may share
+its root with other things, so it is skipped by its Linears: the output Linear answers with what it returned, and the
+inner ones with a single column, which keeps what lies between them next to nothing.
 """
 
 import contextlib
-from dataclasses import replace
 
 import torch
 from torch.func import functional_call
 from torch.nn.functional import linear as apply_linear
 
 from common.blocks.find import Block
-from common.blocks.tensors import alias_block, aliasing_copy
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
 from common.runtime.devices import Runtime, computing
@@ -106,25 +102,6 @@ class Replaceable:
             self.skipped, self.replaced = (), {}
 
 
-def score_composed(
-    teacher: torch.nn.Module,
-    blocks: dict[str, Block],
-    replacements: dict[str, dict[str, torch.Tensor]],
-    examples: Examples,
-    runtime: Runtime,
-) -> dict[str, float]:
-    """What the teacher with other tensors in some blocks loses, in float32; see `score_block`.
-
-    Args:
-        blocks: all of the teacher's.
-        replacements: {block's name: {"q.weight": tensor}}, wherever they lie.
-    """
-    model = aliasing_copy(teacher)
-    for name, tensors in replacements.items():
-        alias_block(model, blocks[name], tensors)
-    return score_block(model, teacher, blocks, None, {}, examples, replace(runtime, precision="fp32"))[None]
-
-
 @torch.no_grad()
 def score_block(
     model: torch.nn.Module,
@@ -151,24 +128,24 @@ def score_block(
     """
     model.eval()
     teacher.eval()
-    order, found = runtime.processes.share(evaluation_batches(examples, runtime.batch_size)), []
+    order, sums_of_batches = runtime.processes.share(evaluation_batches(examples, runtime.batch_size)), []
     with Replaceable(model, blocks).opened() as replaceable, computing(runtime.device, runtime.precision):
         for positions in runtime.talk.progress(order, name or "model"):
             batch = examples.batch(positions, runtime.device)
             real, rows = batch.labelled(), []
-            own = replaceable.run(batch)
-            wanted = (own if teacher is model else teacher(**batch)).logits
+            unchanged = replaceable.run(batch)
+            wanted = (unchanged if teacher is model else teacher(**batch)).logits
             wanted = rows_of(wanted, real).float().log_softmax(-1)
             for variant in (None, *variants):
-                output = own if variant is None else replaceable.run_with(name, variants[variant], batch)
+                output = unchanged if variant is None else replaceable.run_with(name, variants[variant], batch)
                 given = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
                 divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
                 rows.append(torch.stack([output.loss.float(), divergence]))
-            found.append((torch.stack(rows), len(real)))  # they are read at the end: nothing waits here
+            sums_of_batches.append((torch.stack(rows), len(real)))  # read at the end: nothing waits here
     sums, total = torch.zeros(1 + len(variants), 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for rows, count in found:
+    for rows, count in sums_of_batches:
         sums += rows.cpu().double() * count
         total += count
     runtime.processes.add([sums, total])
     means = (sums / total).tolist()
-    return {variant: dict(zip(("loss", "kl"), each)) for variant, each in zip((None, *variants), means)}
+    return {variant: {"loss": loss, "kl": kl} for variant, (loss, kl) in zip((None, *variants), means)}

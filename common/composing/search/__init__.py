@@ -1,10 +1,6 @@
-"""Searching configurations: scores and costs of a library's variants, and the best choice for each budget.
-
-And the other way round: of some configurations, the smallest that is good enough.
-"""
+"""Searching configurations: scores and costs of a library's variants, and the best choice for each budget."""
 
 from common.composing.search.budgets import rates_of, report, search_budgets
-from common.composing.search.candidates import Candidates
-from common.composing.search.smallest import Compositions, find_smallest, sizes
+from common.composing.search.candidates import Candidates, sizes
 
-__all__ = ["Candidates", "Compositions", "find_smallest", "rates_of", "report", "search_budgets", "sizes"]
+__all__ = ["Candidates", "rates_of", "report", "search_budgets", "sizes"]

@@ -4,7 +4,8 @@ from common.blocks.find import Block, find_blocks
 from common.blocks.tensors import alias_block, alias_shared, aliasing_copy, block_tensors
 from common.composing.configurations import Configurations
 from common.composing.library import Library
-from common.composing.scheme import DENSE, Pair, Scheme, make_scheme, nth_choice
+from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
+from common.composing.search.costs import count
 from common.data.examples import Examples
 from common.evaluation import scoring
 from common.evaluation.scoring import score_block
@@ -13,18 +14,29 @@ from common.runtime.devices import Runtime
 from common.runtime.records import digest
 
 FEWER = 4  # rounds of exchanges score variants on so many times fewer examples; what they find is tried on all
+SCORED_ON, HELD_BACK, VALIDATION = "scored on", "held back", "validation"  # samples of the examples
 
 
-def read_keeps(scheme: Scheme, blocks: dict[str, Block], library: Library) -> dict:
-    """The masks of a scheme's variants: {block: {variant: {Linear: bool mask}}}."""
+def read_masks(scheme: Scheme, blocks: dict[str, Block], library: Library) -> dict:
+    """The masks of a scheme's variants: {block: {variant: {Linear: bool (out, in)}}}."""
     return {
         name: {variant: library.read(blocks[name], variant).keeps for variant in variants}
         for name, variants in scheme.blocks.items()
     }
 
 
+def sizes(loaded: LoadedModel, configurations: Configurations, library: Library, measure: str, device) -> list[float]:
+    """What the blocks of each configuration's model cost (see `costs.count`), as a fraction of the original's."""
+    scheme, blocks = make_scheme(configurations), find_blocks(loaded.model)
+    cost = count(measure, loaded, read_masks(scheme, blocks, library), device)
+    return [cost.of(dict.fromkeys(blocks, DENSE) | choice) / cost.original for choice in scheme.configs]
+
+
 class Candidates:
-    """The variants that a model can be composed of, and what they do to its loss."""
+    """The variants that a model can be composed of, and what they do to its loss.
+
+    A choice is a {block: variant, or "dense"} of all the model's blocks.
+    """
 
     def __init__(
         self,
@@ -49,12 +61,14 @@ class Candidates:
         Raises:
             UserError: the library lacks one of them.
         """
-        self.loaded, self.library, self.objective = loaded, library, objective
-        self.validation, (self.examples, shared) = validation, validation.sample_and_rest(number)
-        self.held_back = shared.sample(number)
-        self.scheme = make_scheme(configurations)
-        self.blocks = find_blocks(loaded.model)
-        self.runtime = runtime
+        self.loaded, self.library, self.objective, self.runtime = loaded, library, objective, runtime
+        self.examples, others = validation.sample_and_rest(number)
+        self.held_back = others.sample(number)
+        self.samples = {SCORED_ON: self.examples, HELD_BACK: self.held_back or self.examples, VALIDATION: validation}
+        self.measured_on = {sample: {} for sample in self.samples}  # {sample: {choice's key: {"loss", "kl"}}}
+        if not self.held_back:
+            self.measured_on[HELD_BACK] = self.measured_on[SCORED_ON]
+        self.scheme, self.blocks = make_scheme(configurations), find_blocks(loaded.model)
         scored_on = [loaded.identity["fingerprint"], library.shared_key(), self.examples.fingerprint()]
         scored_on += [runtime.precision, scoring.VERSION]
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
@@ -62,21 +76,12 @@ class Candidates:
         shared = library.read_shared()
         alias_shared(self.composed, shared or {})
         self.has_shared = shared is not None
-        self.known = {}  # {choice: {"loss", "kl"}}, on the scoring examples
-        self.known_held_back = {} if self.held_back else self.known
+        self.dense_choice = dict.fromkeys(self.blocks, DENSE)
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
 
-    def configuration(self, nth, path):
-        """The n-th of the configurations, read from `path`, as a {block: variant} of all the model's blocks.
-
-        Raises:
-            UserError: there is none.
-        """
-        return dict.fromkeys(self.blocks, DENSE) | nth_choice(self.scheme, nth, path)
-
-    def configurations(self):
-        """Every configuration as such a {block: variant}, in their order."""
-        return [dict.fromkeys(self.blocks, DENSE) | choice for choice in self.scheme.configs]
+    def configurations(self) -> list[dict[str, str]]:
+        """The choice of every configuration, in their order."""
+        return [self.dense_choice | choice for choice in self.scheme.configs]
 
     # A variant is read again wherever it is needed: those of a whole grid may be more than memory holds.
 
@@ -87,110 +92,81 @@ class Candidates:
         tensors = self.library.read(self.blocks[name], variant).tensors
         return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
 
-    def keeps(self):
-        """{block: {variant: {Linear: bool mask}}}, of the variants that remove something."""
-        return read_keeps(self.scheme, self.blocks, self.library)
-
-    def compose(self, choice):
-        """The model of a {block: variant}; the same object each time."""
+    def model_of(self, choice):
+        """The model of a choice, the same object each time; or the original itself if that is what it comes to, which
+        saves the teacher's passes."""
+        if choice == self.dense_choice and not self.has_shared:
+            return self.loaded.model
         for name, variant in choice.items():
             if self.inside[name] != variant:
                 alias_block(self.composed, self.blocks[name], self.tensors(name, variant))
                 self.inside[name] = variant
         return self.composed
 
-    def real(self, choice):
-        """{"loss", "kl"} of the composed model, measured on the scoring examples."""
-        key = self.key(choice)
-        if key not in self.known:
+    def measured(self, choice, sample=SCORED_ON):
+        """{"loss", "kl"} of the model of a choice, on the examples scored on, those held back (if there are none, on
+        the former), or all of the validation split."""
+        known, key = self.measured_on[sample], tuple(choice[name] for name in self.blocks)
+        if key not in known:
             started = self.runtime.now()
-            self.known[key] = self._measure(self.model_of(choice), self.examples)
+            known[key] = self._score(self.model_of(choice), self.samples[sample])[None]
             if self.seconds["one pass"] is None:
                 self.seconds["one pass"] = self.runtime.now() - started
-        return self.known[key]
+        return known[key]
 
-    def real_held_back(self, choice):
-        """The same on the held-back examples, or on the scoring ones where none are left to hold back."""
-        key = self.key(choice)
-        if key not in self.known_held_back:
-            self.known_held_back[key] = self._measure(self.model_of(choice), self.held_back or self.examples)
-        return self.known_held_back[key]
-
-    def validate(self, choice):
-        """{"loss", "kl"} of the composed model on all validation examples."""
-        return self._measure(self.model_of(choice), self.validation)
-
-    def key(self, choice):
-        """A choice as a key of `known` and `known_held_back`."""
-        return tuple(choice[name] for name in self.blocks)
-
-    def _measure(self, model, examples):
-        found = score_block(model, self.loaded.model, self.blocks, None, {}, examples, self.runtime)
-        return found[None]
+    def _score(self, model, examples, name=None, variants=()):
+        """See `score_block`."""
+        tensors = {variant: self.tensors(name, variant) for variant in variants}
+        return score_block(model, self.loaded.model, self.blocks, name, tensors, examples, self.runtime)
 
     def counts(self):
         """How many examples models are scored on, and how many are held back."""
         return {"scored_on": len(self.examples), "held_back": len(self.held_back)}
 
-    def model_of(self, choice):
-        """The model of a choice: the original itself if that is what it comes to, which saves the teacher's passes."""
-        is_original = set(choice.values()) == {DENSE} and not self.has_shared
-        return self.loaded.model if is_original else self.compose(choice)
-
     def dense(self):
         """{"loss", "kl"} of the original."""
-        return self._measure(self.loaded.model, self.examples) if self.has_shared else self.base()
+        return self._score(self.loaded.model, self.examples)[None] if self.has_shared else self.base()
 
     def base(self):
-        """{"loss", "kl"} of the model that variants are scored in: its blocks are the original's, its rest the
-        library's."""
-        return self.real(dict.fromkeys(self.blocks, DENSE))
+        """{"loss", "kl"} of the model that variants are scored in: the original's blocks with the library's shared
+        parameters."""
+        return self.measured(self.dense_choice)
 
-    def scores(self, shard=(0, 1)):
-        """By how much each variant alone raises the objective: {block: {variant: number}}.
+    def scores(self) -> dict[str, dict[str, dict]]:
+        """What each variant alone does to the model: {block: {variant: {"loss", "kl"}}}.
 
-        Args:
-            shard: (I, N), for the I-th of N shares of the blocks alone.
         What a library's record knows already, of the same variant and examples, is taken from there; what is found
         out is written there, block by block.
         """
-        base = self.base()
-        started = self.runtime.now()
-        found = {name: {DENSE: 0.0} for name in self.blocks}
-        for name, variants in list(self.scheme.blocks.items())[shard[0] :: shard[1]]:
-            todo = [
-                variant
-                for variant in variants
-                if (self.library.entry(Pair(name, variant)).get("score") or {}).get("key")
-                != self.keys[Pair(name, variant)]
-            ]
-            if todo:
-                tensors = {variant: self.tensors(name, variant) for variant in todo}
-                scores = score_block(
-                    self.model_of(dict.fromkeys(self.blocks, DENSE)),
-                    self.loaded.model,
-                    self.blocks,
-                    name,
-                    tensors,
-                    self.examples,
-                    self.runtime,
-                )
-                self.library.annotate(
-                    name,
-                    {variant: {"key": self.keys[Pair(name, variant)], **scores[variant]} for variant in todo},
-                    writes=self.runtime.processes.is_first,
-                )
-                self.scored += len(todo)
-            for variant in variants:
-                found[name][variant] = (
-                    self.library.entry(Pair(name, variant))["score"][self.objective] - base[self.objective]
-                )
+        self.base()
+        started, scores = self.runtime.now(), {}
+        for name, variants in self.scheme.blocks.items():
+            known = {variant: self.library.entry(Pair(name, variant)).get("score") for variant in variants}
+            keys = {variant: self.keys[Pair(name, variant)] for variant in variants}
+            unscored = [variant for variant in variants if (known[variant] or {}).get("key") != keys[variant]]
+            if unscored:
+                measured = self._score(self.model_of(self.dense_choice), self.examples, name, unscored)
+                new = {variant: {"key": keys[variant], **measured[variant]} for variant in unscored}
+                if self.runtime.processes.is_first:
+                    self.library.annotate(name, new)
+                known |= new
+                self.scored += len(new)
+            scores[name] = known
         self.seconds["scores"] += self.runtime.now() - started
-        return found
+        return scores
 
-    def predicted(self, choice, scores):
-        """The objective of a choice, as the scores' sum has it."""
-        return self.base()[self.objective] + sum(scores[name][variant] for name, variant in choice.items())
+    def rises(self, scores) -> dict[str, dict[str, float]]:
+        """By how much each variant alone raises the objective, with `scores` as above: {block: {variant: number}}."""
+        base = self.base()[self.objective]
+        return {
+            name: {DENSE: 0.0}
+            | {variant: score[self.objective] - base for variant, score in scores.get(name, {}).items()}
+            for name in self.blocks
+        }
+
+    def predicted(self, choice, rises):
+        """The objective of a choice, as the variants' sum has it."""
+        return self.base()[self.objective] + sum(rises[name][variant] for name, variant in choice.items())
 
     def conditional(self, choice, variants):
         """The objective of the composed model with one block replaced, on some of the examples.
@@ -200,19 +176,10 @@ class Candidates:
         Returns:
             {block: {variant: number}}, of these and of the choice's own.
         """
-        examples, found = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
+        examples, objectives = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
         for name in self.blocks:
             others = [variant for variant in variants[name] if variant != choice[name]]
-            scores = score_block(
-                self.compose(choice),
-                self.loaded.model,
-                self.blocks,
-                name,
-                {variant: self.tensors(name, variant) for variant in others},
-                examples,
-                self.runtime,
-            )
-            found[name] = {
-                choice[name] if variant is None else variant: score[self.objective] for variant, score in scores.items()
-            }
-        return found
+            scores = self._score(self.model_of(choice), examples, name, others)
+            scores = {choice[name]: scores.pop(None), **scores}
+            objectives[name] = {variant: score[self.objective] for variant, score in scores.items()}
+        return objectives

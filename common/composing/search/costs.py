@@ -32,12 +32,11 @@ class Costs:
     measure: str
     blocks: dict[str, dict[str, float]]
     rest: float
-    excess: float = 0.0  # by how much the blocks' measured seconds exceed the whole model's: timings on a busy machine
 
     @property
     def original(self):
         """What the original's blocks cost."""
-        return sum(each[DENSE] for each in self.blocks.values())
+        return sum(costs[DENSE] for costs in self.blocks.values())
 
     def of(self, choice):
         """What the blocks of a {block: variant} cost."""
@@ -49,39 +48,36 @@ def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) 
 
     Args:
         measure: "parameters", "multiply-adds", "bytes" or "latency".
-        loaded: the original, a `LoadedModel`.
+        loaded: the original.
         keeps: {block: {variant: {Linear: bool mask}}}.
     """
     blocks = find_blocks(loaded.model)
-    whole = {
-        name: {
-            linear: torch.ones(loaded.model.get_submodule(f"{block.root}.{linear}").weight.shape, dtype=torch.bool)
-            for linear in block.linears
-        }
-        for name, block in blocks.items()
-    }
-    keeps = {name: {DENSE: whole[name], **keeps.get(name, {})} for name in blocks}
+    keeps = {name: {DENSE: _dense(loaded.model, block), **keeps.get(name, {})} for name, block in blocks.items()}
     if measure == "latency":
         return Costs(measure, *_seconds(loaded, blocks, keeps, device))
-    if measure == "multiply-adds":
-        lengths = _lengths(loaded, blocks)
-        own = {
-            name: {variant: _products(blocks[name], masks, *lengths[name]) for variant, masks in each.items()}
-            for name, each in keeps.items()
-        }
-        total = multiply_adds(loaded)
-    else:
-        size = {"parameters": _parameters, "bytes": _bytes}[measure]
-        own = {
-            name: {variant: size(blocks[name], masks) for variant, masks in each.items()}
-            for name, each in keeps.items()
-        }
-        total = sum(p.numel() for p in loaded.model.parameters()) * (4 if measure == "bytes" else 1)
-    return Costs(measure, own, total - sum(each[DENSE] for each in own.values()))
+    lengths = _lengths(loaded, blocks) if measure == "multiply-adds" else None
+    size = {
+        "parameters": _parameters,
+        "bytes": _bytes,
+        "multiply-adds": lambda block, masks: _products(block, masks, *lengths[block.name]),
+    }[measure]
+    costs = {
+        name: {variant: size(blocks[name], masks) for variant, masks in variants.items()}
+        for name, variants in keeps.items()
+    }
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    total = multiply_adds(loaded) if lengths else parameters * (4 if measure == "bytes" else 1)
+    return Costs(measure, costs, total - sum(variants[DENSE] for variants in costs.values()))
 
 
-def left(block, masks):
-    """Which heads or neurons a variant has left in a compact model: their numbers, (kept,).
+def _dense(model, block):
+    """Masks that remove nothing."""
+    tensors = block_tensors(model, block)
+    return {linear: torch.ones(tensors[f"{linear}.weight"].shape, dtype=torch.bool) for linear in block.linears}
+
+
+def working_parts(block, masks):
+    """The numbers of the heads or neurons that a variant has in a compact model, (kept,).
 
     A head is gone if all its rows of the value projection are, or its columns of the out-projection; a neuron, if its
     row in an inner Linear is, or its column in the output Linear.
@@ -99,7 +95,7 @@ def _compact(block, masks):
     """A variant's masks without the heads and neurons that are gone: {Linear: bool (out, in)}."""
     inner, out = block.inner, block.output
     width = masks[out].shape[1] // (block.heads or block.neurons)
-    index = (left(block, masks)[:, None] * width + torch.arange(width)).flatten()
+    index = (working_parts(block, masks)[:, None] * width + torch.arange(width)).flatten()
     return {linear: masks[linear][index] for linear in inner} | {out: masks[out][:, index]}
 
 
@@ -114,16 +110,15 @@ def _bytes(block, masks):
 
 
 def _lengths(loaded: LoadedModel, blocks: dict[str, Block]) -> dict[str, tuple[int, int]]:
-    """How many tokens enter each block, and of an attention block how many keys there are."""
-    batch = _runnable(example_batch(loaded, 1))
+    """How many tokens enter each block, and of an attention block how many keys there are (else the same)."""
     with torch.inference_mode():
-        calls = block_calls(loaded.model, blocks.values(), batch)
-    return {call.block.name: tuple(call.inputs[name].shape[1] for name in _entries(call.block)) for call in calls}
-
-
-def _entries(block):
-    """The Linears that a block's tokens, and its keys, enter."""
-    return (block.queries, block.keys) if block.kind == "attention" else (block.inner[0], block.inner[0])
+        calls = block_calls(loaded.model, blocks.values(), _runnable(example_batch(loaded, 1)))
+    lengths = {}
+    for call in calls:
+        block = call.block
+        linears = (block.queries, block.keys) if block.kind == "attention" else (block.inner[0], block.inner[0])
+        lengths[block.name] = tuple(call.inputs[linear].shape[1] for linear in linears)
+    return lengths
 
 
 def _runnable(batch):
@@ -148,17 +143,18 @@ def _seconds(loaded, blocks, keeps, device):
     Variants with as many heads or neurons left take the same time, and are measured once.
 
     Returns:
-        ({block: {variant: seconds}}, seconds outside of the blocks, by how much the blocks exceed the whole).
+        ({block: {variant: seconds}}, seconds outside of the blocks; 0 where timings of a busy machine give less).
     """
     batch = example_batch(loaded, loaded.task.example["batch_size"])
     parts = {
-        name: {variant: left(blocks[name], masks) for variant, masks in each.items()} for name, each in keeps.items()
+        name: {variant: working_parts(blocks[name], masks) for variant, masks in variants.items()}
+        for name, variants in keeps.items()
     }
-    runs, whole = {}, []
-    for name, each in parts.items():
-        by_size = {len(indices): indices for indices in each.values()}
+    runs, whole_model = {}, []
+    for name, variants in parts.items():
+        by_size = {len(indices): indices for indices in variants.values()}
         runs[name] = {size: _smaller(loaded.model, blocks[name], indices) for size, indices in by_size.items()}
-    times = {name: {size: [] for size in each} for name, each in runs.items()}
+    times = {name: {size: [] for size in sizes} for name, sizes in runs.items()}
     with torch.inference_mode():
         for _ in range(WARM_UP + ROUNDS):
             for call in block_calls(loaded.model, blocks.values(), _runnable(batch)):
@@ -168,13 +164,13 @@ def _seconds(loaded, blocks, keeps, device):
                     times[call.block.name][size].append(now(device) - started)
             started = now(device)
             loaded.model(**batch)
-            whole.append(now(device) - started)
-    own = {
-        name: {variant: statistics.median(times[name][len(indices)][WARM_UP:]) for variant, indices in each.items()}
-        for name, each in parts.items()
+            whole_model.append(now(device) - started)
+    costs = {
+        name: {variant: statistics.median(times[name][len(indices)][WARM_UP:]) for variant, indices in variants.items()}
+        for name, variants in parts.items()
     }
-    rest = statistics.median(whole[WARM_UP:]) - sum(each[DENSE] for each in own.values())
-    return own, max(rest, 0.0), max(-rest, 0.0)
+    outside = statistics.median(whole_model[WARM_UP:]) - sum(variants[DENSE] for variants in costs.values())
+    return costs, max(outside, 0.0)
 
 
 def _smaller(model, block, indices):

@@ -27,15 +27,13 @@ def choose(scores, costs, budget, *, current=None, changes=None):
     Returns:
         {block: variant}.
     Raises:
-        UserError: no combination is within the budget; the message names the range of those that are.
+        UserError: no combination is within the budget.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
     pairs = [(block, variant) for block, variants in scores.items() for variant in variants]
-    least, most = cost_range({block: {variant: costs[block][variant] for variant in scores[block]} for block in scores})
-    if least > budget:
-        raise UserError(f"a budget of {budget:.6g} is infeasible: the variants cost {least:.6g} to {most:.6g}")
+    least = sum(min(costs[block][variant] for variant in variants) for block, variants in scores.items())
     score, _ = _above_the_least(scores, pairs)
     cost, unit = _above_the_least(costs, pairs)
     number = {block: i for i, block in enumerate(scores)}
@@ -65,12 +63,12 @@ def choose(scores, costs, budget, *, current=None, changes=None):
 
 def cost_range(costs):
     """The least and the most that a combination of {block: {variant: cost}} costs."""
-    return tuple(sum(pick(each.values()) for each in costs.values()) for pick in (min, max))
+    return tuple(sum(pick(variants.values()) for variants in costs.values()) for pick in (min, max))
 
 
 def _above_the_least(values, pairs):
     """By how much each pair's value is above its block's smallest, (pairs,), the largest being SCALE; and the unit."""
-    least = {block: min(each.values()) for block, each in values.items()}
+    least = {block: min(variants.values()) for block, variants in values.items()}
     above = np.array([values[block][variant] - least[block] for block, variant in pairs], dtype=float)
     unit = above.max() / SCALE or 1.0
     return above / unit, unit
@@ -92,14 +90,14 @@ def silent_stdout():
 
 def efficient(scores, costs):
     """The variants of each block that no other one beats, with a lower score at no higher cost: {block: [variant]}."""
-    found = {}
+    unbeaten = {}
     for block, variants in scores.items():
-        found[block], least = [], float("inf")
+        unbeaten[block], least = [], float("inf")
         for variant in sorted(variants, key=lambda variant: (costs[block][variant], scores[block][variant])):
             if scores[block][variant] < least:
-                found[block].append(variant)
+                unbeaten[block].append(variant)
                 least = scores[block][variant]
-    return found
+    return unbeaten
 
 
 def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, rounds):

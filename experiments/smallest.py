@@ -10,15 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from common.blocks.find import find_blocks
-from common.composing.configurations import Configurations
-from common.composing.library import Library
-from common.composing.scheme import DENSE, Pair, make_scheme
-from common.composing.search.candidates import Candidates, read_keeps
-from common.composing.search.costs import count
+from common.composing.scheme import DENSE, Pair
+from common.composing.search import Candidates
 from common.evaluation import scoring
 from common.evaluation.scoring import score_block
-from common.models.load import LoadedModel
 from common.runtime.progress import Talk
 from common.runtime.records import digest
 
@@ -48,30 +43,14 @@ def find_smallest(
     """
     lowest, looked_at, measured = float("inf"), [], []
     for n in order:
-        own = loss(n)
         looked_at.append(n)
-        if measured and own >= lowest:
+        if measured and loss(n) >= lowest:
             continue
         measured.append(n)
         if quality(n) >= wanted:
             return Search(n, looked_at, measured)
-        lowest = own
+        lowest = loss(n)
     return Search(None, looked_at, measured)
-
-
-def sizes(
-    loaded: LoadedModel, configurations: Configurations, library: Library, measure: str, device: torch.device
-) -> list[float]:
-    """What the blocks of each configuration's model cost, as a fraction of what the original's cost.
-
-    Args:
-        loaded: the original.
-        library: holds the configurations' variants.
-        measure: see `costs.count`.
-    """
-    scheme, blocks = make_scheme(configurations), find_blocks(loaded.model)
-    cost = count(measure, loaded, read_keeps(scheme, blocks, library), device)
-    return [cost.of(dict.fromkeys(blocks, DENSE) | choice) / cost.original for choice in scheme.configs]
 
 
 class Compositions:
