@@ -1,10 +1,8 @@
-"""Every family through every stage, and a family that is added as docs/architecture.md says."""
+"""Every family through every stage, and a family that is added as CONTRIBUTING.md says."""
 
 import csv
 import json
-import re
 import shutil
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from helpers import (
     read_json,
     run,
     same_state,
+    snippets,
     token_rows,
 )
 from huggingface_hub.dataclasses import strict
@@ -50,7 +49,7 @@ from common.models.load import load_model
 from common.models.saving import save_model
 from common.runtime.records import make_record
 
-CHAIN = {  # a row of docs/families.md: the tiny model that goes through all stages
+CHAIN = {  # the tiny model of a row of docs/families.md, and of a second kind of DeBERTa
     **{name: name for name in families.FAMILIES},
     "t5": "t5-flan",  # gated, with a head of its own; tests/conftest.py's chain has the plain one
     "deberta-v2, share_att_key false": "deberta-v2-unshared",
@@ -169,7 +168,7 @@ def was_searched(kind, folder, results):
     assert figures["fraction"] <= 0.9 and figures["kl"] > 0 == results["search"]["dense"]["kl"]
 
 
-STAGES = {  # a column of docs/families.md
+STAGES = {
     "prune.py": was_pruned,
     "reconstruct": was_solved,
     "train": was_trained,
@@ -189,19 +188,6 @@ def test_a_family_goes_through_all_stages(row, workshop, here):
     results = run_all_stages(CHAIN[row], workshop)
     for check in STAGES.values():
         check(CHAIN[row], here, results)
-
-
-def test_the_table_in_the_docs_is_what_is_run():
-    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
-    header, _, *rows = (
-        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*", text, re.M)
-    )
-    assert header == ["model type", "class", *STAGES]
-    classes = {name: next(iter(family.model_classes.values())) for name, family in families.FAMILIES.items()}
-    assert {row[0]: row[1] for row in rows} == {name: classes[name.partition(",")[0]] for name in CHAIN}
-    assert all(cell == "yes" for row in rows for cell in row[2:])
-    for name, reason in families.REFUSED.items():
-        assert f"`{name}`: {reason}" in text
 
 
 @pytest.mark.parametrize("kind", ["marian", "mbart", "umt5"])
@@ -405,13 +391,8 @@ class ToyForSequenceClassification(ToyPreTrainedModel):
 
 def recipe_code():
     """The code blocks of the recipe, {name of the file: code}, by their first line."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    recipe = text.partition("## Recipe: a family")[2].partition("\n## ")[0]
-    blocks = [
-        textwrap.dedent(block)
-        for block in re.findall(r"( *)```python\n(.*?)```", recipe, re.DOTALL)
-        for block in block[1:]
-    ]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = snippets(text.partition("### A family of models\n")[2].partition("\n### ")[0])
     return {block.splitlines()[0].removeprefix("# "): block for block in blocks}
 
 
@@ -426,10 +407,10 @@ def toy_family(monkeypatch):
     monkeypatch.setattr(models, "FAMILIES", families.FAMILIES)
     monkeypatch.setattr(studies, "FAMILIES", families.FAMILIES)
     code = recipe_code()
-    assert set(code) == {"families", "modeling_compact"}
-    exec(code["families"], vars(families))
+    assert set(code) == {"common/blocks/families.py", "common/models/modeling_compact.py"}
+    exec(code["common/blocks/families.py"], vars(families))
     found = {name: ToyForSequenceClassification}
-    exec(code["modeling_compact"], vars(modeling_compact), found)
+    exec(code["common/models/modeling_compact.py"], vars(modeling_compact), found)
     for name, made in found.items():
         monkeypatch.setattr(modeling_compact, name, made, raising=False)
 

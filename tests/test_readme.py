@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from helpers import ROOT, read_json, run, section, snippets
+from helpers import read_json, run, section, snippets
 
 
 def commands(text):
@@ -61,9 +61,3 @@ def test_the_search_by_hand_runs_as_it_stands(folder):
         result = run(command.replace("0 0.25 0.5 0.75", "0 0.5").replace("0 0.3 0.5 0.7 0.9", "0 0.9"))
     assert [found["fraction"] <= budget for found, budget in zip(result["found"], (0.5, 0.4))] == [True, True]
     run("compose_model.py -p library -c conf.json -n 0")
-
-
-def test_links_between_the_documents_lead_somewhere():
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"

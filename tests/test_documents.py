@@ -1,0 +1,102 @@
+"""The documents against the code: links, flags, tables of families, tasks, defaults and files; recipes, followed."""
+
+import re
+
+import pytest
+from helpers import ROOT, SCRIPTS, load_script, section
+
+from common.blocks.defaults import study_of
+from common.blocks.families import FAMILIES, REFUSED
+from common.data.tasks import TASKS
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+FOREIGN = {  # flags of other programs
+    *("--nproc-per-node", "--multi_gpu", "--array", "--ntasks", "--gres", "--requeue"),  # torchrun, accelerate, Slurm
+    *("--kills", "--damages", "--case", "--rounds"),  # benchmarks
+}
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def table_below(text, *header):
+    """The rows of the Markdown table with these columns, cells without backticks."""
+    lines = text.partition("| " + " | ".join(header) + " |\n")[2].splitlines()[1:]
+    end = next((number for number, line in enumerate(lines) if not line.startswith("|")), len(lines))
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines[:end]]
+
+
+def anchors(path):
+    """Those that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text_of(path), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(path)):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            file = path.parent / name if name else path
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_flags_exist(path, monkeypatch):
+    """What is removed may be named in the changelog alone."""
+    known = set(FOREIGN)
+    for script in SCRIPTS:
+        for action in load_script(script).build_parser()._actions:
+            known.update(action.option_strings)
+    for script in (ROOT / "experiments").glob("*.sh"):
+        known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^([a-z_]+)=", text_of(script), re.MULTILINE)}
+    text = text_of(path).partition("### Removed")[0]
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | {"--help"}
+
+
+def test_the_tables_of_families_and_tasks_are_the_codes():
+    families = text_of(ROOT / "docs" / "families.md")
+    rows = table_below(families, "model type", "class", "tasks")
+    assert rows == [
+        [name, next(iter(family.model_classes.values())), ", ".join(family.model_classes)]
+        for name, family in FAMILIES.items()
+    ]
+    for name, reason in REFUSED.items():
+        assert f"`{name}`: {reason}" in families
+    measuring = section("docs/how-it-works.md", "Measuring")
+    rows = table_below(measuring, "task", "script", "metrics, the main one first")
+    assert [row[:2] for row in rows] == [[task.name, task.evaluated_by] for task in TASKS.values()]
+    for row, task in zip(rows, TASKS.values()):
+        metrics = row[2].split(", ")
+        assert metrics[0] == task.metric and sorted(metrics) == sorted(task.metrics)
+
+
+def test_the_table_of_defaults_is_the_codes():
+    rows = table_below(
+        section("docs/how-it-works.md", "Defaults"),
+        *("model type", "task", "method", "calibration", "model-level rate", "shared", "joint rate", "shared"),
+        *("rate apart", "dropout"),
+    )
+    named = {tuple(row[:2]): row[2:] for row in rows}
+    for name, family in FAMILIES.items():
+        for task in family.model_classes:
+            row = next(named[kind, task] for kind in (name, "others", "all") if (kind, task) in named)
+            study, rates = study_of(name, task), [row[2], row[4], row[6]]
+            assert [study.method, str(study.calibration)] == row[:2], (name, task)
+            for level, cell in zip(("model", "joint", "block"), rates):
+                assert study.learning_rate(level, 128) == float(cell.split()[0]), (name, task, level)
+                assert (study.learning_rate(level, 256) < study.learning_rate(level, 128)) == cell.endswith(" w")
+            assert [study.model_shared_rate, study.joint_shared_rate] == [float(row[3]), float(row[5])]
+            assert study.dropout == (row[7] == "yes")
+
+
+def test_every_file_of_common_has_its_place_in_the_document():
+    packages = section("docs/architecture.md", "Packages")
+    for path in (ROOT / "common").rglob("*.py"):
+        relative = path.relative_to(ROOT / "common")
+        if path.name not in ("__init__.py", "__main__.py"):
+            listed = packages.partition(f"### {relative.parts[0]}\n")[2].partition("\n### ")[0]
+            assert f"`{path.name}`" in listed, relative
