@@ -1,9 +1,11 @@
-"""The documents against the code: links, flags, tables of families, tasks, defaults and files; recipes, followed."""
+"""The documents against the code: links, flags, tables, examples of files; recipes, followed."""
 
+import json
 import re
 
 import pytest
-from helpers import ROOT, SCRIPTS, load_script, section
+import torch
+from helpers import ROOT, SCRIPTS, load_script, read_json, section
 
 from common.blocks.defaults import study_of
 from common.blocks.families import FAMILIES, REFUSED
@@ -100,3 +102,18 @@ def test_every_file_of_common_has_its_place_in_the_document():
         if path.name not in ("__init__.py", "__main__.py"):
             listed = packages.partition(f"### {relative.parts[0]}\n")[2].partition("\n### ")[0]
             assert f"`{path.name}`" in listed, relative
+
+
+def test_the_examples_of_files_have_the_files_keys(chain):
+    def example(title):
+        return json.loads(re.search(r"```json\n(.*?)```", section("docs/formats.md", title), re.DOTALL)[1])
+
+    assert example("conf.json").keys() == read_json(chain / "conf.json").keys()
+    assert example("conf_prune.json").keys() == read_json(chain / "conf_prune.json").keys()
+    entries = read_json(chain / "tuned" / "record.json")["variants"].values()
+    assert all(example("Libraries").keys() <= entry.keys() for entry in entries)
+    rows = table_below(section("docs/formats.md", "OUTPUT.pth"), "key", "content")
+    content = torch.load(chain / "tuned-0.pth", weights_only=True)
+    assert {key for row in rows for key in row[0].split(", ")} == content.keys()
+    header = (chain / "tuned-0.csv").read_text().splitlines()[0]
+    assert f"\n{header}\n" in section("docs/formats.md", "Stats")
