@@ -1,8 +1,4 @@
-"""Scores of answers: BLEU and chrF, ROUGE, accuracy, macro F1 and Matthews' correlation, and how sure they are.
-
-Every score here is a function of sums over the examples. So the bootstrap need not score anything again: it adds up
-what each resample has drawn, and computes all resamples' scores at once.
-"""
+"""Scores of answers: BLEU and chrF, ROUGE, accuracy, macro F1 and Matthews' correlation, and how sure they are."""
 
 import re
 from collections import Counter
@@ -13,8 +9,8 @@ VERSION = 1  # of the scores, part of the key of what was measured by them; rais
 RESAMPLES = 1000  # by default
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 2024  # whatever the scripts' --seed: intervals of one model's answers are always the same
-BLEU_ORDER, CHARACTER_ORDER, BETA = 4, 6, 2  # of sacrebleu's defaults
 WORD = re.compile(r"[^\W_]+")  # for ROUGE: letters and digits, of any script
+ALL = slice(None)  # positions of all examples
 
 
 class Translations:
@@ -27,84 +23,29 @@ class Translations:
         Raises:
             ValueError: the lengths differ or are zero, which sacrebleu would score silently or trip over.
         """
-        check_lengths(answers, references)
-        self.answers, self.references = answers, references
-
-    def __len__(self):
-        return len(self.answers)
-
-    def scores(self) -> dict[str, float]:
         from sacrebleu.metrics import BLEU, CHRF
 
+        check_lengths(answers, references)
+        self.scorers = {"bleu": BLEU(), "chrf": CHRF()}
+        self.counts = {  # (examples, n-gram counts), which are summed up to a score
+            name: np.array(scorer._extract_corpus_statistics(answers, [references]))
+            for name, scorer in self.scorers.items()
+        }
+
+    def __len__(self):
+        return len(self.counts["bleu"])
+
+    def scores(self, positions=ALL) -> dict[str, float]:
+        """{metric: score} of the examples at `positions`."""
         return {
-            name: metric.corpus_score(self.answers, [self.references]).score
-            for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))
+            name: scorer._compute_score_from_stats(self.counts[name][positions].sum(axis=0)).score
+            for name, scorer in self.scorers.items()
         }
 
     def signatures(self) -> dict[str, str]:
         """sacrebleu's, which say how it counted."""
-        from sacrebleu.metrics import BLEU, CHRF
-
-        signatures = {}
-        for name, metric in (("signature", BLEU()), ("chrf_signature", CHRF())):
-            metric.corpus_score(self.answers[:1], [self.references[:1]])  # it has none before
-            signatures[name] = str(metric.get_signature())
-        return signatures
-
-    def statistics(self) -> np.ndarray:
-        """(examples, 28): of BLEU lengths, matches and totals by order; of chrF what it counts of each order."""
-        from sacrebleu.metrics import BLEU
-
-        metric = BLEU(effective_order=True)  # which changes no count, and is what it wants for single sentences
-        rows = []
-        for answer, reference in zip(self.answers, self.references):
-            found = metric.sentence_score(answer, [reference])
-            counts = [found.sys_len, found.ref_len, *found.counts, *found.totals]
-            for order in range(1, CHARACTER_ORDER + 1):
-                counts += matches(characters(answer, order), characters(reference, order))
-            rows.append(counts)
-        return np.array(rows, dtype=np.float64)
-
-    @staticmethod
-    def of_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
-        """{metric: (resamples,)} of sums (resamples, 28)."""
-        of_bleu = 2 + 2 * BLEU_ORDER
-        return {"bleu": bleu_of(sums[:, :of_bleu]), "chrf": chrf_of(sums[:, of_bleu:])}
-
-
-def bleu_of(sums):
-    """BLEU as sacrebleu has it by default, with its exponential smoothing: (resamples,) of sums (resamples, 10)."""
-    length, wanted = sums[:, 0], sums[:, 1]
-    counts, totals = sums[:, 2 : 2 + BLEU_ORDER], sums[:, 2 + BLEU_ORDER :]
-    none = counts == 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        smoothed = np.where(none, 1 / 2.0 ** np.cumsum(none, axis=1), counts)  # the first 0 is 1/2, the next 1/4 …
-        logarithms = np.log(smoothed / totals)
-        penalty = np.where(length < wanted, np.exp(1 - wanted / length), 1.0)
-        scores = 100 * penalty * np.exp(logarithms.mean(axis=1))
-    return np.where((counts == 0).all(axis=1) | (totals == 0).any(axis=1), 0.0, scores)
-
-
-def chrf_of(sums):
-    """chrF as sacrebleu has it by default: (resamples,) of sums (resamples, 18)."""
-    found, wanted, common = (sums[:, part::3] for part in range(3))  # (resamples, orders) each
-    counts = (found > 0) & (wanted > 0)  # orders that neither side is too short for
-    orders = np.maximum(counts.sum(axis=1), 1)
-    precision = np.divide(common, found, out=np.zeros_like(common), where=counts).sum(axis=1) / orders
-    recall = np.divide(common, wanted, out=np.zeros_like(common), where=counts).sum(axis=1) / orders
-    below = BETA**2 * precision + recall
-    return np.divide(100 * (1 + BETA**2) * precision * recall, below, out=np.zeros_like(below), where=below > 0)
-
-
-def characters(text, order):
-    """How often each run of `order` characters stands in a text, white space left out: a Counter."""
-    text = "".join(text.split())
-    return Counter(text[start : start + order] for start in range(len(text) - order + 1))
-
-
-def matches(found, wanted):
-    """[parts found, parts wanted, parts that both have]; nothing counts as found where nothing is wanted."""
-    return [found.total() if wanted else 0, wanted.total(), (found & wanted).total()]
+        bleu, chrf = (str(scorer.get_signature()) for scorer in self.scorers.values())
+        return {"signature": bleu, "chrf_signature": chrf}
 
 
 class Summaries:
@@ -121,24 +62,17 @@ class Summaries:
             ValueError: the lengths differ or are zero.
         """
         check_lengths(answers, references)
-        self.rows = np.array([rouge(*pair) for pair in zip(answers, references)])
+        self.rows = np.array([rouge(*pair) for pair in zip(answers, references)])  # (examples, 3)
 
     def __len__(self):
         return len(self.rows)
 
-    def scores(self) -> dict[str, float]:
-        return {name: float(value) for name, value in zip(self.metrics, self.rows.mean(axis=0))}
+    def scores(self, positions=ALL) -> dict[str, float]:
+        """{metric: score} of the examples at `positions`."""
+        return dict(zip(self.metrics, self.rows[positions].mean(axis=0).tolist()))
 
     def signatures(self) -> dict[str, str]:
         return {}
-
-    def statistics(self) -> np.ndarray:
-        """(examples, 3): the scores of each, whose mean is the score of all."""
-        return self.rows
-
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """{metric: (resamples,)} of sums (resamples, 3)."""
-        return dict(zip(self.metrics, sums.T / len(self)))
 
 
 def rouge(answer: str, reference: str) -> list[float]:
@@ -149,7 +83,7 @@ def rouge(answer: str, reference: str) -> list[float]:
         grams = [Counter(zip(*(text[start:] for start in range(order)))) for text in (words, wanted)]
         shared.append(((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
     shared.append((longest_common_subsequence(words, wanted), len(words), len(wanted)))
-    return [200 * both / max(found + wanted, 1) for both, found, wanted in shared]  # 2PR / (P + R)
+    return [200 * both / max(of_answer + of_reference, 1) for both, of_answer, of_reference in shared]  # 2PR / (P + R)
 
 
 def longest_common_subsequence(left: list[str], right: list[str]) -> int:
@@ -186,34 +120,29 @@ class Classes:
     def __len__(self):
         return len(self.answers)
 
-    def scores(self) -> dict[str, float]:
-        return {name: float(values[0]) for name, values in self.of_sums(self.statistics().sum(axis=0)[None]).items()}
+    def scores(self, positions=ALL) -> dict[str, float]:
+        """{metric: score} of the examples at `positions`."""
+        classes, answers, references = len(self.classes), self.answers[positions], self.references[positions]
+        confusion = np.bincount(references * classes + answers, minlength=classes**2).reshape(classes, classes)
+        hits, predicted, labelled, total = (
+            confusion.diagonal(),
+            confusion.sum(axis=0),
+            confusion.sum(axis=1),
+            len(answers),
+        )
+        occurring = predicted + labelled > 0  # a class that neither side has counts for nothing
+        f1 = 2 * hits[occurring] / (predicted + labelled)[occurring]
+        # Of several classes: Gorodkin, "Comparing two K-category assignments by a K-category correlation", 2004.
+        covariance = total * hits.sum() - (predicted * labelled).sum()
+        deviations = np.sqrt(float((total**2 - (predicted**2).sum()) * (total**2 - (labelled**2).sum())))
+        return {
+            "accuracy": float(hits.sum() / total),
+            "f1": float(f1.mean()),
+            "matthews": float(covariance / deviations) if deviations else 0.0,
+        }
 
     def signatures(self) -> dict[str, str]:
         return {}
-
-    def statistics(self) -> np.ndarray:
-        """(examples, 3 * classes): whether an example is a hit of the class, is predicted as it, is labelled as it."""
-        one_hot = np.eye(len(self.classes))
-        answers, references = one_hot[self.answers], one_hot[self.references]
-        return np.concatenate([answers * references, answers, references], axis=1)
-
-    @staticmethod
-    def of_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
-        """{metric: (resamples,)} of sums (resamples, 3 * classes)."""
-        hits, predicted, labelled = np.split(sums, 3, axis=1)  # (resamples, classes) each
-        total, hit = labelled.sum(axis=1), hits.sum(axis=1)
-        there = predicted + labelled > 0  # a class that neither side has counts for nothing
-        f1 = np.divide(2 * hits, predicted + labelled, out=np.zeros_like(hits), where=there)
-        # Of several classes: Gorodkin, "Comparing two K-category assignments by a K-category correlation", 2004.
-        variances = [total**2 - (each**2).sum(axis=1) for each in (predicted, labelled)]
-        below = np.sqrt(variances[0] * variances[1])
-        correlation = total * hit - (predicted * labelled).sum(axis=1)
-        return {
-            "accuracy": hit / total,
-            "f1": f1.sum(axis=1) / there.sum(axis=1),
-            "matthews": np.divide(correlation, below, out=np.zeros_like(below), where=below > 0),
-        }
 
 
 Scored = Translations | Summaries | Classes
@@ -225,13 +154,10 @@ def intervals(scored: Scored, resamples: int) -> dict[str, list[float]]:
     Args:
         resamples: how often as many examples as there are, are drawn with replacement.
     """
-    rows, draw = scored.statistics(), np.random.default_rng(BOOTSTRAP_SEED)
-    count = len(rows)
-    sums = np.empty((resamples, rows.shape[1]))
-    for each in sums:
-        each[:] = np.bincount(draw.integers(count, size=count), minlength=count) @ rows
+    draw, count = np.random.default_rng(BOOTSTRAP_SEED), len(scored)
+    scores = [scored.scores(draw.integers(count, size=count)) for _ in range(resamples)]
     ends = 50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)  # in percent
-    return {metric: np.percentile(values, ends).tolist() for metric, values in scored.of_sums(sums).items()}
+    return {metric: np.percentile([row[metric] for row in scores], ends).tolist() for metric in scored.metrics}
 
 
 def check_lengths(answers: list, references: list) -> None:

@@ -5,7 +5,7 @@ examples of one split.
 """
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.runtime.errors import UserError
@@ -101,10 +101,16 @@ class DataSource:
         return cls(data=data, **files, **{name: value for name, value in content.items() if name in PLAIN})
 
 
-# The fields that a record holds as they are.
-PLAIN = [each.name for each in fields(DataSource) if each.name != "data" and not each.name.endswith("_file")]
+TEXT_TO_TEXT = ("source_lang", "target_lang", "source_column", "target_column")
+LABELLED = ("text_column", "text_pair_column", "label_column")
+PLAIN = ("data_config", *TEXT_TO_TEXT, *LABELLED, "prefix")  # the fields that a record holds as they are
 FILES = {f"{split}?": str for split in SPLITS}
 DATA = ({"folder?": str, "hub?": str, "files?": FILES, **{f"{name}?": str for name in PLAIN}},)
+
+
+def column_flags(task) -> list[str]:
+    """The flags that say which columns a task reads."""
+    return [_flag_of(name) for name in (LABELLED if task.has_labels else TEXT_TO_TEXT)]
 
 
 def check_source(source: DataSource, task) -> None:
@@ -113,19 +119,16 @@ def check_source(source: DataSource, task) -> None:
     Raises:
         UserError: naming the flag.
     """
-    text_to_text = ("source_lang", "target_lang", "source_column", "target_column")
-    labelled = ("text_column", "text_pair_column", "label_column")
-    for name in text_to_text if task.has_labels else labelled:
+    for name in TEXT_TO_TEXT if task.has_labels else LABELLED:
         if getattr(source, name):
-            known = ", ".join(map(flag_of, labelled if task.has_labels else text_to_text))
-            raise UserError(f"{flag_of(name)}: has no part in {task.name}, which has {known}")
-    for one, other in (("source_lang", "target_lang"), ("source_column", "target_column")):
-        if bool(getattr(source, one)) != bool(getattr(source, other)):
-            raise UserError(f"{flag_of(one)} and {flag_of(other)}: go together; give both")
+            known = ", ".join(column_flags(task))
+            raise UserError(f"{_flag_of(name)}: has no part in {task.name}, which has {known}")
+    for kind in ("lang", "column"):
+        if bool(getattr(source, f"source_{kind}")) != bool(getattr(source, f"target_{kind}")):
+            raise UserError(f"--source-{kind} and --target-{kind}: go together; give both")
     if source.data_config and (source.data is None or Path(source.data).exists()):
         raise UserError(f"--data-config {source.data_config}: belongs to a data set of the hub, which {source} is not")
 
 
-def flag_of(name: str) -> str:
-    """The flag of a field."""
+def _flag_of(name):
     return f"--{name.replace('_', '-')}"

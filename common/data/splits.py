@@ -5,12 +5,11 @@ and never made.
 """
 
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.readers import finder
-from common.data.sources import SPLITS, DataSource, check_source, flag_of
+from common.data.readers import Rows, finder
+from common.data.sources import SPLITS, DataSource, check_source, column_flags
 from common.runtime.errors import UserError
 from common.runtime.schema import shown
 
@@ -43,23 +42,25 @@ def read_texts(
     is_made = opened is None and split == "validation"  # of train
     opened = find("train") if is_made else opened
     if opened is None:
-        raise UserError(f"{source}: has no {split} split; {_remedy(source, split, task)}")
-    rows = opened()
-    if not rows.count:
+        remedy = ", or evaluate with --split validation" if split == "test" else ""
+        raise UserError(f"{source}: has no {split} split; give download_model.py one with --{split}-file{remedy}")
+    rows, where = opened(), f"{source.file('train' if is_made else split) or source}: {split}"
+    if not len(rows):
         raise UserError(f"{source}: its {split} split is empty")
-    positions = range(rows.count)
+    positions = range(len(rows))
     if is_made or (split == "train" and find("validation") is None):
-        held_out = stratified_holdout(rows.targets() if task.has_labels else [0] * rows.count)
+        labels = [target if task.has_labels else 0 for _, target in _pairs(where, rows, positions, source, task)]
+        held_out = stratified_holdout(labels)
         positions = [i for i in positions if (i in held_out) == is_made]
         if not positions:
             remedy = "give download_model.py a --validation-file"
             raise UserError(f"{source}: too few examples to hold some out of train; {remedy}")
     if limit and limit < len(positions):
         positions = fixed_sample(positions, limit)
-    pairs = rows.take(positions)
+    pairs = _pairs(where, rows, positions, source, task)
     if label2id and task.has_labels:
-        where = source.file("train" if is_made else split) or source
-        return _numbered(f"{where}: {split}", pairs, positions, label2id, rows.classes)
+        feature = getattr(rows, "features", {}).get(source.columns(task)[-1])  # of a table of the datasets library
+        return _numbered(where, pairs, positions, label2id, getattr(feature, "names", None) or [])
     return pairs
 
 
@@ -68,51 +69,62 @@ def has_split(source: DataSource, split: str, task) -> bool:
     return finder(source, task)(split) is not None
 
 
-def _remedy(source, split, task):
-    if source.data and Path(source.data).is_dir():
-        one, other = source.languages(task) if not task.has_labels else ("", "")
-        text = f", or {split}.{one} and {split}.{other}," if one else ""
-        return f"a file {split}.csv, .tsv, .jsonl, .json or .parquet{text} belongs into the folder"
-    remedy = f"give download_model.py one with {flag_of(f'{split}_file')}"
-    return remedy + (", or evaluate with --split validation" if split == "test" else "")
+def _pairs(where, rows: Rows, positions, source, task):
+    """The rows at `positions` as [(input, target)].
+
+    Raises:
+        UserError: a column is missing, or holds no text where text belongs.
+    """
+    names, columns = source.columns(task), getattr(rows, "column_names", None) or list(rows[0])
+    is_nested = not task.has_labels and not source.source_column and "translation" in columns
+    if not is_nested and not set(names) <= set(columns):
+        missing = next(name for name in names if name not in columns)
+        flags = ", ".join(column_flags(task))
+        raise UserError(f"{where}: has no column {missing!r}, but {columns}; say which to download_model.py ({flags})")
+    if isinstance(rows, list):
+        rows = [rows[position] for position in positions]
+    else:
+        rows = rows.select_columns(["translation"] if is_nested else sorted({*names})).select(positions).to_list()
+    pairs = []
+    for position, row in zip(positions, rows):
+        fields = (row["translation"] or {}) if is_nested else row
+        *inputs, target = (fields.get(name) for name in names)
+        if not all(isinstance(text, str) for text in (inputs if task.has_labels else [*inputs, target])):
+            raise UserError(f"{where}: row {position + 1}: {names} are not all text")
+        pairs.append((inputs[0] if len(inputs) == 1 else tuple(inputs), target))
+    return pairs
 
 
 # --- labels ------------------------------------------------------------------------------------------------------
 
 
-def _number(label, label2id, classes):
-    """The model's number of a label: of a name, in upper or lower case, else the number itself; None for no such one.
+def _numbered(where, pairs, positions, label2id, classes):
+    """Pairs whose labels are the model's numbers: of names, in upper or lower case, or the numbers themselves.
 
     Args:
-        classes: the names of the data set's own numbers, where it knows them; {} where they are not the model's.
-    """
-    label = classes.get(label, label)
-    if isinstance(label, bool | str):
-        names = {name.casefold(): number for name, number in label2id.items()}
-        found = label2id.get(str(label), names.get(str(label).casefold()))
-        if found is not None or not re.fullmatch(r"[0-9]{1,9}", str(label)):
-            return found
-        label = int(label)
-    return label if isinstance(label, int) and 0 <= label <= max(label2id.values()) else None
-
-
-def _numbered(where, pairs, positions, label2id, classes):
-    """Pairs whose labels are the model's numbers.
-
+        classes: the names of the data set's own numbers, where it knows them.
     Raises:
         UserError: naming the first example whose label is none of the model's.
     """
-    known = {name.casefold() for name in label2id}
-    own = dict(enumerate(classes)) if classes and {name.casefold() for name in classes} <= known else {}
-    numbers = [_number(label, label2id, own) for _, label in pairs]
-    if None in numbers:
-        first = numbers.index(None)
-        names = ", ".join(sorted(label2id, key=label2id.get)[:10])
-        raise UserError(
-            f"{where} example {positions[first]} has label {shown(pairs[first][1])}, but the model knows only 0 to "
-            f"{max(label2id.values())} ({names}); its config.json names them, or choose --label-column"
-        )
-    return [(text, number) for (text, _), number in zip(pairs, numbers)]
+    names = {name.casefold(): number for name, number in label2id.items()}
+    numbers = {str(number): number for number in range(max(label2id.values()) + 1)}
+    if not {name.casefold() for name in classes} <= set(names):
+        classes = []  # of other things than the model's
+    numbered = []
+    for position, (text, label) in zip(positions, pairs):
+        if isinstance(label, int) and 0 <= label < len(classes):
+            label = classes[label]
+        is_number = isinstance(label, int) and not isinstance(label, bool)
+        number = None if is_number else label2id.get(str(label), names.get(str(label).casefold()))
+        number = numbers.get(str(label)) if number is None else number
+        if number is None:
+            known = ", ".join(sorted(label2id, key=label2id.get)[:10])
+            raise UserError(
+                f"{where} example {position} has label {shown(label)}, but the model knows only 0 to "
+                f"{max(label2id.values())} ({known}); its config.json names them, or choose --label-column"
+            )
+        numbered.append((text, number))
+    return numbered
 
 
 # --- samples that are the same in every run ---------------------------------------------------------------------
