@@ -109,7 +109,13 @@ def _read_table(path, end):
                 raise ValueError("a row has more fields than the first line has names")
             return rows
         text = handle.read()
-    rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    if text.startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = []
+        for number, line in enumerate(filter(str.strip, text.split("\n")), start=1):
+            with as_user_error(f"{path}: line {number}", "malformed JSON"):
+                rows.append(json.loads(line))
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("not every row is an object")
     return rows
