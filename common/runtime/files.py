@@ -5,6 +5,7 @@ holds a lock on it, so that the next one who writes there can tell what a killed
 """
 
 import contextlib
+import ctypes
 import fcntl
 import glob
 import os
@@ -17,7 +18,6 @@ from common.runtime.errors import UserError
 from common.runtime.signals import deferred
 
 TEMPORARY = ".pruning-part"  # how temporary names end
-ASIDE = ".pruning-old"  # and those of old folders, until the new one is in their place
 LONGEST_STEM = 60  # characters of a file's own name in its temporary one: names may have 255 bytes
 
 
@@ -30,27 +30,19 @@ def atomic_file(path: str | Path) -> Iterator["_Handle"]:
 
     A signal waits until it is there. A symbolic link is replaced, and what it leads to stays as it is.
     """
-    path = Path(path)
-    with deferred():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        temporary, descriptor = _make_temporary(path, is_folder=False)
-        handle = _Handle()
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                handle.file = file
+    path, handle = Path(path), _Handle()
+    try:
+        with _temporary_beside(path, is_folder=False) as (temporary, descriptor):
+            with os.fdopen(descriptor, "wb", closefd=False) as handle.file:
                 yield handle
-                file.flush()
-                os.fchmod(descriptor, 0o666 & ~_umask())
-                os.fsync(descriptor)
-                os.replace(temporary, path)
-            _sync(path.parent)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            cause = handle.failure or error
-            if isinstance(cause, OSError):
-                raise OSError(cause.errno, cause.strerror, str(path)) from None  # the temporary name would tell nobody
-            raise
+            os.fchmod(descriptor, 0o666 & ~_umask())
+            os.fsync(descriptor)
+            os.replace(temporary, path)
+    except BaseException as error:
+        cause = handle.failure or error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None  # the temporary name would tell nobody
+        raise
 
 
 class _Handle:
@@ -73,29 +65,20 @@ class _Handle:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, in place of what was there.
 
-    A signal waits until it is there. Killed between its two steps, the old folder is set aside, and whoever looks
-    whether it can write there puts it back. A symbolic link stays, and the folder that it leads to is written.
+    A signal waits until it is there. A symbolic link stays, and the folder that it leads to is written.
     """
     path = real(path)
-    with deferred():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        temporary, descriptor = _make_temporary(path, is_folder=True)
-        try:
-            yield temporary
-            _settle(temporary)
-            if path.exists():
-                os.rename(path, _aside(path))
+    with _temporary_beside(path, is_folder=True) as (temporary, _):
+        yield temporary
+        _settle(temporary)
+        if path.exists():
+            _exchange(temporary, path)
+        else:
             os.rename(temporary, path)
-            _sync(path.parent)
-        finally:
-            _remove(temporary)
-            _put_back(path)
-            os.close(descriptor)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a whole file, atomically; see `atomic_file`."""
+    """Write a file, atomically; see `atomic_file`."""
     with atomic_file(path) as handle:
         handle.write(content)
 
@@ -105,18 +88,39 @@ def real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _make_temporary(path, is_folder):
-    """A temporary file or folder beside `path`, and a descriptor that holds the lock on it."""
+@contextlib.contextmanager
+def _temporary_beside(path, is_folder):
+    """(temporary file or folder, descriptor that holds the lock on it); what has not taken its place is removed."""
     names = {"prefix": f".{path.name[:LONGEST_STEM]}.", "suffix": TEMPORARY, "dir": path.parent}
-    while True:
-        if is_folder:
-            temporary = tempfile.mkdtemp(**names)
-            descriptor = os.open(temporary, os.O_RDONLY)
-        else:
-            descriptor, temporary = tempfile.mkstemp(**names)
-        if _lock(descriptor):
-            return Path(temporary), descriptor
-        os.close(descriptor)  # another process took it for abandoned, before it was locked
+    with deferred():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        while True:
+            if is_folder:
+                temporary = tempfile.mkdtemp(**names)
+                descriptor = os.open(temporary, os.O_RDONLY)
+            else:
+                descriptor, temporary = tempfile.mkstemp(**names)
+            if _lock(descriptor):
+                break
+            os.close(descriptor)  # another process took it for abandoned, before it was locked
+        try:
+            yield Path(temporary), descriptor
+            _sync(path.parent)
+        finally:
+            _remove(Path(temporary))
+            os.close(descriptor)
+
+
+def _exchange(one, other):
+    """Let two folders change places: in one step, where the system and the file system can (renameat2 of Linux)."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None or renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) != 0:
+        aside = one.with_name(f"{one.name}{TEMPORARY}")
+        os.rename(other, aside)
+        os.rename(one, other)
+        os.rename(aside, one)
 
 
 def _settle(folder):
@@ -148,22 +152,20 @@ def _umask():
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove what killed processes left beside `path` when they wrote it, and put back an old folder set aside."""
+    """Remove what killed processes left beside `path` when they wrote it."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name[:LONGEST_STEM])}.*{TEMPORARY}"):
-        remove_abandoned(leftover)
-    _put_back(path)
+    remove_leftovers_in(path.parent, f".{glob.escape(path.name[:LONGEST_STEM])}.")
 
 
-def remove_leftovers_in(folder: str | Path) -> None:
-    """Remove what killed processes left when they wrote files of a folder."""
-    for leftover in Path(folder).glob(f".*{TEMPORARY}"):
+def remove_leftovers_in(folder: str | Path, prefix: str = ".") -> None:
+    """Remove what killed processes left when they wrote files of a folder, or those with a prefix."""
+    for leftover in Path(folder).glob(f"{prefix}*{TEMPORARY}"):
         remove_abandoned(leftover)
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one that only unfinished work has."""
-    return name.startswith(".") and name.endswith((TEMPORARY, ASIDE))
+    return name.startswith(".") and name.endswith(TEMPORARY)
 
 
 def hold(handle) -> int:
@@ -184,20 +186,6 @@ def remove_abandoned(path: str | Path) -> None:
                 _remove(Path(path))
         finally:
             os.close(descriptor)
-
-
-def _aside(path):
-    return path.with_name(f".{path.name[:200]}{ASIDE}")
-
-
-def _put_back(path):
-    """Remove an old folder that was set aside, or if no new one took its place, put it back."""
-    aside = _aside(path)
-    if aside.exists():
-        if path.exists():
-            _remove(aside)
-        else:
-            os.rename(aside, path)
 
 
 def _remove(path):
