@@ -15,8 +15,6 @@ from torch import distributed
 
 from common.runtime.errors import UserError
 
-BUCKET = 2**22  # entries that are summed at once, 16 MiB of float32
-
 
 @dataclass(frozen=True)
 class Processes:
@@ -39,7 +37,7 @@ class Processes:
         return list(items[self.number :: self.count])
 
     def agree(self, value, source: int = 0):
-        """One process's value, the first's unless told otherwise, in all: any that pickle can take."""
+        """The value of one process, the first unless `source` says which, in all: any that pickle can take."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -56,23 +54,15 @@ class Processes:
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in any of the processes."""
-        if self.count == 1:
-            return list(flags)
-        found = torch.tensor(flags, dtype=torch.uint8)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.control)
-        return found.bool().tolist()
+        counts = torch.tensor(flags, dtype=torch.int64)
+        self.add([counts])
+        return counts.bool().tolist()
 
     @torch.no_grad()
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Sum each tensor over the processes, in place, some at once; all have the same ones, of one device and type.
-
-        The sum is the same, bit for bit, in all of them.
-        """
-        for bucket in _buckets(tensors) if self.count > 1 else ():
-            flat = torch.cat([tensor.flatten() for tensor in bucket])
-            distributed.all_reduce(flat, group=self.control if flat.device.type == "cpu" else None)
-            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-                tensor.copy_(summed.view_as(tensor))
+        """Sum each tensor over the processes, in place. The sum is the same, bit for bit, in all of them."""
+        for tensor in tensors if self.count > 1 else ():
+            distributed.all_reduce(tensor, group=self.control if tensor.device.type == "cpu" else None)
 
     def spread(self, tensor: torch.Tensor, source: int) -> None:
         """Give a tensor the values that it has in the process `source`, in place."""
@@ -80,7 +70,7 @@ class Processes:
             tensor.copy_(self.agree(tensor.cpu(), source))
 
     def join_rows(self, rows: dict[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes, (rows, width), joined in the order of their numbers.
+        """Rows of all processes, (rows, width), in the order of their numbers.
 
         Args:
             rows: {number: (rows, width)}, this process's share.
@@ -99,19 +89,6 @@ def own_number() -> int:
 
 ALONE = Processes()
 _joined = None
-
-
-def _buckets(tensors):
-    """The tensors in lists of about BUCKET entries."""
-    bucket, size = [], 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.numel()
-        if size >= BUCKET:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
 
 
 def join(device: torch.device) -> Processes:

@@ -29,20 +29,12 @@ VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON, atomically.
-
-    Raises:
-        UserError: it holds NaN or an infinity, which JSON does not know.
-    """
+    """Write `value` as indented JSON, atomically; see `json_text`."""
     write_bytes(path, (json_text(value, indent=1) + "\n").encode())
 
 
 def write_json_lines(path, rows):
-    """Write `rows` as JSON, one on each line, atomically.
-
-    Raises:
-        UserError: one holds NaN or an infinity, which JSON does not know.
-    """
+    """Write `rows` as JSON, one on each line, atomically; see `json_text`."""
     write_bytes(path, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
