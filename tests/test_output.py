@@ -124,7 +124,7 @@ def test_a_half_original_gives_half_models_unless_told_otherwise(call, succeeds,
         assert load_model(tmp_path / name).dtype == ("bfloat16" if name == "default" else "float32")
     assert records["default"] == records["float32"] | {"dtype": "bfloat16"}
     code, _, err = call("compose_model.py", *where[:-1], tmp_path / "default", "--dtype", "float16")
-    assert code == 2 and 'dtype: "bfloat16" there, "float16" asked for' in err
+    assert code == 2 and "dtype: 'bfloat16' there, 'float16' asked for" in err
 
 
 def test_what_is_written_is_what_was_measured(succeeds, call, workshop, chain, tokenizer, tmp_path):

@@ -126,7 +126,7 @@ def test_predictions_replace_their_like_alone(call, succeeds, workshop, tmp_path
         file.write_bytes(foreign)
         code, _, err = call("evaluate-t5.py", *flags)
         assert code == 2 and is_one_line(err)
-        assert f"{file}: exists already and are no predictions of evaluate-t5.py" in err
+        assert f"{file}: exists already and is no such output of this script" in err
         assert file.read_bytes() == foreign
 
 

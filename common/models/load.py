@@ -46,7 +46,6 @@ from common.runtime.records import (
     FORMAT_VERSION,
     RECORD_NAME,
     check_files,
-    check_seal,
     content_digest,
     parse_json,
     read_json,
@@ -231,7 +230,6 @@ def load_pth(path: Path) -> LoadedModel:
     record, settings, generation = (
         parse_json(f"{key!r}", content[key]) for key in ("record", "config", "generation_config")
     )
-    check_seal("its record", record)
     check("its record", record, MODEL_RECORD, "make the model again")
     check_config(settings)
     of_class, config = _class_and_config(settings, record)

@@ -19,12 +19,10 @@ from common.runtime.files import atomic_file, atomic_folder
 from common.runtime.records import (
     RECORD_NAME,
     check_files,
-    check_seal,
     content_digest,
     is_done,
     read_json,
     read_record,
-    sealed,
     write_record,
 )
 
@@ -93,7 +91,7 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
             "generation_config": json.dumps(generation.to_dict() if generation else None),
             "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
             "masks": {name: mask.cpu() for name, mask in (masks or {}).items() if not bool(mask.all())},
-            "record": json.dumps(sealed(record)),
+            "record": json.dumps(record),
         }
         with atomic_file(path) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
@@ -133,18 +131,12 @@ def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> 
 def _found_record(path, script):
     """The record of the output at `path`, or None: nothing is there, or nothing of ours.
 
-    If a record cannot be trusted, its key is None; a `.pth` of ours that cannot be read counts as one of `script`.
+    A `.pth` of ours that cannot be read counts as one of `script`.
     """
     try:
         if path.is_dir():
-            record = read_json(path / RECORD_NAME, "this suite")
-        else:
-            record = json.loads(torch.load(path, map_location="cpu", weights_only=True)["record"])
-        try:
-            check_seal(path, record)
-        except UserError:
-            record["key"] = None
-        return record
+            return read_json(path / RECORD_NAME, "this suite")
+        return json.loads(torch.load(path, map_location="cpu", weights_only=True)["record"])
     except Exception:  # no file, not a torch file, a pickle that holds code, a record that is none: many classes
         return {"script": script, "key": None} if path.is_file() and _begins_like_ours(path) else None
 

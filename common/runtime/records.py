@@ -258,26 +258,15 @@ def _files_in(folder):
 
 
 def read_record(path: str | Path, made_by: str = "this suite") -> dict:
-    """The record in a file, as it was written.
+    """The record in a file, as it was written. One without a version was written by hand, and has no digest.
 
-    Args:
-        made_by: the script that makes such a file, for the error message.
     Raises:
         UserError: see `read_json`; or it was changed since.
     """
     record = read_json(path, made_by)
-    check_seal(path, record)
-    return record
-
-
-def check_seal(where: str | Path, record: dict) -> None:
-    """Make sure that a record is what was written. One without a version was written by hand, and cannot tell.
-
-    Raises:
-        UserError: it was changed since.
-    """
     if ("version" in record or "digest" in record) and sealed(record) != record:
-        raise UserError(f"{where}: was changed since it was written; make the output again")
+        raise UserError(f"{path}: was changed since it was written; make the output again")
+    return record
 
 
 def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool] = lambda name: True) -> None:
