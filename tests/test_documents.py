@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, load_script, read_json, section
+from helpers import ROOT, SCRIPTS, load_script, read_json, section, snippets
 
 from common.blocks.defaults import study_of
 from common.blocks.families import FAMILIES, REFUSED
@@ -117,3 +120,50 @@ def test_the_examples_of_files_have_the_files_keys(chain):
     assert {key for row in rows for key in row[0].split(", ")} == content.keys()
     header = (chain / "tuned-0.csv").read_text().splitlines()[0]
     assert f"\n{header}\n" in section("docs/formats.md", "Stats")
+
+
+# --- recipes of CONTRIBUTING.md, followed; that of a family is followed in test_families.py -------------------------
+
+FOLLOWED = ("A task and a metric",)
+
+
+def follow(title, copy):
+    """Add a recipe's code to a copy of the suite: each block at the end of the file that its first line names."""
+    text = text_of(ROOT / "CONTRIBUTING.md").partition(f"\n### {title}\n")[2].partition("\n### ")[0]
+    for code in snippets(text):
+        with open(copy / code.splitlines()[0].removeprefix("# "), "a", encoding="utf-8") as file:
+            file.write(f"\n\n{code}")
+
+
+@pytest.fixture
+def results(tmp_path, workshop):
+    """Every recipe followed in one copy, and stages that use what they add: a result for each stage."""
+    for name in ("common", "experiments", *SCRIPTS):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    for title in FOLLOWED:
+        follow(title, tmp_path)
+    stages = f"""
+        download_model.py --checkpoint {workshop}/model/t5 -t {workshop}/tokenizer/t5 --task simplification \
+            --data {workshop}/data/t5 --source-lang en --target-lang de
+        config_generator.py --attention 0.25 --linear 0 -n 1
+        prune_scheme_generator.py
+        prune.py
+        block-level_finetuning.py --epochs 1
+        model-level_finetuning.py -n 0 --epochs 1
+        evaluate-t5.py --save-predictions answers.jsonl"""
+    process = subprocess.run(
+        [sys.executable, "experiments/stages.py"],
+        **dict(cwd=tmp_path, input=stages.replace("\\\n", ""), text=True, capture_output=True, timeout=120),
+    )
+    assert process.returncode == 0, process.stderr
+    results = map(json.loads, process.stdout.splitlines())
+    return dict(zip(re.findall(r"^ +([\w-]+\.py)", stages, re.MULTILINE), results, strict=True))
+
+
+def test_the_recipes_followed_literally(results, tmp_path):
+    """Oracle of the metric: the predictions beside their references."""
+    assert results["block-level_finetuning.py"]["compositions"]  # joint, as for translation
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    scores = results["evaluate-t5.py"]
+    assert scores["exact"] == sum(answer["prediction"] == answer["reference"] for answer in answers) / 16
+    assert set(scores["intervals"]) == {"bleu", "chrf", "exact"}
