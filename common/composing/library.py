@@ -2,7 +2,7 @@
 
 A module file is a numpy structured array of shape () whose fields are the block's tensors and masks: "q.weight"
 (float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`. A library whose variants
-were tuned together has one more, of the rest of the model, whose fields are the model's parameters outside of blocks.
+were tuned together has one more, of the shared parameters, those outside of blocks.
 
 The record is written after every finished file, so an interrupted run loses nothing that it had finished. What was
 tuned together is written together: the record follows once all files are there. Several processes may write to one
@@ -17,6 +17,7 @@ import torch
 
 from common.blocks.find import Block
 from common.blocks.tensors import Variant, parameter_masks
+from common.composing.configurations import MODEL
 from common.composing.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
@@ -33,12 +34,21 @@ from common.runtime.records import (
     sealed,
     write_json,
 )
+from common.runtime.schema import check
 from common.runtime.signals import deferred
 
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
-TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the rest of the model
-STAGES = (PRUNED, FINE_TUNED, TOGETHER)
+TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the shared parameters
 SHARED = "shared"  # in the record, and the name of its file
+FILE = {"file": str, "key": str, "made_from": {str: object}, "sha256": str, str: object}
+RECORD = {
+    "digest": str,
+    "stage": {PRUNED, FINE_TUNED, TOGETHER},
+    "model": MODEL,
+    "variants": {str: {"block": str, "variant": str, **FILE}},
+    f"{SHARED}?": FILE,
+    str: object,
+}
 LOCK_NAME = ".lock"
 REMEDY = "delete the file and run the script that made the library again"
 
@@ -49,7 +59,6 @@ class Library:
     def __init__(self, folder: str | Path, record: dict):
         self.folder = Path(folder)
         self.record = record
-        self._stamp = None  # of the record's file, as this process last wrote it
 
     @classmethod
     def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
@@ -63,7 +72,7 @@ class Library:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
-        record = _read_library_record(folder / RECORD_NAME)
+        record = _read_library_record(folder)
         if record["model"]["fingerprint"] != model_fingerprint:
             raise UserError(
                 f"{folder}: was made for another model ({record['model']['name']}); "
@@ -87,9 +96,9 @@ class Library:
         check_writable(folder)
         check_writable(folder / RECORD_NAME, is_file=True)
         remove_leftovers_in(folder)
-        found = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
+        files = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
         if not (folder / RECORD_NAME).exists():
-            if not all(map(_may_lie_beside, found)):
+            if not all(path.name == LOCK_NAME or is_temporary(path.name) for path in files):
                 raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
             real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
             made_from = {"model": model["fingerprint"], "stage": stage}
@@ -97,30 +106,29 @@ class Library:
             with library._lock():
                 if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
                     library._write_record(library.record)
-                    return library
         return cls.open(folder, model["fingerprint"], stage)
 
     @classmethod
     def open_shared(cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes) -> "Library":
         """The same by several processes: the first starts it, the others wait for that."""
         if processes.is_first:
-            library = cls.open_or_create(folder, script, model, stage)
+            cls.open_or_create(folder, script, model, stage)
         processes.agree(None)
-        return library if processes.is_first else cls.open(folder, model["fingerprint"], stage)
+        return cls.open(folder, model["fingerprint"], stage)
 
     def _lock(self):
         """Keep other processes from writing, for as long as the context lasts."""
         return filelock.FileLock(self.folder / LOCK_NAME)
 
-    def _current_record(self):
-        """The record as it is now, which another process may have added to; to be called under the lock."""
-        path = self.folder / RECORD_NAME
-        return self.record if self._stamp == _stamp_of(path) else _read_library_record(path)
+    def _add(self, entries, **others):
+        """Add entries of variants, and other parts, to the record, to which another process may have added meanwhile;
+        to be called under the lock."""
+        record = _read_library_record(self.folder)
+        self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
     def _write_record(self, record):
-        path = self.folder / RECORD_NAME
-        write_json(path, sealed(record))
-        self.record, self._stamp = record, _stamp_of(path)
+        write_json(self.folder / RECORD_NAME, sealed(record))
+        self.record = record
 
     def variants(self) -> list[Pair]:
         """All pairs that the library holds."""
@@ -181,11 +189,6 @@ class Library:
             entry = self._write_variant(name, variant, made_from, measured)
             self._add({str(Pair(variant.block.name, name)): entry})
 
-    def _add(self, entries, **others):
-        """Add entries of variants, and other parts, to the record; to be called under the lock."""
-        record = self._current_record()
-        self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
-
     @deferred()
     def write_together(
         self,
@@ -194,7 +197,7 @@ class Library:
         shared: dict[str, torch.Tensor],
         shared_made_from: dict,
     ) -> None:
-        """Write variants that belong together, and the rest of the model with them; the record last, once.
+        """Write variants that belong together, and the shared parameters with them; the record last, once.
 
         Args:
             shared: {parameter: tensor}; empty to leave what the library has, if anything.
@@ -202,11 +205,8 @@ class Library:
             UserError: another process wrote shared parameters since this library was opened; or see `write`.
         """
         with self._lock():
-            if self._current_record().get(SHARED) != self.record.get(SHARED):
-                raise UserError(
-                    f"{self.folder}: another process tuned variants there meanwhile, together with a rest of the model "
-                    "of their own; run this again, and the new ones are trained among them"
-                )
+            if _read_library_record(self.folder).get(SHARED) != self.record.get(SHARED):
+                raise UserError(f"{self.folder}: another process tuned variants there meanwhile; run this again")
             entries = {
                 str(pair): self._write_variant(pair.variant, variant, made_from[pair], {})
                 for pair, variant in variants.items()
@@ -226,7 +226,9 @@ class Library:
         arrays |= {f"{name}{KEEP}": keep.cpu().numpy() for name, keep in keeps.items()}
         path = self.folder / f"{pair}.npy"
         check_finite(path, arrays)
-        check_variant(path, variant)
+        for name, mask in parameter_masks(block, keeps).items():
+            if name in tensors and bool(tensors[name][~mask].any()):
+                raise ValueError(f"{path}: {name} is not zero everywhere that its mask removes")
         written = self._write_file(path.name, arrays, made_from)
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
 
@@ -247,7 +249,7 @@ class Library:
         return self.record["variants"].get(str(pair), {}).get("made_from", {}).get("run")
 
     def check_shared(self, shared: dict[str, torch.Tensor]) -> None:
-        """Make sure, before any long work, that the rest of a model fits into a module file.
+        """Make sure, before any long work, that shared parameters fit into a module file.
 
         Raises:
             UserError: see `pack`.
@@ -256,31 +258,27 @@ class Library:
             {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in shared.items()}, f"{SHARED}.npy"
         )
 
-    def has_shared(self) -> bool:
-        """Whether the library has shared parameters, whatever is in its file."""
-        return SHARED in self.record
-
     def shared_is_intact(self) -> bool:
         """Whether the file of the shared parameters, if there is one, is what was written."""
-        return not self.has_shared() or self._is_intact(self.record[SHARED])
+        return SHARED not in self.record or self._is_intact(self.record[SHARED])
 
     def shared_key(self) -> str | None:
-        """What the shared parameters were made from, as a digest; None if there is none."""
-        return self.record[SHARED]["key"] if self.has_shared() else None
+        """What the shared parameters were made from, as a digest; None if there are none."""
+        return self.record[SHARED]["key"] if SHARED in self.record else None
 
     def read_shared(self) -> dict[str, torch.Tensor] | None:
-        """The rest of the model that the variants were tuned with, {parameter: tensor}; None if there is none.
+        """The shared parameters that the variants were tuned with, {parameter: tensor}; None if there are none.
 
         Raises:
             UserError: see `read`.
         """
-        return self._read_file(self.record[SHARED]) if self.has_shared() else None
+        return self._read_file(self.record[SHARED]) if SHARED in self.record else None
 
     @deferred()
     def annotate(self, block: str, scores: dict) -> None:
         """Add a "score" to the entries of some of a block's variants: {variant's name: JSON value}."""
         with self._lock():
-            entries = self._current_record()["variants"]
+            entries = _read_library_record(self.folder)["variants"]
             pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
             self._add({pair: {**entries[pair], "score": score} for pair, score in pairs.items() if pair in entries})
 
@@ -304,39 +302,8 @@ class Library:
         return {field: torch.from_numpy(array) for field, array in unpack(path).items()}
 
 
-def _read_library_record(path):
+def _read_library_record(folder):
+    path = folder / RECORD_NAME
     record = read_record(path, "prune.py or block-level_finetuning.py")
-    if "digest" not in record or record.get("stage") not in STAGES:
-        raise UserError(f"{path}: is not a library's record; make the library again")
+    check(path, record, RECORD, "it is not a library's record; make the library again")
     return record
-
-
-def check_variant(where: str | Path, variant: Variant) -> None:
-    """Make sure that a variant is what a module file promises: the block's tensors and masks, and zero wherever the
-    masks say that something is removed.
-
-    Raises:
-        ValueError: it is not.
-    """
-    block, tensors, keeps = variant
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != dict(block.shapes or shapes):
-        raise ValueError(f"{where}: {shapes} where the block has {dict(block.shapes)}")
-    if {linear: tuple(keep.shape) for linear, keep in keeps.items()} != {
-        linear: shapes[f"{linear}.weight"] for linear in block.linears
-    }:
-        raise ValueError(f"{where}: masks that are not of the shapes of the weights")
-    for name, keep in parameter_masks(block, keeps).items():
-        if name in tensors and bool(tensors[name][~keep].any()):
-            raise ValueError(f"{where}: {name} is not zero everywhere that its mask removes")
-
-
-def _may_lie_beside(path):
-    """Whether a file may lie in a library's folder before its record does."""
-    return path.name == LOCK_NAME or is_temporary(path.name)
-
-
-def _stamp_of(path):
-    """What tells one writing of a file from another."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -7,24 +7,35 @@ once.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from common.composing.configurations import (
+    MODEL,
     SIZES,
     Configurations,
     block_of,
     check_version,
-    nth_configuration,
     read_configurations,
     removed_count,
 )
 from common.runtime.errors import UserError
-from common.runtime.records import FORMAT_VERSION, digest, read_json
+from common.runtime.records import FORMAT_VERSION, read_json, sealed
+from common.runtime.schema import check
 
 DENSE = "dense"  # the variant of a block that nothing is removed from: the original's own block, in no library
 SCHEME_BY = "prune_scheme_generator.py"
+COUNT = range(2**40)
+SCHEME = {
+    "version": object,
+    "model": MODEL,
+    "blocks": {str: {str: {"heads": COUNT, "neurons?": COUNT, "weights": {str: COUNT}}}},
+    "configs": [{str: str}],
+    "requested": [{str: float}],
+    "made_from": {"path": str, "digest": str},
+    "digest": str,
+}
 
 
 class Pair(NamedTuple):
@@ -39,10 +50,10 @@ class Pair(NamedTuple):
 
 def by_block(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     """The pairs of each block, {block's name: [pair]}, in the order of the pairs."""
-    found = {}
+    pairs_of = {}
     for pair in pairs:
-        found.setdefault(pair.block, []).append(pair)
-    return found
+        pairs_of.setdefault(pair.block, []).append(pair)
+    return pairs_of
 
 
 @dataclass(frozen=True)
@@ -63,15 +74,7 @@ class Scheme:
     made_from: dict[str, str]
 
     def to_json(self) -> dict:
-        content = {
-            "version": FORMAT_VERSION,
-            "model": self.model,
-            "blocks": self.blocks,
-            "configs": self.configs,
-            "requested": self.requested,
-            "made_from": self.made_from,
-        }
-        return {**content, "digest": digest(content)}
+        return sealed({"version": FORMAT_VERSION, **asdict(self)})
 
     def variants(self) -> list[Pair]:
         """All pairs, in the model's order."""
@@ -82,47 +85,27 @@ class Scheme:
         return sum(variant != DENSE for config in self.configs for variant in config.values())
 
 
-def select(scheme: Scheme, nth: int, path) -> tuple[dict[str, str], dict[str, dict]]:
-    """The {block: variant} of the n-th configuration, and the variants' counts.
-
-    Args:
-        path: of the configurations, for the message.
-    Returns:
-        ({block: variant}, {block: {"heads", "weights"}}), without the blocks that are left alone.
-    Raises:
-        UserError: there is no n-th configuration.
-    """
-    chosen = {
-        block: variant for block, variant in nth_configuration(scheme.configs, nth, path).items() if variant != DENSE
-    }
-    return chosen, {block: scheme.blocks[block][variant] for block, variant in chosen.items()}
-
-
 def make_scheme(configurations: Configurations, made_from: dict[str, str] | None = None) -> Scheme:
     """The distinct variants of every block over all configurations."""
-    block_modules = {}  # block: the modules that lie in it, in the model's order
+    modules_of = {}  # {block: the modules that lie in it}, in the model's order
     for name, module in configurations.modules.items():
-        block = block_of(name, module)
-        block_modules.setdefault(block, []).append(name)
-    blocks = {block: {} for block in block_modules}
-    configs = []
+        modules_of.setdefault(block_of(name, module), {})[name] = module
+    blocks, configs = {block: {} for block in modules_of}, []
     for config in configurations.configs:
-        chosen = {}
-        for block, names in block_modules.items():
+        choice = {}
+        for block, modules in modules_of.items():
             removed = {"heads": 0, "weights": {}}
-            for name in names:
-                module = configurations.modules[name]
+            for name, module in modules.items():
                 parts = SIZES[module["kind"]]
                 count = removed_count(config.get(name, 0), module[parts])
                 if parts == "weights":
                     removed["weights"][module["linear"]] = count
                 elif count:
                     removed[parts] = count
-            variant = _variant_name(removed)
-            chosen[block] = variant
+            choice[block] = variant = _variant_name(removed)
             if variant != DENSE:
                 blocks[block][variant] = removed
-        configs.append(chosen)
+        configs.append(choice)
     requested = [_mean_rates(configurations.modules, config) for config in configurations.configs]
     return Scheme(configurations.model, {b: v for b, v in blocks.items() if v}, configs, requested, made_from or {})
 
@@ -147,14 +130,6 @@ def looks_like_scheme(value: object) -> bool:
     return isinstance(value, dict) and {"version", "model", "blocks", "configs"} <= value.keys()
 
 
-def is_scheme(value):
-    """Whether a JSON value is a scheme as this suite writes it, not changed since."""
-    if not isinstance(value, dict):
-        return False
-    content = {key: item for key, item in value.items() if key != "digest"}
-    return value.get("digest") == digest(content) and "blocks" in content
-
-
 def read_scheme(path) -> Scheme:
     """Read a `conf_prune.json`.
 
@@ -164,11 +139,10 @@ def read_scheme(path) -> Scheme:
     value = read_json(path, SCHEME_BY)
     if "configs" in value and "modules" in value:
         raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
-    if not is_scheme(value):
-        raise UserError(
-            f"{path}: was changed after it was made, or is no scheme; regenerate it from conf.json with {SCHEME_BY}"
-        )
     check_version(path, value, SCHEME_BY)
+    if sealed(value) != value:
+        raise UserError(f"{path}: was changed after it was made; regenerate it from conf.json with {SCHEME_BY}")
+    check(path, value, SCHEME, f"regenerate it from conf.json with {SCHEME_BY}")
     return Scheme(value["model"], value["blocks"], value["configs"], value["requested"], value["made_from"])
 
 

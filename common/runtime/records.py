@@ -72,19 +72,11 @@ def keeps(path: str | Path, overwrite: bool, *, is_ours: bool, is_same: bool, di
     return is_same
 
 
-def keeps_existing(
-    path: str | Path,
-    content: dict,
-    overwrite: bool,
-    *,
-    is_ours: Callable[[object], bool],
-    is_derived: Callable[[object], bool] = lambda value: False,
-) -> bool:
+def keeps_existing(path: str | Path, content: dict, overwrite: bool, *, is_ours: Callable[[object], bool]) -> bool:
     """Whether a JSON file need not be written because it holds this very content (layout and order do not count).
 
     Args:
         is_ours: whether the JSON value that is there is of the kind that is to be written.
-        is_derived: whether nobody can have edited it, so that it is replaced without `overwrite`.
     Raises:
         UserError: see `keeps`.
     """
@@ -92,8 +84,7 @@ def keeps_existing(
         return False
     value = _json_in(path)
     mine = value is not None and is_ours(value)
-    may_replace = overwrite or (mine and is_derived(value))
-    return keeps(path, may_replace, is_ours=mine, is_same=value == content, difference="with other content")
+    return keeps(path, overwrite, is_ours=mine, is_same=value == content, difference="with other content")
 
 
 def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
