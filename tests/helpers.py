@@ -335,6 +335,11 @@ def as_arguments(flags):
     return arguments
 
 
+def command_of(script, flags):
+    """A command out of {flag: value or list}; positional arguments have a name without a dash."""
+    return shlex.join(map(str, [script, *as_arguments(flags)]))
+
+
 def is_one_line(text):
     return text.endswith("\n") and text.count("\n") == 1
 
