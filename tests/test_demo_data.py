@@ -40,7 +40,7 @@ def test_the_seed_is_of_training_and_the_data_are_as_they_are(family, task, tmp_
             "".join(path.read_text(encoding="utf-8").splitlines(True)[:24]), encoding="utf-8"
         )
     monkeypatch.setitem(BUILD.DATA, family, short)
-    monkeypatch.setitem(BUILD.RECIPES, f"{family}-demo", {"epochs": 1, "batch_size": 16, "lr": 1e-3})
+    monkeypatch.setitem(BUILD.SCHEDULES, f"{family}-demo", {"epochs": 1, "batch_size": 16, "lr": 1e-3})
     for seed in (0, 1):
         result = succeeds("download_model.py", f"{family}-demo", "-o", tmp_path / str(seed), "--seed", seed, "--quiet")
         assert not result["skipped"]

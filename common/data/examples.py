@@ -1,6 +1,6 @@
 """A split's examples, tokenized once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from common.data.sources import DataSource
 from common.data.splits import fixed_sample, read_texts
 from common.data.tasks import IGNORED, Classification, Translation, padded
-from common.runtime.errors import UserError
+from common.runtime.errors import as_user_error
 from common.runtime.records import digest
 
 
@@ -73,16 +73,12 @@ class Examples:
     def sample_and_rest(self, size: int) -> tuple["Examples", "Examples"]:
         """That sample, and the examples that are not in it; each in their order."""
         taken = set(fixed_sample(range(len(self)), min(size, len(self))))
-        return tuple(
-            Examples(
-                self.task,
-                *([column[i] for i in positions] for column in (self.inputs, self.targets, self.texts)),
-                self.pad,
-                self.longest,
-                self.types and [self.types[i] for i in positions],
-            )
-            for positions in (sorted(taken), [i for i in range(len(self)) if i not in taken])
-        )
+        rest = [position for position in range(len(self)) if position not in taken]
+        return self._at(sorted(taken)), self._at(rest)
+
+    def _at(self, positions):
+        columns = {name: getattr(self, name) for name in ("inputs", "targets", "texts", "types")}
+        return replace(self, **{name: column and [column[i] for i in positions] for name, column in columns.items()})
 
     def count_of(self, tokens: int) -> int:
         """How many examples have about so many input tokens, at the mean length; one at least."""
@@ -90,7 +86,8 @@ class Examples:
 
     def labels_in(self, positions: list[int]) -> int:
         """How many labels the examples at `positions` have: tokens, or one each."""
-        return sum(len(each) if isinstance(each, list) else 1 for each in (self.targets[i] for i in positions))
+        targets = [self.targets[i] for i in positions]
+        return sum(len(target) if isinstance(target, list) else 1 for target in targets)
 
     def batch(self, positions: list[int], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The examples at `positions`, padded to their longest.
@@ -141,12 +138,9 @@ def load_examples(
         kept = min(longest, max_length)
         return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
 
-    try:
-        texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
+    texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
+    with as_user_error(source, f"cannot be tokenized by {tokenizer.name_or_path}"):
         inputs = tokenize([prefix + first for first, *_ in texts], *zip(*(rest for _, *rest in texts)))
         targets = task.targets([target for _, target in pairs], tokenize)
-    except Exception as error:  # the tokenizers library raises it bare, for instance where no unknown token is named
-        reason = " ".join(str(error).split())
-        raise UserError(f"{source}: cannot be tokenized by {tokenizer.name_or_path}: {reason}") from None
     types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
     return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)

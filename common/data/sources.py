@@ -40,7 +40,7 @@ class DataSource:
     def __str__(self):
         """What was given: the data, or the files."""
         config = f" ({self.data_config})" if self.data_config else ""
-        files = [each for each in (self.file(split) for split in SPLITS) if each]
+        files = filter(None, map(self.file, SPLITS))
         return self.data + config if self.data else ", ".join(files) or "no data"
 
     def file(self, split: str) -> str | None:
@@ -56,12 +56,12 @@ class DataSource:
         """This one, and where it says nothing, the other one. New data come without the old ones' files and config."""
         if other is None:
             return self
-        kept = asdict(other)
+        fields = asdict(other)
         if self.data:
-            kept |= dict.fromkeys(("data", "data_config", *(f"{split}_file" for split in SPLITS)))
+            fields |= dict.fromkeys(("data", "data_config", *(f"{split}_file" for split in SPLITS)))
         if self.source_lang:
-            kept |= {"source_column": None, "target_column": None}
-        return DataSource(**kept | {name: value for name, value in asdict(self).items() if value is not None})
+            fields |= {"source_column": None, "target_column": None}
+        return DataSource(**fields | {name: value for name, value in asdict(self).items() if value is not None})
 
     def languages(self, task) -> tuple[str, str]:
         """Those of a task from text to text; without any, the names that are usual for it."""
@@ -76,29 +76,23 @@ class DataSource:
 
     def to_json(self, model_path: str | Path) -> dict:
         """How the record of the model at `model_path` holds it: paths relative to the folder that the model lies in."""
-
-        def relative(path):
-            return os.path.relpath(path, Path(model_path).parent)
-
-        content = {name: value for name, value in asdict(self).items() if name in PLAIN and value is not None}
-        files = {split: relative(self.file(split)) for split in SPLITS if self.file(split)}
+        start = Path(model_path).parent
+        content = {name: getattr(self, name) for name in PLAIN if getattr(self, name) is not None}
+        files = {split: os.path.relpath(self.file(split), start) for split in SPLITS if self.file(split)}
         if files:
             content["files"] = files
         if self.data:
             is_local = Path(self.data).exists()
-            content["folder" if is_local else "hub"] = relative(self.data) if is_local else self.data
+            content["folder" if is_local else "hub"] = os.path.relpath(self.data, start) if is_local else self.data
         return content
 
     @classmethod
     def from_json(cls, content: dict, model_path: str | Path) -> "DataSource":
         """What `to_json` wrote."""
-
-        def found(path):
-            return str(Path(model_path).parent / path)
-
-        files = {f"{split}_file": found(path) for split, path in content.get("files", {}).items()}
-        data = found(content["folder"]) if "folder" in content else content.get("hub")
-        return cls(data=data, **files, **{name: value for name, value in content.items() if name in PLAIN})
+        start = Path(model_path).parent
+        files = {f"{split}_file": str(start / path) for split, path in content.get("files", {}).items()}
+        data = str(start / content["folder"]) if "folder" in content else content.get("hub")
+        return cls(data=data, **files, **{name: content[name] for name in PLAIN if name in content})
 
 
 TEXT_TO_TEXT = ("source_lang", "target_lang", "source_column", "target_column")

@@ -18,19 +18,16 @@ from common.blocks.defaults import study_of, usual_task
 from common.data.examples import load_examples
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
-from common.runtime.devices import Runtime
 from common.runtime.files import atomic_folder
 from common.runtime.records import write_record
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Recipe
-from common.training.loop import fit_model
+from common.training.scratch.train import fit
 
-VERSION = 4  # part of the demo models' key: count it up when anything here or in the data changes
+VERSION = 5  # part of the demo models' key: count it up when anything here or in the data changes
 TEXTS = Path(__file__).parents[2] / "data" / "demo"
 DATA = {"t5": TEXTS / "captions", "distilbert": TEXTS / "reviews"}
 LONGEST = 128  # tokens
-GERMAN_ENDINGS = ("n", "s", "e", "en", "er", "em", "es")
-RECIPES = {
+SCHEDULES = {
     "t5-demo": dict(epochs=12, batch_size=16, lr=5e-3),
     "distilbert-demo": dict(epochs=14, batch_size=32, lr=3e-3),
 }
@@ -53,32 +50,16 @@ def build(
         data_path: the data folder to write; `data_record`: the record for it.
         checkpoint: what an interrupted training goes on from.
     Returns:
-        (model, tokenizer, {"val_loss", "epochs"}).
+        (model, tokenizer, what `fit` measured).
     """
     family = model_type.removesuffix("-demo")
     task, prefix = TASKS[usual_task(family)], study_of(family).prefix
     write_data(family, data_path, data_record)
     torch.manual_seed(seed)
-    tokenizer, model = {"t5": _translator, "distilbert": _classifier}[family](
-        read_texts(data_path, "train", task), prefix
-    )
-    model.to(device)
-    train, validation = (
-        load_examples(data_path, split, tokenizer, task, prefix=prefix) for split in ("train", "validation")
-    )
-    recipe = Recipe(
-        **RECIPES[model_type],
-        warmup=0.1,
-        weight_decay=0.01,
-        clip=1.0,
-        early_stop=0,
-        precision="fp32",
-        seed=seed,
-        dropout=True,
-    )
-    talk.say(f"training {model_type} on {len(train)} examples for {recipe.epochs} epochs")
-    learner, _ = fit_model(model, train, validation, recipe, Runtime(device, recipe.batch_size, talk), checkpoint)
-    return model, tokenizer, {"val_loss": learner.best_loss, "epochs": recipe.epochs}
+    make = {"t5": _translator, "distilbert": _classifier}[family]
+    model, tokenizer = make(read_texts(data_path, "train", task), prefix)
+    splits = [load_examples(data_path, split, tokenizer, task, prefix=prefix) for split in ("train", "validation")]
+    return model, tokenizer, fit(model, *splits, SCHEDULES[model_type], "fp32", seed, device, talk, checkpoint)
 
 
 def write_data(family: str, data_path: Path, data_record: dict) -> None:
@@ -114,44 +95,27 @@ def _translator(pairs, prefix):
             decoder_start_token_id=0,
         )
     )
-    return tokenizer, model
+    return model, tokenizer
 
 
-def unigram_vocabulary(sentences, least=20):
-    """Pieces and log frequencies for a Unigram tokenizer, the same in every process.
+def unigram_vocabulary(sentences):
+    """Pieces and log frequencies for a Unigram tokenizer, the same in every process: words, and single characters.
 
-    Words seen `least` times stay whole; rarer ones are stems and endings; every character is a piece, so that
-    nothing is unknown. (The `tokenizers` trainers are not used because they may differ from run to run.)
+    (The `tokenizers` trainers are not used because they may differ from run to run.)
 
     Returns:
         [(piece, log probability)], the special ones first.
     """
     words = collections.Counter(word for text in sentences for word in re.findall(r"\w+|[^\w\s]", text))
     pieces = collections.Counter({"▁": 1})
-    for word, count in sorted(words.items()):
+    for word, count in words.items():
+        pieces["▁" + word if word[0].isalnum() else word] += count
         for character in word:
             pieces[character] += 0.01 * count
-        stems = [
-            (word.removesuffix(ending), ending)
-            for ending in GERMAN_ENDINGS
-            if word.endswith(ending) and len(word) - len(ending) > 2
-        ]
-        if not word[0].isalnum():
-            pieces[word] += count
-        elif count >= least or not stems:
-            pieces["▁" + word] += count
-        else:
-            for stem, ending in stems:
-                pieces["▁" + stem] += count
-                pieces[ending] += count
     total = math.fsum(pieces.values())
     ranked = sorted(pieces.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [
-        ("<pad>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", 0.0),
-        *((piece, math.log(count / total)) for piece, count in ranked),
-    ]
+    special = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")]
+    return special + [(piece, math.log(count / total)) for piece, count in ranked]
 
 
 # --- film reviews ----------------------------------------------------------------------------------------------
@@ -183,7 +147,7 @@ def _classifier(pairs, prefix):
         waves = 1000 ** (torch.arange(0, config.dim, 2) / config.dim)
         angles = torch.arange(LONGEST)[:, None] / waves  # (LONGEST, dim / 2)
         positions.copy_(config.initializer_range * torch.stack((angles.sin(), angles.cos()), -1).flatten(1))
-    return tokenizer, model
+    return model, tokenizer
 
 
 def wordpiece_vocabulary(texts):

@@ -6,7 +6,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from common.data.examples import load_examples
+from common.data.examples import Examples, load_examples
 from common.data.sources import DataSource
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
@@ -36,33 +36,37 @@ def train(
         settings: those of `USUAL`. `vocabulary`: tokens of either language, at most.
         checkpoint: what an interrupted training goes on from.
     Returns:
-        (model in `eval()`, tokenizer, {"val_loss", "epochs", "seconds"}).
+        (model in `eval()`, tokenizer, what `fit` measured).
     """
-    task, columns = TASKS["translation"], zip(*read_texts(source, "train", TASKS["translation"]))
+    task = TASKS["translation"]
+    columns = zip(*read_texts(source, "train", task))
     tokenizer = PairedTokenizer(*(bpe(texts, settings["vocabulary"], task.longest) for texts in columns))
-    train, validation = (load_examples(source, split, tokenizer, task) for split in ("train", "validation"))
     torch.manual_seed(seed)
-    model = transformers.MarianMTModel(marian_config(tokenizer, settings)).to(device)
+    model = transformers.MarianMTModel(marian_config(tokenizer, settings))
+    splits = [load_examples(source, split, tokenizer, task) for split in ("train", "validation")]
+    talk.say(f"vocabularies of {len(tokenizer.source)} and {len(tokenizer.target)} tokens")
+    schedule = {name: settings[name] for name in ("epochs", "batch_size", "lr")}
+    return model, tokenizer, fit(model, *splits, schedule, precision, seed, device, talk, checkpoint)
+
+
+def fit(
+    model, train: Examples, validation: Examples, schedule: dict, precision, seed, device, talk, checkpoint
+) -> dict:
+    """Train a new model on its task.
+
+    Args:
+        schedule: "epochs", "batch_size" and "lr".
+    Returns:
+        {"val_loss", "epochs", "seconds"}.
+    """
     recipe = Recipe(
-        epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        warmup=0.1,
-        weight_decay=0.01,
-        clip=1.0,
-        early_stop=0,
-        precision=precision,
-        seed=seed,
-        dropout=True,
+        **schedule, warmup=0.1, weight_decay=0.01, clip=1.0, early_stop=0, precision=precision, seed=seed, dropout=True
     )
-    talk.say(
-        f"training {model.num_parameters() / 1e6:.1f} million parameters on {len(train)} examples for {recipe.epochs} "
-        f"epochs; vocabularies of {len(tokenizer.source)} and {len(tokenizer.target)} tokens"
-    )
+    millions = model.num_parameters() / 1e6
+    talk.say(f"training {millions:.1f} million parameters on {len(train)} examples for {recipe.epochs} epochs")
     runtime = Runtime(device, recipe.batch_size, talk)
-    learner, progress = fit_model(model, train, validation, recipe, runtime, checkpoint)
-    measured = {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
-    return model, tokenizer, measured
+    learner, progress = fit_model(model.to(device), train, validation, recipe, runtime, checkpoint)
+    return {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
 
 
 def marian_config(tokenizer: PairedTokenizer, settings: dict) -> transformers.MarianConfig:
