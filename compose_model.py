@@ -34,7 +34,7 @@ def run(args):
     cli.check_form(args)
     from common.cli.open import open_model, open_tokenizer
     from common.composing.compose import choose
-    from common.models.hub import check_push, push
+    from common.models.publishing import check_push, push
 
     check_push(repositories.values())
     opened = open_model(args)

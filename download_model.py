@@ -80,7 +80,7 @@ def run(args):
     from common.blocks.tensors import parameter_counts
     from common.cli.open import check_data
     from common.data.sources import DataSource
-    from common.models.downloading import download, origin_of, original_dtype
+    from common.models.downloading import download, origin_of
     from common.models.load import data_source, load_model, reference
     from common.models.saving import is_made, round_to, save_model, save_tokenizer
     from common.runtime.devices import resolve_device
@@ -151,7 +151,7 @@ def run(args):
             talk.say(f"{source}: can be read; splits that are there: {', '.join(splits)}")
         elif args.checkpoint and source:
             talk.say(f"{checkpoint}: no data were named, so its record names {source}; give others with --data")
-        dtype = args.dtype or original_dtype(checkpoint)
+        dtype = args.dtype or loaded.dtype
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)
     save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))

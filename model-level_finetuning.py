@@ -47,7 +47,7 @@ def run(args):
     )
     from common.cli.open import open_study, quality_from, recipe_from, tracking_folder
     from common.composing.compose import choose
-    from common.models.hub import check_push, push
+    from common.models.publishing import check_push, push
     from common.training.stats import check_stats
 
     for nth in args.nth:

@@ -174,10 +174,9 @@ def rewritten(change):
             rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(32, 48)})),
             f"another shape for {WEIGHT} ((32, 48)",
         ),
-        (rewritten(lambda tensors: tensors.update({WEIGHT: torch.zeros(48, 32).long()})), f"{WEIGHT} is of I64"),
         (lambda path: path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:]), "cannot be loaded"),
     ],
-    ids=["missing", "foreign", "shape", "whole numbers", "header"],
+    ids=["missing", "foreign", "shape", "header"],
 )
 def test_weights_that_are_not_the_models(model_copy, spoil, words):
     folder = model_copy()
@@ -191,7 +190,7 @@ def test_weights_that_are_not_the_models(model_copy, spoil, words):
     "changes, words",
     [
         ({"config": "[1]"}, "cannot be loaded as a model"),
-        ({"record": '{"task": "cooking"}'}, "'task'"),
+        ({"record": '{"task": "cooking"}'}, "not for cooking"),
         ({"state_dict": [1]}, "cannot be loaded as a model"),
         ({"state_dict": {WEIGHT: torch.zeros(1).expand(10**6, 10**6)}}, "larger than the file"),
     ],
@@ -279,10 +278,11 @@ BLOCK, VARIANT = FEED_FORWARD, "wi-461_wo-461"
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'), "cannot be loaded"),
-        (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot be loaded"),
-        (lambda folder: changed(folder, "tokenizer.json", model={"type": "zork"}), "cannot be loaded"),
-        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class=3), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'), "cannot be used"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot be used"),
+        (lambda folder: changed(folder, "tokenizer.json", model={"type": "zork"}), "cannot be used"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class=3), "cannot be used"),
+        (lambda folder: changed(folder, "tokenizer_config.json", tokenizer_class="C"), "no class of transformers"),
         (lambda folder: changed(folder, "tokenizer_config.json", model_max_length="x"), "cannot be used"),
         (lambda folder: changed(folder, "tokenizer_config.json", extra_ids=10**9), "'extra_ids'"),
     ],

@@ -350,7 +350,6 @@ def test_it_comes_back(saved):
         assert type(loaded) is type(compact) and same_state(loaded, compact.state_dict())
         assert torch.equal(logits(loaded, kind), expected)
         assert {name: getattr(loaded.config, name) for name in what_is_left(kind)} == what_is_left(kind)
-        assert loaded.config.original_activation is None  # in files only
         for name in masked.config.to_dict().keys() - own:
             assert getattr(loaded.config, name) == getattr(masked.config, name), name
 
@@ -361,9 +360,6 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
     masked.save_pretrained(tmp_path)
     plain, own = (json.loads((path / "config.json").read_text()) for path in (tmp_path, folder))
     name, config_name = MODELS[kind][0], type(masked.config).__name__
-    activation = {"t5": "feed_forward_proj", "bert": "hidden_act", "distilbert": "activation"}.get(
-        masked.config.model_type, "activation_function"
-    )
     assert own == plain | what_is_left(kind) | {
         "architectures": [f"Compact{name}"],
         "auto_map": {
@@ -371,9 +367,6 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
             AUTO_MODELS[kind]: f"modeling_compact.Compact{name}",
         },
         "model_type": f"compact-{masked.config.model_type}",
-        "original_activation": getattr(masked.config, activation),
-        activation: "a-compact-model, too small for this class: load it with "
-        f"transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)",
     }
     names = []
     for path in (tmp_path, folder):
@@ -384,16 +377,13 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
 
 
 @pytest.mark.parametrize("base", [False, True])
-def test_a_plain_class_refuses_it_and_says_what_to_do(saved, base):
+def test_a_plain_class_refuses_it(saved, base):
     kind, masked, _, folder = saved
     plain = type(masked.base_model) if base else type(masked)
     if plain is type(masked) and base:
         plain = transformers.T5EncoderModel  # T5 with a head is its own base model
-    with pytest.raises(Exception) as error:
+    with pytest.raises(RuntimeError, match="size"):
         plain.from_pretrained(folder)
-    assert f"load it with transformers.{AUTO_MODELS[kind]}.from_pretrained(FOLDER, trust_remote_code=True)" in str(
-        error.value
-    )
 
 
 # --- the parts ---------------------------------------------------------------------------------------------------

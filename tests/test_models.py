@@ -138,7 +138,7 @@ def model_with(tmp_path, **changes):
         (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
         (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
         (lambda folder: model_with(folder, state_dict={}), "its weights are not those"),
-        (lambda folder: model_with(folder, config="{"), "'config': malformed JSON"),
+        (lambda folder: model_with(folder, config="{"), "cannot be loaded as a model"),
     ],
     ids=["absent", "empty", "zip", "old format", "code", "foreign", "tensor", "no weights", "config"],
 )
@@ -223,10 +223,9 @@ def flip_last_bit(path):
         ("folder", lambda path: flip_last_bit(path / "model.safetensors")),
         ("folder", lambda path: flip_last_bit(path / "config.json")),
         ("folder", lambda path: change_record(path, key="other", measured=None)),
-        ("file.pth", lambda path: path.write_bytes(path.read_bytes()[:-1000])),
         ("file.pth", lambda path: flip_in_weights(path)),
     ],
-    ids=["no weights", "weights", "config", "record", "truncated", "pth"],
+    ids=["no weights", "weights", "config", "record", "pth"],
 )
 def test_a_damaged_model_does_not_count_as_done_and_overwrite_mends_it(tmp_path, output, spoil):
     path = tmp_path / output

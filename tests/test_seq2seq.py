@@ -8,7 +8,7 @@ import torch
 from helpers import load_script, padded_batch, pairs_of, read_json
 
 from common.models.load import load_model, load_tokenizer
-from common.models.paired_tokenizer import PairedTokenizer
+from common.models.tokenizer import PairedTokenizer
 from common.training.scratch import train as from_scratch
 
 TINY = ("--d-model", 32, "--layers", 1, "--feed-forward-size", 48, "--vocabulary", 200)

@@ -12,6 +12,7 @@ from common.composing.configurations import nth_configuration, read_configuratio
 from common.composing.library import SHARED, Library
 from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
 from common.models.load import reference
+from common.models.publishing import license_of
 from common.runtime.errors import UserError
 from common.runtime.records import make_record
 
@@ -191,7 +192,7 @@ def composed_record(
         task=loaded.task.name,
         original=loaded.identity | {"model": reference(loaded.path, output)},
         base_model=loaded.record.get("base_model") or loaded.identity["name"],
-        **loaded.license,
+        **license_of(loaded.path),
         configuration={"number": choice.nth, "rates": choice.rates},
         variants=choice.variants,
         removed=removed,

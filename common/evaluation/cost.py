@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.blocks.tensors import parameter_counts
 from common.models.checks import WEIGHTS_NAME
-from common.models.load import LoadedModel, load_model, resolve, vocabularies
+from common.models.load import LoadedModel, load_model, resolve
+from common.models.tokenizer import vocabularies
 from common.runtime.devices import Runtime
 from common.runtime.errors import UserError
 from common.runtime.files import real

@@ -1,7 +1,7 @@
-"""What lies in a model's or a tokenizer's folder, checked where transformers does not check it.
+"""What lies in a model's folder or file, checked where transformers does not check it.
 
-Nothing in such a folder is run, and nothing in it decides what is imported: the classes come out of our own tables.
-How much memory a model takes is decided by its weights file, whose parts are compared with the config first.
+Nothing in it is run, and nothing in it decides what is imported: the classes come out of our own tables. How much
+memory a model takes is decided by its weights file, whose shapes are compared with the config first.
 """
 
 import math
@@ -13,15 +13,11 @@ from safetensors import safe_open
 
 from common.blocks.families import COMPACT, family_named, family_of
 from common.models import modeling_compact
-from common.runtime.errors import UserError, as_user_error
-from common.runtime.records import read_json
+from common.runtime.errors import UserError
 from common.runtime.schema import shown
 
 WEIGHTS_NAME = "model.safetensors"  # of a folder's weights
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in, as safetensors has them
-FLOATS = ("F64", *DTYPES.values())  # types of weights
-MADE_BY = "download_model.py"
-
+DTYPES = ("float32", "bfloat16", "float16")  # that models are written in
 
 # --- config.json and generation_config.json ----------------------------------------------------------------------
 
@@ -29,29 +25,13 @@ MADE_BY = "download_model.py"
 LIMITS = {"layers": 1000, "positions": 2**15, "position_embeddings": 2**15, "num_labels": 10**5}
 # Settings with which transformers would fetch or run other code than that of the class.
 CODE = ("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation")
-# What a generation config may say, by type. Some other modes run code from the hub, or need the source's tokens.
-GENERATION = {
-    int: "max_length min_length max_new_tokens min_new_tokens num_beams no_repeat_ngram_size "
-    "encoder_no_repeat_ngram_size top_k",
-    int | float: "length_penalty repetition_penalty temperature top_p typical_p diversity_penalty",
-    bool: "output_attentions output_hidden_states output_scores return_dict do_sample use_cache renormalize_logits "
-    "remove_invalid_values _from_model_config",
-    object: "early_stopping transformers_version bad_words_ids",
-}
-GENERATION = {name: kind for kind, names in GENERATION.items() for name in names.split()}
-
-
-def read_config(folder: Path) -> dict:
-    """The settings in a model folder's `config.json`.
-
-    Raises:
-        UserError: see `check_config`.
-    """
-    path = folder / "config.json"
-    settings = read_json(path, MADE_BY)
-    with as_user_error(path, "cannot be read as a config"):
-        check_config(settings)
-    return settings
+# Numbers and switches of a generation config. Some others stand for modes that run code from the hub.
+GENERATION = (
+    "max_length min_length max_new_tokens min_new_tokens num_beams no_repeat_ngram_size encoder_no_repeat_ngram_size "
+    "top_k length_penalty repetition_penalty temperature top_p typical_p diversity_penalty output_attentions "
+    "output_hidden_states output_scores return_dict do_sample use_cache renormalize_logits remove_invalid_values "
+    "_from_model_config"
+)
 
 
 def check_config(settings: dict) -> None:
@@ -61,9 +41,7 @@ def check_config(settings: dict) -> None:
         UserError: naming the setting.
     """
     model_type = settings.get("model_type")
-    if not isinstance(model_type, str):
-        raise UserError(f"'model_type': {shown(model_type)} where a text belongs")
-    family_named(model_type)
+    family_named(str(model_type))
     if "auto_map" in settings and not model_type.startswith(COMPACT):  # of our own we have the code ourselves
         raise UserError("'auto_map' names code of the model's own, which is never run")
     for name in CODE:
@@ -88,25 +66,22 @@ def check_single_label(config) -> None:
     """
     if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
-    remedy = "give a model for single_label_classification"
-    kind = config.problem_type
-    if kind == "multi_label_classification":
-        raise UserError(f"config.json: 'problem_type': {kind}: several labels for one text are not supported; {remedy}")
-    if kind == "regression" or config.num_labels == 1:
-        what = f"'problem_type': {kind}" if kind == "regression" else "'num_labels': 1"
-        raise UserError(f"config.json: {what}: regression, a number for a text, is not supported; {remedy}")
+    problem = "regression" if config.num_labels == 1 else config.problem_type
+    if problem not in (None, "single_label_classification"):
+        raise UserError(f"config.json: {problem} is not supported; give a model for single_label_classification")
 
 
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
-    """Make sure that the ids of special tokens in a config are tokens of the model.
+    """Make sure that the ids of tokens in a config are tokens of the model.
 
     Raises:
         UserError: naming the setting.
     """
     for name, value in settings.items():
-        if not name.endswith("token_id") or value is None:
+        if value is None or not name.endswith(("token_id", "bad_words_ids")):
             continue
-        ids = value if isinstance(value, list) else [value]
+        rows = value if isinstance(value, list) else [value]
+        ids = [token for row in rows for token in (row if isinstance(row, list) else [row])]
         if not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
             raise UserError(f"{where}: {name!r}: {shown(value)} where a token from 0 to {vocabulary - 1} belongs")
 
@@ -120,15 +95,10 @@ def check_generation(where: object, settings: dict, vocabulary: int) -> None:
     check_token_ids(where, settings, vocabulary)
     usual = transformers.GenerationConfig().to_dict()
     for name, value in settings.items():
-        if value is None or name.endswith("token_id"):
-            continue
-        if name not in GENERATION and value not in (False, usual.get(name)):
+        is_plain = name in GENERATION.split() and isinstance(value, int | float)
+        is_other = name.endswith(("token_id", "bad_words_ids", "early_stopping", "transformers_version"))
+        if not (is_plain or is_other or value in (None, False, usual.get(name))):
             raise UserError(f"{where}: {name!r}: {shown(value)} is not supported; remove it")
-        if not isinstance(value, GENERATION.get(name, object)):
-            raise UserError(f"{where}: {name!r}: {shown(value)} where another kind of value belongs")
-    if settings.get("bad_words_ids"):
-        with as_user_error(where, "'bad_words_ids'"):
-            transformers.NoBadWordsLogitsProcessor(settings["bad_words_ids"])
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -138,18 +108,12 @@ def stored_shapes(path: Path) -> dict[str, tuple]:
     """{name: shape} of what a safetensors file holds, by its header alone.
 
     Raises:
-        UserError: there is none, or something in it is no weight.
+        UserError: there is none.
     """
     if not path.is_file():
         raise UserError(f"has no weights ({path.name}); adopt the model with download_model.py --checkpoint")
-    shapes = {}
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            kind = file.get_slice(name).get_dtype()
-            if kind not in FLOATS and not name.endswith(".position_ids"):  # once saved, and unused
-                raise UserError(f"{path}: {name} is of {kind}, not one of {', '.join(FLOATS)}")
-            shapes[name] = tuple(file.get_slice(name).get_shape())
-    return shapes
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
 def stored_dtype(config) -> str:
@@ -169,7 +133,7 @@ def computed_weights(skeleton: torch.nn.Module) -> set[str]:
     return {name for name, parameter in skeleton.named_parameters() if not parameter.requires_grad}
 
 
-def check_shapes(skeleton: torch.nn.Module, of_class: type, shapes: dict[str, tuple]) -> None:
+def check_shapes(skeleton: torch.nn.Module, shapes: dict[str, tuple]) -> None:
     """Make sure, before any memory is taken, that weights have the model's shapes, and are about as many.
 
     Args:
@@ -178,18 +142,18 @@ def check_shapes(skeleton: torch.nn.Module, of_class: type, shapes: dict[str, tu
     Raises:
         UserError: naming the first that is another.
     """
-    foreign = f"its weights are not those of a {of_class.__name__}"
+    foreign = f"its weights are not those of a {type(skeleton).__name__}"
     for name, tensor in skeleton.state_dict().items():
         if shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
             raise UserError(f"{foreign}: it has another shape for {name} ({shapes[name]}, not {tuple(tensor.shape)})")
     needed = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)  # what is not is computed
     stored = sum(map(math.prod, shapes.values()))
-    if needed > 2 * stored:  # a few that are missing are named once transformers has looked for them
+    if needed > 2 * stored:  # single ones that are missing are named once transformers has looked for them
         raise UserError(f"{foreign}: it holds {stored:,} numbers where {needed:,} belong")
 
 
 def check_loading(report: dict, of_class: type, computed: set[str], may_hold_more: bool = False) -> None:
-    """Make sure that a file's weights are those of a class: all of them, in their shapes, and unless it may, no more.
+    """Make sure that a file's weights are those of a class: all of them, and unless it may, no more.
 
     Args:
         report: what `from_pretrained` says of them.
@@ -198,13 +162,10 @@ def check_loading(report: dict, of_class: type, computed: set[str], may_hold_mor
         UserError: naming the first that is not.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
-    for what, names in (
-        ("lacks", set(report["missing_keys"]) - computed),
-        ("has a foreign", [] if may_hold_more else foreign),
-        ("has another shape for", report["mismatched_keys"]),
-    ):
+    missing = set(report["missing_keys"]) - computed
+    for what, names in (("lacks", missing), ("has a foreign", [] if may_hold_more else foreign)):
         if names:
-            raise UserError(f"its weights are not those of a {of_class.__name__}: it {what} {min(map(str, names))}")
+            raise UserError(f"its weights are not those of a {of_class.__name__}: it {what} {min(names)}")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -213,37 +174,3 @@ def is_finite(tensor: torch.Tensor) -> bool:
     A sum is finite only if all its terms are. That of finite ones may still overflow.
     """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-def check_finite(where: object, tensors) -> None:
-    """Make sure that tensors, pairs (name, tensor), hold finite numbers alone.
-
-    Raises:
-        UserError: naming the first that does not.
-    """
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not is_finite(tensor):
-            raise UserError(f"{where}: {name} holds values that are not finite: the model is damaged")
-
-
-# --- tokenizers --------------------------------------------------------------------------------------------------
-
-
-def check_tokenizer(path: str | Path, tokenizer, vocabulary: int) -> None:
-    """Make sure that a tokenizer fits a model of so many tokens.
-
-    Raises:
-        UserError: it does not, or it has no padding token.
-    """
-    with as_user_error(path, "cannot be used as a tokenizer"):
-        trial, known = tokenizer("a test")["input_ids"], tokenizer.get_vocab()
-    largest = max([-1, *known.values(), *trial, *tokenizer.all_special_ids])
-    if largest < 0:
-        raise UserError(f"{path}: knows no tokens; give the tokenizer that belongs to the model")
-    if max(largest + 1, len(tokenizer)) > vocabulary:
-        raise UserError(
-            f"{path}: knows {max(largest + 1, len(tokenizer))} tokens where the model has {vocabulary}; "
-            "give the tokenizer that belongs to the model"
-        )
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{path}: has no padding token; name one as 'pad_token' in its tokenizer_config.json")

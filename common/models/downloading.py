@@ -6,19 +6,21 @@ import torch
 import transformers
 
 from common.blocks.families import COMPACT
-from common.models.cards import license_of
 from common.models.checks import (
+    check_config,
     check_loading,
     check_single_label,
-    check_tokenizer,
     computed_weights,
-    read_config,
     skeleton_of,
     stored_dtype,
 )
-from common.models.load import LoadedModel, model_class, read_model_record, resolve, tokenizer_in, vocabularies
+from common.models.load import LoadedModel, model_class, read_model_record, resolve
+from common.models.publishing import license_of
+from common.models.tokenizer import read_tokenizer, tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.records import check_files
+
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
 
 
 def download(
@@ -38,15 +40,14 @@ def download(
     if folder.is_dir():
         record = read_model_record(folder)
         check_files(folder, record)
-        read_config(folder)
         if tokenizer is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
             tokenizer = resolve(record.get("tokenizer"), folder)
             if tokenizer is None:
                 raise UserError(f"{checkpoint}: has no tokenizer; give its folder or hub id with -t")
         record = record | ({"task": task} if task else {})
         with as_user_error(checkpoint, "cannot be loaded as a model with a tokenizer"):
-            model, tokenizer = _pretrained(checkpoint, model_type, True, record.get("task"), tokenizer)
-        return LoadedModel(model, folder, record), tokenizer
+            model, tokenizer, dtype = _pretrained(checkpoint, model_type, True, record.get("task"), tokenizer)
+        return LoadedModel(model, folder, record, dtype=dtype), tokenizer
     if folder.is_file():
         raise UserError(f"{checkpoint}: is a file; a checkpoint is a folder as transformers saves it, or a hub id")
     if checkpoint.startswith((".", "/", "~")) or checkpoint.endswith("/") or checkpoint.count("/") > 1:
@@ -55,8 +56,8 @@ def download(
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            model, own = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
-            return LoadedModel(model, folder, {"task": task} if task else {}), own
+            model, read, dtype = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
+            return LoadedModel(model, folder, {"task": task} if task else {}, dtype=dtype), read
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
         except Exception as error:  # no network, nothing cached, damaged files: many classes
@@ -67,44 +68,28 @@ def download(
     )
 
 
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
-
-
 def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
-    """A model and its tokenizer, as transformers finds them."""
-    options = {"local_files_only": local_only, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
-    if model_type not in (None, config.model_type.removeprefix(COMPACT)):
-        raise UserError(f"is a {config.model_type} model, not a {model_type} one")
-    of_class = model_class(config.model_type, task)
+    """(model, tokenizer, type of the weights in the file), as transformers finds them."""
+    settings, _ = transformers.PreTrainedConfig.get_config_dict(checkpoint, local_files_only=local_only)
+    check_config(settings)
+    if model_type not in (None, settings["model_type"].removeprefix(COMPACT)):
+        raise UserError(f"is a {settings['model_type']} model, not a {model_type} one")
+    of_class = model_class(settings["model_type"], task)
+    config = of_class.config_class.from_dict(settings)
     check_single_label(config)
+    dtype, computed = stored_dtype(config), computed_weights(skeleton_of(of_class, config))
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
     )
-    computed = computed_weights(skeleton_of(of_class, config))
     check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     folder = Path(tokenizer_path or checkpoint)
     if (folder / "tokenizer_config.json").is_file():
-        return model, tokenizer_in(folder, config)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
-    check_tokenizer(folder, tokenizer, min(vocabularies(config)))
-    return model, tokenizer
-
-
-def folder_of(checkpoint: str) -> Path:
-    """Where a checkpoint's files are: the local folder, or what `download` left in the local cache."""
-    return Path(transformers.utils.cached_file(checkpoint, "config.json", local_files_only=True)).parent
-
-
-def original_dtype(checkpoint: str) -> str:
-    """The type of a checkpoint's weights, once `download` has got it."""
-    return stored_dtype(transformers.AutoConfig.from_pretrained(folder_of(checkpoint), trust_remote_code=False))
+        return model, tokenizer_in(folder, config), dtype
+    return model, read_tokenizer(str(folder), min(vocabularies(config)), local_only), dtype
 
 
 def origin_of(checkpoint: str) -> dict[str, str]:
     """What a record says of a checkpoint that `download` has got: {"base_model"} and, if it is known, {"license"}."""
-    folder, is_local = folder_of(checkpoint), Path(checkpoint).is_dir()
-    license_name = license_of(folder)
-    return {"base_model": Path(checkpoint).resolve().name if is_local else checkpoint} | (
-        {"license": license_name} if license_name else {}
-    )
+    path = Path(transformers.utils.cached_file(checkpoint, "config.json", local_files_only=True))
+    name = Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+    return {"base_model": name, **license_of(path.parent)}

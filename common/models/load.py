@@ -7,10 +7,10 @@ same everywhere. Half precision is a matter of files alone.
 
 import hashlib
 import itertools
+import json
 import os
-import pickle
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -22,54 +22,36 @@ from common.blocks.families import COMPACT, FAMILIES, Family, family_name, famil
 from common.blocks.find import find_blocks
 from common.data.sources import DATA, DataSource
 from common.data.tasks import TASKS, Classification, Translation
-from common.models.cards import license_of
 from common.models.checks import (
     WEIGHTS_NAME,
     check_config,
-    check_finite,
     check_generation,
     check_loading,
     check_shapes,
     check_single_label,
     check_token_ids,
-    check_tokenizer,
     class_named,
     computed_weights,
-    read_config,
+    is_finite,
     skeleton_of,
     stored_dtype,
     stored_shapes,
 )
-from common.models.paired_tokenizer import TARGET, PairedTokenizer
+from common.models.tokenizer import tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error
-from common.runtime.records import (
-    FORMAT_VERSION,
-    RECORD_NAME,
-    check_files,
-    content_digest,
-    parse_json,
-    read_json,
-    read_record,
-)
+from common.runtime.records import FORMAT_VERSION, RECORD_NAME, check_files, content_digest, read_json, read_record
 from common.runtime.schema import check
 
 PTH_FORMAT = f"composable-pruning {FORMAT_VERSION}"  # what a .pth says first
 GENERATION_NAME = "generation_config.json"
 REFERENCE = ({"folder?": str, "hub?": str},)
 MODEL_RECORD = {
-    "script?": str,
-    "key?": (str,),
     "task?": set(TASKS),
     "tokenizer?": REFERENCE,
     "data?": DATA,
-    "base_model?": str,
-    "license?": str,
-    "original?": {"fingerprint": str, "name": str, "type?": str, "model?": REFERENCE, str: object},
-    "variants?": {str: str},
-    "measured?": {str: object},
+    "original?": {"fingerprint": str, "name": str, "model?": REFERENCE, str: object},
     str: object,
 }
-TOKENIZER = {"extra_ids?": (range(10**5),), str: object}  # each becomes a token
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -83,7 +65,7 @@ class LoadedModel:
     path: Path
     record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
     masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
-    dtype: str = "float32"  # of its weights on disk, one of `model_files.DTYPES`
+    dtype: str = "float32"  # of its weights on disk, one of `checks.DTYPES`
 
     @property
     def family(self) -> Family:
@@ -125,12 +107,6 @@ class LoadedModel:
                 f"front of the inputs of {source} ('' for nothing)"
             )
         return usual if source.prefix is None else source.prefix
-
-    @property
-    def license(self) -> dict[str, str]:
-        """{"license": what the card in its folder says}, for records; {} where it says nothing."""
-        name = license_of(self.path)
-        return {"license": name} if name else {}
 
     def learning_rate(self, level: str) -> float:
         """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
@@ -186,11 +162,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
             that are not those of the model's class, or some that are not finite.
     """
     path = Path(path)
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
     with as_user_error(path, "cannot be loaded as a model"):
         loaded = load_folder(path) if path.is_dir() else load_pth(path)
-    check_finite(path, loaded.model.state_dict().items())
+    for name, tensor in loaded.model.state_dict().items():
+        if not is_finite(tensor):
+            raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
     loaded.model.to(device).eval()
     return loaded
 
@@ -199,44 +177,38 @@ def load_folder(path: Path) -> LoadedModel:
     """The model in a folder; see `load_model`. Libraries raise errors of their own over a damaged one."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
-    settings, record = read_config(path), read_model_record(path)
+    record = read_model_record(path)
     check_files(path, record)
-    of_class, config = _class_and_config(settings, record)
-    weights, generation = path / WEIGHTS_NAME, None
+    settings = read_json(path / "config.json", "download_model.py")
     if (path / GENERATION_NAME).is_file():
         generation = read_json(path / GENERATION_NAME, "download_model.py")
-    elif of_class.can_generate():  # older checkpoints say in config.json how to generate
+    else:  # older checkpoints say in config.json how to generate
         generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
-    skeleton = skeleton_of(of_class, config)
-    check_shapes(skeleton, of_class, stored_shapes(weights))
-    model = _from_state(of_class, config, load_file(weights), skeleton, generation)
-    return LoadedModel(model, path, record, dtype=stored_dtype(config))
+    weights = path / WEIGHTS_NAME
+    return _from_parts(path, record, settings, generation, stored_shapes(weights), partial(load_file, weights))
 
 
 def load_pth(path: Path) -> LoadedModel:
     """The model in a `.pth`; see `load_folder`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own message says how to run it nevertheless
-        raise UserError("cannot be loaded as a model: it holds more than plain tensors, which is never run") from None
+    except OSError:
+        raise
+    except Exception:  # many classes; and torch's own message says how to run the code in it nevertheless
+        raise UserError(
+            "cannot be loaded as a model: it is damaged, or holds more than plain tensors, which is never run"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != PTH_FORMAT:
         raise UserError("is not a model file that model-level_finetuning.py wrote")
-    tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in content["state_dict"].values()}
+    state = content["state_dict"]
+    tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in state.values()}
     if sum(tensor.nbytes for tensor in tensors.values()) > os.path.getsize(path):
         raise UserError("its weights are larger than the file")  # as expanded ones are
-    digest = content.pop("digest", None)
-    if digest != content_digest(content):
+    if content.pop("digest", None) != content_digest(content):
         raise UserError("is not what was written (corrupt or changed); make it again")
-    record, settings, generation = (
-        parse_json(f"{key!r}", content[key]) for key in ("record", "config", "generation_config")
-    )
-    check("its record", record, MODEL_RECORD, "make the model again")
-    check_config(settings)
-    of_class, config = _class_and_config(settings, record)
-    state, dtype, skeleton = content["state_dict"], stored_dtype(config), skeleton_of(of_class, config)
-    check_shapes(skeleton, of_class, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    model = _from_state(of_class, config, state, skeleton, generation)
-    return LoadedModel(model, path, record, content["masks"], dtype)
+    record, settings, generation = (json.loads(content[key]) for key in ("record", "config", "generation_config"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return _from_parts(path, record, settings, generation, shapes, lambda: state, content["masks"])
 
 
 def read_model_record(folder: Path) -> dict:
@@ -246,46 +218,44 @@ def read_model_record(folder: Path) -> dict:
         UserError: it is not what was written.
     """
     path = folder / RECORD_NAME
-    record = read_record(path) if path.exists() else {}
+    record = read_record(path) if path.is_file() else {}
     check(path, record, MODEL_RECORD, "make the model again")
     return record
 
 
-def _class_and_config(settings, record):
-    """The class and the config of a model, out of our own tables, whatever classes its files name."""
+def _from_parts(path, record, settings, generation, shapes, read_state, masks=None):
+    """A model in float32, by classes out of our own tables, whatever classes its files name.
+
+    Args:
+        settings: what its config holds.
+        generation: what its generation config holds; not looked at where it generates nothing.
+        shapes: {parameter name: shape}; checked before `read_state` returns {parameter name: tensor}.
+    Raises:
+        UserError: a setting is not supported, or the names or shapes are not the model's.
+    """
+    check_config(settings)
     of_class = model_class(settings["model_type"], record.get("task"))
     config = of_class.config_class.from_dict(settings)
     check_single_label(config)
-    return of_class, config
-
-
-def _from_state(of_class, config, state, skeleton, generation):
-    """A model out of a config and {parameter name: tensor}, in float32; weights that the config ties are tied.
-
-    Args:
-        generation: what its generation config holds; None for what follows from the config.
-    Raises:
-        UserError: the names or shapes are not the model's; or a generation config that is not supported.
-    """
+    family_of(config).positions(config)  # refuses what cannot be
+    dtype, tokens = stored_dtype(config), vocabularies(config)[1]
+    skeleton = skeleton_of(of_class, config)
+    check_shapes(skeleton, shapes)
     computed = computed_weights(skeleton)
     model, report = of_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+        None, config=config, state_dict=read_state(), dtype=torch.float32, output_loading_info=True
     )
     check_loading(report, of_class, computed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in computed)  # loading makes all of them trainable
-    family_of(config).positions(config)
-    tokens = vocabularies(config)[1]
     if model.can_generate():
-        if generation is not None:
-            check_generation("its generation config", generation, tokens)
-            model.generation_config = transformers.GenerationConfig.from_dict(generation)
-        check_generation("its generation config", model.generation_config.to_dict(), tokens)
+        check_generation("its generation config", generation, tokens)
+        model.generation_config = transformers.GenerationConfig.from_dict(generation)
         for name in ("pad_token_id", "decoder_start_token_id"):
             if getattr(config, name, None) is None:
                 raise UserError(f"config.json: {name!r}: nothing where a token of the model belongs")
     check_token_ids("config.json", config.to_dict(), tokens)
-    return model
+    return LoadedModel(model, path, record, masks or {}, dtype)
 
 
 # --- tokenizers and data -----------------------------------------------------------------------------------------
@@ -308,31 +278,6 @@ def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
     if (path / RECORD_NAME).is_file():  # weights are checked where they are loaded
         check_files(path, read_record(path / RECORD_NAME), lambda name: not name.endswith(".safetensors"))
     return tokenizer_in(path, loaded.model.config)
-
-
-def vocabularies(config) -> tuple[int, int]:
-    """How many tokens the source has, and the target: one vocabulary, unless it is a Marian with two."""
-    return config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size
-
-
-def tokenizer_in(path: Path, config):
-    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
-
-    Raises:
-        UserError: one of them is damaged, or not for a model of that config.
-    """
-    folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
-    sizes = vocabularies(config) if len(folders) > 1 else [min(vocabularies(config))]
-    tokenizers = []
-    for folder, vocabulary in zip(folders, sizes):
-        settings = folder / "tokenizer_config.json"
-        check(settings, read_json(settings, "download_model.py"), TOKENIZER)
-        with as_user_error(folder, "cannot be loaded as a tokenizer"):
-            tokenizers.append(
-                transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            )
-        check_tokenizer(folder, tokenizers[-1], vocabulary)
-    return PairedTokenizer(*tokenizers) if len(tokenizers) > 1 else tokenizers[0]
 
 
 def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSource | None:

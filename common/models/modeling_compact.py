@@ -9,49 +9,20 @@ head or neuron is left, the block is left out: its Linears have no weights, and 
 `layouts` says, by the class of a root module, where a block's Linears lie in it and which attribute counts its heads:
 {"inner": [path, ...], "output": path, "heads": path}. Not every module has all inner ones; neurons are not counted.
 
-In a saved `config.json` a notice stands for the activation function, whose name is kept beside it. So a plain class
-that is given the folder refuses at once and says what to do; it would otherwise tell of shapes that don't fit.
-
 A further family is a call of `compact_classes`.
 """
 
 import copy
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    BartForConditionalGeneration,
-    BertForSequenceClassification,
-    Cache,
-    DebertaV2ForSequenceClassification,
-    DistilBertForSequenceClassification,
-    ElectraForSequenceClassification,
-    MarianMTModel,
-    MBartForConditionalGeneration,
-    MT5ForConditionalGeneration,
-    PegasusForConditionalGeneration,
-    RobertaForSequenceClassification,
-    T5ForConditionalGeneration,
-    UMT5ForConditionalGeneration,
-    XLMRobertaForSequenceClassification,
-)
-from transformers.models.mt5.modeling_mt5 import MT5Attention
-from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 from transformers.utils.versions import require_version
 
-require_version("transformers>=5.23")  # earlier ones would compute something else
-
-NOTICE = (
-    "a-compact-model, too small for this class: load it with "
-    "transformers.{}.from_pretrained(FOLDER, trust_remote_code=True)"
-)
+require_version("transformers>=5.24")  # earlier ones would compute something else
 
 
 # --- making modules smaller --------------------------------------------------------------------------------------
@@ -94,8 +65,9 @@ def keep_parts(module, parts, layouts):
         setattr(owner, count, len(parts))
         for name in {"inner_dim", "all_head_size", "dim"} & vars(owner).keys():
             setattr(owner, name, width)
-        if not width:
-            leave_out(owner, layout["output"] if owner is module else None)
+        if not width and not isinstance(owner, CompactT5Attention):
+            put_before(owner, AttentionWithoutHeads, "WithoutHeads")
+            owner.output_linear = layout["output"] if owner is module else None
     shrink([module.get_submodule(name) for name in inner_linears(module, layouts)], out, width)
 
 
@@ -125,43 +97,32 @@ def shrink(inner, out, width):
 # --- attention without heads -------------------------------------------------------------------------------------
 
 
-def leave_out(attention, out):
-    """Make an attention module that has no heads left one that computes none.
-
-    Args:
-        attention: the module that counts the heads.
-        out: the name of the output Linear in it; None if it lies elsewhere, as BERT's does.
-    """
-    if isinstance(attention, (T5Attention, MT5Attention)):
-        put_before(attention, T5AttentionWithoutHeads, "WithoutHeads")
-    else:
-        put_before(attention, AttentionWithoutHeads, "WithoutHeads")
-        attention.output_linear = out
-
-
 def put_before(module, mixin, suffix):
     """Let a class go before a module's own."""
-    own = type(module)
-    module.__class__ = type(f"{own.__name__}{suffix}", (mixin, own), {})
+    plain = type(module)
+    module.__class__ = type(f"{plain.__name__}{suffix}", (mixin, plain), {})
 
 
 class AttentionWithoutHeads:
     """Put before the class of an attention module without heads, whose own `forward` fails to reshape empty tensors.
 
-    It returns (output, None), where others have their probabilities. `output_linear`: see `leave_out`.
+    It returns (output, None), where others have their probabilities. `output_linear` is the name of the output Linear
+    in the module; None if it lies elsewhere, as BERT's does.
     """
 
-    def forward(self, hidden_states, *args, key_value_states=None, encoder_hidden_states=None, **kwargs):
-        if key_value_states is None and encoder_hidden_states is None:  # umT5 has the other name
-            count_tokens(self, hidden_states, (*args, *kwargs.values()))
+    def forward(
+        self, hidden_states, *args, key_value_states=None, encoder_hidden_states=None, cache=None, **kwargs
+    ):  # umT5 has the other name
+        if key_value_states is None and encoder_hidden_states is None:
+            count_tokens(self, hidden_states, cache)
         output = hidden_states[..., :0]  # (batch, length, 0): what no heads make
         if self.output_linear is not None:
             output = self.get_submodule(self.output_linear)(output)  # zeros, and its bias
         return output, None
 
 
-def count_tokens(attention, hidden_states, arguments):
-    """Let the cache among a self-attention's arguments, if there is one, count the tokens although there are no heads.
+def count_tokens(attention, hidden_states, cache):
+    """Let a self-attention's cache, if there is one, count the tokens although there are no heads.
 
     A cache is as long as what its first layer holds. If that were nothing, generation would go silently wrong. So one
     number a token, whichever it is, stands for the keys and values.
@@ -172,7 +133,6 @@ def count_tokens(attention, hidden_states, arguments):
         (how many tokens there were before, how many keys a head would see now).
     """
     length = hidden_states.shape[1]
-    cache = next((each for each in arguments if isinstance(each, Cache)), None)  # transformers 5.24 renamed it
     if cache is None:
         return 0, length
     cache = getattr(cache, "self_attention_cache", cache)
@@ -225,38 +185,25 @@ class CompactT5Attention(SomeHeads):
         self._whole_bias = super().compute_bias(*args, **kwargs)
         return self._own(self._whole_bias)
 
-    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, **kwargs):
-        # The cache is among the kwargs: transformers 5.24 renamed it.
+    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, cache=None, **kwargs):
         shared = position_bias
         if key_value_states is not None:
             # Cross-attention has none. T5 shares zeros of the first layer's heads; one zero is right for any number.
             position_bias = shared = hidden_states.new_zeros(1, 1, 1, 1)
         elif position_bias is not None:
             position_bias = self._own(position_bias)
-        output, bias, *weights = super().forward(
-            hidden_states, mask=mask, key_value_states=key_value_states, position_bias=position_bias, **kwargs
-        )
+        if self.n_heads:
+            output, bias, *weights = super().forward(
+                hidden_states, mask, key_value_states, position_bias, cache=cache, **kwargs
+            )
+        else:
+            output, bias, weights = self.o(hidden_states[..., :0]), None, [None]
+            before, keys = (0, 0) if key_value_states is not None else count_tokens(self, hidden_states, cache)
+            if shared is None and self.has_relative_attention_bias:
+                self.compute_bias(hidden_states.shape[1], keys, hidden_states.device, before)
         if shared is None and self.has_relative_attention_bias:  # a stack's first layer
             shared, self._whole_bias = self._whole_bias, None
         return output, bias if shared is None else shared, *weights  # without either: a layer that is run alone
-
-
-class T5AttentionWithoutHeads:
-    """Put before the class of T5's or mT5's attention without heads, which `note_heads` has changed.
-
-    In a stack's first layer it still makes the position bias that the others share.
-    """
-
-    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, **kwargs):
-        if key_value_states is not None:
-            position_bias = hidden_states.new_zeros(1, 1, 1, 1)  # as `CompactT5Attention` has it
-        else:
-            before, keys = count_tokens(self, hidden_states, kwargs.values())
-            if position_bias is None and self.has_relative_attention_bias:
-                # Of no heads; and the whole one, for the others.
-                self.compute_bias(hidden_states.shape[1], keys, hidden_states.device, before)
-                position_bias, self._whole_bias = self._whole_bias, None
-        return self.o(hidden_states[..., :0]), position_bias, None
 
 
 # --- configs and models ------------------------------------------------------------------------------------------
@@ -266,25 +213,9 @@ class T5AttentionWithoutHeads:
 class CompactConfig:
     """What a compact config adds to the original's."""
 
-    activation_attribute: ClassVar[str]  # a notice stands for its value in files
-    auto_model: ClassVar[str]  # the class that the notice names
-
     layouts: dict | None = None
     kept_heads: dict | None = None
     kept_neurons: dict | None = None
-    original_activation: str | None = None  # in files only
-
-    def __post_init__(self, **kwargs):
-        if self.original_activation is not None:
-            setattr(self, self.activation_attribute, self.original_activation)
-            self.original_activation = None
-        super().__post_init__(**kwargs)
-
-    def to_dict(self):
-        return super().to_dict() | {
-            self.activation_attribute: NOTICE.format(self.auto_model),
-            "original_activation": getattr(self, self.activation_attribute),
-        }
 
 
 class CompactModel:
@@ -295,23 +226,17 @@ class CompactModel:
         make_smaller(self, config)
 
 
-def compact_classes(original, auto_model, activation):
-    """The compact counterparts of a model class and of its config class, known to the auto classes.
+def compact_classes(original):
+    """The compact counterparts of a model class of transformers and of its config class, known to the auto classes.
 
-    Args:
-        original: the model class in transformers; both get its and its config's name, with "Compact" before it.
-        auto_model: the auto class that makes such models.
-        activation: the name of the config's attribute that holds the activation function.
+    Both get the name of the original, with "Compact" before it.
     """
-    original_config = original.config_class
     config_class = type(
-        f"Compact{original_config.__name__}",
-        (CompactConfig, original_config),
+        f"Compact{original.config_class.__name__}",
+        (CompactConfig, original.config_class),
         {
-            "__doc__": f"A {original_config.__name__} and what is left of each module.",
-            "model_type": f"compact-{original_config.model_type}",
-            "activation_attribute": activation,
-            "auto_model": auto_model.__name__,
+            "__doc__": f"A {original.config_class.__name__} and what is left of each module.",
+            "model_type": f"compact-{original.config_class.model_type}",
         },
     )
     model_class = type(
@@ -322,50 +247,30 @@ def compact_classes(original, auto_model, activation):
             "config_class": config_class,
         },
     )
+    auto_model = transformers.AutoModelForSeq2SeqLM
+    if original.__name__.endswith("ForSequenceClassification"):
+        auto_model = transformers.AutoModelForSequenceClassification
     config_class.register_for_auto_class()  # saving puts this file into the folder
     model_class.register_for_auto_class(auto_model)
     # Once more where the suite and a folder's copy of this file meet in one process.
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     auto_model.register(config_class, model_class, exist_ok=True)
     return config_class, model_class
 
 
-CompactT5Config, CompactT5ForConditionalGeneration = compact_classes(
-    T5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
-)
-CompactMT5Config, CompactMT5ForConditionalGeneration = compact_classes(
-    MT5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
-)
-CompactUMT5Config, CompactUMT5ForConditionalGeneration = compact_classes(
-    UMT5ForConditionalGeneration, AutoModelForSeq2SeqLM, activation="feed_forward_proj"
-)
-CompactBartConfig, CompactBartForConditionalGeneration = compact_classes(
-    BartForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
-)
-CompactMBartConfig, CompactMBartForConditionalGeneration = compact_classes(
-    MBartForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
-)
-CompactMarianConfig, CompactMarianMTModel = compact_classes(
-    MarianMTModel, AutoModelForSeq2SeqLM, activation="activation_function"
-)
-CompactPegasusConfig, CompactPegasusForConditionalGeneration = compact_classes(
-    PegasusForConditionalGeneration, AutoModelForSeq2SeqLM, activation="activation_function"
-)
-CompactBertConfig, CompactBertForSequenceClassification = compact_classes(
-    BertForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
-)
-CompactRobertaConfig, CompactRobertaForSequenceClassification = compact_classes(
-    RobertaForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
-)
-CompactXLMRobertaConfig, CompactXLMRobertaForSequenceClassification = compact_classes(
-    XLMRobertaForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
-)
-CompactElectraConfig, CompactElectraForSequenceClassification = compact_classes(
-    ElectraForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
-)
-CompactDebertaV2Config, CompactDebertaV2ForSequenceClassification = compact_classes(
-    DebertaV2ForSequenceClassification, AutoModelForSequenceClassification, activation="hidden_act"
-)
-CompactDistilBertConfig, CompactDistilBertForSequenceClassification = compact_classes(
-    DistilBertForSequenceClassification, AutoModelForSequenceClassification, activation="activation"
-)
+for original in (
+    transformers.T5ForConditionalGeneration,
+    transformers.MT5ForConditionalGeneration,
+    transformers.UMT5ForConditionalGeneration,
+    transformers.BartForConditionalGeneration,
+    transformers.MBartForConditionalGeneration,
+    transformers.MarianMTModel,
+    transformers.PegasusForConditionalGeneration,
+    transformers.BertForSequenceClassification,
+    transformers.RobertaForSequenceClassification,
+    transformers.XLMRobertaForSequenceClassification,
+    transformers.ElectraForSequenceClassification,
+    transformers.DebertaV2ForSequenceClassification,
+    transformers.DistilBertForSequenceClassification,
+):
+    globals().update({made.__name__: made for made in compact_classes(original)})

@@ -4,16 +4,15 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from common.blocks.tensors import aliasing_copy
-from common.models.cards import CARD_NAME, model_card
 from common.models.checks import computed_weights, is_finite
 from common.models.load import PTH_FORMAT, load_model
+from common.models.publishing import CARD_NAME, model_card
 from common.runtime.errors import UserError
 from common.runtime.files import atomic_file, atomic_folder
 from common.runtime.records import (
@@ -27,39 +26,35 @@ from common.runtime.records import (
 )
 
 
-def rounded(path: str | Path, model, dtype: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each tensor of a model that is saved in a type, and the same rounded to it.
+def check_range(path: str | Path, model, dtype: str) -> None:
+    """Make sure that a model's weights are finite, and that a type can hold them.
 
     Args:
         path: what names the model in a message.
-        dtype: one of `DTYPES`; nothing is rounded to float32.
+        dtype: one of `DTYPES`.
     Raises:
-        UserError: a number is too large for the type.
+        UserError: naming the first that it cannot.
     """
-    unsaved = computed_weights(model)
+    narrow = getattr(torch, dtype)
     for name, tensor in model.state_dict().items():
-        if dtype == "float32" or name in unsaved or not tensor.is_floating_point():
+        if is_finite(tensor.to(narrow)):
             continue
-        other = tensor.to(getattr(torch, dtype))
-        if not is_finite(other) and is_finite(tensor):
-            raise UserError(
-                f"{path}: {name} holds {float(tensor.abs().max()):g}, and {dtype} ends at "
-                f"{torch.finfo(other.dtype).max:g}; not written; choose another --dtype, such as float32"
-            )
-        yield tensor, other
+        if not is_finite(tensor):
+            raise UserError(f"{path}: {name} would hold values that are not finite; not written")
+        raise UserError(
+            f"{path}: {name} holds {float(tensor.abs().max()):g}, and {dtype} ends at "
+            f"{torch.finfo(narrow).max:g}; not written; choose another --dtype, such as float32"
+        )
 
 
 @torch.no_grad()
 def round_to(path: str | Path, model, dtype: str) -> None:
-    """Round a model's weights, in place, to what `save_model` writes in a type; they stay float32. See `rounded`."""
-    for tensor, other in rounded(path, model, dtype):
-        tensor.copy_(other)
-
-
-def check_range(path: str | Path, model, dtype: str) -> None:
-    """Make sure that a type can hold a model's weights. See `rounded`."""
-    for _ in rounded(path, model, dtype):
-        pass
+    """Round a model's weights, in place, to what `save_model` writes in a type; they stay float32."""
+    check_range(path, model, dtype)
+    computed = computed_weights(model)
+    for name, tensor in model.state_dict().items():
+        if name not in computed:
+            tensor.copy_(tensor.to(getattr(torch, dtype)))
 
 
 def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=None, dtype: str = "float32") -> None:
@@ -74,13 +69,10 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         UserError: a weight is not finite, or too large for the type; nothing is written then.
     """
     path = Path(path)
-    for name, parameter in model.named_parameters():
-        if not is_finite(parameter):
-            raise UserError(f"{path}: {name} would hold values that are not finite; not written")
+    check_range(path, model, dtype)
     if not model.can_generate() and model.config.problem_type is None:
         model.config.problem_type = "single_label_classification"  # a forward pass with labels would, if there was one
     if dtype != "float32":
-        check_range(path, model, dtype)
         model = aliasing_copy(model).to(getattr(torch, dtype))
         model.config.dtype = dtype
     if path.suffix == ".pth":
@@ -125,32 +117,22 @@ def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> 
 
     See `records.is_done`.
     """
-    return is_done(path, _found_record(Path(path), script), made_from, overwrite, script, lambda: damage(path))
+    return is_done(path, _record_of(Path(path)), made_from, overwrite, script, lambda: damage(path))
 
 
-def _found_record(path, script):
-    """The record of the output at `path`, or None: nothing is there, or nothing of ours.
-
-    A `.pth` of ours that cannot be read counts as one of `script`.
-    """
+def _record_of(path):
+    """The record of the output at `path`, or None: nothing is there, or nothing of ours."""
     try:
         if path.is_dir():
             return read_json(path / RECORD_NAME, "this suite")
         return json.loads(torch.load(path, map_location="cpu", weights_only=True)["record"])
     except Exception:  # no file, not a torch file, a pickle that holds code, a record that is none: many classes
-        return {"script": script, "key": None} if path.is_file() and _begins_like_ours(path) else None
-
-
-def _begins_like_ours(path):
-    """Whether a file that may be truncated begins as our `.pth` do: a zip, and the format's name first."""
-    with open(path, "rb") as handle:
-        start = handle.read(4096)
-    return start.startswith(b"PK") and PTH_FORMAT.encode() in start
+        return None
 
 
 def read_measured(path: str | Path) -> dict:
     """What a model's record says was measured of it."""
-    return _found_record(Path(path), None)["measured"]
+    return _record_of(Path(path))["measured"]
 
 
 def damage(path: str | Path) -> str | None:

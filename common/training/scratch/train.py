@@ -10,7 +10,7 @@ from common.data.examples import Examples, load_examples
 from common.data.sources import DataSource
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
-from common.models.paired_tokenizer import PairedTokenizer
+from common.models.tokenizer import PairedTokenizer
 from common.runtime.devices import Runtime
 from common.runtime.records import digest
 from common.training.checkpoints import Checkpoint

@@ -1,17 +1,22 @@
-"""Model cards: the README.md of a model folder, which says to the hub and to its reader what the model is.
+"""Model folders for others: the card, a README.md that says what the model is, and pushing to the hub.
 
 A card says what the record and the model say, and nothing else: equal models have equal cards, and no path of this
 machine is in them.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from common.blocks.defaults import study_of
 from common.blocks.families import COMPACT
 from common.blocks.tensors import parameter_counts
+from common.runtime.errors import UserError, as_user_error
+from common.runtime.progress import Talk
 
 CARD_NAME = "README.md"
 AUTO_CLASSES = {True: "AutoModelForSeq2SeqLM", False: "AutoModelForSequenceClassification"}  # by whether it generates
@@ -55,13 +60,13 @@ The weights are {{ dtype }}.{{ " The model's code lies in the folder, hence `tru
 """
 
 
-def license_of(folder: str | Path) -> str | None:
-    """The license that the card in a folder names, if there is one."""
+def license_of(folder: str | Path) -> dict[str, str]:
+    """{"license": what the card in a folder says}, for records; {} where it says nothing."""
     try:
         name = ModelCard.load(Path(folder) / CARD_NAME, ignore_metadata_errors=True).data.license
     except Exception:  # no file, no YAML, no text: many classes
-        return None
-    return name if isinstance(name, str) else None
+        return {}
+    return {"license": name} if isinstance(name, str) else {}
 
 
 def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) -> str:
@@ -101,3 +106,38 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) 
         text=json.dumps((prefix or "") + "A text.", ensure_ascii=False),
     )
     return str(card) + "\n"
+
+
+def check_push(ids: Iterable[str]) -> None:
+    """Make sure, before any work, that there is a token and that some ids are ids of repositories.
+
+    Raises:
+        UserError: one is none; or there is no token.
+    """
+    for repository in ids:
+        with as_user_error(f"--push-to-hub {repository}", "is no id of a repository"):
+            validate_repo_id(repository)
+        if huggingface_hub.get_token() is None:
+            raise UserError("--push-to-hub: there is no token; log in with `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: str | Path, repository: str, talk: Talk) -> str:
+    """Upload a finished folder to a repository of models on the hub, which is made if it is not there.
+
+    Other files of the repository stay, but for weights. Returns its address.
+
+    Raises:
+        UserError: it could not be pushed. The folder stays.
+    """
+    if talk.quiet or not talk.stream.isatty():
+        disable_progress_bars()
+    talk.say(f"{folder}: is pushed to {repository}")
+    with as_user_error(folder, f"is there, but could not be pushed to {repository} (the same command tries again)"):
+        address = huggingface_hub.create_repo(repository, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=folder,
+            commit_message="A model of composable-pruning",
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+        )
+    return str(address)
