@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 
 import matplotlib
 import pytest
-from helpers import is_one_line, load_script
+from helpers import fails, load_script, run
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -53,8 +53,7 @@ def points(line):
 
 
 def legend(axis):
-    """Of a panel, or of the figure if that is the only one."""
-    return [text.get_text() for text in (axis.get_legend() or axis.figure.legends[0]).get_texts()]
+    return [text.get_text() for text in axis.figure.legends[0].get_texts()]
 
 
 def median_of_blocks(epoch):
@@ -65,27 +64,19 @@ def median_of_blocks(epoch):
 # --- without arguments -----------------------------------------------------------------------------------------
 
 
-def test_takes_what_the_default_flow_leaves(succeeds, tmp_path, monkeypatch):
+def test_takes_what_the_default_flow_leaves(here):
     """Oracle: the order by hand. Numbers count as numbers, and the stats of blocks beside a model are no model's."""
-    monkeypatch.chdir(tmp_path)
+    write_run(here / "other.csv")
+    err = fails("plot_loss.py")
+    assert "block-level_finetuning.py" in err and "model-level_finetuning.py" in err
     best = {"modules-finetuned": 0.25, "model-finetuned/2": 0.75, "model-finetuned/10": 0.5, "model-finetuned/x": 1.0}
     for name, loss in best.items():
-        write_run(tmp_path / f"{name}.csv", [(0, "", 2.0), (1, 1.0, loss)])
-    write_blocks(tmp_path / "model-finetuned" / "2-blocks.csv")
-    result = succeeds("plot_loss.py")
+        write_run(here / f"{name}.csv", [(0, "", 2.0), (1, 1.0, loss)])
+    write_blocks(here / "model-finetuned" / "2-blocks.csv")
+    result = run("plot_loss.py")
     best["x"] = best.pop("model-finetuned/x")  # neither a number nor there twice: the bare name is clear enough
     assert result == {"output": "loss.png", "best_val_loss": best}
     assert list(result["best_val_loss"]) == list(best)
-
-
-def test_nothing_to_take(call, tmp_path, monkeypatch):
-    """Oracle: the contract for mistakes, exit code 2 and one line that names the remedy."""
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "other.csv")
-    code, result, err = call("plot_loss.py")
-    assert (code, result) == (2, None) and is_one_line(err)
-    assert "block-level_finetuning.py" in err and "model-level_finetuning.py" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["other.csv"]
 
 
 @pytest.mark.parametrize(
@@ -132,22 +123,61 @@ def test_curves_of_variants(tmp_path):
     assert legend(axis) == ["library (median of 4)", "validation", "one variant"]
 
 
-def test_best_loss_of_variants_is_the_lowest_median(succeeds, tmp_path):
-    """Oracle: statistics.median, over both kinds of CSV in panels of one picture."""
+def test_best_loss_of_variants_is_the_lowest_median(tmp_path):
+    """Oracle: statistics.median, over both kinds of CSV in one picture."""
     stats = write_blocks(tmp_path / "s-blocks.csv"), write_run(tmp_path / "run.csv")
-    result = succeeds("plot_loss.py", *stats, "--panels", 2, "-o", tmp_path / "loss.png")
+    result = run(f"plot_loss.py {stats[0]} {stats[1]} -o {tmp_path}/loss.png")
     lowest = min(median_of_blocks(epoch) for epoch in range(3))
     assert result["best_val_loss"] == {"s-blocks": lowest, "run": 0.5}
 
 
-@pytest.mark.parametrize("epochs", [1, 3, 300])
-def test_ticks_are_epochs(tmp_path, epochs):
-    """Oracle: an epoch is a whole number, and at least one that the curve has is marked."""
-    losses = read_stats(write_run(tmp_path / "run.csv", [(epoch, 1.0, 2.0) for epoch in range(epochs)]))
-    (axis,) = draw([losses], ["run"]).axes
-    ticks = axis.get_xticks()
-    assert all(tick == round(tick) for tick in ticks)
-    assert any(0 <= tick < epochs for tick in ticks)
+def test_loss_and_metric_over_epochs_and_seconds(tmp_path):
+    """Oracle: the CSV's last run. The metric is drawn where there is one; seconds are those up to an epoch, from 0."""
+    rows = [f"{e},,{3 - e / 2},{30 * e},4,{20 + 2 * e}.5,r" for e in range(4)]
+    head = "epoch,train_loss,val_loss,train_seconds,val_seconds,bleu,run"
+    (tmp_path / "run.csv").write_text("\n".join([head, "0,,9,1,1,1,before", *rows, ""]))
+    figure = draw([read_stats(tmp_path / "run.csv")], ["run"], over=["epochs", "seconds"])
+    assert [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes] == [
+        ("epoch", "loss"),
+        ("seconds of training and validation", ""),
+        ("epoch", "BLEU on validation data"),
+        ("seconds of training and validation", ""),
+    ]
+    curves = [points(axis.lines[0]) for axis in figure.axes]
+    assert curves[0] == [(0, 3), (1, 2.5), (2, 2), (3, 1.5)]
+    assert curves[1] == [(0, 3), (34, 2.5), (98, 2), (192, 1.5)]
+    assert curves[2] == [(0, 20.5), (1, 22.5), (2, 24.5), (3, 26.5)]
+    assert curves[3] == [(0, 20.5), (34, 22.5), (98, 24.5), (192, 26.5)]
+
+
+def test_losses_of_variants_that_lie_far_apart_have_a_logarithmic_axis(tmp_path):
+    """The largest is 100 times the median. Variants of blocks have no seconds."""
+    path = tmp_path / "s-blocks.csv"
+    rows = [f"b,{n},{e},,{(100 if n == 0 else 1) * (2 - e)},0" for n in range(5) for e in (0, 1)]
+    path.write_text("\n".join(["block,variant,epoch,train_loss,val_loss,seconds", *rows, ""]))
+    (axis,) = draw([read_stats(path)], ["library"]).axes
+    assert (axis.get_yscale(), axis.get_ylabel()) == ("log", "error of a block's output (NMSE)")
+    assert "knows no seconds" in fails(f"plot_loss.py {path} --over seconds -o {tmp_path}/loss.png")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\x89PNG\r\n\x1a\n\xff",
+        b"epoch,train_loss,val_loss\n1,high,low\n",
+        b"epoch,train_loss,val_loss\n",
+        b"epoch,train_loss,val_loss\n0,,\n",
+        b"epoch,train_loss,val_loss\n0,1,1\n0,1,1\n",
+    ],
+)
+def test_what_is_no_stats_csv_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "mine.csv"
+    if content is not None:
+        path.write_bytes(content)
+    err = fails(f"plot_loss.py {write_run(tmp_path / 'run.csv')} {path} -o {tmp_path}/loss.png")
+    assert str(path) in err and ("no such file" if content is None else "is no stats CSV") in err
 
 
 def test_curves_differ_without_colour_and_to_the_colour_blind(tmp_path):
@@ -188,38 +218,27 @@ def mark_in(path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_equal_input_gives_equal_bytes(succeeds, tmp_path, suffix):
+def test_equal_input_gives_equal_bytes(tmp_path, suffix):
     """Oracle: a second run; the file names neither a date nor a version, which would differ elsewhere."""
-    path = write_run(tmp_path / "run.csv")
+    path, blocks = write_run(tmp_path / "run.csv"), write_blocks(tmp_path / "s-blocks.csv")
     one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
     for output in (one, two):
-        succeeds("plot_loss.py", path, write_blocks(tmp_path / "s-blocks.csv"), "-o", output)
-    content = one.read_bytes()
+        run(f"plot_loss.py {path} {blocks} -o {output}")
+    content, before = one.read_bytes(), one.stat()
     assert content == two.read_bytes()
     assert not any(word in content for word in (matplotlib.__version__.encode(), b"CreationDate", b"dc:date"))
     assert mark_in(one) == "composable-pruning plot_loss.py"
-
-
-@pytest.mark.parametrize("more", [[], ["--overwrite"]])
-def test_same_picture_is_not_written_again(succeeds, tmp_path, more):
-    """Oracle: an atomic write would give the file another inode."""
-    path, output = write_run(tmp_path / "run.csv"), tmp_path / "loss.png"
-    succeeds("plot_loss.py", path, "-o", output)
-    before = output.stat()
-    succeeds("plot_loss.py", path, "-o", output, *more)
-    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    run(f"plot_loss.py {path} {blocks} -o {one} --overwrite")
+    assert one.stat().st_ino == before.st_ino  # an atomic write would give the file another inode
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_picture_of_somebody_else_is_never_replaced(call, tmp_path, suffix):
+def test_picture_of_somebody_else_is_never_replaced(tmp_path, suffix):
     """Oracle: the foreign bytes, drawn by matplotlib too."""
     path, output = write_run(tmp_path / "run.csv"), tmp_path / f"loss.{suffix}"
     figure = Figure()
     figure.subplots().plot([1, 2])
     figure.savefig(output)
     foreign = output.read_bytes()
-    for more in ([], ["--overwrite"]):
-        code, result, err = call("plot_loss.py", path, "-o", output, *more)
-        assert (code, result) == (2, None) and is_one_line(err)
-        assert f"{output}: exists already and is no picture of this suite" in err
-        assert output.read_bytes() == foreign
+    err = fails(f"plot_loss.py {path} -o {output} --overwrite")
+    assert f"{output}: exists already and is no picture of this suite" in err and output.read_bytes() == foreign

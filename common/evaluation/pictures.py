@@ -1,6 +1,7 @@
 """Pictures: which formats, how we know our own, that equal figures give equal files, and what they all look like."""
 
 import io
+import itertools
 from pathlib import Path
 
 from common.runtime.errors import UserError
@@ -13,8 +14,6 @@ FORMATS = {
     "pdf": {"Creator": MARK, "Producer": None, "CreationDate": None},
     "svg": {"Creator": MARK, "Date": None},
 }
-# How the mark stands in a file's metadata: a picture that only mentions this suite somewhere is not ours.
-SIGNS = {"png": f"tEXtSoftware\0{MARK}", "pdf": f"/Creator ({MARK})", "svg": f"<dc:title>{MARK}</dc:title>"}
 
 # Okabe and Ito's colour-blind safe palette, without its yellow, which is too faint on white. As 7 colours and
 # 11 markers come round at different times, the first 77 curves of a panel all look different, and 11 without colour.
@@ -35,7 +34,7 @@ def check_picture(path: str | Path) -> None:
     if suffix not in FORMATS:
         raise UserError(f"{path}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(path, is_file=True)
-    if Path(path).exists() and SIGNS[suffix].encode() not in Path(path).read_bytes():
+    if Path(path).exists() and MARK.encode() not in Path(path).read_bytes():
         raise UserError(f"{path}: exists already and is no picture of this suite; choose another output")
 
 
@@ -86,7 +85,7 @@ def set_ticks(axis, *, whole: bool = False, log: bool = False) -> None:
 def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, fontsize: float = 8) -> None:
     """Write a text beside each point, where it lies in the axes and covers neither a point nor another text.
 
-    The limits of the axes must be final. Where everything is full, the place that covers least is taken.
+    The limits of the axes must be final. Where everything is full, a text covers another.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
@@ -96,36 +95,18 @@ def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, f
     pixel = axis.figure.dpi / 72  # a point's size
     centres = axis.transData.transform(points)
     taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in centres]
+    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
     for point, text in zip(points, texts):
         note = axis.annotate(plain(text), point, (0, 0), textcoords="offset points", fontsize=fontsize, zorder=5)
-        best = None
-        for far in (6, 12, 20, 30):
-            for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                note.set_position((far * right, far * up))
-                note.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
-                note.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
-                box = note.get_window_extent(renderer)
-                covered = sum(_shared(box, other) for other in taken) + 10 * (_area(box) - _shared(box, inside))
-                if best is None or covered < best[0] - 1e-6:
-                    best = covered, note.get_position(), note.get_ha(), note.get_va(), box
-            if best[0] <= 1e-6:
+        for far, (right, up) in itertools.product((6, 12, 20, 30), sides):
+            note.set_position((far * right, far * up))
+            note.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
+            note.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
+            box = note.get_window_extent(renderer)
+            is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            if is_inside and not box.count_overlaps(taken):
                 break
-        _, place, across, along, box = best
-        note.set_position(place)
-        note.set_horizontalalignment(across)
-        note.set_verticalalignment(along)
         taken.append(box)
-
-
-def _area(box):
-    return box.width * box.height
-
-
-def _shared(one, other):
-    """The area that two boxes share."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
 
 
 def _suffix(path):
