@@ -4,34 +4,37 @@
 import copy
 import sys
 
-from common.cli import flags as cli
+from common.cli.flags import COMPOSED, DATA, Parser, add_compute, add_configurations, add_settings, check_form, numbered
+from common.cli.launch import launch
+from common.cli.paths import the_library, the_model
 from common.runtime.files import check_apart, check_writable
+from common.runtime.settings import DataSettings
 
 NAME = "compose_model.py"  # in records
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=True,
         example="compose_model.py -n 0 1 2 -o 'composed-{n}'",
         next_stage="model-level_finetuning.py, or an evaluation",
+        overwrite=True,
     )
-    cli.add_configuration_flags(
-        parser, library_help="the pruned or the fine-tuned library", output=f"{cli.COMPOSED}/{{n}}"
-    )
-    parser.add_argument("-t", "--tokenizer", help="tokenizer folder; without it the one in the model's record")
+    add_configurations(parser, library_help="the pruned or the fine-tuned library", output=f"{COMPOSED}/{{n}}")
+    add_settings(parser, DataSettings, DATA, omit=("data", "max_length", "limit", "batch_size"))
+    add_compute(parser, omit=("precision", "accumulate"))
     return parser
 
 
 def run(args):
-    outputs = cli.numbered(args.output, "-o", args.nth)
+    outputs = numbered(args.output, "-o", args.nth)
     inputs = {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer}
-    repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
+    repositories = numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart({"-o": list(outputs.values())}, inputs)
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
-    cli.check_form(args)
+    check_form(args)
+    the_model(args.model), the_library(args.library)
     from common.cli.open import open_model, open_tokenizer
     from common.composing.compose import choose
     from common.models.publishing import check_push, push
@@ -91,7 +94,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

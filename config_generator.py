@@ -7,7 +7,21 @@ found: --search LIBRARY takes the variants that a library holds and picks, for e
 
 import sys
 
-from common.cli import flags as cli
+from common.cli.flags import (
+    DATA,
+    OUTPUT,
+    Parser,
+    add_compute,
+    add_model,
+    add_seed,
+    add_settings,
+    flags_of,
+    refuse_unused,
+    settings_from,
+)
+from common.cli.launch import launch
+from common.cli.paths import the_library, the_model
+from common.cli.values import int_between, rate, rate_below_1
 from common.composing.configurations import (
     Configurations,
     grid_rates,
@@ -19,45 +33,55 @@ from common.composing.configurations import (
 )
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, check_writable
+from common.runtime.progress import Talk
 from common.runtime.records import check_report, keeps_existing, write_json
+from common.runtime.settings import MOST, DataSettings, SearchSettings
 
 NAME = "config_generator.py"  # in reports
+SEARCH_FLAGS = ["configurations", "precision", *flags_of(SearchSettings), *flags_of(DataSettings)]
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=True,
         example="config_generator.py -m model/t5 --attention 0.25 0.5 0.25 --linear 0.3 0.3 0.5 -n 3",
         next_stage="prune_scheme_generator.py",
+        overwrite=True,
         shared=True,
     )
-    cli.add_model_flag(parser)
-    parser.add_argument("-o", "--output", default="conf.json", help="the configurations file")
-    for flag, rate, parts in (
-        ("--attention", cli.rate, "heads; 1 leaves the attention blocks out"),
-        ("--linear", cli.rate_below_1, "weights of every Linear, less than 1"),
+    add_model(parser)
+    parser.group(OUTPUT).add_argument("-o", "--output", default="conf.json", help="the configurations (conf.json)")
+    group = parser.group("rates")
+    for flag, kind, parts in (
+        ("--attention", rate, "heads; 1 leaves the attention blocks out"),
+        ("--linear", rate_below_1, "weights of every Linear, less than 1"),
         (
             "--feed-forward",
-            cli.rate,
+            rate,
             "neurons of every feed-forward module; 1 leaves these blocks out; without the flag none, and no such "
             "modules in the file",
         ),
     ):
-        help_text = (
-            f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
-        )
-        parser.add_argument(flag, type=rate, nargs="+", metavar="RATE", help=help_text)
-    parser.add_argument("-n", "--number", type=cli.many, help="how many configurations")
-    parser.add_argument(
+        text = f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
+        group.add_argument(flag, type=kind, nargs="+", metavar="RATE", help=text)
+    group.add_argument("-n", "--number", type=int_between(1, MOST), metavar="TOTAL", help="how many configurations")
+    group.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
     )
-    parser.add_argument(
+    group.add_argument(
         "--random",
         action="store_true",
         help="-n different configurations, in which every block has rates of its own, drawn from those given (--seed)",
     )
-    cli.add_search_flags(parser)
+    add_seed(parser, "rates")
+    group = parser.group("search")
+    group.add_argument("--search", metavar="LIBRARY", help="a library that holds the variants of -c")
+    group.add_argument(
+        "-c", "--configurations", default="grid.json", help="the configurations that it was made for, see --grid"
+    )
+    add_settings(parser, SearchSettings, "search")
+    add_settings(parser, DataSettings, DATA)
+    add_compute(parser, omit=("accumulate",))
     return parser
 
 
@@ -68,7 +92,7 @@ def run(args):
     if not keeps_existing(args.output, content, args.overwrite, is_ours=looks_like_configurations):
         write_json(args.output, content)
     number = len(configurations.configs)
-    cli.Talk(args.quiet).say(f"{args.output}: {number} configurations of {len(configurations.modules)} modules")
+    Talk(args.quiet).say(f"{args.output}: {number} configurations of {len(configurations.modules)} modules")
     return {"output": args.output, "configurations": number, "modules": len(configurations.modules), **result}
 
 
@@ -76,14 +100,15 @@ def generate(args):
     """Configurations at the given rates."""
     kinds = {"attention": args.attention, "linear": args.linear, "feed_forward": args.feed_forward}
     given = {kind: rates for kind, rates in kinds.items() if rates}
-    cli.refuse_unused(args, args.search_flags, "goes with --search")
+    refuse_unused(args, SEARCH_FLAGS, "goes with --search")
     if args.grid:
-        cli.refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
-        cli.refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
+        refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
+        refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
     if not (args.attention and args.linear and (args.number or args.grid)):
         raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
     if not (args.grid or args.random):
         check_counts(given, args.number)
+    the_model(args.model)
     from common.blocks.find import prunable_modules
     from common.cli.open import open_model
 
@@ -115,15 +140,16 @@ def search(args):
     outputs = {"-o": args.output, "--report": args.report}
     check_apart(outputs, {"-m": args.model, "-c": args.configurations, "--search": args.search})
     check_report(args.report, NAME)
-    if not (args.budget or args.budget_of):
+    settings = settings_from(args, SearchSettings)
+    if not (settings.budget or settings.budget_of):
         raise UserError("--search: give one budget or more, with --budget or --budget-of")
     from common.composing.search import rates_of, report, search_budgets
 
     opened, grid, candidates = open_candidates(args)
     choices = candidates.configurations()
-    uniform = {n: nth_configuration(choices, n, args.configurations) for n in args.budget_of or ()}
+    uniform = {n: nth_configuration(choices, n, args.configurations) for n in settings.budget_of}
     searched = search_budgets(
-        candidates, measure=args.measure, budgets=args.budget or (), uniform=uniform, rounds=args.rounds
+        candidates, measure=settings.measure, budgets=settings.budget, uniform=uniform, rounds=settings.rounds
     )
     if args.report:
         content = {"script": NAME, **report(candidates, searched, uniform)}  # measures models, in all processes
@@ -143,8 +169,9 @@ def search(args):
 def open_candidates(args):
     """What a search reads: (the opened model, the configurations of -c, the candidates)."""
     rates = ["attention", "linear", "feed_forward", "number", "grid", "random"]
-    cli.refuse_unused(args, rates, "has no part in a --search")
+    refuse_unused(args, rates, "has no part in a --search")
     grid = read_configurations(args.configurations)
+    the_model(args.model), the_library(args.search)
     from common.cli.open import open_study
     from common.composing.compose import check_model
     from common.composing.library import Library
@@ -153,7 +180,7 @@ def open_candidates(args):
     opened = open_study(args)
     check_model(grid.model, opened.loaded, args.configurations)
     library = Library.open(args.search, opened.loaded.identity["fingerprint"])
-    validation, number = opened.split(args, "validation"), args.score_examples
+    validation, number = opened.split("validation"), args.score_examples
     candidates = Candidates(
         opened.loaded, grid, library, validation, opened.runtime, number=number, objective=args.objective
     )
@@ -161,7 +188,7 @@ def open_candidates(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -14,40 +14,61 @@ import sys
 from pathlib import Path
 
 from common.blocks.families import FAMILIES, family_name
-from common.cli import flags as cli
+from common.cli.flags import (
+    DATA,
+    OUTPUT,
+    Parser,
+    add_compute,
+    add_dtype,
+    add_seed,
+    add_settings,
+    flags_of,
+    refuse_unused,
+)
+from common.cli.launch import launch
+from common.data.sources import SPLITS, DataSource
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, check_writable
+from common.runtime.progress import Talk
 from common.runtime.records import digest, folder_digest, make_record
+from common.runtime.settings import ScratchSettings
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
 FROM_SCRATCH = "seq2seq"  # a Marian model with two vocabularies
+SOURCE_FLAGS, SCRATCH_FLAGS = flags_of(DataSource), [*flags_of(ScratchSettings), "precision"]
 
 
 def build_parser():
-    parser = cli.build_parser(
-        __doc__, overwrite=True, example="download_model.py t5-demo", next_stage="config_generator.py"
+    parser = Parser(
+        __doc__,
+        usage="%(prog)s [MODEL_TYPE] [flags]",
+        example="download_model.py t5-demo",
+        next_stage="config_generator.py",
+        overwrite=True,
     )
-    types = (*FAMILIES, *DEMO_TYPES, FROM_SCRATCH)
-    parser.add_argument(
+    group, types = parser.group(OUTPUT), (*FAMILIES, *DEMO_TYPES, FROM_SCRATCH)
+    group.add_argument(
         "model_type",
         metavar="MODEL_TYPE",
         nargs="?",
         choices=types,
         help=f"{', '.join(types)}; may be left out with --checkpoint",
     )
-    parser.add_argument(
+    group.add_argument(
         "--checkpoint",
         help="folder or hub id of the model to adopt; without it the study's, which t5 and distilbert have",
     )
-    parser.add_argument("-t", "--tokenizer", help="folder or hub id of its tokenizer, if not in the checkpoint")
+    group.add_argument("-t", "--tokenizer", help="folder or hub id of its tokenizer, if not in the checkpoint")
     tasks = sorted({task for family in FAMILIES.values() for task in family.model_classes})
-    parser.add_argument("--task", choices=tasks, help="what it is for; without it what is usual for its type")
-    cli.add_source_flags(parser)
-    cli.add_dtype_flag(parser)
-    parser.add_argument("--name", help="name of the folders; without it the model type, or the checkpoint's")
-    parser.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
-    cli.add_from_scratch_flags(parser)
+    group.add_argument("--task", choices=tasks, help="what it is for; without it what is usual for its type")
+    add_dtype(parser)
+    group.add_argument("--name", help="name of the folders; without it the model type, or the checkpoint's")
+    group.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
+    add_settings(parser, DataSource, DATA)
+    add_settings(parser, ScratchSettings, "training of a seq2seq model; what is left out is as suits the data")
+    add_seed(parser, "demos and seq2seq")
+    add_compute(parser, omit=("accumulate",))
     return parser
 
 
@@ -56,7 +77,7 @@ def run(args):
     if args.checkpoint and (is_demo or from_scratch):
         raise UserError(f"--checkpoint: {args.model_type} is built here, not downloaded; leave the flag out")
     if not from_scratch:
-        cli.refuse_unused(args, args.from_scratch_flags, "is for a seq2seq model that is trained here")
+        refuse_unused(args, SCRATCH_FLAGS, "is for a seq2seq model that is trained here")
     makes_data = is_demo or (from_scratch and not (args.data or args.train_file))
     if args.dtype and (is_demo or from_scratch):
         raise UserError(f"--dtype: {args.model_type} is trained here, and written in float32; leave the flag out")
@@ -65,21 +86,20 @@ def run(args):
             f"MODEL_TYPE: say which ({', '.join((*FAMILIES, *DEMO_TYPES, FROM_SCRATCH))}), or adopt a --checkpoint"
         )
     if is_demo or from_scratch:
-        names = [*(args.source_flags if makes_data else ["prefix"]), "tokenizer", "task"]
-        cli.refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
+        names = [*(SOURCE_FLAGS if makes_data else ["prefix"]), "tokenizer", "task"]
+        refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
     name = args.name or args.model_type or Path(args.checkpoint).resolve().name
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
     outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
-    files = {f"--{split}-file": getattr(args, f"{split}_file") for split in cli.SPLITS}
+    files = {f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS}
     check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, "--data": args.data, **files})
     for path in outputs:
         check_writable(path)
     from common.blocks.defaults import study_of, usual_task
     from common.blocks.tensors import parameter_counts
     from common.cli.open import check_data
-    from common.data.sources import DataSource
     from common.models.downloading import download, origin_of
     from common.models.load import data_source, load_model, reference
     from common.models.saving import is_made, round_to, save_model, save_tokenizer
@@ -88,17 +108,17 @@ def run(args):
     from common.training.scratch import demo
     from common.training.scratch.train import ON_CAPTIONS, USUAL, texts_digest, train
 
-    talk = cli.Talk(args.quiet)
+    talk = Talk(args.quiet)
     device = resolve_device(args.device)
     family = "marian" if from_scratch else args.model_type and args.model_type.removesuffix("-demo")
     checkpoint = None if is_demo else args.checkpoint or study_of(family).checkpoint
     if checkpoint is None and not is_demo and not from_scratch:
         raise UserError(f"--checkpoint: {family} has no checkpoint of its own here; say which one")
-    given = DataSource(**{name: getattr(args, name) for name in args.source_flags})
+    given = DataSource(**{name: getattr(args, name) for name in SOURCE_FLAGS})
     made_from = {"type": args.model_type}
     if from_scratch:
         usual = ON_CAPTIONS if makes_data else USUAL
-        settings = {name: usual[name] if getattr(args, name) is None else getattr(args, name) for name in usual}
+        settings = {name: value if vars(args).get(name) is None else vars(args)[name] for name, value in usual.items()}
         made_from |= settings | {"seed": args.seed, "precision": args.precision}
     if makes_data:
         made_from |= {"seed": args.seed, "demo_version": demo.VERSION}
@@ -178,7 +198,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

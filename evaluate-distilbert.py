@@ -6,28 +6,29 @@ The models may be classifiers of every family that the suite knows, not of Disti
 
 import sys
 
-from common.cli import flags as cli
-from common.runtime.errors import UserError
+from common.cli.flags import DATA, OUTPUT, Parser, add_compute, add_models, add_settings
+from common.cli.launch import launch
+from common.runtime.settings import DataSettings, EvaluationSettings
 
 NAME = "evaluate-distilbert.py"  # in reports and predictions
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=False,
         example="evaluate-distilbert.py -m model/distilbert-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
         shared=True,
     )
-    cli.add_evaluation_flags(parser)
+    add_models(parser)
+    add_settings(parser, EvaluationSettings, OUTPUT)
+    add_settings(parser, DataSettings, DATA, batch_size=64)
+    add_compute(parser, omit=("accumulate",))
     return parser
 
 
 def run(args):
-    if args.beams > 1:
-        raise UserError(f"--beams {args.beams}: a classifier searches nothing; leave the flag out")
-    from common.cli.open import Answered, evaluate
+    from common.cli.evaluate import Answered, evaluate
     from common.evaluation.answers import class_logits
 
     def answer(opened, examples):
@@ -51,7 +52,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

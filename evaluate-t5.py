@@ -7,44 +7,51 @@ model's record.
 
 import sys
 
-from common.cli import flags as cli
+from common.cli.flags import DATA, OUTPUT, Parser, add_compute, add_models, add_settings, settings_from
+from common.cli.launch import launch
+from common.runtime.settings import DataSettings, EvaluationSettings, GenerationSettings
 
 NAME = "evaluate-t5.py"  # in reports and predictions
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=False,
         example="evaluate-t5.py -m model/t5-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
         shared=True,
     )
-    cli.add_evaluation_flags(parser)
-    cli.add_translation_flags(parser)
+    add_models(parser)
+    add_settings(parser, EvaluationSettings, OUTPUT)
+    add_settings(parser, GenerationSettings, "generation")
+    add_settings(parser, DataSettings, DATA, batch_size=64)
+    add_compute(parser, omit=("accumulate",))
     return parser
 
 
 def run(args):
-    from common.cli.open import Answered, evaluate, longest_answer
+    from common.cli.evaluate import Answered, evaluate
+    from common.cli.open import longest_answer
     from common.evaluation.answers import translate
 
+    generation = settings_from(args, GenerationSettings)
+
     def answer(opened, examples):
-        most = longest_answer(opened.loaded, args.max_new_tokens)
+        most = longest_answer(opened.loaded, generation.max_new_tokens)
         texts, seconds = translate(
-            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=args.beams, max_new_tokens=most
+            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=generation.beams, max_new_tokens=most
         )
         shown = [
             {"input": source, "reference": reference, "prediction": text}
             for (source, reference), text in zip(examples.texts, texts)
         ]
-        return Answered(texts, shown, seconds, {"beams": args.beams, "max_new_tokens": most})
+        return Answered(texts, shown, seconds, {"beams": generation.beams, "max_new_tokens": most})
 
     return evaluate(args, NAME, answer)
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

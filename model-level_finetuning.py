@@ -8,66 +8,87 @@ import copy
 import sys
 from functools import partial
 
-from common.cli import flags as cli
+from common.cli.flags import (
+    DATA,
+    FINE_TUNED,
+    TRACKING,
+    TRAINING,
+    Parser,
+    add_compute,
+    add_configurations,
+    add_seed,
+    add_settings,
+    check_form,
+    numbered,
+)
+from common.cli.launch import launch
+from common.cli.paths import the_library, the_model
+from common.cli.values import number
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import digest
+from common.runtime.settings import DataSettings, TrackingSettings, TrainingSettings
 
 NAME = "model-level_finetuning.py"  # in records
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=True,
         example="model-level_finetuning.py -p modules-pruned -n 0 1 -o 'baseline-{n}' --epochs 2",
         next_stage="evaluate-t5.py or evaluate-distilbert.py",
+        overwrite=True,
         shared=True,
     )
-    cli.add_configuration_flags(
-        parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{cli.FINE_TUNED}/{{n}}"
+    add_configurations(
+        parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{FINE_TUNED}/{{n}}"
     )
-    cli.add_data_flags(parser, batch_size=32)
-    cli.add_training_flags(parser, epochs=3, early_stop=0, stats="the output's name and .csv")
-    cli.add_whole_model_flags(parser)
-    cli.add_metric_flags(parser)
-    parser.add_argument(
-        "--target-loss", type=cli.positive_number, help="stop as soon as the validation loss is no higher than this"
+    add_settings(parser, DataSettings, DATA)
+    add_settings(parser, TrainingSettings, TRAINING, epochs=3)
+    parser.group(TRAINING).add_argument(
+        "--metric-for-best",
+        default="loss",
+        metavar="METRIC",
+        help="what the best epoch, and early stopping, are chosen by: the validation loss, or a metric of the task, "
+        "measured after every epoch (bleu, chrf; rouge_1, rouge_2, rouge_l; accuracy, f1, matthews)",
     )
+    parser.group(TRAINING).add_argument(
+        "--target-loss", type=number(float, above=0), help="stop as soon as the validation loss is no higher than this"
+    )
+    add_seed(parser)
+    add_compute(parser)
+    add_settings(parser, TrackingSettings, TRACKING)
     return parser
 
 
 def run(args):
-    cli.check_form(args)
-    outputs = cli.numbered(args.output, "-o", args.nth)
-    stats_files = cli.numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
-    repositories = cli.numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
+    check_form(args)
+    the_model(args.model), the_library(args.library)
+    outputs = numbered(args.output, "-o", args.nth)
+    stats_files = numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    repositories = numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
-    from common.cli.open import open_study, quality_from, recipe_from, tracking_folder
+    from common.cli.open import check_tracking, open_quality, open_study, recipe_from
     from common.composing.compose import choose
     from common.models.publishing import check_push, push
     from common.training.stats import check_stats
 
     for nth in args.nth:
-        tracking_folder(args, outputs[nth])
+        check_tracking(args, outputs[nth])
         check_writable(outputs[nth], is_file=outputs[nth].endswith(".pth"))
         check_stats(stats_files[nth])
     check_push(repositories.values())
     opened = open_study(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
-    train, validation = opened.split(args, "train"), opened.split(args, "validation")
+    train, validation = opened.split("train"), opened.split("validation")
     study = opened.loaded.study
     shared_rate = study.model_shared_rate if args.shared_rate is None else args.shared_rate
     recipe = recipe_from(
-        args,
-        opened.loaded.learning_rate("model"),
-        target_loss=args.target_loss,
-        distill=args.distill,
-        dropout=study.dropout if args.dropout is None else args.dropout,
+        args, opened.loaded, "model", target_loss=args.target_loss, distill=args.distill, dropout=study.dropout
     )
-    quality = quality_from(args, opened, validation)
+    quality = open_quality(args.metric_for_best, opened, validation)
     results = [
         finetune(
             args,
@@ -216,7 +237,7 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

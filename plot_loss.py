@@ -6,33 +6,36 @@ import re
 import sys
 from pathlib import Path
 
-from common.cli import flags as cli
+from common.cli.flags import FINE_TUNED, FINE_TUNED_LIBRARY, Parser
+from common.cli.launch import launch
 from common.evaluation.curves import WRITERS, draw, read_stats
 from common.evaluation.pictures import FORMATS, check_picture, save_picture
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart
+from common.runtime.progress import Talk
 
-BLOCK_STATS = f"{cli.FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
+BLOCK_STATS = f"{FINE_TUNED_LIBRARY}.csv"  # where block-level fine-tuning leaves its stats
 
 
 def build_parser():
     example = "plot_loss.py baseline-0.csv composed-0.csv --labels baseline composed -o loss.png"
-    parser = cli.build_parser(__doc__, overwrite=True, example=example)
+    parser = Parser(__doc__, usage="%(prog)s [CSV ...] [flags]", example=example, overwrite=True)
+    group = parser.group("picture")
     csv_help = (
         f"stats, or stats of blocks or compositions, that fine-tuning wrote; without it {BLOCK_STATS} and "
-        f"{cli.FINE_TUNED}/*.csv"
+        f"{FINE_TUNED}/*.csv"
     )
-    parser.add_argument("csv", nargs="*", default=None, metavar="CSV", help=csv_help)
-    parser.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
-    parser.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
-    parser.add_argument(
+    group.add_argument("csv", nargs="*", default=None, metavar="CSV", help=csv_help)
+    group.add_argument("-o", "--output", default="loss.png", help=f"the picture ({', '.join(FORMATS)})")
+    group.add_argument("--labels", nargs="+", help="a name for each CSV; without it the file's own")
+    group.add_argument(
         "--over",
         nargs="+",
         choices=["epochs", "seconds"],
         default=["epochs"],
         help="the horizontal axis; both are drawn side by side",
     )
-    parser.add_argument("--title", help="heading of the picture")
+    group.add_argument("--title", help="heading of the picture")
     return parser
 
 
@@ -48,7 +51,7 @@ def run(args):
         if "seconds" in args.over and losses.seconds is None:
             raise UserError(f"{path}: knows no seconds of a run; draw it --over epochs")
     save_picture(args.output, draw(curves, labels, over=args.over, title=args.title))
-    cli.Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
+    Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
     names = labels if len(set(labels)) == len(labels) else paths
     best = {name: round(float(losses.val.min()), 6) for name, losses in zip(names, curves)}
     return {"output": args.output, "best_val_loss": best}
@@ -60,13 +63,11 @@ def stats_here():
     Raises:
         UserError: there are none.
     """
-    models = [
-        path for path in Path(cli.FINE_TUNED).glob("*.csv") if not path.stem.endswith(("-blocks", "-compositions"))
-    ]
+    models = [path for path in Path(FINE_TUNED).glob("*.csv") if not path.stem.endswith(("-blocks", "-compositions"))]
     models.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)])
     paths = [str(path) for path in (Path(BLOCK_STATS), *models) if path.is_file()]
     if not paths:
-        raise UserError(f"neither {BLOCK_STATS} nor {cli.FINE_TUNED}/*.csv is here; {WRITERS} them, or name CSVs")
+        raise UserError(f"neither {BLOCK_STATS} nor {FINE_TUNED}/*.csv is here; {WRITERS} them, or name CSVs")
     return paths
 
 
@@ -80,7 +81,7 @@ def default_labels(paths):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -3,34 +3,51 @@
 
 import sys
 
-from common.cli import flags as cli
+from common.cli.flags import (
+    DATA,
+    OUTPUT,
+    PRUNED_LIBRARY,
+    Parser,
+    add_compute,
+    add_model,
+    add_settings,
+    flags_of,
+    refuse_unused,
+)
+from common.cli.launch import launch
+from common.cli.paths import the_model
 from common.composing.configurations import SIZES
 from common.composing.scheme import DENSE, Pair, by_block, check_current, read_scheme
 from common.pruning import criteria
 from common.pruning.criteria import CRITERIA, criterion_class
+from common.runtime.settings import CalibrationSettings, DataSettings
+
+DATA_FLAGS = ["calibration", *flags_of(DataSettings)]
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
-        overwrite=True,
         example="prune.py -c conf_prune.json -o modules-pruned --criterion reconstruction",
         next_stage="block-level_finetuning.py",
+        overwrite=True,
     )
-    cli.add_model_flag(parser)
-    parser.add_argument("-c", "--scheme", default="conf_prune.json", help="the scheme file")
-    parser.add_argument(
-        "-o", "--output", default=cli.PRUNED_LIBRARY, metavar="LIBRARY", help="folder of the pruned library"
-    )
-    parser.add_argument(
+    add_model(parser)
+    group = parser.group(OUTPUT)
+    group.add_argument("-c", "--scheme", default="conf_prune.json", help="the scheme (conf_prune.json)")
+    group.add_argument("-o", "--output", default=PRUNED_LIBRARY, metavar="LIBRARY", help="folder of the pruned library")
+    group = parser.group("criterion")
+    group.add_argument(
         "--criterion",
         choices=CRITERIA,
         default=criteria.DEFAULT,
         help="what is removed: " + "; ".join(f"{name}: {entry.help}" for name, entry in CRITERIA.items()),
     )
     for kind, parts in (("attention", "heads"), ("feed-forward", "neurons"), ("linear", "single weights")):
-        parser.add_argument(f"--{kind}-criterion", choices=CRITERIA, help=f"the same for {parts} alone")
-    cli.add_calibration_flags(parser)
+        group.add_argument(f"--{kind}-criterion", choices=CRITERIA, help=f"the same for {parts} alone")
+    add_settings(parser, CalibrationSettings, DATA, omit=("held_out", "ridge"))
+    add_settings(parser, DataSettings, DATA)
+    add_compute(parser, omit=("precision", "accumulate"))
     return parser
 
 
@@ -40,9 +57,8 @@ def run(args):
     names = {kind: getattr(args, f"{kind}_criterion") or args.criterion for kind in SIZES}
     needs_data = any(CRITERIA[name].needs_data for name in names.values())
     if not needs_data:
-        cli.refuse_unused(
-            args, args.calibration_flags, f"{args.criterion} reads no data; it goes with another criterion"
-        )
+        refuse_unused(args, DATA_FLAGS, f"{args.criterion} reads no data; it goes with another criterion")
+    the_model(args.model)
     from common.blocks.find import find_blocks
     from common.blocks.tensors import block_tensors
     from common.cli.open import open_model, open_study
@@ -57,7 +73,7 @@ def run(args):
     tensors = {name: block_tensors(loaded.model, block) for name, block in blocks.items()}
     calibration = examples = None
     if needs_data:
-        calibration = opened.split(args, "train").sample(args.calibration or loaded.study.calibration)
+        calibration = opened.split("train").sample(args.calibration or loaded.study.calibration)
         examples = calibration.fingerprint()
     made_from = {}
     for pair in scheme.variants():
@@ -179,7 +195,7 @@ def measure(library, config, blocks, tensors):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,20 @@
 
 import sys
 
-from common.cli import flags as cli
+from common.cli.flags import OUTPUT, Parser
+from common.cli.launch import launch
 from common.composing.configurations import read_configurations
 from common.composing.scheme import looks_like_scheme, make_scheme, source_of
 from common.runtime.files import check_apart, check_writable
+from common.runtime.progress import Talk
 from common.runtime.records import keeps_existing, write_json
 
 
 def build_parser():
-    parser = cli.build_parser(
-        __doc__,
-        overwrite=False,
-        example="prune_scheme_generator.py -i conf.json -o conf_prune.json",
-        next_stage="prune.py",
-    )
-    parser.add_argument("-i", "--input", default="conf.json", help="the configurations file")
-    parser.add_argument("-o", "--output", default="conf_prune.json", help="the scheme file")
+    parser = Parser(__doc__, example="prune_scheme_generator.py -i conf.json -o conf_prune.json", next_stage="prune.py")
+    group = parser.group(OUTPUT)
+    group.add_argument("-i", "--input", default="conf.json", help="the configurations (conf.json)")
+    group.add_argument("-o", "--output", default="conf_prune.json", help="the scheme")
     return parser
 
 
@@ -31,7 +29,7 @@ def run(args):
     if not keeps_existing(args.output, content, overwrite=True, is_ours=looks_like_scheme):  # nobody edits it
         write_json(args.output, content)
     without, distinct = scheme.count_without_reuse(), len(scheme.variants())
-    cli.Talk(args.quiet).say(
+    Talk(args.quiet).say(
         f"{args.output}: {len(scheme.configs)} configurations; "
         f"{without} blocks to fine-tune without reuse, {distinct} with reuse"
     )
@@ -44,7 +42,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from helpers import load_script, make_workshop  # noqa: E402
 
-from common import cli  # noqa: E402
+from common.cli.flags import Parser  # noqa: E402
+from common.cli.launch import launch  # noqa: E402
+from common.cli.values import int_between  # noqa: E402
 from common.runtime.records import digest, file_digest  # noqa: E402
 
 PATIENCE = 30  # seconds that a case may take
@@ -50,10 +52,10 @@ MARKER = "code-was-run"
 
 
 def parser():
-    flags = cli.build_parser(__doc__, overwrite=False)
-    flags.add_argument("--kills", type=cli.natural, default=0, metavar="N", help="kills at operations on files")
-    flags.add_argument("--races", type=cli.natural, default=0, metavar="N", help="rounds of several writers at once")
-    flags.add_argument("--damages", type=cli.natural, default=0, metavar="N", help="damaged files")
+    flags = Parser(__doc__, overwrite=False)
+    flags.add_argument("--kills", type=int_between(0), default=0, metavar="N", help="kills at operations on files")
+    flags.add_argument("--races", type=int_between(0), default=0, metavar="N", help="rounds of several writers at once")
+    flags.add_argument("--damages", type=int_between(0), default=0, metavar="N", help="damaged files")
     flags.add_argument("--case", metavar="ID", help="repeat one case, for instance kill/prune/7")
     return flags
 
@@ -729,7 +731,7 @@ def attack(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), attack, argv)
+    return launch(parser(), attack, argv)
 
 
 if __name__ == "__main__":

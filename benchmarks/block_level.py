@@ -16,11 +16,14 @@ from statistics import fmean, median
 from types import SimpleNamespace
 
 import torch
-from measure import SIZES, build_parser, cli, emit, in_turn, machine, random_examples, random_model, ratio
+from measure import SIZES, build_parser, emit, in_turn, machine, random_examples, random_model, ratio
 
 from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import block_tensors, parameter_masks
+from common.cli.flags import DATA, add_settings
+from common.cli.launch import launch
 from common.cli.open import open_study
+from common.cli.values import int_between, rate
 from common.composing.configurations import uniform_configurations
 from common.composing.scheme import make_scheme
 from common.data.batching import evaluation_batches, training_batches
@@ -29,6 +32,8 @@ from common.pruning.closed_form.solve import reconstruct
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime, now, resolve_device
 from common.runtime.errors import UserError
+from common.runtime.progress import Talk
+from common.runtime.settings import DataSettings
 from common.training import loop as training
 from common.training.block_level.teacher import BlockObjective, held_out_errors
 
@@ -44,14 +49,14 @@ def parser():
     flags.add_argument("-m", "--model", help="folder or .pth; without it one of the study's size, with random weights")
     flags.add_argument("--model-type", choices=sorted(SIZES), default="t5", help="of the random model")
     for name, default in (("attention", [0.25, 0.5, 0.25]), ("linear", [0.3, 0.3, 0.5])):
-        flags.add_argument(f"--{name}", type=cli.rate, nargs="+", default=default, help="one for each configuration")
-    flags.add_argument("--calibration", type=cli.positive, help="examples of the closed form (default: the family's)")
-    flags.add_argument("--held-out", type=cli.positive, default=256, help="validation examples for the blocks' errors")
-    flags.add_argument("--gradient-epochs", type=cli.positive, default=8, help="equal-error: epochs at most")
-    flags.add_argument("--epoch-size", type=cli.positive, help="equal-error: examples an epoch (default: calibration)")
-    flags.add_argument("--reuse-examples", type=cli.positive, default=256, help="reuse: examples of the gradient epoch")
+        flags.add_argument(f"--{name}", type=rate, nargs="+", default=default, help="one for each configuration")
+    flags.add_argument("--calibration", type=int_between(1), help="examples of the closed form (default: the family's)")
+    flags.add_argument("--held-out", type=int_between(1), default=256, help="validation examples of the blocks' errors")
+    flags.add_argument("--gradient-epochs", type=int_between(1), default=8, help="equal-error: epochs at most")
+    flags.add_argument("--epoch-size", type=int_between(1), help="equal-error: examples an epoch (else calibration)")
+    flags.add_argument("--reuse-examples", type=int_between(1), default=256, help="reuse: gradient epoch's examples")
     flags.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), help="the figures wanted")
-    cli.add_data_flags(flags, batch_size=32)
+    add_settings(flags, DataSettings, DATA, batch_size=32)
     return flags
 
 
@@ -75,13 +80,13 @@ class Bench:
         if args.model:
             opened = open_study(args)
             source = opened.source
-            self.train, self.validation = opened.split(args, "train"), opened.split(args, "validation")
+            self.train, self.validation = opened.split("train"), opened.split("validation")
             self.held_out = self.validation.sample(args.held_out)
         else:
             source, length = "random tokens", RANDOM_LENGTHS[args.model_type]
             self.train = random_examples(loaded, max(count, args.reuse_examples), length, args.seed)
         self.calibration = self.train.sample(count)
-        self.runtime = Runtime(self.device, args.batch_size, cli.Talk(args.quiet))
+        self.runtime = Runtime(self.device, args.batch_size, Talk(args.quiet))
         emit(
             figure="setting",
             model=str(loaded.path),
@@ -288,7 +293,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

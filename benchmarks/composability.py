@@ -30,32 +30,36 @@ import sys
 from math import ceil, inf
 from pathlib import Path
 
-from measure import cli, emit, given, machine, stage
+from measure import emit, given, machine, stage
 
+from common.cli.flags import DATA, Parser, add_settings
+from common.cli.launch import launch
 from common.cli.open import open_study
+from common.cli.values import int_between, rate
 from common.composing.configurations import grid_rates, uniform_configurations
 from common.composing.scheme import SCHEME_BY, make_scheme, read_scheme
 from common.pruning.criteria import CRITERIA, DEFAULT
 from common.runtime.errors import UserError
 from common.runtime.records import read_json, write_json
+from common.runtime.settings import DataSettings
 from common.training.stats import read_seconds, read_stats
 
 JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; as in block-level_finetuning.py
 
 
 def parser():
-    flags = cli.build_parser(__doc__.partition("\n\n")[0], overwrite=False)
+    flags = Parser(__doc__.partition("\n\n")[0], overwrite=False)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
     for name, kind, default, text in (
-        ("counts", cli.positive, [1, 2, 4, 8, 16], "numbers of configurations"),
-        ("project", cli.positive, [50, 500], "larger numbers, that the ratio is projected for"),
-        ("attention", cli.rate, [0.25, 0.5], "the attention rates that a layer's is drawn from"),
-        ("linear", cli.rate, [0.3, 0.5, 0.7], "the rates of Linears that a layer's is drawn from"),
-        ("joint-examples", cli.positive, None, "length of the joint run: one, or one for each of --counts"),
+        ("counts", int_between(1), [1, 2, 4, 8, 16], "numbers of configurations"),
+        ("project", int_between(1), [50, 500], "larger numbers, that the ratio is projected for"),
+        ("attention", rate, [0.25, 0.5], "the attention rates that a layer's is drawn from"),
+        ("linear", rate, [0.3, 0.5, 0.7], "the rates of Linears that a layer's is drawn from"),
+        ("joint-examples", int_between(1), None, "length of the joint run: one, or one for each of --counts"),
     ):
         flags.add_argument(f"--{name}", type=kind, nargs="*" if name == "project" else "+", default=default, help=text)
-    flags.add_argument("--epochs", type=cli.positive, default=6, help="model-level epochs")
-    flags.add_argument("--epoch-size", type=cli.positive, default=2500, help="examples in a model-level epoch")
+    flags.add_argument("--epochs", type=int_between(1), default=6, help="model-level epochs")
+    flags.add_argument("--epoch-size", type=int_between(1), default=2500, help="examples in a model-level epoch")
     flags.add_argument(
         "--criterion",
         choices=list(CRITERIA),
@@ -65,7 +69,7 @@ def parser():
     flags.add_argument("--joint-args", default="", help="further flags for joint fine-tuning; {n} stands for N")
     flags.add_argument("--model-args", default="", help="further flags for model-level_finetuning.py, on both sides")
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
-    cli.add_data_flags(flags, batch_size=32)
+    add_settings(flags, DataSettings, DATA, batch_size=32)
     return flags
 
 
@@ -189,7 +193,7 @@ class Sweep:
         self.epoch_size = min(args.epoch_size, train_examples)  # of model level
         self.baselines = []  # the curves, by configuration
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.common = ["--seed", args.seed, "--device", args.device, *["--quiet"] * args.quiet]
+        self.common = ["--device", args.device, *["--quiet"] * args.quiet]
         self.data = given(args, "tokenizer", "data", "max_length", "limit", "batch_size")
 
     def stage(self, script, *arguments):
@@ -215,7 +219,7 @@ class Sweep:
     def fine_tune_blocks(self, pruned, library, stats, *more):
         """Fine-tune a pruned library's variants; returns the rows of the stats CSV."""
         files = ["-p", self.folder / pruned, "-o", self.folder / library, "--stats", stats]
-        self.stage("block-level_finetuning.py", *files, *self.data, *more)
+        self.stage("block-level_finetuning.py", *files, *self.data, "--seed", self.args.seed, *more)
         return read_rows(stats)
 
     def fine_tune_model(self, name, library, n, nth, *more):
@@ -223,7 +227,7 @@ class Sweep:
         stats = self.folder / f"{name}-{nth}.csv"
         files = ["-p", self.folder / library, "-n", nth, "-c", self.folder / f"conf-{n}.json", "--stats", stats]
         files += ["-o", self.folder / f"{name}-{nth}.pth"]
-        length = ["--epochs", self.args.epochs, "--epoch-size", self.args.epoch_size]
+        length = ["--epochs", self.args.epochs, "--epoch-size", self.args.epoch_size, "--seed", self.args.seed]
         self.stage("model-level_finetuning.py", *files, *length, *self.data, *shlex.split(self.args.model_args), *more)
         return read_curve(read_rows(stats))
 
@@ -233,7 +237,7 @@ class Sweep:
         N has a pruned library of its own, else a rerun would fine-tune a later N's blocks for an earlier one.
         """
         path = self.folder / f"scheme-{n}.json"
-        stage(SCHEME_BY, "-i", self.folder / f"conf-{n}.json", "-o", path, "--overwrite", *self.common)
+        stage(SCHEME_BY, "-i", self.folder / f"conf-{n}.json", "-o", path, "--quiet")
         self.prune(n, f"pruned-{n}")
         scheme = read_scheme(path)
         for nth in range(len(self.baselines), n):
@@ -349,7 +353,7 @@ def projections(measured, wanted, grid):
 def run(args):
     check_flags(args)
     opened = open_study(args)
-    train_examples = len(opened.split(args, "train"))
+    train_examples = len(opened.split("train"))
     emit(
         figure="setting",
         model=args.model,
@@ -382,7 +386,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from measure import cli, emit, given, machine, stage
+from measure import emit, given, machine, stage
 
 from common.blocks.tensors import parameter_counts
+from common.cli.flags import DATA, Parser, add_settings
+from common.cli.launch import launch
+from common.cli.values import int_between, number, rate, rate_below_1
 from common.composing.configurations import read_configurations
 from common.composing.library import Library
 from common.composing.search import sizes
@@ -37,28 +40,29 @@ from common.models.load import data_source, load_model
 from common.pruning.criteria import CRITERIA
 from common.runtime.devices import resolve_device
 from common.runtime.records import RECORD_NAME, read_json, write_json
+from common.runtime.settings import DataSettings
 from common.training.stats import last_run, read_seconds
 
 
 def parser():
-    flags = cli.build_parser(__doc__.partition("\n\n")[0], overwrite=False)
+    flags = Parser(__doc__.partition("\n\n")[0], overwrite=False)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
-    flags.add_argument("-n", "--number", type=cli.positive, default=500, help="how many configurations")
-    flags.add_argument("--attention", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
-    flags.add_argument("--linear", type=cli.rate_below_1, nargs="+", default=[0.3, 0.5, 0.7], metavar="RATE")
-    flags.add_argument("--feed-forward", type=cli.rate, nargs="+", metavar="RATE")
+    flags.add_argument("-n", "--number", type=int_between(1), default=500, help="how many configurations")
+    flags.add_argument("--attention", type=rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
+    flags.add_argument("--linear", type=rate_below_1, nargs="+", default=[0.3, 0.5, 0.7], metavar="RATE")
+    flags.add_argument("--feed-forward", type=rate, nargs="+", metavar="RATE")
     drop = "by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)"
-    flags.add_argument("--drop", type=cli.non_negative_number, nargs="+", default=[0.2, 0.5, 1.0], help=drop)
+    flags.add_argument("--drop", type=number(float, least=0), nargs="+", default=[0.2, 0.5, 1.0], help=drop)
     flags.add_argument("--criterion", choices=list(CRITERIA), default="reconstruction", help="of the library's blocks")
-    flags.add_argument("--baseline-limit", type=cli.positive, metavar="K", help="fine-tune only K for the baseline")
-    flags.add_argument("--epochs", type=cli.positive, default=1, help="epochs of a configuration of the baseline")
-    flags.add_argument("--epoch-size", type=cli.positive, default=15000, help="examples in such an epoch")
+    flags.add_argument("--baseline-limit", type=int_between(1), metavar="K", help="fine-tune only K for the baseline")
+    flags.add_argument("--epochs", type=int_between(1), default=1, help="epochs of a configuration of the baseline")
+    flags.add_argument("--epoch-size", type=int_between(1), default=15000, help="examples in such an epoch")
     flags.add_argument("--block-args", default="", help="further flags for block-level_finetuning.py")
     flags.add_argument("--model-args", default="", help="further flags for model-level_finetuning.py, for the baseline")
     finish = "those of a composed model that is not good enough"
     flags.add_argument("--finish-args", default="--epochs 1 --epoch-size 2500", help=finish)
     flags.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the work folder")
-    cli.add_data_flags(flags, batch_size=32)
+    add_settings(flags, DataSettings, DATA, batch_size=32)
     return flags
 
 
@@ -304,7 +308,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies
 import torch
 import transformers
 
-from common.cli import flags as cli
+from common.cli.flags import Parser, add_compute, add_seed
+from common.cli.values import int_between
 from common.data.examples import Examples
 from common.models.load import LoadedModel, model_class
 from common.runtime.devices import now
@@ -27,8 +28,10 @@ SIZES = {"t5": (32, 20), "distilbert": (8, 128)}  # examples a training batch, a
 
 def build_parser(description):
     """The flags of every benchmark."""
-    parser = cli.build_parser(description, overwrite=False)
-    parser.add_argument("--rounds", type=cli.positive, default=5, help="how often the ways are timed, in turn")
+    parser = Parser(description)
+    add_compute(parser, omit=("precision", "accumulate"))
+    add_seed(parser, "figures")
+    parser.add_argument("--rounds", type=int_between(1), default=5, help="how often the ways are timed, in turn")
     return parser
 
 

@@ -17,8 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from measure import ROOT, build_parser, cli, emit, machine, random_t5, transformers
+from measure import ROOT, build_parser, emit, machine, random_t5, transformers
 
+from common.cli.launch import launch
+from common.cli.values import int_between
 from common.pruning.closed_form.attention import VALUE_WIDTH
 from common.pruning.closed_form.solve import STATISTICS_BYTES
 from common.runtime.errors import UserError
@@ -40,8 +42,8 @@ RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n",
 def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("--sizes", nargs="+", choices=SHAPES, default=["small", "base"], help="of the T5")
-    flags.add_argument("--sentences", type=cli.positive, default=256, help="for calibration and training")
-    flags.add_argument("--length", type=cli.positive, default=20, help="words of a sentence")
+    flags.add_argument("--sentences", type=int_between(1), default=256, help="for calibration and training")
+    flags.add_argument("--length", type=int_between(1), default=20, help="words of a sentence")
     flags.add_argument("--stages", nargs="+", metavar="STAGE", help="some of the stages alone, in their order")
     flags.add_argument("--work", help="folder for models and libraries; without it a temporary one")
     return flags
@@ -174,7 +176,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ choosing, and of the closed form.
 
 import sys
 
-from measure import build_parser, cli, emit, machine
+from measure import build_parser, emit, machine
 
 from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import alias_block, aliasing_copy, block_tensors
+from common.cli.flags import DATA, add_settings
+from common.cli.launch import launch
 from common.cli.open import open_study
+from common.cli.values import int_between, rate, rate_below_1
 from common.composing.configurations import SIZES, uniform_configurations
 from common.composing.scheme import make_scheme
 from common.evaluation.scoring import score_block
@@ -20,6 +23,7 @@ from common.pruning.closed_form import reconstruct, statistics
 from common.pruning.criteria import CRITERIA, criterion_class
 from common.pruning.prune_block import prune_block
 from common.runtime.errors import UserError
+from common.runtime.settings import DataSettings
 
 RIDGE = 1e-3  # block-level_finetuning.py's default
 
@@ -28,13 +32,13 @@ def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", required=True, help="folder or .pth")
     for kind in ("attention", "feed-forward"):
-        flags.add_argument(f"--{kind}", type=cli.rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
-    flags.add_argument("--linear", type=cli.rate_below_1, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
-    flags.add_argument("--calibration", type=cli.positive, help="training examples (default: the family's)")
+        flags.add_argument(f"--{kind}", type=rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")
+    flags.add_argument("--linear", type=rate_below_1, nargs="+", default=[0.7, 0.8, 0.9], metavar="RATE")
+    flags.add_argument("--calibration", type=int_between(1), help="training examples (default: the family's)")
     flags.add_argument(
         "--split", choices=["validation", "test"], default="validation", help="what quality is measured on"
     )
-    cli.add_data_flags(flags, batch_size=32)
+    add_settings(flags, DataSettings, DATA, batch_size=32)
     return flags
 
 
@@ -46,8 +50,8 @@ class Bench:
         self.model, self.runtime = opened.loaded.model, opened.runtime
         self.blocks = find_blocks(self.model)
         self.own = {name: block_tensors(self.model, block) for name, block in self.blocks.items()}
-        self.calibration = opened.split(args, "train").sample(args.calibration or opened.loaded.study.calibration)
-        self.split = opened.split(args, args.split)
+        self.calibration = opened.split("train").sample(args.calibration or opened.loaded.study.calibration)
+        self.split = opened.split(args.split)
 
     def criteria(self, name):
         """{block: criterion}, in a pass over the calibration examples if the criterion reads them."""
@@ -131,7 +135,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,17 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from measure import build_parser, cli, emit, machine
+from measure import build_parser, emit, machine
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
+from common.cli.flags import DATA, add_settings
+from common.cli.launch import launch
 from common.cli.open import open_study
+from common.cli.values import int_between
 from common.data.batching import evaluation_batches
 from common.models.load import load_model
+from common.runtime.settings import DataSettings
 
 TWO = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}  # batch and length
 
@@ -33,9 +37,9 @@ def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("-m", "--model", required=True, help="folder of a compact model")
     flags.add_argument("--original", help="folder of the original, for a row of its own")
-    flags.add_argument("--examples", type=cli.positive, default=200, help="of the test split")
-    flags.add_argument("--longest", type=cli.positive, default=40, help="tokens of a translation")
-    cli.add_data_flags(flags, batch_size=8)
+    flags.add_argument("--examples", type=int_between(1), default=200, help="of the test split")
+    flags.add_argument("--longest", type=int_between(1), default=40, help="tokens of a translation")
+    add_settings(flags, DataSettings, DATA, batch_size=8)
     return flags
 
 
@@ -197,7 +201,7 @@ def translating(models, sizes, example, folder, longest):
 def run(args):
     opened = open_study(args)
     loaded, device = opened.loaded, opened.runtime.device
-    examples = opened.split(args, "test").sample(args.examples)
+    examples = opened.split("test").sample(args.examples)
     order = evaluation_batches(examples, args.batch_size)
     batches = [examples.batch(positions, device) for positions in order]
     models, sizes = {"transformers": loaded.model}, {"transformers": weights_size(args.model)}
@@ -257,7 +261,7 @@ def quality(opened, examples, order, answers):
 
 
 def main(argv=None):
-    return cli.launch(parser(), run, argv)
+    return launch(parser(), run, argv)
 
 
 if __name__ == "__main__":

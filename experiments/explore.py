@@ -13,12 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common.cli import flags as cli
+from common.cli.flags import DATA, FINE_TUNED_LIBRARY, Parser, add_model, add_settings
+from common.cli.launch import launch
+from common.cli.values import int_between, number
 from common.composing.configurations import looks_like_configurations, read_configurations
 from common.data import metrics
 from common.runtime.files import check_apart, check_writable
+from common.runtime.progress import Talk
 from common.runtime.records import check_report, keeps_existing, read_json, write_json
 from common.runtime.schema import check
+from common.runtime.settings import DataSettings, GenerationSettings
 
 MEASURED = ("loss", "loss_seconds", "quality", "quality_seconds")
 ROW = {"key?": str, **{f"{name}?": float for name in MEASURED}, str: object}
@@ -27,18 +31,18 @@ NAME = "experiments/explore.py"  # in reports
 
 
 def build_parser():
-    parser = cli.build_parser(
+    parser = Parser(
         __doc__,
         overwrite=True,
         example="explore.py -m model/t5-demo -p library -c conf.json --drop 1 -o smallest.json",
         next_stage="compose_model.py, or model-level_finetuning.py",
     )
-    cli.add_model_flag(parser)
-    parser.add_argument("-p", "--library", default=cli.FINE_TUNED_LIBRARY, help="the fine-tuned library")
+    add_model(parser)
+    parser.add_argument("-p", "--library", default=FINE_TUNED_LIBRARY, help="the fine-tuned library")
     parser.add_argument("-c", "--configurations", default="conf.json", help="the configurations to choose from")
     parser.add_argument(
         "--drop",
-        type=cli.non_negative_number,
+        type=number(float, least=0),
         nargs="+",
         required=True,
         metavar="ALPHA",
@@ -54,15 +58,15 @@ def build_parser():
         help="what size is counted in; latency is measured on this device",
     )
     parser.add_argument(
-        "--score-examples", type=cli.positive, default=256, help="validation examples that losses are measured on"
+        "--score-examples", type=int_between(1), default=256, help="validation examples that losses are measured on"
     )
     parser.add_argument(
         "--report",
         metavar="FILE",
         help="JSON file for all sizes, losses and qualities; what is in it already is not measured again",
     )
-    cli.add_data_flags(parser, batch_size=64)
-    cli.add_translation_flags(parser)
+    add_settings(parser, DataSettings, DATA, batch_size=64)
+    add_settings(parser, GenerationSettings, "generation")
     return parser
 
 
@@ -82,12 +86,12 @@ def run(args):
     loaded, talk, metric = opened.loaded, opened.runtime.talk, opened.loaded.task.metric
     check_model(configurations.model, loaded, args.configurations)
     library = Library.open(args.library, loaded.identity["fingerprint"])
-    validation = opened.split(args, "validation")
+    validation = opened.split("validation")
     candidates = Candidates(
         loaded, configurations, library, validation, opened.runtime, number=args.score_examples, objective="loss"
     )
     most = longest_answer(loaded, args.max_new_tokens)
-    quiet = dataclasses.replace(opened.runtime, talk=cli.Talk(quiet=True))  # there is a line for each model instead
+    quiet = dataclasses.replace(opened.runtime, talk=Talk(quiet=True))  # there is a line for each model instead
 
     def score(model):
         return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=most)
@@ -144,7 +148,7 @@ def write_report(path, report, models):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

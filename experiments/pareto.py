@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common.cli import flags as cli
+from common.cli.flags import Parser
+from common.cli.launch import launch
 from common.evaluation.pictures import (
     COLOURS,
     MARKERS,
@@ -42,7 +43,7 @@ AXES = {
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.partition("\n\n")[0])
+    parser = Parser(__doc__.partition("\n\n")[0])
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="what evaluate-t5.py or -distilbert.py wrote")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="a name for each report; without it its file's")
     parser.add_argument(
@@ -160,7 +161,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common.cli import flags as cli
+from common.cli.flags import Parser
+from common.cli.launch import launch
 from common.evaluation.pictures import COLOURS, check_picture, metric_name, place_labels, save_picture, set_ticks
 from common.runtime.records import read_json
 from common.runtime.schema import check
@@ -33,7 +34,7 @@ BLUE, ORANGE = COLOURS[:2]  # markers and lines differ too, for black and white
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.partition("\n\n")[0])
+    parser = Parser(__doc__.partition("\n\n")[0])
     parser.add_argument("table", help="what summarize.py wrote: table.json")
     parser.add_argument("-o", "--output", required=True, help="the picture, .png, .svg or .pdf")
     return parser
@@ -117,7 +118,7 @@ def run(args):
 
 
 def main(argv=None):
-    return cli.launch(build_parser(), run, argv)
+    return launch(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

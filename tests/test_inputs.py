@@ -8,7 +8,7 @@ import torch
 import transformers
 from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, save_forged, t5_config
 
-from common.cli.open import models_to_evaluate, the_model
+from common.cli.paths import models_to_evaluate, the_model
 from common.composing.search import costs
 from common.models.load import LoadedModel, load_model
 from common.models.saving import save_model
@@ -130,7 +130,6 @@ def test_several_numbers_are_the_same_files_as_one_at_a_time(in_folder, succeeds
         ("config_generator.py", ["--search", "lib", "--budget", 0.5, "--linear", 0.5], "--linear: has no part in a"),
         ("config_generator.py", ["--search", "lib", "--budget", 0.5, "--random"], "--random: has no part in a"),
         ("evaluate-t5.py", ["--original", "model/t5"], "--original: goes with --report"),
-        ("evaluate-distilbert.py", ["--beams", 4], "--beams 4: "),
     ],
 )
 def test_a_flag_without_effect_is_refused(in_folder, refuses, script, flags, named):

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,7 +304,7 @@ def best_loss(joint, nth):
 def test_a_composed_model_has_the_loss_that_the_stats_say(t5, joint, chain, workshop, here, tokenizer):
     """Oracle: transformers' own loss, one pair of sentences at a time, of the model that compose_model.py writes."""
     run(f"compose_model.py -m {t5} -p {joint}/library -c {chain}/conf.json -n 1 -o composed")
-    model = transformers.T5ForConditionalGeneration.from_pretrained("composed").eval()
+    model = transformers.T5ForConditionalGeneration.from_pretrained(Path("composed")).eval()
     assert loss_per_token(model, tokenizer, pairs_of(workshop, "val")) == pytest.approx(best_loss(joint, 1), rel=1e-4)
     shared, record = np.load(joint / "library" / "shared.npy"), read_json(here / "composed" / "record.json")
     own = dict(model.named_parameters())
@@ -457,7 +458,7 @@ def test_a_search_scores_and_composes_with_the_rest(workshop, t5, chain, joint, 
     searching = f"--search library -c {chain}/conf.json --budget 0.7 --score-examples 99 --rounds 0"
     result = run(f"config_generator.py -m {t5} {searching} -o found.json --report report.json")
     run(f"compose_model.py -m {t5} -p library -c found.json -n 0 -o composed")
-    model = transformers.T5ForConditionalGeneration.from_pretrained("composed").eval()
+    model = transformers.T5ForConditionalGeneration.from_pretrained(Path("composed")).eval()
     pairs = pairs_of(workshop, "val")
     assert result["found"][0]["loss"] == pytest.approx(loss_per_token(model, tokenizer, pairs), rel=1e-4)
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(teacher, tokenizer, pairs), rel=1e-4)

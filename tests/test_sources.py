@@ -92,15 +92,14 @@ def test_scripts_never_import_each_other():
         assert not scripts & set(imports(ast.walk(parsed(ROOT / script)))), script
 
 
-def test_no_file_of_common_but_three_knows_parsed_arguments():
-    """`args` belongs to scripts, of which check is one, to cli, which has the flags, and inputs, which opens files."""
+def test_nothing_below_the_command_line_knows_parsed_arguments():
     knowing = {
         module_name(path)
         for path in COMMON
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    assert knowing == {"common.cli.flags", "common.cli.open"}
+    assert {package_of(name) for name in knowing} == {"cli"}
 
 
 def test_a_script_starts_with_the_standard_library_alone():

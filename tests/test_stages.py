@@ -295,7 +295,7 @@ def run_chain(kind):
     results = {}
     for command in commands:
         model = "" if command.startswith("prune_scheme") else f"-m workshop/model/{kind}"
-        results[command.split()[0]] = run(f"{command} {model} --seed 3")
+        results[command.split()[0]] = run(f"{command} {model}")
     results["evaluate"] = run(f"evaluate-{kind}.py -m model.pth")
     run("plot_loss.py model.csv baseline.csv")
     return results

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.runtime.errors import UserError
+from common.runtime.settings import setting
 
 SPLITS = ("train", "validation", "test")
 
@@ -23,19 +24,23 @@ class DataSource:
     `prefix`: in front of every input text; None for what suits the model.
     """
 
-    data: str | None = None
-    data_config: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
-    source_lang: str | None = None
-    target_lang: str | None = None
-    source_column: str | None = None
-    target_column: str | None = None
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
-    prefix: str | None = None
+    data: str | None = setting(None, "a hub id (NAME or OWNER/NAME), a folder, or a file to train on")
+    data_config: str | None = setting(None, "configuration of a hub data set, such as de-en", metavar="CONFIG")
+    train_file: str | None = setting(None, "training examples: csv, tsv, json, jsonl, parquet or text", metavar="FILE")
+    validation_file: str | None = setting(None, "validation examples, likewise", metavar="FILE")
+    test_file: str | None = setting(None, "test examples, likewise", metavar="FILE")
+    source_lang: str | None = setting(
+        None, "key of sources in 'translation' rows, column, or end of text files", metavar="LANG"
+    )
+    target_lang: str | None = setting(None, "key of targets, likewise", metavar="LANG")
+    source_column: str | None = setting(None, "column of source texts", metavar="NAME")
+    target_column: str | None = setting(None, "column of target texts", metavar="NAME")
+    text_column: str | None = setting(None, "column of the texts to classify", metavar="NAME")
+    text_pair_column: str | None = setting(None, "column of second texts, as for entailment", metavar="NAME")
+    label_column: str | None = setting(None, "column of labels: the model's names, or numbers", metavar="NAME")
+    prefix: str | None = setting(
+        None, "in front of every input, '' for nothing; without it what suits the model", metavar="TEXT"
+    )
 
     def __str__(self):
         """What was given: the data, or the files."""

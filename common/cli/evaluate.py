@@ -1,0 +1,125 @@
+"""What the two evaluation scripts do with what a model answers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from common.blocks.tensors import parameter_counts
+from common.cli.flags import settings_from
+from common.cli.open import Opened, open_study
+from common.cli.paths import models_to_evaluate
+from common.data.examples import Examples
+from common.data.metrics import CONFIDENCE, intervals
+from common.evaluation.cost import Reported, original_of, write_reports
+from common.runtime.errors import UserError
+from common.runtime.files import check_apart, real
+from common.runtime.processes import own_number
+from common.runtime.progress import Talk
+from common.runtime.records import check_report, write_json_lines
+from common.runtime.settings import EvaluationSettings
+
+
+class Answered(NamedTuple):
+    """What a model answered to all examples.
+
+    `answers`: as the task's `scored` takes them; `shown`: of each {name: JSON value}, for --save-predictions;
+    `settings`: {name: JSON value}, how they were found, for the result.
+    """
+
+    answers: list
+    shown: list[dict]
+    seconds: float
+    settings: dict = {}
+
+
+def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) -> dict:
+    """Evaluate the models of the flags one after another, and report what they cost where that is asked for.
+
+    Args:
+        script: the one that does it, which the models' tasks must be evaluated by.
+    Returns:
+        the result of the only model, or {"models": [result, …]}.
+    Raises:
+        UserError: before any work, where a path or flag is wrong; a model is for another task.
+    """
+    settings, paths = settings_from(args, EvaluationSettings), models_to_evaluate(args.model)
+    if settings.original and not settings.report:
+        raise UserError("--original: goes with --report")
+    reports = files_of(settings.report, "--report", paths)
+    predictions = files_of(settings.save_predictions, "--save-predictions", paths)
+    check_apart(
+        {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+    )
+    for path in paths:
+        check_report(reports.get(path), script)
+        check_report(predictions.get(path), script, lines=True)
+    results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
+    for path in paths:
+        with talk.waiting(f"loading {path}"):
+            opened = open_study(args, path, script)
+        loaded = opened.loaded
+        if settings.report:  # it is measured after all models have been evaluated, beside the others
+            known.setdefault(real(path), loaded)
+            original = original_of(loaded, settings.original, opened.runtime.device, known)
+        with talk.waiting(f"reading {opened.source} ({settings.split} split), and tokenizing it"):
+            examples = opened.split(settings.split)
+        with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
+            answered = answer(opened, examples)
+        results.append(scores_of(opened, path, examples, answered, settings))
+        if settings.save_predictions and opened.runtime.processes.is_first:
+            write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
+            results[-1]["predictions"] = predictions[path]
+        if settings.report:
+            reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
+            results[-1]["report"] = reports[path]
+    if reported and opened.runtime.processes.is_first:
+        write_reports(reported, opened.runtime)
+    return results[0] if len(results) == 1 else {"models": results}
+
+
+def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered, settings: EvaluationSettings) -> dict:
+    """The result for a model, as JSON values."""
+    task, model = opened.loaded.task, opened.loaded.model
+    scored = task.scored(answered.answers, examples.texts, examples.targets)
+    scores = scored.scores()
+    bounds = intervals(scored, settings.bootstrap) if settings.bootstrap else {}
+    shown = ", ".join(score_text(name, value, bounds.get(name)) for name, value in scores.items())
+    opened.runtime.talk.say(f"{path}: {shown} on {len(examples)} examples of {opened.source}")
+    return {
+        "model": str(path),
+        "task": task.name,
+        "data": str(opened.source),
+        "split": settings.split,
+        "examples": len(examples),
+        "max_length": examples.longest,
+        "device": str(opened.runtime.device),
+        "precision": opened.runtime.precision,
+        **scores,
+        **({"intervals": bounds, "confidence": CONFIDENCE, "resamples": settings.bootstrap} if bounds else {}),
+        **scored.signatures(),
+        **answered.settings,
+        **parameter_counts(model),
+        "examples_per_second": round(len(examples) / answered.seconds, 2),
+    }
+
+
+def score_text(metric: str, value: float, interval: tuple[float, float] | None) -> str:
+    """A score for the conversation: "bleu 26.04 [24.87, 27.20]"."""
+    digits = 2 if max(map(abs, [value, *(interval or ())])) > 1 else 4
+    bounds = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    return f"{metric} {value:.{digits}f}{bounds}"
+
+
+def files_of(template: str | None, flag: str, paths: list[Path]) -> dict[Path, str]:
+    """Where a file of each model goes, {path: file}; `{name}` in the template stands for the model's name.
+
+    Raises:
+        UserError: two models would have one file.
+    """
+    if template is None:
+        return {}
+    files = {path: template.replace("{name}", path.stem if path.suffix == ".pth" else path.name) for path in paths}
+    if len(set(files.values())) < len(files):
+        raise UserError(f"{flag} {template}: several models would have one file; use {{name}}, or other names")
+    return files
