@@ -25,7 +25,7 @@ from common.cli.flags import (
     settings_from,
 )
 from common.cli.launch import launch
-from common.cli.paths import the_library, the_model
+from common.cli.paths import check_inputs
 from common.runtime.errors import UserError
 from common.runtime.files import real
 from common.runtime.settings import CalibrationSettings, DataSettings, TrackingSettings, TrainingSettings
@@ -77,7 +77,7 @@ def build_parser():
 def run(args):
     if real(args.library) == real(args.output):
         raise UserError("-o: is the pruned library itself, which the baseline needs; choose another folder")
-    the_model(args.model), the_library(args.library)
+    check_inputs(args)
     stats_file = args.stats or f"{Path(args.output)}.csv"
     from common.blocks.find import find_blocks
     from common.cli.open import check_tracking, open_study, open_tracking, recipe_from

@@ -6,7 +6,7 @@ import sys
 
 from common.cli.flags import COMPOSED, DATA, Parser, add_compute, add_configurations, add_settings, check_form, numbered
 from common.cli.launch import launch
-from common.cli.paths import the_library, the_model
+from common.cli.paths import check_inputs
 from common.runtime.files import check_apart, check_writable
 from common.runtime.settings import DataSettings
 
@@ -34,7 +34,7 @@ def run(args):
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
     check_form(args)
-    the_model(args.model), the_library(args.library)
+    check_inputs(args)
     from common.cli.open import open_model, open_tokenizer
     from common.composing.compose import choose
     from common.models.publishing import check_push, push

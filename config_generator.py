@@ -171,7 +171,8 @@ def open_candidates(args):
     rates = ["attention", "linear", "feed_forward", "number", "grid", "random"]
     refuse_unused(args, rates, "has no part in a --search")
     grid = read_configurations(args.configurations)
-    the_model(args.model), the_library(args.search)
+    the_model(args.model)
+    the_library(args.search)
     from common.cli.open import open_study
     from common.composing.compose import check_model
     from common.composing.library import Library

@@ -8,6 +8,7 @@ import sys
 
 from common.cli.flags import DATA, OUTPUT, Parser, add_compute, add_models, add_settings
 from common.cli.launch import launch
+from common.cli.paths import models_to_evaluate
 from common.runtime.settings import DataSettings, EvaluationSettings
 
 NAME = "evaluate-distilbert.py"  # in reports and predictions
@@ -28,6 +29,7 @@ def build_parser():
 
 
 def run(args):
+    models_to_evaluate(args.model)  # refuses missing ones before torch is imported
     from common.cli.evaluate import Answered, evaluate
     from common.evaluation.answers import class_logits
 

@@ -9,6 +9,7 @@ import sys
 
 from common.cli.flags import DATA, OUTPUT, Parser, add_compute, add_models, add_settings, settings_from
 from common.cli.launch import launch
+from common.cli.paths import models_to_evaluate
 from common.runtime.settings import DataSettings, EvaluationSettings, GenerationSettings
 
 NAME = "evaluate-t5.py"  # in reports and predictions
@@ -30,6 +31,7 @@ def build_parser():
 
 
 def run(args):
+    models_to_evaluate(args.model)  # refuses missing ones before torch is imported
     from common.cli.evaluate import Answered, evaluate
     from common.cli.open import longest_answer
     from common.evaluation.answers import translate

@@ -22,7 +22,7 @@ from common.cli.flags import (
     numbered,
 )
 from common.cli.launch import launch
-from common.cli.paths import the_library, the_model
+from common.cli.paths import check_inputs
 from common.cli.values import number
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import digest
@@ -62,7 +62,7 @@ def build_parser():
 
 def run(args):
     check_form(args)
-    the_model(args.model), the_library(args.library)
+    check_inputs(args)
     outputs = numbered(args.output, "-o", args.nth)
     stats_files = numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
     repositories = numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}

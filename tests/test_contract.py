@@ -182,3 +182,27 @@ def test_result_is_one_line_of_json(finished, script):
     assert is_one_line(out)
     assert isinstance(json.loads(out, parse_constant=pytest.fail), dict)  # no NaN: that is not JSON
     assert all(flags[flag].exists() for flag in ("-o", "--stats") if flag in flags)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "config_generator.py -m nowhere --attention 0.5 --linear 0.5 -n 1",
+        "prune_scheme_generator.py -i nowhere",
+        "prune.py -c nowhere",
+        "block-level_finetuning.py -m nowhere",
+        "compose_model.py -m nowhere -n 0",
+        "model-level_finetuning.py -m nowhere -n 0",
+        "evaluate-t5.py -m nowhere",
+        "evaluate-distilbert.py -m nowhere",
+        "plot_loss.py nowhere",
+    ],
+)
+def test_a_missing_path_is_refused_before_torch_is_imported(command, tmp_path):
+    """Oracle: python's own import log."""
+    script, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / script, *arguments], cwd=tmp_path, text=True, capture_output=True
+    )
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == 2 and "nowhere" in done.stderr.splitlines()[-1] and "torch" not in imported

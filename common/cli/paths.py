@@ -29,6 +29,18 @@ def the_library(path: str) -> Path:
     return Path(path)
 
 
+def check_inputs(args) -> None:
+    """Make sure that what -m, -p, and -c if it was given, name is there.
+
+    Raises:
+        UserError: something is not.
+    """
+    the_model(args.model)
+    the_library(args.library)
+    if args.configurations is not None:
+        the_file(args.configurations, "config_generator.py")
+
+
 def the_file(path: str, made_by: str) -> Path:
     """A file that another stage makes.
 
