@@ -109,8 +109,8 @@ class Bench:
     def closed_form(self, pairs):
         """{pair: tensors}, and the seconds that took."""
         started, variants = now(self.device), {pair: self.variants[pair] for pair in pairs}
-        solved = reconstruct(self.model, variants, self.calibration, self.runtime, ridge=RIDGE)
-        return solved, now(self.device) - started
+        solved = reconstruct(self.model, variants, self.calibration, self.runtime, ridges=[RIDGE])
+        return {pair: tensors for pair, (tensors,) in solved.items()}, now(self.device) - started
 
     def errors(self, solved):
         """{pair: (NMSE of the pruned weights, of what the script keeps: the better of these and of the solution)}."""

@@ -79,7 +79,8 @@ class Bench:
         }
 
     def solve(self, variants):
-        return reconstruct(self.model, variants, self.calibration, self.runtime, ridge=RIDGE)
+        solved = reconstruct(self.model, variants, self.calibration, self.runtime, ridges=[RIDGE])
+        return {pair: tensors for pair, (tensors,) in solved.items()}
 
     def quality(self, solved):
         """{"loss", "kl"} of the model with these blocks."""

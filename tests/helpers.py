@@ -26,6 +26,7 @@ from common.data.examples import Batch, Examples  # noqa: E402
 from common.data.tasks import TASKS  # noqa: E402
 from common.evaluation import answers as evaluation  # noqa: E402
 from common.models.load import load_model  # noqa: E402
+from common.pruning import closed_form  # noqa: E402
 from common.runtime.devices import Runtime  # noqa: E402
 from common.runtime.progress import Talk  # noqa: E402
 from common.runtime.records import content_digest, file_digest, sealed, write_record  # noqa: E402
@@ -488,6 +489,12 @@ def torch_mask(method, weight, **options):
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(weight.clone())
     return method(module, "weight", **options).weight_mask.bool()
+
+
+def reconstruct(teacher, variants, examples, runtime, *, ridge):
+    """The closed form with one ridge: {pair: all tensors of the block}."""
+    solved = closed_form.reconstruct(teacher, variants, examples, runtime, ridges=[ridge])
+    return {pair: tensors for pair, (tensors,) in solved.items()}
 
 
 def least_squares(inputs, outputs, start, keep, ridge):

@@ -21,6 +21,7 @@ from helpers import (
     objective,
     only_removed_is_zero,
     read_json,
+    reconstruct,
     run,
     torch_mask,
 )
@@ -34,7 +35,6 @@ from common.blocks.tensors import Variant, block_tensors, parameter_masks
 from common.composing.scheme import Pair
 from common.models.load import load_model
 from common.pruning.closed_form.feed_forward import lost_neurons_alone
-from common.pruning.closed_form.solve import reconstruct
 from common.pruning.prune_block import prune_block
 from common.training.block_level.teacher import held_out_errors
 
@@ -146,7 +146,13 @@ def test_whether_whole_neurons_are_all_that_is_missing(rows, columns, expected):
 
 # --- the closed form -----------------------------------------------------------------------------------------------
 
-ALL_TOKENS = OPTIONS | {"oversampling": 1e9}
+
+@pytest.fixture
+def all_tokens(monkeypatch):
+    """The regressions read all tokens."""
+    monkeypatch.setattr("common.pruning.closed_form.solve.OVERSAMPLING", 1e9)
+
+
 MIXTURES = {
     "neurons": (24, {}),
     "more neurons": (40, {}),
@@ -200,7 +206,7 @@ def regression(block, tensors, keeps, features):
     )
 
 
-def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting):
+def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting, all_tokens):
     """Row by row, T5's without a bias and DistilBERT's with one. Oracle for the features: a plain forward pass.
 
     In float64, since float32's sums alone move the objective of a row that fits to 1e-6 of its power by 1e-4.
@@ -208,7 +214,7 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
     model, kind = setting
     model.double()
     ridge, data, variants = 1e-3, examples(kind, 40), variants_of(model, kind, ["neurons", "more neurons"])
-    solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
+    solved = reconstruct(model, variants, data, ridge=ridge, **OPTIONS)
     for pair, (block, tensors, keeps) in variants.items():
         features, outputs = features_and_outputs(model, data, f"{block.name}.{block.linears[-1]}")
         inputs, start, keep = regression(block, tensors, keeps, features)
@@ -224,11 +230,11 @@ def test_the_output_linear_is_numpys_least_squares_over_the_kept_neurons(setting
         assert not np.allclose(found, start, rtol=1e-2), pair  # there was something to solve
 
 
-def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting):
+def test_with_output_weights_removed_too_it_comes_close_to_numpys(setting, all_tokens):
     """Each row has a support of its own then, and the iterations stop early: within a percent of what can be gained."""
     model, kind = setting
     ridge, data, variants = 1e-3, examples(kind, 40), variants_of(model, kind, ["and output weights"])
-    solved = reconstruct(model, variants, data, ridge=ridge, **ALL_TOKENS)
+    solved = reconstruct(model, variants, data, ridge=ridge, **OPTIONS)
     for pair, (block, tensors, keeps) in variants.items():
         features, outputs = features_and_outputs(model, data, f"{block.name}.{block.output}")
         inputs, start, keep = regression(block, tensors, keeps, features)

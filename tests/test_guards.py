@@ -9,7 +9,8 @@ from common.blocks.tensors import block_tensors
 from common.composing.scheme import Pair
 from common.data.examples import Examples
 from common.data.tasks import TASKS
-from common.pruning.closed_form import OVERSAMPLING, reconstruct, reconstruct_with_each, too_few
+from common.pruning.closed_form import reconstruct, too_few
+from common.pruning.closed_form.solve import OVERSAMPLING
 from common.pruning.prune_block import prune_block
 
 
@@ -27,11 +28,11 @@ def variants_of(model):
 def test_several_ridges_give_what_each_gives_alone(kind):
     model = build_model(kind).eval()
     variants, ridges = variants_of(model), [1e-3, 1.0]
-    together = reconstruct_with_each(model, variants, examples(kind, 30), ridges=ridges, **OPTIONS)
+    together = reconstruct(model, variants, examples(kind, 30), ridges=ridges, **OPTIONS)
     for number, ridge in enumerate(ridges):
-        alone = reconstruct(model, variants, examples(kind, 30), ridge=ridge, **OPTIONS)
+        alone = reconstruct(model, variants, examples(kind, 30), ridges=[ridge], **OPTIONS)
         for pair in variants:
-            for name, tensor in alone[pair].items():
+            for name, tensor in alone[pair][0].items():
                 assert torch.equal(together[pair][number][name], tensor), (pair, name)
 
 

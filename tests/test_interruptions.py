@@ -178,27 +178,27 @@ def kill_at(monkeypatch, target, name, when):
 @pytest.fixture
 def solved(monkeypatch):
     """What the closed form solves is counted here, once for each variant of an attention block and ridge."""
-    from common.pruning.closed_form import reconstruction
+    from common.pruning.closed_form import solve
 
-    calls, original = [], reconstruction.solve_attention
+    calls, original = [], solve.solve_attention
 
     def solve_attention(*args, **kwargs):
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(reconstruction, "solve_attention", solve_attention)
-    monkeypatch.setattr(reconstruction, "STATISTICS_BYTES", 200_000)  # so that there are several passes
+    monkeypatch.setattr(solve, "solve_attention", solve_attention)
+    monkeypatch.setattr(solve, "STATISTICS_BYTES", 200_000)  # so that there are several passes
     return calls
 
 
 @pytest.mark.parametrize("target, name, when", [(Library, "write", 9)])
 def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatch, solved, target, name, when):
     """Oracle: the undisturbed run in one pass."""
-    from common.pruning.closed_form import reconstruction
+    from common.pruning.closed_form import solve
 
     more = ("--ridge", 1e-3, 1e-2)
     with monkeypatch.context() as patched:
-        patched.setattr(reconstruction, "STATISTICS_BYTES", 2**30)
+        patched.setattr(solve, "STATISTICS_BYTES", 2**30)
         assert " of 8: " not in tuned("reconstruct", "whole", *more)[2]
     expected = len(solved)
     with monkeypatch.context() as patched:

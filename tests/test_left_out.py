@@ -18,6 +18,7 @@ from helpers import (
     is_one_line,
     logits,
     read_json,
+    reconstruct,
     token_rows,
 )
 
@@ -29,7 +30,6 @@ from common.evaluation.cost import multiply_adds
 from common.models.compact import make_compact
 from common.models.load import load_model
 from common.models.saving import save_model
-from common.pruning.closed_form import reconstruct
 from common.pruning.prune_block import prune_block
 
 KINDS = ["t5-gated", "marian", "distilbert"]
@@ -220,10 +220,11 @@ def test_a_model_without_any_block_has_nothing_to_prune(call, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bart", "distilbert"])
-def test_the_closed_form_gives_the_bias_the_mean_of_the_teachers_output(kind):
+def test_the_closed_form_gives_the_bias_the_mean_of_the_teachers_output(kind, monkeypatch):
     """Oracle: the mean over all real tokens, taken from one pass over one batch."""
     model, data = build_model(kind), examples(kind, 24)
-    solved = reconstruct(model, emptied(model), data, ridge=0.0, oversampling=10**6, **OPTIONS)
+    monkeypatch.setattr("common.pruning.closed_form.solve.OVERSAMPLING", 10**6)
+    solved = reconstruct(model, emptied(model), data, ridge=0.0, **OPTIONS)
     batch = data.batch(range(len(data)))
     with torch.no_grad():
         calls = block_calls(model, find_blocks(model).values(), batch)

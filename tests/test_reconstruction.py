@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import OPTIONS, QUIET, build_model, examples, least_squares, objective
+from helpers import OPTIONS, QUIET, build_model, examples, least_squares, objective, reconstruct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,9 +11,10 @@ from common.blocks.families import family_of
 from common.blocks.find import find_blocks
 from common.blocks.tensors import Variant, block_tensors
 from common.composing.scheme import Pair
-from common.pruning.closed_form import attention, reconstruction
-from common.pruning.closed_form.least_squares import add_products, preconditioner, solve, whole
-from common.pruning.closed_form.solve import reconstruct, some_positions
+from common.pruning.closed_form import attention
+from common.pruning.closed_form import solve as closed_form
+from common.pruning.closed_form.least_squares import add_gram, preconditioner, solve, symmetric
+from common.pruning.closed_form.solve import sample_positions
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime
 from common.training.block_level.teacher import held_out_errors
@@ -101,8 +102,8 @@ def test_products_added_by_halves_are_the_gram_matrix(seed, width, counts):
     generator, lower = torch.Generator().manual_seed(seed), None
     parts = [torch.randn(count, width, generator=generator, dtype=torch.float64) for count in counts]
     for rows in parts:
-        lower = add_products(lower, rows)
-    rows, gram = torch.cat(parts), whole(lower)
+        lower = add_gram(lower, rows)
+    rows, gram = torch.cat(parts), symmetric(lower)
     assert torch.equal(gram, gram.T) and torch.allclose(gram, rows.T @ rows, rtol=1e-12, atol=1e-12)
 
 
@@ -216,14 +217,15 @@ def test_a_model_that_overflows_keeps_its_pruned_blocks(value_width, monkeypatch
         assert all(bool(torch.isfinite(tensor).all()) for tensor in solved[pair].values()), pair
 
 
-def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
+def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting, monkeypatch):
     """Oracle: numpy's lstsq on the features of the kept heads, gathered by a plain hook in a plain forward pass."""
     model, kind = setting
     variants = pruned_variants(model, 2, 0.0)
     name, (block, tensors, keeps) = next((name, v) for name, v in variants.items() if v[0].kind == "attention")
     data = examples(kind, 40)
     out = block.output
-    solved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, value_rounds=0, **OPTIONS)[name]
+    monkeypatch.setattr(attention, "VALUE_ROUNDS", 0)
+    solved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, **OPTIONS)[name]
     features, outputs = [], []
     linear = model.get_submodule(f"{block.name}.{out}")
 
@@ -251,7 +253,8 @@ def test_the_out_projection_is_the_least_squares_fit_of_the_kept_heads(setting):
     assert error <= best * 1.001 + 1e-6 * np.sum(outputs**2)
 
     # With the value projections solved as well, the block comes closer than any out-projection alone can.
-    moved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, value_rounds=1, **OPTIONS)[name]
+    monkeypatch.setattr(attention, "VALUE_ROUNDS", 1)
+    moved = reconstruct(model, {name: variants[name]}, data, ridge=1e-6, **OPTIONS)[name]
     (nmse,) = held_out_errors(model, find_blocks(model), {name: [moved]}, data, **OPTIONS)[name]
     assert nmse * np.sum(outputs**2) < 0.99 * best
 
@@ -261,7 +264,7 @@ def test_blocks_within_the_memory_allowed_share_a_pass(monkeypatch, bytes_allowe
     model, batches = build_model("t5"), 4
     variants, data = pruned_variants(model, 2, 0.3), examples("t5", 32)
     expected = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
-    monkeypatch.setattr(reconstruction, "STATISTICS_BYTES", bytes_allowed)
+    monkeypatch.setattr(closed_form, "STATISTICS_BYTES", bytes_allowed)
     runs = []
     model.encoder.register_forward_hook(lambda *_: runs.append(1))
     found = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
@@ -269,13 +272,14 @@ def test_blocks_within_the_memory_allowed_share_a_pass(monkeypatch, bytes_allowe
     assert all(torch.equal(found[name][key], expected[name][key]) for name in variants for key in expected[name])
 
 
-def test_a_variant_is_solved_alike_alone_and_among_others(setting):
+def test_a_variant_is_solved_alike_alone_and_among_others(setting, monkeypatch):
+    monkeypatch.setattr(closed_form, "OVERSAMPLING", 0.5)
     model, kind = setting
     variants = pruned_variants(model, 2, 0.3)
     data = examples(kind, 200)
-    together = reconstruct(model, variants, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+    together = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     for name in list(variants)[:2]:
-        alone = reconstruct(model, {name: variants[name]}, data, ridge=1e-3, oversampling=0.5, **OPTIONS)
+        alone = reconstruct(model, {name: variants[name]}, data, ridge=1e-3, **OPTIONS)
         for key in alone[name]:
             assert torch.equal(alone[name][key], together[name][key]), (name, key)
 
@@ -283,20 +287,21 @@ def test_a_variant_is_solved_alike_alone_and_among_others(setting):
 def test_positions_are_a_random_fraction_but_one_at_least():
     counts = np.zeros(20)
     for seed in range(2000):
-        chosen = some_positions(20, 0.25, str(seed)).tolist()
+        chosen = sample_positions(20, 0.25, str(seed)).tolist()
         assert len(set(chosen)) == 5
         counts[chosen] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.05  # five standard errors of a binomial count
-    assert len(some_positions(7, 0.001, "")) == 1 and sorted(some_positions(7, 3.0, "").tolist()) == list(range(7))
+    assert len(sample_positions(7, 0.001, "")) == 1 and sorted(sample_positions(7, 3.0, "").tolist()) == list(range(7))
 
 
-def test_a_thinned_regression_comes_close_to_that_on_all_tokens():
+def test_a_thinned_regression_comes_close_to_that_on_all_tokens(monkeypatch):
     model = build_model("t5")
     variants = pruned_variants(model, 2, 0.3)
     data, held_out = examples("t5", 800), examples("t5", 64, seed=9)
     options, means = {"runtime": Runtime(CPU, 32, QUIET)}, []
     for oversampling in (1e9, 8):
-        solved = reconstruct(model, variants, data, ridge=1e-3, oversampling=oversampling, **options)
+        monkeypatch.setattr(closed_form, "OVERSAMPLING", oversampling)
+        solved = reconstruct(model, variants, data, ridge=1e-3, **options)
         candidates = {name: [tensors] for name, tensors in solved.items()}
         errors = held_out_errors(model, find_blocks(model), candidates, held_out, **options)
         means.append(np.mean([error for (error,) in errors.values()]))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, OPTIONS, build_model, examples, is_one_line, load_script, read_json
+from helpers import KINDS, OPTIONS, build_model, examples, is_one_line, load_script, read_json, reconstruct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from common.blocks.tensors import block_tensors
 from common.composing.configurations import SIZES
 from common.composing.scheme import Pair
 from common.pruning import reconstruction as selection
-from common.pruning.closed_form import reconstruct, statistics
+from common.pruning.closed_form import statistics
 from common.pruning.l1 import L1
 from common.pruning.prune_block import prune_block
 from common.pruning.reconstruction import Reconstruction, elimination_order, gradual_mask

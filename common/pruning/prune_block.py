@@ -21,7 +21,7 @@ def prune_block(
     Args:
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
         removed: {"heads": heads removed, "neurons": neurons removed, "weights": {Linear: weights removed}}. It fits the
-            block, see `composition.check_variant`.
+            block, see `compose.check_counts`.
         criteria: {kind of parts: their criterion, see `criteria.Criterion`}; None for l1.
     Returns:
         (the variant, {Linear: weights removed by its own rate, measured on the masks}).

@@ -8,7 +8,7 @@
   towards a sparse one, whose support is chosen anew each time, of the largest entries, with more and more of them
   removed. The output Linear's mask is chosen on the features that the inner Linears produce once they are solved.
 
-Both see the data through the sums that the closed form takes; see `reconstruction`.
+Both see the data through the sums that the closed form takes; see `closed_form.statistics`.
 """
 
 from functools import cached_property
@@ -18,7 +18,7 @@ import torch
 from common.blocks.find import Block
 from common.blocks.tensors import Variant
 from common.pruning.closed_form.feed_forward import Sums, solve_linear
-from common.pruning.closed_form.least_squares import joined
+from common.pruning.closed_form.least_squares import augmented_weight, finite
 from common.pruning.masks import keep_largest
 from common.runtime.devices import in_full_precision
 from common.runtime.errors import UserError
@@ -38,8 +38,8 @@ class Reconstruction:
 
     def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model: torch.nn.Module, statistics):
         self.block = block
-        self.own = {name: tensor.detach() for name, tensor in tensors.items()}
-        self.sums = None if block.kind == "attention" else Sums(model, block, statistics, self.own)
+        self.weights = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.sums = None if block.kind == "attention" else Sums(model, block, statistics, self.weights)
         self.gram = statistics[0] if block.kind == "attention" else None
 
     def head_scores(self) -> torch.Tensor:
@@ -56,8 +56,8 @@ class Reconstruction:
         step = 1 if self.block.heads else max(1, min(NEURONS_AT_ONCE, count // 32))
         gram, _ = self._output({})
         out = self.block.output
-        size = self.own[f"{out}.weight"].shape[1] // count
-        order = elimination_order(gram, joined(self.own, out), count, size, step)
+        size = self.weights[f"{out}.weight"].shape[1] // count
+        order = elimination_order(gram, augmented_weight(self.weights, out), count, size, step)
         turns = torch.empty_like(order)
         turns[order] = torch.arange(count, device=order.device)
         return turns
@@ -71,14 +71,14 @@ class Reconstruction:
         Args: see `criteria.Criterion.weight_mask`.
         """
         is_output = linear == self.block.output
-        weight = self.own[f"{linear}.weight"]
+        weight = self.weights[f"{linear}.weight"]
         within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)
         inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
         inside = max(inside, removed - int((~within).sum()))
         keep = torch.ones_like(weight, dtype=torch.bool)
         keep[~within] = keep_largest(weight[~within].abs(), removed - inside)
         gram, cross = self._output(keeps) if is_output else self._finite(*self.sums.inner(linear))
-        start = joined(self.own, linear).to(gram)
+        start = augmented_weight(self.weights, linear).to(gram)
         if is_output:
             used = torch.cat([features, features.new_ones(len(gram) - len(features))])  # the bias's column too
             gram, cross, start = gram[used][:, used], cross[:, used], start[:, used]
@@ -92,19 +92,21 @@ class Reconstruction:
     def _output(self, keeps):
         """H and G of the output Linear, over what its inputs are once the inner Linears with masks are solved."""
         if self.block.kind == "attention":
-            return self._finite(self.gram, joined(self.own, self.block.output).to(self.gram) @ self.gram)
+            return self._finite(self.gram, augmented_weight(self.weights, self.block.output).to(self.gram) @ self.gram)
         if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
             # Whole neurons are missing at most, and their columns are not used.
             return self._finite(*self.sums.teachers_output)
-        whole = {name: torch.ones_like(self.own[f"{name}.weight"], dtype=torch.bool) for name in self.block.linears}
-        variant = Variant(self.block, self.own, whole | keeps)
-        new = dict(self.own)
+        intact = {
+            name: torch.ones_like(self.weights[f"{name}.weight"], dtype=torch.bool) for name in self.block.linears
+        }
+        variant = Variant(self.block, self.weights, intact | keeps)
+        solved = dict(self.weights)
         for linear in keeps:
-            new |= solve_linear(variant, linear, *self.sums.inner(linear), ridge=RIDGE)
-        return self._finite(*self.sums.output(new))
+            solved |= solve_linear(variant, linear, *self.sums.inner(linear), ridge=RIDGE)
+        return self._finite(*self.sums.output(solved))
 
     def _finite(self, gram, cross):
-        if not bool(torch.isfinite(gram).all() & torch.isfinite(cross).all()):
+        if not finite(gram, cross):
             raise UserError(f"{self.block.name}: its activations overflow, so nothing can be told from them; use l1")
         return gram, cross
 
@@ -130,8 +132,8 @@ def elimination_order(gram: torch.Tensor, weight: torch.Tensor, count: int, size
         grouped = len(left) * size
         parts = weight[:, :grouped].view(-1, len(left), size).permute(1, 2, 0)  # (groups, size, out)
         blocks = inverse[:grouped, :grouped].reshape(len(left), size, len(left), size)
-        own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, size, size)
-        rises = (parts * torch.linalg.solve(own, parts)).sum(dim=(1, 2))
+        diagonal = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, size, size)
+        rises = (parts * torch.linalg.solve(diagonal, parts)).sum(dim=(1, 2))
         stays = keep_largest(rises, min(step, len(left)))
         order.append(left[~stays][rises[~stays].argsort(stable=True)])
         stay = torch.ones(len(inverse), dtype=torch.bool, device=gram.device)

@@ -1,34 +1,32 @@
 """An attention block's closed-form solution: what it needs of the data, and how it is solved.
 
 The attention that the kept heads pay stays, so the block's output is linear in the out-projection, and in the value
-projections. See `reconstruction` for the problem and its sources.
+projections. See `solve` for the problem and its sources.
 """
 
 import contextlib
 
 import torch
 
-from common.blocks.tensors import parameter_masks
 from common.data.examples import rows_of
 from common.pruning.closed_form.least_squares import (
     at_least_float32,
     at_least_rounding,
+    augmented_inputs,
+    augmented_mask,
+    augmented_weight,
     conjugate_gradients,
-    joined,
-    kept,
-    parted,
+    finite,
     solve,
-    with_ones,
+    split_augmented,
 )
 
+VALUE_ROUNDS = 1  # how often the value projections are solved
 VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds the Gram matrix
 
 
-def directions(block, tensors):
-    """In how many directions each of a block's value projections may move (0: it has none)."""
-    if block.kind != "attention":
-        return 0
-    d_model = tensors[f"{block.values}.weight"].shape[1]
+def value_directions(block, d_model):
+    """In how many directions each value projection of an attention block may move."""
     return min(d_model, max(1, VALUE_WIDTH // block.heads))
 
 
@@ -43,7 +41,7 @@ def attention_probabilities(model):
         model.set_attn_implementation(before)
 
 
-def attention_rows(call, some, real, directions, bases):
+def attention_rows(call, positions, real, directions, bases):
     """What an attention block's solution needs of the data: (tokens, heads * width + heads * directions [+ 1]).
 
     Per token: the teacher's context features; then, for every head, the mean of the value projection's inputs under
@@ -51,15 +49,15 @@ def attention_rows(call, some, real, directions, bases):
     directions than the model, it holds the principal ones of the first batch.
 
     Args:
-        some: the positions to read; `real`: which rows of (batch, positions) are no padding.
+        positions: those to read; `real`: which rows of (batch, positions) are no padding.
         bases: {block: (d_model, directions)}; filled here on the block's first call.
     """
     block = call.block
     values, out = block.values, block.output
-    features = at_least_float32(rows_of(call.inputs[out][:, some], real))  # (tokens, heads * width)
+    features = at_least_float32(rows_of(call.inputs[out][:, positions], real))  # (tokens, heads * width)
     if not directions:
-        return with_ones(features, block.has_bias)
-    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, some], call.inputs[values])
+        return augmented_inputs(features, block.has_bias)
+    attended = torch.einsum("bhqk,bkd->bqhd", call.probabilities[:, :, positions], call.inputs[values])
     attended = at_least_float32(rows_of(attended, real))  # (tokens, heads, d_model)
     if block not in bases:
         d_model, flat = attended.shape[-1], attended.flatten(0, 1)
@@ -69,10 +67,10 @@ def attention_rows(call, some, real, directions, bases):
             if directions == d_model
             else torch.linalg.eigh(power).eigenvectors[:, -directions:]
         )
-    return with_ones(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
+    return augmented_inputs(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 
-def solve_attention(gram, basis, own, variant, *, ridge, rounds):
+def solve_attention(gram, basis, teacher_weights, variant, *, ridge):
     """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
 
     q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
@@ -80,16 +78,13 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds):
 
     Args:
         gram: sum of the products of `attention_rows`.
-        own: the teacher's tensors.
-        variant: a `blocks.Variant`.
-        rounds: how often the value projections are solved.
+        teacher_weights: the teacher's tensors of the block.
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
     block, tensors, keeps = variant
-    qkv, out = block.inner, block.output
-    values = qkv[-1]
-    if bool(keeps[values].all() & keeps[out].all()) or not bool(torch.isfinite(gram).all()):
+    values, out = block.values, block.output
+    if bool(keeps[values].all() & keeps[out].all()) or not finite(gram):
         return {}
     width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
     inner, device = block.heads * width, gram.device
@@ -98,13 +93,15 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds):
     z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
     one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
     teacher_rows = torch.cat([torch.arange(inner, device=device), one])
-    cross = joined(own, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
-    if not bool(torch.isfinite(cross).all()):
+    cross = augmented_weight(teacher_weights, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
+    if not finite(cross):
         return {}
-    weights, mask = joined(tensors, out), kept(parameter_masks(block, keeps), tensors, out)
+    weights, mask = augmented_weight(tensors, out), augmented_mask(variant, out)
     columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])  # of the out-projection
     plain, change = torch.cat([c, one]), None  # of the rows; no change yet
-    rounds = rounds if len(heads) else 0  # a block that is left out has no value projections; its output bias is solved
+    rounds = (
+        VALUE_ROUNDS if len(heads) else 0
+    )  # a block that is left out has no value projections; its output bias is solved
 
     for turn in range(rounds + 1):
         if change is None:
@@ -122,10 +119,10 @@ def solve_attention(gram, basis, own, variant, *, ridge, rounds):
             change = _solve_values(gram[z][:, z], error, weights[:, c].to(gram.dtype), len(heads), ridge)
 
     if change is None:
-        return parted(weights, tensors, out)
+        return split_augmented(weights, tensors, out)
     moved = tensors[f"{values}.weight"].clone()
     moved.view(block.heads, width, -1)[heads] += (change @ basis.T).to(moved.dtype)
-    return parted(weights, tensors, out) | {f"{values}.weight": moved}
+    return split_augmented(weights, tensors, out) | {f"{values}.weight": moved}
 
 
 def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterations=40):

@@ -11,36 +11,46 @@ one system is analysed by Frangella, Tropp and Udell (arXiv 2110.02820).
 
 import torch
 
+from common.blocks.tensors import parameter_masks
 from common.runtime.devices import in_full_precision
 
 STRIPES = 4  # of a Gram matrix
 PRECONDITIONER_RANK = 32  # principal directions
 
 
-def with_ones(rows, has_bias):
+# A bias is a weight on a constant input: "augmented" matrices have it as their last column.
+
+
+def augmented_inputs(rows, has_bias):
     """Rows (tokens, in), with a column of ones if the Linear has a bias: (tokens, in + 1)."""
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if has_bias else rows
 
 
-def joined(tensors, linear):
+def augmented_weight(tensors, linear):
     """A Linear's weight (out, in), with its bias as a last column if it has one."""
     weight, bias = tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias")
     return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
 
 
-def parted(matrix, tensors, linear):
-    """The inverse of `joined`: {"o.weight": …, "o.bias": …}."""
+def split_augmented(matrix, tensors, linear):
+    """The inverse of `augmented_weight`: {"o.weight": …, "o.bias": …}."""
     if f"{linear}.bias" not in tensors:
         return {f"{linear}.weight": matrix}
     return {f"{linear}.weight": matrix[:, :-1].contiguous(), f"{linear}.bias": matrix[:, -1].contiguous()}
 
 
-def kept(masks, tensors, linear):
-    """A Linear's mask (out, in), with its bias's as a last column if it has one, from masks by parameter name."""
-    keep, bias = masks[f"{linear}.weight"], f"{linear}.bias"
-    if bias not in tensors:
-        return keep
-    return torch.cat([keep, masks.get(bias, keep.new_ones(len(keep)))[:, None]], dim=1)
+def augmented_mask(variant, linear):
+    """The mask of a variant's Linear (out, in), with its bias's as a last column if it has one."""
+    masks, bias = parameter_masks(variant.block, variant.keeps), f"{linear}.bias"
+    mask = masks[f"{linear}.weight"]
+    if bias not in variant.tensors:
+        return mask
+    return torch.cat([mask, masks.get(bias, mask.new_ones(len(mask)))[:, None]], dim=1)
+
+
+def finite(*matrices):
+    """Whether no sum overflowed."""
+    return all(bool(torch.isfinite(matrix).all()) for matrix in matrices)
 
 
 def at_least_float32(rows):
@@ -52,11 +62,11 @@ def at_least_rounding(ridge, dtype):
     return max(ridge, 32 * torch.finfo(dtype).eps)
 
 
-def add_products(lower, rows):
+def add_gram(lower, rows):
     """Add AᵀA of rows A (tokens, in) to the lower triangle of a matrix (in, in), in place; None stands for zeros.
 
     Four stripes of the matrix, each up to its diagonal, take five eighths of the multiplications of the whole product.
-    What is left of the upper triangle means nothing until `whole` fills it.
+    What is left of the upper triangle means nothing until `symmetric` fills it.
     """
     width = rows.shape[1]
     if lower is None:
@@ -68,7 +78,7 @@ def add_products(lower, rows):
     return lower
 
 
-def whole(lower):
+def symmetric(lower):
     """The symmetric matrix (in, in) of a lower triangle, in place."""
     return lower.tril_().add_(lower.tril(-1).T)
 
@@ -92,29 +102,22 @@ def solve(gram, cross, start, keep, *, ridge, tolerance=3e-4, max_iterations=200
     weights = torch.zeros_like(start)
     if not bool(used.any()):
         return weights
-    if not bool(torch.isfinite(gram).all() & torch.isfinite(cross).all()):
+    if not finite(gram, cross):
         return torch.where(keep, start, 0)
-    gram, cross, origin, mask = (
-        gram[used][:, used],
-        cross[rows][:, used],
-        start[rows][:, used].to(gram),
-        keep[rows][:, used],
-    )
+    gram, cross, mask = gram[used][:, used], cross[rows][:, used], keep[rows][:, used]
+    origin = start[rows][:, used].to(gram)
     damping = at_least_rounding(ridge, gram.dtype) * gram.diagonal().mean()
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     target = cross + damping * origin
-    if bool(mask.all()):
-        solved = _cholesky_solve(damped, target)
-    else:
-        solved = None
+    solved = _cholesky_solve(damped, target) if bool(mask.all()) else None
     if solved is None:
         # Rows w of the result solve (m·damped·m) w = m·target for their own masks m.
-        mask_values = mask.to(gram.dtype)
+        ones = mask.to(gram.dtype)
         solved = conjugate_gradients(
-            lambda rows: (rows @ damped) * mask_values,
-            target * mask_values,
-            origin * mask_values,
-            preconditioner(damped, mask_values),
+            lambda rows: (rows @ damped) * ones,
+            target * ones,
+            origin * ones,
+            preconditioner(damped, ones),
             lambda a, b: (a * b).sum(dim=1, keepdim=True),
             tolerance=tolerance,
             max_iterations=max_iterations,

@@ -15,11 +15,11 @@ pruned weights. A bias is one more column of W over a constant input.
   missing, these features are the teacher's, and one H serves all variants here too.
 
 A regression is well determined long before every token is in it, so each block uses a random part of the calibration
-tokens: about `oversampling` for each unknown of a row. An attention block sums its H as the teacher runs; a
-feed-forward block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with
-h heads of width w, at most, and for feed-forward with d_ff neurons:
+tokens: about OVERSAMPLING for each unknown of a row. An attention block sums its H as the teacher runs; a feed-forward
+block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with h heads of
+width w, at most, and for feed-forward with d_ff neurons:
 
-    4 · (h·w + VALUE_WIDTH + 1)²        and        4 · oversampling · d_ff · d_model
+    4 · (h·w + VALUE_WIDTH + 1)²        and        4 · OVERSAMPLING · d_ff · d_model
 
 Blocks share a teacher pass while together they stay within STATISTICS_BYTES; a model that needs more is done in
 several passes. While a block is solved, some three matrices of the size of its H come on top: (h·w + VALUE_WIDTH)²
@@ -43,9 +43,14 @@ from common.composing.scheme import Pair
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of, to_device
 from common.data.splits import FIXED_SEED
-from common.pruning.closed_form.attention import attention_probabilities, attention_rows, directions, solve_attention
+from common.pruning.closed_form.attention import (
+    attention_probabilities,
+    attention_rows,
+    solve_attention,
+    value_directions,
+)
 from common.pruning.closed_form.feed_forward import Sums, solve_feed_forward
-from common.pruning.closed_form.least_squares import add_products, whole
+from common.pruning.closed_form.least_squares import add_gram, symmetric
 from common.runtime.devices import Runtime, in_full_precision
 from common.runtime.processes import Processes
 
@@ -54,68 +59,44 @@ OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
 
 
-# --- the stage -------------------------------------------------------------------------------------------------
+# --- solutions -------------------------------------------------------------------------------------------------
 
 
+@in_full_precision
 def reconstruct(
     teacher: torch.nn.Module,
     variants: dict[Pair, Variant],
     examples: Examples,
     runtime: Runtime,
     *,
-    ridge: float,
-    value_rounds: int = 1,
-    oversampling: int = OVERSAMPLING,
-) -> dict[Pair, dict[str, torch.Tensor]]:
+    ridges: Sequence[float],
+) -> dict[Pair, list[dict[str, torch.Tensor]]]:
     """Solve all variants, in one teacher pass unless the statistics are too large for the memory allowed.
+
+    Each process has its share of the examples, and of the blocks to solve.
 
     Args:
         variants: the pruned weights and masks, on the device.
         examples: the calibration examples.
-        ridge: the pull towards the pruned weights, relative to the mean of diag H.
-        value_rounds: how often the value projections are solved, each time followed by the out-projection.
-        oversampling: tokens in a regression for each unknown of a row.
+        ridges: pulls towards the pruned weights, relative to the mean of diag H.
     Returns:
-        {pair: {"o.weight": …}}: all tensors of the block.
-    """
-    settings = {"value_rounds": value_rounds, "oversampling": oversampling}
-    solved = reconstruct_with_each(teacher, variants, examples, runtime, ridges=[ridge], **settings)
-    return {pair: tensors for pair, (tensors,) in solved.items()}
-
-
-@in_full_precision
-def reconstruct_with_each(
-    teacher: torch.nn.Module,
-    variants: dict[Pair, Variant],
-    examples: Examples,
-    runtime: Runtime,
-    *,
-    ridges: Sequence[float],
-    value_rounds: int = 1,
-    oversampling: int = OVERSAMPLING,
-) -> dict[Pair, list[dict[str, torch.Tensor]]]:
-    """The same for several ridges, out of the same statistics: {pair: [all tensors of the block, for each ridge]}.
-
-    Each process has its share of the examples, and of the blocks to solve.
+        {pair: [{"o.weight": …}, all tensors of the block, for each ridge]}.
     """
     solved = {pair: [dict(variant.tensors) for _ in ridges] for pair, variant in variants.items()}
     pruned = {}  # {block: {pair: variant}}, without variants that nothing is removed from
     for pair, variant in variants.items():
         if not all(bool(keep.all()) for keep in variant.keeps.values()):
             pruned.setdefault(variant.block, {})[pair] = variant
-    for block, found in statistics(teacher, list(pruned), examples, runtime, oversampling=oversampling):
-        own = block_tensors(teacher, block)
-        sums = None if block.kind == "attention" else Sums(teacher, block, found, own)
+    for block, block_statistics in statistics(teacher, list(pruned), examples, runtime):
+        weights = block_tensors(teacher, block)
+        if block.kind == "feed_forward":
+            sums = Sums(teacher, block, block_statistics, weights)
         for number, ridge in enumerate(ridges):
-            if block.kind == "attention":
-                new = {
-                    pair: solve_attention(*found, own, variant, ridge=ridge, rounds=value_rounds)
-                    for pair, variant in pruned[block].items()
-                }
-            else:
-                new = solve_feed_forward(sums, pruned[block], ridge=ridge)
-            for pair, tensors in new.items():
-                solved[pair][number] |= tensors
+            for pair, variant in pruned[block].items():
+                if block.kind == "attention":
+                    solved[pair][number] |= solve_attention(*block_statistics, weights, variant, ridge=ridge)
+                else:
+                    solved[pair][number] |= solve_feed_forward(sums, variant, ridge=ridge)
     exchange(solved, pruned, runtime.processes)
     return solved
 
@@ -137,9 +118,7 @@ def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Example
     so that there should be as many texts as that has entries.
     """
     for block in blocks:
-        own = block_tensors(teacher, block)
-        rows = examples.targets if block.side == "decoder" else examples.inputs
-        tokens, wanted = sum(map(len, rows)), OVERSAMPLING * unknowns(block, own, directions(block, own))
+        tokens, wanted = tokens_of(block, examples), OVERSAMPLING * Regression(teacher, block).unknowns
         if tokens < wanted:
             return f"{block.name} has {tokens} calibration tokens, and should have {wanted}"
     width = teacher.config.hidden_size
@@ -148,14 +127,49 @@ def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Example
     return None
 
 
+# --- statistics ------------------------------------------------------------------------------------------------
+
+
+class Regression:
+    """The sizes of a block's largest regression.
+
+    `directions`: in how many each of its value projections may move; 0 if these are not to be solved. `unknowns`: the
+    length of a row. `bytes`: what its statistics take.
+    """
+
+    def __init__(self, teacher: torch.nn.Module, block: Block, values: bool = True):
+        weights = block_tensors(teacher, block)
+        d_model = weights[f"{block.inner[0]}.weight"].shape[1]
+        self.block = block
+        self.directions = value_directions(block, d_model) if values and block.kind == "attention" else 0
+        self.unknowns = weights[f"{block.output}.weight"].shape[1] + block.heads * self.directions + block.has_bias
+        self.bytes = 4 * self.unknowns * (self.unknowns if block.kind == "attention" else OVERSAMPLING * d_model)
+
+    def positions(self, number: int, length: int, examples: Examples) -> torch.Tensor:
+        """Which positions of the `number`-th batch of the examples, of this length, are read."""
+        fraction = OVERSAMPLING * self.unknowns / tokens_of(self.block, examples)
+        if self.block.kind == "attention" and not self.directions:
+            fraction = 1.0  # of the context features alone, the products of all tokens cost little
+        return sample_positions(length, fraction, f"{FIXED_SEED}/{number}/{self.block.name}")
+
+
+def tokens_of(block: Block, examples: Examples) -> int:
+    """How many tokens of the examples flow through a block."""
+    return sum(map(len, examples.targets if block.side == "decoder" else examples.inputs))
+
+
+def sample_positions(length: int, fraction: float, seed: str) -> torch.Tensor:
+    """About `fraction` of the positions 0 … length - 1, at random, but one at least: int64 (positions,).
+
+    All sequences of a batch are read there. The choice depends on the seed alone, so that a block's solution does not
+    depend on which others are solved with it.
+    """
+    count = min(length, max(1, round(fraction * length)))
+    return torch.tensor(random.Random(seed).sample(range(length), count))
+
+
 def statistics(
-    teacher: torch.nn.Module,
-    blocks: list[Block],
-    examples: Examples,
-    runtime: Runtime,
-    *,
-    values: bool = True,
-    oversampling: int = OVERSAMPLING,
+    teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, *, values: bool = True
 ) -> Iterator[tuple]:
     """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
 
@@ -163,31 +177,20 @@ def statistics(
 
     Args:
         values: whether value projections are to be solved too.
-        oversampling: tokens for each unknown of a row.
     Yields:
         (block, (H, basis)) of an attention block, see `attention_rows`; (block, inputs), (tokens, d_model), of a
         feed-forward block.
     """
-    own = {block: block_tensors(teacher, block) for block in blocks}
-    moving = {block: directions(block, tensors) if values else 0 for block, tensors in own.items()}
     teacher.eval()  # dropout would blur inputs and targets
-    owner = {block: number % runtime.processes.count for number, block in enumerate(blocks)}
-    for group in groups({block: statistics_bytes(block, own[block], moving[block], oversampling) for block in blocks}):
-        found = gather(teacher, {block: moving[block] for block in group}, examples, runtime, oversampling, owner)
-        for block in group:
-            if owner[block] == runtime.processes.number:
-                yield block, found.pop(block)
-
-
-def unknowns(block, tensors, moving):
-    """The length of a row of a block's largest regression; `moving`: directions of each of its value projections."""
-    return tensors[f"{block.output}.weight"].shape[1] + block.heads * moving + block.has_bias
-
-
-def statistics_bytes(block: Block, tensors: dict[str, torch.Tensor], moving: int, oversampling: int) -> int:
-    """What a block's statistics take; `moving`: directions of each of its value projections."""
-    size, width = unknowns(block, tensors, moving), tensors[f"{block.inner[0]}.weight"].shape[1]
-    return 4 * size * (size if block.kind == "attention" else oversampling * width)
+    processes = runtime.processes
+    owner = {block: number % processes.count for number, block in enumerate(blocks)}
+    regressions = {block: Regression(teacher, block, values) for block in blocks}
+    for group in groups({block: regression.bytes for block, regression in regressions.items()}):
+        gathered = gather(teacher, [regressions[block] for block in group], examples, runtime)
+        mine = {block: gathered[block] for block in group if owner[block] == processes.number}
+        del gathered
+        for block in list(mine):
+            yield block, mine.pop(block)
 
 
 def groups(needed: dict[Block, int]) -> list[list[Block]]:
@@ -208,82 +211,45 @@ def groups(needed: dict[Block, int]) -> list[list[Block]]:
 
 def blocks_by_pass(teacher: torch.nn.Module, sizes: dict[Block, int]) -> list[list[Block]]:
     """The same where more is held of each block than its statistics; `sizes`: {block: bytes of that}."""
-    needed = {}
-    for block, size in sizes.items():
-        tensors = block_tensors(teacher, block)
-        needed[block] = size + statistics_bytes(block, tensors, directions(block, tensors), OVERSAMPLING)
-    return groups(needed)
+    return groups({block: size + Regression(teacher, block).bytes for block, size in sizes.items()})
 
 
 @in_full_precision
-def gather(
-    teacher: torch.nn.Module,
-    moving: dict[Block, int],
-    examples: Examples,
-    runtime: Runtime,
-    oversampling: int,
-    owner: dict[Block, int],
-) -> dict:
-    """The statistics of some blocks in one teacher pass, {block: see `statistics`}, of those that this process owns.
-
-    Args:
-        moving: {block: directions of each of its value projections}.
-        owner: {block: number of the process that is given the sums of all}.
-    """
-    processes = runtime.processes
-    own = {block: block_tensors(teacher, block) for block in moving}
-    positions_of = {block: sampling(block, own[block], moving[block], examples, oversampling) for block in moving}
-    grams, bases, inputs = {}, {}, {block: {} for block in moving}  # inputs: {number of a batch: rows}
+def gather(teacher: torch.nn.Module, regressions: list[Regression], examples: Examples, runtime: Runtime) -> dict:
+    """The statistics of some blocks, in one teacher pass: {block: see `statistics`}."""
+    processes, regression_of = runtime.processes, {regression.block: regression for regression in regressions}
+    grams, bases, inputs = {}, {}, {block: {} for block in regression_of}  # inputs: {number of a batch: rows}
 
     def read(batch, number, call):
         block = call.block
-        some = positions_of[block](number, token_mask(block, batch.host).shape[1])
-        real, some = real_rows(block, batch, some), to_device(some, runtime.device)
+        positions = regression_of[block].positions(number, token_mask(block, batch.host).shape[1], examples)
+        real, positions = real_rows(block, batch, positions), to_device(positions, runtime.device)
         if block.kind == "attention":
-            rows = attention_rows(call, some, real, moving[block], bases)
-            grams[block] = add_products(grams.get(block), rows)
+            rows = attention_rows(call, positions, real, regression_of[block].directions, bases)
+            grams[block] = add_gram(grams.get(block), rows)
         else:
-            inputs[block][number] = rows_of(call.inputs[block.inner[0]][:, some], real)
+            inputs[block][number] = rows_of(call.inputs[block.inner[0]][:, positions], real)
 
     def run(batches):
         for number, positions in runtime.talk.progress(batches, "statistics"):
             batch = examples.batch(positions, runtime.device)
-            watch(teacher, moving, batch, partial(read, batch, number))
+            watch(teacher, regression_of, batch, partial(read, batch, number))
 
     batches = processes.share(list(enumerate(evaluation_batches(examples, runtime.batch_size))))
     with attention_probabilities(teacher):
         if processes.count > 1:  # the bases are those of the first batch, for all
             run(batches[:1] if processes.is_first else [])
             bases = processes.agree({block.name: basis.cpu() for block, basis in bases.items()})
-            bases = {block: bases[block.name].to(runtime.device) for block in moving if block.name in bases}
+            bases = {block: bases[block.name].to(runtime.device) for block in regression_of if block.name in bases}
         run(batches[1:] if processes.count > 1 and processes.is_first else batches)
-    found = {}
-    for block in moving:
+    gathered = {}
+    for block, regression in regression_of.items():
         if block.kind == "attention":
-            size = unknowns(block, own[block], moving[block])
+            size = regression.unknowns
             gram = grams.pop(block, None)
             gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
             processes.add([gram])
-            found[block] = whole(gram), bases.get(block)
+            gathered[block] = symmetric(gram), bases.get(block)
         else:
-            found[block] = processes.join_rows(inputs.pop(block), next(iter(own[block].values())))
-    return {block: each for block, each in found.items() if owner[block] == processes.number}
-
-
-def sampling(block, tensors, moving, examples, oversampling):
-    """Which positions of a batch a block's regressions read: a function of the batch's number and its length."""
-    rows = examples.targets if block.side == "decoder" else examples.inputs
-    fraction = oversampling * unknowns(block, tensors, moving) / sum(map(len, rows))
-    if block.kind == "attention" and not moving:
-        fraction = 1.0  # of the context features alone, the products of all tokens cost little
-    return lambda number, length: some_positions(length, fraction, f"{FIXED_SEED}/{number}/{block.name}")
-
-
-def some_positions(length, fraction, seed):
-    """About `fraction` of the positions 0 … length - 1, at random, but one at least.
-
-    All sequences of a batch are read there. The choice depends on the seed alone, so that a block's solution does not
-    depend on which others are solved with it.
-    """
-    count = min(length, max(1, round(fraction * length)))
-    return torch.tensor(random.Random(seed).sample(range(length), count))
+            gathered[block] = processes.join_rows(inputs.pop(block), next(iter(block_tensors(teacher, block).values())))
+    return gathered

@@ -11,7 +11,7 @@ from common.blocks.find import Block
 from common.blocks.tensors import Variant
 from common.composing.scheme import Pair, by_block
 from common.data.examples import Examples
-from common.pruning.closed_form import blocks_by_pass, reconstruct_with_each, too_few
+from common.pruning.closed_form import blocks_by_pass, reconstruct, too_few
 from common.runtime.devices import Runtime, give_back_memory
 from common.runtime.errors import UserError
 from common.training.block_level.teacher import held_out_errors
@@ -91,7 +91,7 @@ def solve(
             talk.say(f"blocks {done + 1} to {done + len(group)} of {len(sizes)}: {len(variants)} variants")
         done += len(group)
         started = runtime.now()
-        solved = reconstruct_with_each(teacher, variants, calibration, runtime, ridges=ridges)
+        solved = reconstruct(teacher, variants, calibration, runtime, ridges=ridges)
         finished = runtime.now()
         solutions = measured(variants, solved, teacher, blocks, held_out, ridges, runtime)
         took = finished - started
