@@ -83,7 +83,6 @@ fi
 
 baselines=("${numbers[@]/#/report-baseline-}") compositions=("${numbers[@]/#/report-$composed-}")
 "$PYTHON" "$repository/experiments/summarize.py" . "$criterion" >table.txt
-"$PYTHON" "$repository/experiments/timeline.py" table.json -o timeline.png >/dev/null
 "$PYTHON" "$repository/experiments/pareto.py" "${baselines[@]/%/.json}" "${compositions[@]/%/.json}" --relative \
     --labels "${numbers[@]}" "${numbers[@]}" --series "${numbers[@]/*/baseline}" "${numbers[@]/*/composed}" \
     --original "$original" --against nonzero_parameters multiply_adds -o pareto.png >/dev/null

@@ -1,6 +1,7 @@
 """The table of an experiment: what composability gave, configuration by configuration and over the sweep.
 
-Reads the files that composability.sh leaves in a folder, writes table.json there and prints the table as text.
+Reads the files that composability.sh leaves in a folder, writes table.json and timeline.png there and prints the table
+as text.
 """
 
 import json
@@ -9,9 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
+from common.evaluation.pictures import COLOURS, metric_name, place_labels, save_picture, set_ticks
 from common.training.stats import read_seconds, read_stats
 
 METRICS = ("bleu", "accuracy")
+BLUE, ORANGE = COLOURS[:2]  # markers and lines differ too, for black and white
 LEFT = {"nonzero_parameters": "non-zeros", "multiply_adds": "multiply-adds"}  # in the table of quality
 COSTS = {
     "parameters": "parameters",
@@ -234,8 +237,74 @@ def aligned(lines):
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
+# --- the timeline: quality over seconds of fine-tuning in all -------------------------------------------------------
+
+
+def moments(summary):
+    """When each configuration's model is there, in seconds from the start: {way: [(seconds, quality)]}."""
+    seconds, found = summary["seconds"], {}
+    starts = {"baseline": seconds["baselines"]["pruning"], "composed": sum(seconds["library"].values())}
+    for way, now in starts.items():
+        found[way] = []
+        for row in summary["configurations"]:
+            now += row[way]["seconds"]
+            found[way].append((now, row["quality"][way]))
+    return found
+
+
+def draw_timeline(summary):
+    """The figure: a baseline's line is as long as its fine-tuning took; from it upwards stands what composing adds."""
+    from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
+    from matplotlib.lines import Line2D
+
+    found, rows = moments(summary), summary["configurations"]
+    ready = sum(summary["seconds"]["library"].values())
+    end = max(now for points in found.values() for now, _ in points)
+    keys = [f"{row['configuration']}: {rates_of(row)}" for row in rows]  # what the numbers mean
+    figure = Figure(figsize=(7.5, 4.6 + 0.1 * len(keys)), layout="constrained")
+    axis = figure.subplots()
+    axis.margins(y=0.1)
+    dense = rows[0]["quality"]["dense"]
+    axis.axhline(dense, color="black", linestyle=":", linewidth=1.2, label="the original")
+    axis.axvspan(0, ready, facecolor="0.95", edgecolor="0.85", hatch="//", linewidth=0, label="the library is made")
+    by_library, one_by_one = found["composed"], found["baseline"]
+    count = f"all {len(rows)}" if len(rows) > 1 else "there"
+    label = f"composed of one library: {count} after {by_library[-1][0]:.0f} s"
+    at_once = by_library[0][0] == by_library[-1][0]  # else a line would only lead from one configuration to another
+    look = {"marker": "o", "color": BLUE, "linewidth": 1, "linestyle": "-" if at_once else "", "zorder": 3}
+    axis.plot(*zip(*by_library), **look, label=label)
+    label = f"baselines, one after the other: {count} after {one_by_one[-1][0]:.0f} s"
+    axis.plot(*zip(*one_by_one), marker="s", color=ORANGE, markerfacecolor="white", linestyle="", zorder=3, label=label)
+    axis.vlines(
+        *zip(*((now, low, high) for (now, low), (_, high) in zip(one_by_one, by_library))),
+        color="0.4",
+        linewidth=1,
+        label="from a baseline to its composed model",
+    )
+    starts = [summary["seconds"]["baselines"]["pruning"], *(now for now, _ in one_by_one)]
+    for start, (now, quality) in zip(starts, one_by_one):
+        axis.plot([start, now], [quality, quality], color=ORANGE, linestyle="--", linewidth=1)
+    axis.set(
+        xlim=(0, 1.04 * end),
+        xlabel="seconds of pruning and fine-tuning in all",
+        ylabel=f"{metric_name(summary['metric'])} on the test split",
+    )
+    set_ticks(axis.yaxis)
+    axis.grid(alpha=0.3)
+    handles, _ = axis.get_legend_handles_labels()
+    blank = Line2D([], [], linestyle="", label="")
+    handles += [blank, *(Line2D([], [], linestyle="", label=key) for key in keys)]  # five kinds, and a row each two
+    handles += [blank] * (len(handles) % 2)
+    figure.legend(handles=handles[::2] + handles[1::2], fontsize=8, loc="outside lower center", ncols=2)  # by rows
+    figure.draw_without_rendering()  # the axes are where they will be
+    numbers = [str(row["configuration"]) for row in rows]
+    place_labels(axis, one_by_one + by_library, numbers * 2)
+    return figure
+
+
 if __name__ == "__main__":
     experiment = Path(sys.argv[1])
     figures = summarize(experiment, *sys.argv[2:])
     (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    save_picture(experiment / "timeline.png", draw_timeline(figures))
     print(as_text(figures))

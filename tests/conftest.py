@@ -7,17 +7,7 @@ import signal
 
 import pytest
 import torch
-from helpers import (
-    CLASSIFIERS,
-    KINDS,
-    build_model,
-    build_tokenizer,
-    load_script,
-    make_workshop,
-    run,
-    t5_config,
-    transformers,
-)
+from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, make_workshop, run, t5_config, transformers
 
 from common.evaluation import cost as report
 from common.runtime import progress
@@ -33,34 +23,6 @@ torch.set_num_threads(1)  # the models are far too small for more
 def workshop(tmp_path_factory):
     """A folder with, for "t5" and "distilbert", model/KIND, tokenizer/KIND and data/KIND."""
     return make_workshop(tmp_path_factory.mktemp("workshop"))
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a script in this process: call(script, *arguments) -> (exit code, JSON result or None, stderr)."""
-
-    def run(script, *arguments):
-        capsys.readouterr()
-        try:
-            code = load_script(script).main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out.strip() else None, err
-
-    return run
-
-
-@pytest.fixture
-def succeeds(call):
-    """succeeds(script, *arguments): its result, once it is sure that it has one."""
-
-    def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert code == 0, err
-        return result
-
-    return run
 
 
 @pytest.fixture(scope="session")

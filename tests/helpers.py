@@ -252,9 +252,12 @@ def load_script(name):
     return module
 
 
-def outcome(command):
-    """Run a command, as it would stand in a shell, in this process: (exit code, JSON result or None, stderr)."""
-    script, *arguments = shlex.split(command)
+def outcome(command, *more):
+    """Run a command, as it would stand in a shell, in this process: (exit code, JSON result or None, stderr).
+
+    `more`: further arguments, one by one.
+    """
+    script, *arguments = [*shlex.split(str(command)), *map(str, more)]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
             code = load_script(script).main(arguments)
@@ -263,16 +266,16 @@ def outcome(command):
     return code, json.loads(out.getvalue()) if out.getvalue().strip() else None, err.getvalue()
 
 
-def run(command):
+def run(command, *more):
     """run("prune.py -m model -o pruned"): the result of a command that has to succeed."""
-    code, result, err = outcome(command)
+    code, result, err = outcome(command, *more)
     assert code == 0, err
     return result
 
 
-def fails(command):
+def fails(command, *more):
     """The one line on stderr of a command that a mistake of the user ends."""
-    code, result, err = outcome(command)
+    code, result, err = outcome(command, *more)
     assert (code, result) == (2, None) and is_one_line(err), err
     return err
 

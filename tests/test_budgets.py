@@ -16,7 +16,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import transformers
-from helpers import PREFIX, T5_BLOCKS, files_in, is_one_line, load_script, loss_per_token, pairs_of, read_json, run
+from helpers import (
+    PREFIX,
+    T5_BLOCKS,
+    fails,
+    files_in,
+    is_one_line,
+    load_script,
+    loss_per_token,
+    outcome,
+    pairs_of,
+    read_json,
+    run,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,12 +152,12 @@ def copied(found, tmp_path):
 
 
 @pytest.fixture
-def refuses(call, copied, workshop):
+def refuses(copied, workshop):
     """refuses(out, *more): a search's one line on stderr, once it is sure that no file was touched or made."""
 
     def run(out, *more):
         before = files_in(copied)
-        code, result, err = call(*searching(copied, workshop / "model" / "t5", out, *more))
+        code, result, err = outcome(*searching(copied, workshop / "model" / "t5", out, *more))
         assert "Traceback" not in err, err
         assert (code, result) == (2, None)
         assert is_one_line(err) and ": error: " in err, err
@@ -194,9 +206,7 @@ def test_what_is_found_is_an_ordinary_configurations_file(grid, found):
     assert len({json.dumps(config) for config in scheme.configs}) > 2  # it does depend on the budget
 
 
-def test_found_models_compose_from_the_library_and_keep_within_the_budget(
-    succeeds, workshop, found, tmp_path, tokenizer
-):
+def test_found_models_compose_from_the_library_and_keep_within_the_budget(workshop, found, tmp_path, tokenizer):
     """Oracles: the non-zeros of the file, read by safetensors; the loss of one pair at a time; the masks' sums."""
     model, result = workshop / "model" / "t5", read_json(found / "result.json")
     before, configs = files_in(found), read_json(found / "scheme.json")["configs"]
@@ -283,12 +293,10 @@ def test_the_report_holds_what_a_picture_needs(found):
 # --- scores are kept -------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_scores_nothing_and_finds_the_same(succeeds, workshop, copied):
+def test_a_second_run_scores_nothing_and_finds_the_same(workshop, copied):
     """Oracle: the first run's figures, its configuration, and the files."""
     before, first = files_in(copied), read_json(copied / "result.json")
-    result = succeeds(
-        *searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000, "--objective", "loss")
-    )
+    result = run(*searching(copied, workshop / "model" / "t5", "again.json", "--budget", 25000, "--objective", "loss"))
     assert (first["scored"], result["scored"]) == (30, 0)
     assert result["found"] == first["found"][1:2] and result["dense"] == first["dense"]
     again = copied / "again.json"
@@ -298,10 +306,10 @@ def test_a_second_run_scores_nothing_and_finds_the_same(succeeds, workshop, copi
     assert written == before
 
 
-def test_other_examples_score_again(succeeds, workshop, copied, tokenizer):
+def test_other_examples_score_again(workshop, copied, tokenizer):
     """Oracle of the original's loss: the eight pairs of the fixed sample, one at a time."""
     before, model = scores_of(copied / "tuned"), workshop / "model" / "t5"
-    result = succeeds(*searching(copied, model, "eight.json", "--budget", 0.6, "--rounds", 0, "--score-examples", 8))
+    result = run(*searching(copied, model, "eight.json", "--budget", 0.6, "--rounds", 0, "--score-examples", 8))
     after = scores_of(copied / "tuned")
     assert result["scored"] == 30 and after.keys() == before.keys()
     assert all(
@@ -320,12 +328,12 @@ def test_other_examples_score_again(succeeds, workshop, copied, tokenizer):
 
 @pytest.mark.parametrize("scored_on, held_back", [(6, 6), (12, 4)])
 def test_what_is_found_is_checked_on_examples_that_nothing_was_scored_on(
-    succeeds, workshop, copied, tokenizer, scored_on, held_back
+    workshop, copied, tokenizer, scored_on, held_back
 ):
     """Oracle: the loss of one pair at a time of the composed models, on the fixed sample and on some of the rest."""
     model, data = workshop / "model" / "t5", workshop / "data" / "t5"
     more = ("--budget-of", 1, 2, "--objective", "loss", "--score-examples", scored_on, "--rounds", 2)
-    result = succeeds(*searching(copied, model, "some.json", *more, "--report", copied / "some-report.json"))
+    result = run(*searching(copied, model, "some.json", *more, "--report", copied / "some-report.json"))
     report = read_json(copied / "some-report.json")
     assert result["examples"] == report["examples"] == {"scored_on": scored_on, "held_back": held_back}
 
@@ -338,7 +346,7 @@ def test_what_is_found_is_checked_on_examples_that_nothing_was_scored_on(
     def losses(configurations, n):
         out = copied / f"{configurations}-{n}"
         composing = ("-m", model, "-p", copied / "tuned", "-c", copied / configurations, "-n", n, "-o", out)
-        succeeds("compose_model.py", *composing)
+        run("compose_model.py", *composing)
         composed = transformers.AutoModelForSeq2SeqLM.from_pretrained(out).eval()
         return [pytest.approx(loss_per_token(composed, tokenizer, pairs), abs=1e-5) for pairs in (sample.texts, unseen)]
 
@@ -356,11 +364,11 @@ def test_what_is_found_is_checked_on_examples_that_nothing_was_scored_on(
     assert report["dense"]["held_back"] == {"loss": pytest.approx(dense, abs=1e-5), "kl": 0}
 
 
-def test_where_no_examples_are_left_to_hold_back_the_search_says_so(call, workshop, copied):
+def test_where_no_examples_are_left_to_hold_back_the_search_says_so(workshop, copied):
     """By hand: there are 16 validation examples. What is returned is then the better of the two on these."""
     for number, silent in ((15, True), (16, False)):
         more = ("--budget-of", 2, "--rounds", 0, "--score-examples", number)
-        code, result, err = call(*searching(copied, workshop / "model" / "t5", f"{number}.json", *more))
+        code, result, err = outcome(*searching(copied, workshop / "model" / "t5", f"{number}.json", *more))
         assert (code, result["examples"]) == (0, {"scored_on": number, "held_back": 16 - number})
         assert ("all 16 validation examples are scored on and none are left to hold back" in err) != silent
     (figures,) = result["found"]
@@ -371,12 +379,12 @@ def test_where_no_examples_are_left_to_hold_back_the_search_says_so(call, worksh
 # --- other measures, objectives and families -------------------------------------------------------------------
 
 
-def test_divergence_as_the_objective(succeeds, workshop, copied):
+def test_divergence_as_the_objective(workshop, copied):
     """By hand: nothing diverges less from the original than the original, which a budget of all that it costs allows.
 
     The scores of both objectives are known once either is.
     """
-    result = succeeds(
+    result = run(
         *searching(copied, workshop / "model" / "t5", "kl.json", "--objective", "kl", "--budget", 1, 0.6, "--rounds", 0)
     )
     whole, part = result["found"]
@@ -387,9 +395,9 @@ def test_divergence_as_the_objective(succeeds, workshop, copied):
     assert set(configs[0].values()) == {0} and max(configs[1].values()) == 0.5
 
 
-def test_latency_is_within_its_budget(succeeds, workshop, copied):
+def test_latency_is_within_its_budget(workshop, copied):
     """By hand: all that the original's blocks take is enough for them, however long that is; the figures agree."""
-    result = succeeds(
+    result = run(
         *searching(
             copied,
             workshop / "model" / "t5",
@@ -438,11 +446,8 @@ def test_mistaken_flags_of_a_search(refuses, out, flags, words):
     assert words in refuses(out, *flags)
 
 
-def test_without_a_search_the_rates_are_needed(call, workshop, tmp_path):
+def test_without_a_search_the_rates_are_needed(workshop, tmp_path):
     for flags in (("--linear", 0.5, "-n", 1), ("--linear", 0.5, "--grid"), ("--attention", 0.5, "--grid"), ()):
-        code, result, err = call(
-            "config_generator.py", "-m", workshop / "model" / "t5", "-o", tmp_path / "c.json", *flags
-        )
-        assert (code, result) == (2, None) and is_one_line(err)
+        err = fails(f"config_generator.py -m {workshop}/model/t5 -o {tmp_path}/c.json", *flags)
         assert "--attention" in err and "--search" in err
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, SCRIPTS, as_arguments, call_apart, good_flags, is_one_line, load_script
+from helpers import ROOT, SCRIPTS, as_arguments, call_apart, fails, good_flags, is_one_line, load_script, outcome
 
 # The spellings are fixed: users' own scripts depend on them.
 SPELLINGS = {
@@ -104,83 +104,38 @@ def test_common_flags_and_spellings(script):
 
 
 @pytest.mark.parametrize("script, flag", [(script, flag) for script in REQUIRED for flag in REQUIRED[script]])
-def test_missing_flag(call, tmp_path, script, flag):
+def test_missing_flag(tmp_path, script, flag):
     flags = good_flags(script, tmp_path, tmp_path, tmp_path)  # paths that are not there: no run gets that far
     del flags[flag]
-    code, result, err = call(script, *as_arguments(flags))
-    assert (code, result) == (2, None)
-    assert is_one_line(err) and ": error: " in err and flag in err
+    err = fails(script, *as_arguments(flags))
+    assert ": error: " in err and flag in err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("extra", [["--no-such-flag"]])
-def test_unknown_flag_or_value(call, tmp_path, script, extra):
-    code, result, err = call(script, *as_arguments(good_flags(script, tmp_path, tmp_path, tmp_path)), *extra)
-    assert (code, result) == (2, None)
-    assert is_one_line(err) and ": error: " in err and extra[0] in err
+def test_unknown_flag(tmp_path, script):
+    assert "--no-such-flag" in fails(script, *as_arguments(good_flags(script, *[tmp_path] * 3)), "--no-such-flag")
 
 
-# Runs scripts in processes of their own, forked from one that has imported what takes seconds. It reads
-# [[script, arguments, folder], …] from stdin and writes [[exit code, stdout, stderr], …] to stdout.
-FORKS = """
-import json, os, pathlib, runpy, sys
-import common.composing.compose, common.evaluation.answers, common.training.loop, torchtext.datasets
-results = []
-for script, arguments, folder in json.load(sys.stdin):
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        for descriptor, name in ((1, "stdout.log"), (2, "stderr.log")):
-            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), descriptor)
-        sys.argv = [script, *arguments]
-        runpy.run_path(script, run_name="__main__")
-        os._exit(99)  # the script has not called sys.exit
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    results.append([code, *((pathlib.Path(folder) / name).read_text() for name in ("stdout.log", "stderr.log"))])
-print(json.dumps(results))
-"""
 AFRESH = ("prune_scheme_generator.py", "evaluate-t5.py", "plot_loss.py")  # as a user does, imports and all
 
 
-@pytest.fixture(scope="module")
-def finished(workshop, chain, tmp_path_factory):
-    """Every script run in a process of its own, from a foreign folder, with relative paths.
-
-    Returns {script: (flags, exit code, stdout, stderr)}.
-    """
-    jobs, done = {}, {}
-    for script in SCRIPTS:
-        foreign = tmp_path_factory.mktemp("foreign")
-        flags = good_flags(script, workshop, chain, foreign)
-        arguments = [
-            os.path.relpath(value, foreign) if isinstance(value, os.PathLike) else str(value)
-            for value in as_arguments(flags)
-        ]
-        jobs[script] = flags, [*arguments, "--quiet"], foreign
-    for script in AFRESH:
-        process = call_apart(script, *jobs[script][1], cwd=jobs[script][2])
-        done[script] = jobs[script][0], process.returncode, process.stdout, process.stderr
-    forked = [script for script in SCRIPTS if script not in AFRESH]
-    orders = json.dumps([[str(ROOT / script), jobs[script][1], str(jobs[script][2])] for script in forked])
-    server = subprocess.run(
-        [sys.executable, "-c", FORKS],
-        input=orders,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        cwd=tmp_path_factory.mktemp("server"),
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert (server.returncode, server.stderr) == (0, "")
-    return done | {script: (jobs[script][0], *result) for script, result in zip(forked, json.loads(server.stdout))}
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_result_is_one_line_of_json(finished, script):
-    flags, code, out, err = finished[script]
-    assert (code, err) == (0, "")
-    assert is_one_line(out)
-    assert isinstance(json.loads(out, parse_constant=pytest.fail), dict)  # no NaN: that is not JSON
+def test_result_is_one_line_of_json(workshop, chain, tmp_path, monkeypatch, script):
+    """From a foreign folder, with relative paths."""
+    flags = good_flags(script, workshop, chain, tmp_path)
+    arguments = [
+        os.path.relpath(value, tmp_path) if isinstance(value, os.PathLike) else str(value)
+        for value in as_arguments(flags)
+    ]
+    if script in AFRESH:
+        process = call_apart(script, *arguments, "--quiet", cwd=tmp_path)
+        assert (process.returncode, process.stderr) == (0, "") and is_one_line(process.stdout)
+        result = json.loads(process.stdout, parse_constant=pytest.fail)  # no NaN: that is not JSON
+    else:
+        monkeypatch.chdir(tmp_path)
+        code, result, err = outcome(script, *arguments, "--quiet")
+        assert (code, err) == (0, "")
+    assert isinstance(result, dict)
     assert all(flags[flag].exists() for flag in ("-o", "--stats") if flag in flags)
 
 

@@ -18,6 +18,7 @@ from helpers import (
     good_flags,
     is_one_line,
     make_digests_fit,
+    outcome,
     save_forged,
 )
 from safetensors.torch import load_file, save_file
@@ -33,12 +34,12 @@ WEIGHT = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 
 
 @pytest.fixture
-def refuses(call, workshop, chain, tmp_path):
+def refuses(workshop, chain, tmp_path):
     """refuses(script, {flag: value}): all that a script with these flags instead of good ones says, one line."""
 
     def run(script, changes):
-        code, result, err = call(
-            script, *as_arguments(good_flags(script, workshop, chain, tmp_path) | changes), "--quiet"
+        code, result, err = outcome(
+            f"{script}", *as_arguments(good_flags(script, workshop, chain, tmp_path) | changes), "--quiet"
         )
         assert "Traceback" not in err, err
         assert (code, result) == (2, None), err
@@ -308,11 +309,11 @@ def test_more_tokens_than_the_model_has_positions(refuses, model_copy):
     assert "--max-length 65" in err and "64" in err
 
 
-def test_as_many_tokens_as_there_are_positions_are_fine(call, workshop, chain, tmp_path):
+def test_as_many_tokens_as_there_are_positions_are_fine(workshop, chain, tmp_path):
     for kind, length in (("distilbert", 64), ("t5", 4096)):
         script = f"evaluate-{kind}.py"
         flags = good_flags(script, workshop, chain, tmp_path) | {"--max-length": length}
-        assert call(script, *as_arguments(flags))[0] == 0
+        assert outcome(script, *as_arguments(flags))[0] == 0
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -407,10 +408,10 @@ def test_absurd_stats(refuses, tmp_path, rows, words):
     assert str(tmp_path / "mine.csv") in err and words in err, err
 
 
-def test_a_dollar_is_shown_as_it_is(call, workshop, chain, tmp_path):
+def test_a_dollar_is_shown_as_it_is(workshop, chain, tmp_path):
     """Two of them would be a formula, and this one is malformed."""
     flags = good_flags("plot_loss.py", workshop, chain, tmp_path) | {"--title": r"$\frac{$ 5", "--labels": ["$", "$^$"]}
-    assert call("plot_loss.py", *as_arguments(flags), "--quiet")[0] == 0
+    assert outcome("plot_loss.py", *as_arguments(flags), "--quiet")[0] == 0
 
 
 EVALUATION = {"evaluation": {"bleu": 3.0}, "figures": {"seconds_per_batch": {"model": 1.0, "ratio": None}}}

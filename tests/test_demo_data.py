@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
+from helpers import run
 
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
@@ -32,7 +33,7 @@ def test_labels_are_balanced_in_every_split():
 
 
 @FOLDERS
-def test_the_seed_is_of_training_and_the_data_are_as_they_are(family, task, tmp_path, succeeds, monkeypatch):
+def test_the_seed_is_of_training_and_the_data_are_as_they_are(family, task, tmp_path, monkeypatch):
     short = tmp_path / "short"
     short.mkdir()
     for path in BUILD.DATA[family].iterdir():
@@ -42,7 +43,7 @@ def test_the_seed_is_of_training_and_the_data_are_as_they_are(family, task, tmp_
     monkeypatch.setitem(BUILD.DATA, family, short)
     monkeypatch.setitem(BUILD.SCHEDULES, f"{family}-demo", {"epochs": 1, "batch_size": 16, "lr": 1e-3})
     for seed in (0, 1):
-        result = succeeds("download_model.py", f"{family}-demo", "-o", tmp_path / str(seed), "--seed", seed, "--quiet")
+        result = run(f"download_model.py {family}-demo -o", tmp_path / str(seed), "--seed", seed, "--quiet")
         assert not result["skipped"]
     first, second = (tmp_path / str(seed) / "data" / f"{family}-demo" for seed in (0, 1))
     records = [json.loads((folder / "record.json").read_text()) for folder in (first, second)]

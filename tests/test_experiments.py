@@ -231,7 +231,7 @@ def test_composed_models_that_are_finished_take_their_time(experiment):
     summary = summarize.summarize(experiment, "reconstruction")
     assert summary["seconds"]["composed"] == {"fine_tuning": 36.0} and summary["cheaper_from"] == 3
     assert [row["val_loss"]["composed"] for row in summary["configurations"]] == [1.5] * 3
-    assert load_script("experiments/timeline.py").moments(summary) == {
+    assert summarize.moments(summary) == {
         "baseline": [(22.5, 2.0), (44.5, 12.0), (66.5, 22.0)],
         "composed": [(38.0, 3.0), (50.0, 13.0), (62.0, 21.0)],
     }
@@ -244,8 +244,8 @@ def test_composed_models_that_are_finished_take_their_time(experiment):
 
 def test_the_timeline_shows_what_is_there_when(experiment):
     """Oracle: matplotlib's own artists. Without finishing, all composed models are there at once, after 26 s."""
-    summarize, timeline = (load_script(f"experiments/{name}.py") for name in ("summarize", "timeline"))
-    (axis,) = timeline.draw(summarize.summarize(experiment, "reconstruction")).axes
+    summarize = load_script("experiments/summarize.py")
+    (axis,) = summarize.draw_timeline(summarize.summarize(experiment, "reconstruction")).axes
     lines = {line.get_marker(): line.get_xydata().tolist() for line in axis.lines}
     assert lines["o"] == [[26, 3], [26, 13], [26, 21]]
     assert lines["s"] == [[22.5, 2], [44.5, 12], [66.5, 22]]

@@ -5,7 +5,7 @@ import shutil
 import stat
 
 import pytest
-from helpers import as_arguments, files_in, good_flags, is_one_line
+from helpers import as_arguments, fails, files_in, good_flags, run
 
 
 @pytest.fixture
@@ -29,13 +29,12 @@ def flags_of(place):
 
 
 @pytest.fixture
-def loses_nothing(call, place):
+def loses_nothing(place):
     """loses_nothing(script, arguments): the script refuses in one line, and all files are as they were; the line."""
 
     def run(script, arguments):
         before = files_in(place)
-        code, result, err = call(script, *arguments)
-        assert (code, result) == (2, None) and is_one_line(err), err
+        err = fails(script, *arguments)
         assert files_in(place) == before
         return err
 
@@ -116,7 +115,7 @@ def test_a_device_is_no_place_for_an_output(loses_nothing, flags_of, place, scri
 # --- names that look like the suite's own -----------------------------------------------------------------------------
 
 
-def test_files_that_only_have_such_names_stay(succeeds, flags_of, place):
+def test_files_that_only_have_such_names_stay(flags_of, place):
     out = place / "out"
     names = [
         "model.pth.checkpoint",
@@ -127,7 +126,7 @@ def test_files_that_only_have_such_names_stay(succeeds, flags_of, place):
     ]
     for name in names:
         (out / name).write_text("mine")
-    succeeds("model-level_finetuning.py", *flags_of("model-level_finetuning.py", {}))
+    run("model-level_finetuning.py", *flags_of("model-level_finetuning.py", {}))
     assert {name: (out / name).read_text() for name in names} == dict.fromkeys(names, "mine")
     assert {path.name for path in out.iterdir()} == {*names, "model.pth", "stats.csv"}
 
@@ -137,20 +136,20 @@ def test_files_that_only_have_such_names_stay(succeeds, flags_of, place):
 
 @pytest.mark.parametrize("part", ["data", "tokenizer", "model"])
 @pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["asked", "unasked"])
-def test_a_demo_replaces_no_folder_of_the_users(call, tmp_path, monkeypatch, part, more):
+def test_a_demo_replaces_no_folder_of_the_users(tmp_path, monkeypatch, part, more):
     """Before any of its work: the test would take minutes otherwise."""
     (tmp_path / part / "mine").mkdir(parents=True)
     (tmp_path / part / "mine" / "train.en").write_text("a sentence\n")
     monkeypatch.chdir(tmp_path)
     before = files_in(tmp_path)
-    code, result, err = call("download_model.py", "t5-demo", "--name", "mine", *more)
-    assert (code, result) == (2, None) and is_one_line(err) and f"{part}/mine" in err
+    err = fails("download_model.py t5-demo --name mine", *more)
+    assert f"{part}/mine" in err
     assert files_in(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/tmp"])
-def test_a_demos_name_is_a_plain_one(call, tmp_path, monkeypatch, name):
+def test_a_demos_name_is_a_plain_one(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    code, result, err = call("download_model.py", "t5-demo", "--name", name)
-    assert (code, result) == (2, None) and is_one_line(err) and f"--name {name}: must be" in err
+    err = fails(f"download_model.py t5-demo --name {name}")
+    assert f"--name {name}: must be" in err
     assert files_in(tmp_path) == {}

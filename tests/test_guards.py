@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, load_script, read_json
+from helpers import OPTIONS, build_model, examples, load_script, outcome, read_json, run
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors
@@ -90,14 +90,14 @@ def test_the_script_warns_of_few_examples(workshop, chain, tmp_path, capsys):
     assert "few examples to solve on" in capsys.readouterr().err
 
 
-def test_blocks_that_are_left_out_are_not_called_failures(workshop, succeeds, call, tmp_path):
+def test_blocks_that_are_left_out_are_not_called_failures(workshop, tmp_path):
     model = workshop / "model" / "t5"
     files = [tmp_path / name for name in ("conf.json", "conf_prune.json", "pruned", "tuned")]
-    succeeds("config_generator.py", "-m", model, "-o", files[0], "--attention", 1, "--linear", 0, "-n", 1)
-    succeeds("prune_scheme_generator.py", "-i", files[0], "-o", files[1])
-    succeeds("prune.py", "-m", model, "-c", files[1], "-o", files[2])
-    code, result, error = call(
-        "block-level_finetuning.py", "-m", model, "-p", files[2], "-o", files[3], "--method", "reconstruct"
+    run(f"config_generator.py -m {model} -o {files[0]} --attention 1 --linear 0 -n 1")
+    run(f"prune_scheme_generator.py -i {files[0]} -o {files[1]}")
+    run(f"prune.py -m {model} -c {files[1]} -o {files[2]}")
+    code, result, error = outcome(
+        f"block-level_finetuning.py -m {model} -p {files[2]} -o {files[3]} --method reconstruct"
     )
     assert code == 0 and result["fine_tuned"] == 6
     assert result["nmse_before"] == result["nmse_after"] == 1  # T5 has no bias: nothing is left of these blocks

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import build_model, build_tokenizer, is_one_line, padded_batch, read_json, save_forged, t5_config
+from helpers import build_model, build_tokenizer, fails, padded_batch, read_json, run, save_forged, t5_config
 
 from common.cli.paths import models_to_evaluate, the_model
 from common.composing.search import costs
@@ -27,10 +27,9 @@ def in_folder(workshop, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refuses(call):
+def refuses():
     def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert (code, result) == (2, None) and is_one_line(err), err
+        err = fails(script, *arguments)
         return err
 
     return run
@@ -39,16 +38,16 @@ def refuses(call):
 # --- what may be left out ----------------------------------------------------------------------------------------
 
 
-def test_the_stages_work_one_after_another_as_the_readme_has_them(in_folder, succeeds):
+def test_the_stages_work_one_after_another_as_the_readme_has_them(in_folder):
     """The seed's flow, every flag that may be left out left out. Oracle: the files that are there afterwards."""
-    succeeds("config_generator.py", "-m", "./model/t5", *T5)
-    succeeds("prune_scheme_generator.py")
-    succeeds("prune.py")
-    succeeds("block-level_finetuning.py", "--batch-size", 8)
-    succeeds("compose_model.py", "-n", 0)
-    tuned = succeeds("model-level_finetuning.py", "-n", 0, "--epochs", 1, "--batch-size", 8)
-    evaluated = succeeds("evaluate-t5.py", "--limit", 4)
-    plotted = succeeds("plot_loss.py")
+    run("config_generator.py -m ./model/t5", *T5)
+    run("prune_scheme_generator.py")
+    run("prune.py")
+    run("block-level_finetuning.py --batch-size 8")
+    run("compose_model.py -n 0")
+    tuned = run("model-level_finetuning.py -n 0 --epochs 1 --batch-size 8")
+    evaluated = run("evaluate-t5.py --limit 4")
+    plotted = run("plot_loss.py")
     assert {path.name for path in in_folder.iterdir()} == {
         *("model", "tokenizer", "data", "conf.json", "conf_prune.json", "modules-pruned", "modules-finetuned"),
         *(f"modules-finetuned{what}.csv" for what in ("", "-blocks", "-compositions")),
@@ -60,21 +59,21 @@ def test_the_stages_work_one_after_another_as_the_readme_has_them(in_folder, suc
     assert set(plotted["best_val_loss"]) == {"modules-finetuned", "model-finetuned/0"}
 
 
-def test_a_changed_configuration_goes_through_without_overwrite_but_for_what_people_edit(in_folder, succeeds, refuses):
-    succeeds("config_generator.py", *T5)
-    succeeds("prune_scheme_generator.py")
+def test_a_changed_configuration_goes_through_without_overwrite_but_for_what_people_edit(in_folder, refuses):
+    run("config_generator.py", *T5)
+    run("prune_scheme_generator.py")
     before = (in_folder / "conf_prune.json").read_bytes()
     assert "--overwrite" in refuses("config_generator.py", *T5[:5], 0.4, 0.3, 0.5, "-n", 3)
-    succeeds("config_generator.py", *T5[:5], 0.4, 0.3, 0.5, "-n", 3, "--overwrite")
-    succeeds("prune_scheme_generator.py")
+    run("config_generator.py", *T5[:5], 0.4, 0.3, 0.5, "-n", 3, "--overwrite")
+    run("prune_scheme_generator.py")
     assert (in_folder / "conf_prune.json").read_bytes() != before
 
 
-def test_the_only_model_and_the_only_tokenizer_are_found(in_folder, succeeds, refuses):
+def test_the_only_model_and_the_only_tokenizer_are_found(in_folder, refuses):
     for model in ("model", "./model", "model/t5"):
         assert str(the_model(model)) == "model/t5"
     assert str(the_model(None)) == "model/t5"
-    succeeds("evaluate-t5.py", "-m", "./model", "-t", "./tokenizer", "--limit", 2)
+    run("evaluate-t5.py -m ./model -t ./tokenizer --limit 2")
     for part in ("model", "tokenizer"):
         shutil.copytree(in_folder / part / "t5", in_folder / part / "other")
     err = refuses("prune.py")  # its scheme comes first
@@ -101,15 +100,15 @@ def test_without_models_to_evaluate_the_fine_tuned_ones_are_taken_by_number(in_f
     assert [str(path) for path in models_to_evaluate(None)] == ["model-finetuned/2", "model-finetuned/10"]
 
 
-def test_several_numbers_are_the_same_files_as_one_at_a_time(in_folder, succeeds, refuses):
+def test_several_numbers_are_the_same_files_as_one_at_a_time(in_folder, refuses):
     """Oracle: a run for each number."""
-    succeeds("config_generator.py", *T5)
-    succeeds("prune_scheme_generator.py")
-    succeeds("prune.py")
+    run("config_generator.py", *T5)
+    run("prune_scheme_generator.py")
+    run("prune.py")
     common = ("-p", "modules-pruned", "--epochs", 1, "--batch-size", 8)
-    both = succeeds("model-level_finetuning.py", "-n", 0, 2, "-o", "both/{n}.pth", *common)["models"]
+    both = run("model-level_finetuning.py -n 0 2 -o 'both/{n}.pth'", *common)["models"]
     for n, result in zip((0, 2), both, strict=True):
-        alone = succeeds("model-level_finetuning.py", "-n", n, "-o", f"alone-{n}.pth", *common)
+        alone = run(f"model-level_finetuning.py -n {n} -o alone-{n}.pth", *common)
         assert {**alone, "output": 0, "stats": 0, "seconds": 0} == {**result, "output": 0, "stats": 0, "seconds": 0}
         one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (f"alone-{n}.pth", f"both/{n}.pth"))
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -152,10 +151,10 @@ def test_a_checkpoint_of_another_family_or_without_the_head_is_refused(workshop,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_of_a_family_without_a_study_is_taken(tmp_path, succeeds):
+def test_a_checkpoint_of_a_family_without_a_study_is_taken(tmp_path):
     build_model("marian").save_pretrained(tmp_path / "ckpt")
     build_tokenizer("marian").save_pretrained(tmp_path / "ckpt")
-    succeeds("download_model.py", "marian", "--checkpoint", tmp_path / "ckpt", "-o", tmp_path)
+    run(f"download_model.py marian --checkpoint {tmp_path}/ckpt -o {tmp_path}")
     record = read_json(tmp_path / "model" / "marian" / "record.json")
     assert (record["task"], record["data"]) == ("translation", None)
 
@@ -209,7 +208,7 @@ def test_a_model_that_is_not_finite_is_refused_by_every_stage_that_loads_it(in_f
         assert "shared.weight holds values that are not finite" in refuses(script, *flags)
 
 
-def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, succeeds, refuses):
+def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, refuses):
     """Every weight is finite, but no output is."""
     model = build_model("t5")
     with torch.no_grad():
@@ -218,9 +217,9 @@ def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, succee
     record = (in_folder / "model" / "t5" / "record.json").read_text()
     model.save_pretrained(in_folder / "model" / "t5")
     (in_folder / "model" / "t5" / "record.json").write_text(record)
-    succeeds("config_generator.py", *T5)
-    succeeds("prune_scheme_generator.py")
-    succeeds("prune.py")
+    run("config_generator.py", *T5)
+    run("prune_scheme_generator.py")
+    run("prune.py")
     err = refuses("block-level_finetuning.py", "--method", "reconstruct", "--quiet")
     assert "not" in err and "damaged" in err
 

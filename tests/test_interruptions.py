@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, build_model, is_one_line, load_script, read_json
+from helpers import ROOT, build_model, is_one_line, load_script, outcome, read_json
 
 from common.composing.library import Library
 from common.evaluation.curves import read_stats
@@ -90,7 +90,7 @@ def test_an_output_that_is_being_written_is_finished_first(tmp_path, write):
 
 
 @pytest.fixture
-def tuned(workshop, chain, tmp_path, call):
+def tuned(workshop, chain, tmp_path):
     """tuned(method, name, *more): what a fine-tuning leaves, in a folder of that name: (code, result, stderr)."""
 
     def run(method, name, *more):
@@ -101,9 +101,9 @@ def tuned(workshop, chain, tmp_path, call):
         )
         if method == "model":
             flags = ["-p", chain / "tuned", "-c", chain / "conf.json", "-n", 0, "-o", folder / "m.pth", "--dropout"]
-            return call("model-level_finetuning.py", "-m", model, *flags, *common)
+            return outcome(f"model-level_finetuning.py -m {model}", *flags, *common)
         flags = ["-p", chain / "pruned", "-o", folder / "library", "--method", method]
-        return call("block-level_finetuning.py", "-m", model, *flags, *common)
+        return outcome(f"block-level_finetuning.py -m {model}", *flags, *common)
 
     return run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import MODELS, ROOT, build_model, build_tokenizer, is_one_line, read_json, transformers
+from helpers import MODELS, ROOT, build_model, build_tokenizer, fails, is_one_line, read_json, run, transformers
 
 from common.data.examples import load_examples
 from common.data.sources import DataSource
@@ -158,7 +158,7 @@ def fake_hub(name, config=None, **_):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_model_is_adopted_with_its_data_and_evaluated(here, succeeds, monkeypatch, write, kind, expected):
+def test_a_model_is_adopted_with_its_data_and_evaluated(here, monkeypatch, write, kind, expected):
     """Everything is said once; the stage after that knows it from the record."""
     checkpoint(here / "mine", kind)
     flags = shlex.split(write(here))
@@ -166,7 +166,7 @@ def test_a_model_is_adopted_with_its_data_and_evaluated(here, succeeds, monkeypa
         import datasets
 
         monkeypatch.setattr(datasets, "load_dataset", fake_hub)
-    succeeds("download_model.py", "--checkpoint", "mine", *flags)
+    run("download_model.py --checkpoint mine", *flags)
     record = read_json(here / "model" / "mine" / "record.json")
     source = DataSource.from_json(record["data"], "model/mine")
     task = TRANSLATION if expected is PAIRS else CLASSIFICATION
@@ -182,7 +182,7 @@ def test_a_model_is_adopted_with_its_data_and_evaluated(here, succeeds, monkeypa
     monkeypatch.chdir(here.parent)
     script = "evaluate-t5.py" if task is TRANSLATION else "evaluate-distilbert.py"
     short = ["--max-new-tokens", 3] if task is TRANSLATION else []
-    assert succeeds(script, "-m", here / "model" / "mine", "--limit", 4, *short)["examples"] == 4
+    assert run(f"{script} -m {here}/model/mine --limit 4", *short)["examples"] == 4
 
 
 # --- pairs of texts, labels, prefixes --------------------------------------------------------------------------------
@@ -239,21 +239,21 @@ def test_what_looks_like_nothing_or_a_number_stays_text(here):
     assert read_texts(DataSource(train_file="a.csv", validation_file="a.csv"), "train", CLASSIFICATION) == rows
 
 
-def test_other_data_at_a_later_stage_are_read_as_the_recorded_ones(here, succeeds):
+def test_other_data_at_a_later_stage_are_read_as_the_recorded_ones(here):
     checkpoint(here / "mine", "t5")
-    succeeds("download_model.py", "--checkpoint", "mine", *shlex.split(text_files(here)))
+    run("download_model.py --checkpoint mine", *shlex.split(text_files(here)))
     (here / "other").mkdir()
     for split in ("train", "test"):
         for end, lines in zip(("en", "fr"), zip(*PAIRS[:7])):
             write_lines(here / "other" / f"{split}.{end}", lines)
     evaluate = ("evaluate-t5.py", "-m", "model/mine", "--max-new-tokens", 3)
-    assert succeeds(*evaluate)["examples"] == len(PAIRS)
-    assert succeeds(*evaluate, "--data", "other")["examples"] == 7
+    assert run(*evaluate)["examples"] == len(PAIRS)
+    assert run(*evaluate, "--data", "other")["examples"] == 7
     again = ("--data", "other", "--source-lang", "en", "--target-lang", "fr", "--prefix", "")
-    succeeds("download_model.py", "--checkpoint", "model/mine", "--name", "again", *again)
+    run("download_model.py --checkpoint model/mine --name again", *again)
     recorded = read_json(here / "model" / "again" / "record.json")["data"]
     assert recorded == {"source_lang": "en", "target_lang": "fr", "prefix": "", "folder": "../other"}
-    assert succeeds("evaluate-t5.py", "-m", "model/again", "--max-new-tokens", 3)["examples"] == 7
+    assert run("evaluate-t5.py -m model/again --max-new-tokens 3")["examples"] == 7
 
 
 def test_a_source_comes_back_from_a_record_as_it_was(here):
@@ -277,12 +277,12 @@ def test_a_source_comes_back_from_a_record_as_it_was(here):
 
 
 @pytest.fixture
-def refuses(call):
+def refuses():
     """refuses(script, *arguments): its one line on stderr, once it is sure that it ends so."""
 
     def run(script, *arguments):
-        code, result, err = call(script, *arguments)
-        assert (code, result) == (2, None) and is_one_line(err.splitlines(True)[-1]), err
+        err = fails(script, *arguments)
+        assert is_one_line(err.splitlines(True)[-1]), err
         return err
 
     return run
@@ -396,18 +396,18 @@ def test_a_checkpoint_that_cannot_be_adopted_is_refused(here, refuses, arguments
     assert words in refuses("download_model.py", *arguments)
 
 
-def test_a_tokenizer_may_lie_elsewhere(here, succeeds):
+def test_a_tokenizer_may_lie_elsewhere(here):
     build_model("t5").save_pretrained(here / "bare")
     build_tokenizer("t5").save_pretrained(here / "words")
-    succeeds("download_model.py", "--checkpoint", "bare", "-t", "words", "--name", "mine")
+    run("download_model.py --checkpoint bare -t words --name mine")
     again = transformers.AutoTokenizer.from_pretrained(here / "tokenizer" / "mine")
     assert again.get_vocab() == build_tokenizer("t5").get_vocab()
 
 
-def test_a_missing_test_split_is_asked_for_never_guessed(here, succeeds, refuses):
+def test_a_missing_test_split_is_asked_for_never_guessed(here, refuses):
     checkpoint(here / "mine", "distilbert")
     write_csv("all.csv", ["text", "label"], REVIEWS)
-    succeeds("download_model.py", "--checkpoint", "mine", "--data", "all.csv")
+    run("download_model.py --checkpoint mine --data all.csv")
     evaluate = ("evaluate-distilbert.py", "-m", "model/mine")
     write_csv("few.csv", ["text", "label"], REVIEWS[:5])
     few = refuses(*evaluate, "--data", "few.csv", "--split", "validation")
@@ -416,19 +416,19 @@ def test_a_missing_test_split_is_asked_for_never_guessed(here, succeeds, refuses
         "has no test split; give download_model.py one with --test-file, or evaluate with --split validation"
         in refuses(*evaluate)
     )
-    assert succeeds(*evaluate, "--split", "validation")["examples"] == 3
+    assert run(*evaluate, "--split", "validation")["examples"] == 3
 
 
 # --- the document, as it stands --------------------------------------------------------------------------------------
 
 
-def walk(title, succeeds):
+def walk(title):
     """Run the commands of a section of docs/data.md; the last one's result."""
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = [shlex.split(line) for line in re.findall(r"^\$ python (.+)$", text, re.MULTILINE)]
     assert len(found) == 7
     for script, *arguments in found:
-        result = succeeds(script, *arguments)
+        result = run(script, *arguments)
     return result
 
 
@@ -441,11 +441,11 @@ def loaded_in_half(of_class):
     return model
 
 
-def test_a_three_class_csv_ends_in_a_compact_folder_in_half_precision(here, succeeds):
+def test_a_three_class_csv_ends_in_a_compact_folder_in_half_precision(here):
     checkpoint(here / "my-classifier", "bert")
     for name in ("feedback.csv", "later.csv"):
         write_csv(name, ["message", "verdict"], REVIEWS)
-    result = walk("A classifier and a CSV", succeeds)
+    result = walk("A classifier and a CSV")
     model = loaded_in_half(transformers.AutoModelForSequenceClassification)
     assert result["examples"] == 30 and model.config.id2label == dict(enumerate(NAMES))
     assert 0 < result["parameters"] == sum(p.numel() for p in model.parameters())

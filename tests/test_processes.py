@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build_model, examples
+from helpers import ROOT, build_model, examples, fails, run
 
 from common.runtime import processes
 from common.runtime.devices import Runtime, computing, in_full_precision
@@ -144,18 +144,18 @@ def test_nothing_is_left_over(runs):
 
 
 @pytest.mark.parametrize("script", ["prune.py", "compose_model.py -n 0", "download_model.py t5-demo"])
-def test_stages_that_do_not_share_work_refuse_several_processes(call, monkeypatch, script):
+def test_stages_that_do_not_share_work_refuse_several_processes(monkeypatch, script):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, result, err = call(*shlex.split(script))
-    assert (code, result) == (2, None) and "runs in one process; start it without torchrun" in err
+    err = fails(*shlex.split(script))
+    assert "runs in one process; start it without torchrun" in err
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_copies_that_would_not_share_the_work_are_refused(call, monkeypatch, name):
+def test_copies_that_would_not_share_the_work_are_refused(monkeypatch, name):
     monkeypatch.setenv(name, "4")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    code, result, err = call("model-level_finetuning.py", "-n", 0)
-    assert (code, result) == (2, None) and f"4 copies were started ({name})" in err
+    err = fails("model-level_finetuning.py -n 0")
+    assert f"4 copies were started ({name})" in err
 
 
 # --- a batch in pieces -------------------------------------------------------------------------------------------
@@ -208,17 +208,17 @@ def test_a_forward_pass_computes_as_asked_and_what_is_solved_in_float32(precisio
     assert torch.get_float32_matmul_precision() == "highest" and layer.weight.dtype == torch.float32
 
 
-def test_evaluation_and_scoring_in_bf16_say_so_and_come_near(succeeds, workshop, chain, tmp_path):
+def test_evaluation_and_scoring_in_bf16_say_so_and_come_near(workshop, chain, tmp_path):
     """Oracle: float32. Scores found in another precision are other scores."""
     found = {}
     for precision in ("fp32", "bf16"):
         how = ("--precision", precision)
-        result = succeeds("evaluate-distilbert.py", "-m", workshop / "model" / "distilbert", *how)
+        result = run(f"evaluate-distilbert.py -m {workshop}/model/distilbert", *how)
         assert result["precision"] == precision
         search = ("-m", workshop / "model" / "t5", "-c", chain / "conf.json", "--search", tmp_path / "tuned")
         shutil.copytree(chain / "tuned", tmp_path / "tuned", dirs_exist_ok=True)
-        searched = succeeds("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / precision, *how)
+        searched = run("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / precision, *how)
         found[precision] = searched["dense"]["loss"]
-        again = succeeds("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / f"{precision}-2", *how)
+        again = run("config_generator.py", *search, "--budget", 0.7, "-o", tmp_path / f"{precision}-2", *how)
         assert (searched["scored"], again["scored"]) == (26, 0)
     assert found["bf16"] != found["fp32"] and found["bf16"] == pytest.approx(found["fp32"], rel=0.02)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from helpers import build_model, recipe
+from helpers import build_model, recipe, run
 
 from common.data.examples import Examples
 from common.data.tasks import TASKS
@@ -128,7 +128,7 @@ def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):
     assert stream.getvalue() == "loading model"
 
 
-def test_an_evaluation_says_what_it_waits_for(call, workshop, monkeypatch):
+def test_an_evaluation_says_what_it_waits_for(workshop, monkeypatch):
     """As if all took long. Oracle: the order in which it has to happen, and the result."""
     said = []
 
@@ -139,8 +139,7 @@ def test_an_evaluation_says_what_it_waits_for(call, workshop, monkeypatch):
 
     monkeypatch.setattr(Talk, "waiting", waiting)
     model = workshop / "model" / "distilbert"
-    code, result, _ = call("evaluate-distilbert.py", "-m", model)
-    assert code == 0
+    result = run(f"evaluate-distilbert.py -m {model}")
     assert said == [
         f"loading {model}",
         f"reading {model.parent / '../data/distilbert'} (test split), and tokenizing it",

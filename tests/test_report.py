@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import RUNTIME, build_model, distilbert_config, is_one_line, load_script, run
+from helpers import RUNTIME, build_model, distilbert_config, fails, load_script, outcome, run
 from matplotlib import image
 
 from common.evaluation import answers as evaluation
@@ -170,22 +170,8 @@ def models(workshop, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def one_round(monkeypatch):
-    """Time everything once, without a warm-up: what is tested here is not how long it takes."""
-    monkeypatch.setattr(report, "ROUNDS", 1)
-    monkeypatch.setattr(report, "WARM_UP", 0)
-
-
-@pytest.fixture
-def evaluate(call):
-    """evaluate(kind, model, *flags): evaluate 8 examples: (exit code, result, stderr)."""
-
-    def evaluated(kind, model, *flags):
-        short = ("--max-new-tokens", 4) if kind == "t5" else ()
-        return call(EVALUATE[kind], "-m", model, "--limit", 8, *short, *flags)
-
-    return evaluated
+def command(kind, model):
+    return f"{EVALUATE[kind]} -m {model} --limit 8" + (" --max-new-tokens 4" if kind == "t5" else "")
 
 
 def read_json(path):
@@ -201,21 +187,16 @@ def positive_seconds(figures, of):
 
 
 @pytest.mark.parametrize("kind", EVALUATE)
-def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(
-    models, evaluate, one_round, tmp_path, kind
-):
+def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(models, tmp_path, kind):
     """By hand: 3 of 4 heads and 24 of 48 neurons are left. Figures of each model alone are tested above."""
     path, compact = tmp_path / "made" / "report.json", models / kind / "compact"
-    code, result, err = evaluate(kind, compact, "--report", path)
-    assert code == 0, err
+    result = run(f"{command(kind, compact)} --report {path}")
     assert result.pop("report") == str(path)
     content = read_json(path)
     assert content["evaluation"] == result
     assert {"bleu" if kind == "t5" else "accuracy", "examples", "parameters"} <= result.keys()
     assert (content["input"], content["rounds"], content["model"]) == (STATED[kind], 1, str(compact))
     assert os.path.samefile(content["original"], models / kind / "original")
-    assert "name it with --original" not in err
-
     figures = content["figures"]
     assert list(figures) == FIGURES + ["seconds_per_generated_token"] * (kind == "t5")
     for name, each in figures.items():
@@ -271,33 +252,29 @@ def test_the_timed_translation_has_the_stated_length(models, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", EVALUATE)
-def test_a_model_whose_original_is_unknown_is_reported_alone(models, evaluate, one_round, tmp_path, kind):
-    code, result, err = evaluate(kind, models / kind / "original", "--report", tmp_path / "report.json")
-    assert code == 0, err
-    line = f"{tmp_path / 'report.json'}: the original is not known, so the figures stand alone; name it"
-    assert [each for each in err.splitlines() if each.startswith(line)] and "--original" in err
+def test_a_model_whose_original_is_unknown_is_reported_alone(models, tmp_path, kind):
+    code, result, err = outcome(f"{command(kind, models / kind / 'original')} --report {tmp_path}/report.json")
+    assert code == 0
+    assert f"{tmp_path}/report.json: the original is not known, so the figures stand alone; name it" in err
     content = read_json(tmp_path / "report.json")
     assert content["original"] is None and content["figures"]["parameters"]["model"] == result["parameters"]
-    assert {(each["original"], each["ratio"]) for each in content["figures"].values()} == {(None, None)}
+    assert {(figure["original"], figure["ratio"]) for figure in content["figures"].values()} == {(None, None)}
     assert positive_seconds(content["figures"], "model")
 
 
-def test_another_models_original_is_refused(models, evaluate, other_model, monkeypatch, tmp_path):  # noqa: F811
+def test_another_models_original_is_refused(models, other_model, monkeypatch, tmp_path):
     """Before anything is translated."""
     monkeypatch.setattr(evaluation, "translate", lambda *_, **__: pytest.fail("was called"))
     compact = models / "t5" / "compact"
-    code, result, err = evaluate("t5", compact, "--report", tmp_path / "report.json", "--original", other_model)
-    assert (code, result) == (2, None) and is_one_line(err), err
+    err = fails(f"{command('t5', compact)} --report {tmp_path}/report.json --original {other_model}")
     assert f"{other_model}: is not the original of {compact}" in err and "--original" in err
     assert not (tmp_path / "report.json").exists()
 
 
-def test_a_model_of_fewer_positions_than_the_stated_input_is_no_bug(workshop, evaluate, one_round, tmp_path):
-    """The usual tiny DistilBERT has 64 positions, and is evaluated without a report. Exit code 1 would be a bug."""
-    model = workshop / "model" / "distilbert"
-    assert evaluate("distilbert", model)[0] == 0
-    code, _, err = evaluate("distilbert", model, "--report", tmp_path / "report.json")
-    assert "Traceback" not in err and code in (0, 2), err
+def test_a_model_of_fewer_positions_than_the_stated_input_is_no_bug(workshop, tmp_path):
+    """The usual tiny DistilBERT has 64 positions."""
+    run(f"{command('distilbert', workshop / 'model' / 'distilbert')} --report {tmp_path}/report.json")
+    assert read_json(tmp_path / "report.json")["input"]["input_tokens"] == 64
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
@@ -354,25 +331,13 @@ def test_the_frontier_by_hand(points, line):
     assert load_script(PARETO).frontier(points) == line
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        [],
-        ["--series", "a", "a", "b", "b"],
-        ["--labels", "1", "2", "3", "4"],
-        ["--against", "multiply_adds", "seconds_per_generated_token", "seconds_per_batch"],
-    ],
-    ids=["plain", "series", "labels", "three panels"],
-)
-def test_the_picture_is_drawn(call, reports, tmp_path, more):
-    """Oracle: matplotlib reads it back; two panels are about 10 by 4.2 inches at 150 dots an inch, three 15."""
+def test_the_picture_is_drawn(reports, tmp_path):
+    """Oracle: matplotlib reads it back; three panels are about 15 by 4.2 inches at 150 dots an inch."""
     picture = tmp_path / "pareto.png"
-    code, result, err = call(PARETO, *reports, "-o", picture, *more)
-    assert code == 0, err
-    assert result == {"output": str(picture), "points": 4}
+    more = "--series a a b b --labels 1 2 3 4 --against multiply_adds seconds_per_generated_token seconds_per_batch"
+    assert run(f"{PARETO} -o {picture} {more} --", *reports) == {"output": str(picture), "points": 4}
     pixels = image.imread(picture)
-    inches = [size / 150 for size in pixels.shape[:2]]
-    assert inches == pytest.approx([4.2, 15 if "--against" in more else 10], rel=0.1)  # margins are cut
+    assert [size / 150 for size in pixels.shape[:2]] == pytest.approx([4.2, 15], rel=0.1)  # margins are cut
     assert pixels.std() > 0.01 and pixels.min() < 0.5  # something is on it
 
 
@@ -391,7 +356,7 @@ def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
     np.testing.assert_allclose(batch.collections[0].get_offsets(), [[10, 20], [20, 30], [30, 25], [40, 33]])
 
 
-def test_a_relative_picture_has_the_reports_ratios(call, reports, tmp_path):
+def test_a_relative_picture_has_the_reports_ratios(reports, tmp_path):
     """By hand. The original is at 1, whatever its own report says; a report without ratios is refused."""
     for n, path in enumerate(reports):
         content = read_json(path)
@@ -417,43 +382,27 @@ def test_a_relative_picture_has_the_reports_ratios(call, reports, tmp_path):
         seconds_per_batch=0.1,
         seconds_per_generated_token=0.01,
     )
-    arguments = ("--relative", "--against", "multiply_adds", "-o", tmp_path / "p.png")
-    assert "--original" in refused(call, tmp_path, *reports, alone, *arguments)
-    code, result, err = call(PARETO, *reports, "--original", alone, *arguments)
-    assert (code, result["points"]) == (0, 4), err
+    relative = f"--relative --against multiply_adds -o {tmp_path}/p.png"
+    assert "--original" in fails(f"{PARETO} {relative} --", *reports, alone)
+    assert run(f"{PARETO} {relative} --original {alone} --", *reports)["points"] == 4
 
 
-def refused(call, tmp_path, *arguments):
-    """The one line that the picture's script ends with, once it is sure that there is no picture."""
-    code, result, err = call(PARETO, *arguments)
-    assert "Traceback" not in err, err
-    assert (code, result) == (2, None) and is_one_line(err), err
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".gif")]
-    return err
-
-
-@pytest.mark.parametrize("flag, count", [("--labels", 1), ("--series", 5)])
-def test_a_wrong_number_of_names_is_refused(call, reports, tmp_path, flag, count):
-    err = refused(call, tmp_path, *reports, "-o", tmp_path / "p.png", flag, *"abcde"[:count])
-    assert f"{flag} has {count} names for 4 reports" in err
+OTHER_KIND = {"evaluation": {"accuracy": 0.9}, "figures": {"bytes_in_memory": {"model": 1e6, "ratio": None}}}
 
 
 @pytest.mark.parametrize(
-    "content",
+    "more, content, words",
     [
-        '{"evaluation": {}, "figures": {}}',
-        '{"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}',
-        '{"bleu": 1.0, "examples": 16}',
+        ("--labels a", None, "--labels has 1 names for 4 reports"),
+        ("", {"evaluation": {}, "figures": {}}, "other.json"),
+        ("", {"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}, "other.json"),
+        ("", {"bleu": 1.0, "examples": 16}, "other.json"),  # an evaluation's JSON line
+        ("", OTHER_KIND, "reports accuracy and has no"),
     ],
 )
-def test_what_is_no_report_is_refused(call, reports, tmp_path, content):
-    """The last is the JSON line of an evaluation without a report."""
-    path = tmp_path / "other.json"
-    path.write_text(content)
-    assert str(path) in refused(call, tmp_path, *reports, path, "-o", tmp_path / "p.png")
-
-
-def test_reports_of_two_kinds_are_not_compared(call, reports, tmp_path):
-    other = written(tmp_path / "accuracy.json", "accuracy", 0.9, bytes_in_memory=1e6, seconds_per_batch=0.1)
-    err = refused(call, tmp_path, *reports, other, "-o", tmp_path / "p.png")
-    assert f"{other}: reports accuracy and has no bleu" in err and "compare models of one kind" in err
+def test_what_cannot_be_drawn_is_refused(reports, tmp_path, more, content, words):
+    if content is not None:
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        reports = [*reports, tmp_path / "other.json"]
+    assert words in fails(f"{PARETO} -o {tmp_path}/p.png {more} --", *reports)
+    assert not (tmp_path / "p.png").exists()

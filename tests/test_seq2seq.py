@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_script, padded_batch, pairs_of, read_json
+from helpers import fails, load_script, padded_batch, pairs_of, read_json, run
 
 from common.models.load import load_model, load_tokenizer
 from common.models.tokenizer import PairedTokenizer
@@ -46,7 +46,7 @@ def test_a_pair_reads_with_the_source_and_writes_with_the_target():
     assert pair.batch_decode(ids, skip_special_tokens=True) == ["das Tier"]
 
 
-def test_what_was_trained_has_two_vocabularies_and_says_how(trained, workshop, succeeds, monkeypatch):
+def test_what_was_trained_has_two_vocabularies_and_says_how(trained, workshop, monkeypatch):
     monkeypatch.chdir(trained)
     record = read_json(Path("model/seq2seq/record.json"))
     assert record["task"] == "translation" and record["measured"]["epochs"] == 4
@@ -58,31 +58,31 @@ def test_what_was_trained_has_two_vocabularies_and_says_how(trained, workshop, s
     assert model.get_encoder().embed_tokens.num_embeddings == sizes[0]
     assert model.lm_head.out_features == sizes[1] and sizes[0] != sizes[1]
     assert record["measured"]["val_loss"] < math.log(sizes[1])  # of guessing
-    assert succeeds("download_model.py", "seq2seq", "--data", workshop / "data" / "t5", *TRAINED)["skipped"]
+    assert run(f"download_model.py seq2seq --data {workshop}/data/t5", *TRAINED)["skipped"]
 
 
-def test_it_goes_through_the_stages(trained, succeeds, monkeypatch):
+def test_it_goes_through_the_stages(trained, monkeypatch):
     monkeypatch.chdir(trained)
-    succeeds("config_generator.py", "--attention", 0.5, "--linear", 0, "--feed-forward", 0.5, "-n", 1)
-    succeeds("prune_scheme_generator.py")
-    succeeds("prune.py")
-    succeeds("block-level_finetuning.py", "--method", "reconstruct", "--calibration", 32)
-    succeeds("compose_model.py", "-n", 0, "-o", "composed")
-    succeeds("compose_model.py", "-n", 0, "-o", "compact", "--compact")
+    run("config_generator.py --attention 0.5 --linear 0 --feed-forward 0.5 -n 1")
+    run("prune_scheme_generator.py")
+    run("prune.py")
+    run("block-level_finetuning.py --method reconstruct --calibration 32")
+    run("compose_model.py -n 0 -o composed")
+    run("compose_model.py -n 0 -o compact --compact")
     tuning = ("--epochs", 1, "--epoch-size", 16, "--metric-for-best", "bleu")
-    succeeds("model-level_finetuning.py", "-n", 0, "-o", "tuned", *tuning)
+    run("model-level_finetuning.py -n 0 -o tuned", *tuning)
     report = ("--limit", 4, "--beams", 2, "--max-new-tokens", 8, "--report", "report-{name}.json")
-    scores = succeeds("evaluate-t5.py", "-m", "composed", "compact", *report)
+    scores = run("evaluate-t5.py -m composed compact", *report)
     assert scores["models"][0]["bleu"] == scores["models"][1]["bleu"]
     batch = {name: ids.clamp(max=20) for name, ids in padded_batch("marian").items()}
     with torch.no_grad():
         masked, small = (load_model(path).model(**batch).logits for path in ("composed", "compact"))
     torch.testing.assert_close(small, masked, rtol=1e-5, atol=1e-5)
-    adopted = succeeds("download_model.py", "marian", "--checkpoint", "compact", "--name", "adopted")
+    adopted = run("download_model.py marian --checkpoint compact --name adopted")
     assert adopted["parameters"] == scores["models"][1]["parameters"]
     assert load_tokenizer(None, load_model("model/adopted"))(text_target="das")["input_ids"]
 
 
-def test_the_flags_of_training_are_for_it_alone(call):
-    code, _, err = call("download_model.py", "t5", "--d-model", 64)
-    assert code == 2 and "--d-model: is for a seq2seq model that is trained here" in err
+def test_the_flags_of_training_are_for_it_alone():
+    err = fails("download_model.py t5 --d-model 64")
+    assert "--d-model: is for a seq2seq model that is trained here" in err

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import is_one_line, read_json
+from helpers import fails, is_one_line, outcome, read_json, run
 from transformers import AutoTokenizer
 
 from common.data.tasks import TASKS
@@ -38,11 +38,11 @@ def edit_config(folder, **changes):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=str)
-def test_every_task_has_its_metrics_and_their_intervals(succeeds, model_for, tmp_path, task):
+def test_every_task_has_its_metrics_and_their_intervals(model_for, tmp_path, task):
     """Oracle: the scores (tested in test_metrics.py) of the predictions that were saved."""
     model, file = model_for(task.name), tmp_path / "predictions.jsonl"
     report = ("--save-predictions", file, "--report", tmp_path / "report.json")
-    result = succeeds(task.evaluated_by, "-m", model, *report)
+    result = run(f"{task.evaluated_by} -m {model}", *report)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     answers, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     pairs = [(row["input"], row["reference"]) for row in rows]
@@ -57,11 +57,11 @@ def test_every_task_has_its_metrics_and_their_intervals(succeeds, model_for, tmp
     assert read_json(tmp_path / "report.json")["evaluation"].items() <= result.items()
 
 
-def test_predictions_of_a_classifier_have_the_models_own_names(succeeds, model_for, tmp_path):
+def test_predictions_of_a_classifier_have_the_models_own_names(model_for, tmp_path):
     """The probabilities' largest is the prediction; oracle of one of them: the model by itself, without padding."""
     model, file = model_for("classification"), tmp_path / "predictions.jsonl"
     edit_config(model, id2label={"0": "schlecht", "1": "gut"}, label2id={"schlecht": 0, "gut": 1})
-    result = succeeds("evaluate-distilbert.py", "-m", model, "--save-predictions", file)
+    result = run(f"evaluate-distilbert.py -m {model} --save-predictions {file}")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [row["reference"] for row in rows] == ["schlecht", "gut"] * 8
     assert sum(row["prediction"] == row["reference"] for row in rows) / 16 == result["accuracy"]
@@ -77,17 +77,16 @@ def test_predictions_of_a_classifier_have_the_models_own_names(succeeds, model_f
     assert list(rows[3]["probabilities"].values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
 
 
-def test_predictions_replace_their_like_alone(call, succeeds, workshop, tmp_path):
+def test_predictions_replace_their_like_alone(workshop, tmp_path):
     model, file = workshop / "model" / "t5", tmp_path / "predictions.jsonl"
     flags = ("-m", model, "--limit", 4, "--save-predictions", file)
-    succeeds("evaluate-t5.py", *flags)
+    run("evaluate-t5.py", *flags)
     written = file.read_bytes()
-    succeeds("evaluate-t5.py", *flags)
+    run("evaluate-t5.py", *flags)
     assert file.read_bytes() == written
     for foreign in (b'{"input": "mine", "prediction": "too"}\n', b'{"script": "evaluate-distilbert.py"}\n', b"", b"x"):
         file.write_bytes(foreign)
-        code, _, err = call("evaluate-t5.py", *flags)
-        assert code == 2 and is_one_line(err)
+        err = fails("evaluate-t5.py", *flags)
         assert f"{file}: exists already and is no such output of this script" in err
         assert file.read_bytes() == foreign
 
@@ -100,24 +99,23 @@ def test_predictions_replace_their_like_alone(call, succeeds, workshop, tmp_path
         ({"id2label": {"0": "x"}, "label2id": {"x": 0}}, "'num_labels': 1: regression, a number for a text"),
     ],
 )
-def test_other_kinds_of_classifiers_are_refused(call, model_for, changes, words):
+def test_other_kinds_of_classifiers_are_refused(model_for, changes, words):
     model = model_for("classification")
     edit_config(model, **changes)
-    code, _, err = call("evaluate-distilbert.py", "-m", model)
-    assert code == 2 and is_one_line(err)
+    err = fails(f"evaluate-distilbert.py -m {model}")
     assert f"{model}: config.json: " in err and words in err
 
 
-def test_a_summarization_model_has_longest_lengths_of_its_own(succeeds, workshop, tmp_path):
+def test_a_summarization_model_has_longest_lengths_of_its_own(workshop, tmp_path):
     """T5 has no positions of its own, and the tiny tokenizer no limit."""
     shutil.copytree(workshop / "model" / "t5", tmp_path / "model")
     data = {"folder": str(workshop / "data" / "t5"), **LANGUAGES}
     record = {"task": "summarization", "tokenizer": None, "data": data}
     (tmp_path / "model" / "record.json").write_text(json.dumps(record))
     flags = ("-t", workshop / "tokenizer" / "t5", "--limit", 2)
-    result = succeeds("evaluate-t5.py", "-m", tmp_path / "model", *flags)
+    result = run(f"evaluate-t5.py -m {tmp_path}/model", *flags)
     assert (result["max_length"], result["max_new_tokens"]) == (512, 128)
-    result = succeeds("evaluate-t5.py", "-m", workshop / "model" / "t5", *flags)
+    result = run(f"evaluate-t5.py -m {workshop}/model/t5", *flags)
     assert (result["max_length"], result["max_new_tokens"]) == (128, 60)
 
 
@@ -125,27 +123,27 @@ def test_a_summarization_model_has_longest_lengths_of_its_own(succeeds, workshop
 
 
 @pytest.mark.parametrize("task, metric", [("summarization", "rouge_l"), ("classification", "f1")])
-def test_the_best_epoch_by_a_metric(succeeds, model_for, tmp_path, monkeypatch, task, metric):
+def test_the_best_epoch_by_a_metric(model_for, tmp_path, monkeypatch, task, metric):
     """The figure in the stats is that of the evaluation of what was saved, on the validation split."""
     monkeypatch.chdir(tmp_path)
     model = ("-m", model_for(task))
-    succeeds("config_generator.py", *model, "--attention", 0.5, "--linear", 0.3, "-n", 1)
-    succeeds("prune_scheme_generator.py")
-    succeeds("prune.py", *model, "-o", "pruned")
+    run("config_generator.py", *model, "--attention", 0.5, "--linear", 0.3, "-n", 1)
+    run("prune_scheme_generator.py")
+    run("prune.py", *model, "-o", "pruned")
     tuning = ("-n", 0, "-p", "pruned", "-o", "tuned", "--batch-size", 8, "--metric-for-best", metric)
-    result = succeeds("model-level_finetuning.py", *model, *tuning, "--epochs", 3, "--lr", 3e-3)
+    result = run("model-level_finetuning.py", *model, *tuning, "--epochs", 3, "--lr", 0.003)
     with open("tuned.csv", encoding="utf-8", newline="") as handle:
         values = [float(row[metric]) for row in csv.DictReader(handle)]
     assert len(values) == 4 and result["best_epoch"] in [n for n, value in enumerate(values) if value == max(values)]
     assert (result[f"val_{metric}_before"], result[f"val_{metric}"]) == (values[0], max(values))
     script = TASKS[task].evaluated_by
-    evaluated = succeeds(script, "-m", "tuned", "--split", "validation", "--bootstrap", 0)
+    evaluated = run(f"{script} -m tuned --split validation --bootstrap 0")
     assert evaluated[metric] == pytest.approx(max(values))
     assert read_json(tmp_path / "tuned" / "record.json")["made_from"]["metric_for_best"] == metric
 
 
-def test_metrics_that_cannot_be_chosen_by(call, chain, workshop, tmp_path):
+def test_metrics_that_cannot_be_chosen_by(chain, workshop, tmp_path):
     which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
-    code, _, err = call("model-level_finetuning.py", *which, "-o", tmp_path / "out", "--metric-for-best", "accuracy")
+    code, _, err = outcome("model-level_finetuning.py", *which, "-o", tmp_path / "out", "--metric-for-best", "accuracy")
     words = "--metric-for-best accuracy: of translation it is one of loss, bleu, chrf"
     assert code == 2 and words in err and is_one_line(err)

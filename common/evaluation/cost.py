@@ -67,18 +67,19 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
 
     A report's "figures" are {name: {"model", "original", "ratio"}}.
     """
-    models = {id(each): each for one in reported for each in (one.loaded, one.original) if each is not None}
+    models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
     measured = {
-        key: sizes(each) | {"multiply_adds": multiply_adds(each)} | seconds[key] for key, each in models.items()
+        key: sizes(model) | {"multiply_adds": multiply_adds(model)} | seconds[key] for key, model in models.items()
     }
     for file, loaded, original, evaluation in reported:
         if original is None:
             runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
-        figures = {
-            figure: beside(value, measured[id(original)][figure] if original else None)
-            for figure, value in measured[id(loaded)].items()
-        }
+        figures = {figure: {"model": value} for figure, value in measured[id(loaded)].items()}
+        for figure, values in figures.items():
+            of_original = measured[id(original)][figure] if original else None
+            values["original"] = of_original
+            values["ratio"] = round(values["model"] / of_original, 4) if of_original else None
         write_json(
             file,
             {
@@ -93,10 +94,6 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
                 "figures": figures,
             },
         )
-
-
-def beside(value, original):
-    return {"model": value, "original": original, "ratio": round(value / original, 4) if original else None}
 
 
 def sizes(loaded):
@@ -172,15 +169,14 @@ def ways_to_run(loaded):
 def speeds(models: dict[str, LoadedModel], runtime: Runtime) -> dict[str, dict[str, float]]:
     """Median seconds of several models, taken in turn, after a warm-up: {name: {figure: seconds}}."""
     ways = {name: ways_to_run(loaded) for name, loaded in models.items()}
-    seconds = {name: {figure: [] for figure in each} for name, each in ways.items()}
-    for turn in range(WARM_UP + ROUNDS):
-        for name, each in ways.items():
-            for figure, (run, parts) in each.items():
+    seconds = {name: {figure: [] for figure in of_model} for name, of_model in ways.items()}
+    for _ in range(WARM_UP + ROUNDS):
+        for name, of_model in ways.items():
+            for figure, (run, parts) in of_model.items():
                 started = runtime.now()
                 run()
-                if turn >= WARM_UP:
-                    seconds[name][figure].append((runtime.now() - started) / parts)
+                seconds[name][figure].append((runtime.now() - started) / parts)
     return {
-        name: {figure: round(statistics.median(times), 7) for figure, times in each.items()}
-        for name, each in seconds.items()
+        name: {figure: round(statistics.median(times[WARM_UP:]), 7) for figure, times in of_model.items()}
+        for name, of_model in seconds.items()
     }
