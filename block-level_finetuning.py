@@ -80,20 +80,22 @@ def run(args):
     check_inputs(args)
     stats_file = args.stats or f"{Path(args.output)}.csv"
     from common.blocks.find import find_blocks
-    from common.cli.open import check_tracking, open_study, open_tracking, recipe_from
+    from common.cli.open import open_study, open_tracking, recipe_from
     from common.composing.compose import warn_of_missing
     from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
-    from common.training import block_level
+    from common.training.block_level.apart import tune_apart
+    from common.training.block_level.jointly import read_configurations_of, tune_jointly
+    from common.training.block_level.stage import BlockStage, check_stats_files
+    from common.training.tracking import check_trackers
 
-    check_tracking(args, args.output)
-    block_level.check_stats_files(stats_file)
+    check_trackers(args.track, args.output)
+    check_stats_files(stats_file)
     opened = open_study(args)
     loaded, runtime, study = opened.loaded, opened.runtime, opened.loaded.study
     method = args.method or study.method
     is_joint = method == "joint"
     if is_joint:
-        block_level.check_stats_files(stats_file, is_joint)
-        configurations = block_level.read_configurations_of(loaded, args.configurations)
+        configurations = read_configurations_of(loaded, args.configurations)
         args.epochs = JOINT_EPOCHS if args.epochs is None else args.epochs
         recipe = recipe_from(args, loaded, "joint", distill=args.distill, dropout=study.dropout)
     else:
@@ -105,7 +107,7 @@ def run(args):
     train, validation = opened.split("train"), opened.split("validation")
     calibration = settings_from(args, CalibrationSettings)
     held_out = calibration.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS))
-    stage = block_level.BlockStage(
+    stage = BlockStage(
         method=method,
         original=loaded.model,
         blocks=find_blocks(loaded.model),
@@ -121,14 +123,13 @@ def run(args):
         runtime=runtime,
         overwrite=args.overwrite,
         stats_file=stats_file,
-        unfinished=Path(args.output) / "unfinished",
         open_tracking=lambda run: open_tracking(args, args.output, stats_file, run, recipe, train, runtime),
     )
     if is_joint:
         shared_rate = study.joint_shared_rate if args.shared_rate is None else args.shared_rate
-        result = block_level.tune_jointly(stage, configurations, shared_rate=shared_rate)
+        result = tune_jointly(stage, configurations, shared_rate=shared_rate)
     else:
-        result = block_level.tune_apart(stage)
+        result = tune_apart(stage)
     return {"output": args.output, **result}
 
 

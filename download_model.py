@@ -130,7 +130,7 @@ def run(args):
         made_from |= {"files": folder_digest(checkpoint)} if Path(checkpoint).is_dir() else {}
     made_from |= {name: getattr(args, name) for name in ("dtype", "tokenizer", "task") if getattr(args, name)}
     key = digest(made_from)
-    unfinished = Checkpoint(model_path, key, {"model": key}, talk=talk)
+    unfinished = Checkpoint(model_path, {"model": key}, talk)
     are_made = [is_made(path, made_from, args.overwrite, NAME) for path in outputs]  # all, before any work
     if all(are_made):
         talk.say(f"{model_path}: is there already")

@@ -70,13 +70,14 @@ def run(args):
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
-    from common.cli.open import check_tracking, open_quality, open_study, recipe_from
+    from common.cli.open import open_quality, open_study, recipe_from
     from common.composing.compose import choose
     from common.models.publishing import check_push, push
     from common.training.stats import check_stats
+    from common.training.tracking import check_trackers
 
     for nth in args.nth:
-        check_tracking(args, outputs[nth])
+        check_trackers(args.track, outputs[nth])
         check_writable(outputs[nth], is_file=outputs[nth].endswith(".pth"))
         check_stats(stats_files[nth])
     check_push(repositories.values())
@@ -123,11 +124,11 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     from common.models.compact import make_compact
     from common.models.saving import check_range, is_made, read_measured, round_to
     from common.training import loop
-    from common.training.checkpoints import RUN_DIGITS, Checkpoint, remove_checkpoints
+    from common.training.checkpoints import Checkpoint
     from common.training.learner import Learner
     from common.training.loop import Measure, fit, steps_of, validate
-    from common.training.objectives import ModelObjective
-    from common.training.stats import runs_in, seconds_of, write_stats
+    from common.training.losses import ModelObjective
+    from common.training.stats import RUN_DIGITS, read_stats, seconds_of, write_stats
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
     form = form_from(args, loaded)
@@ -145,10 +146,9 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     made_from = trained_from | form.to_json()
     key = digest(trained_from)  # of the run: for another type of the weights it need not be done again
     run = key[:RUN_DIGITS]
-    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and run in runs_in(stats_file)):
+    if processes.agree(is_made(output, made_from, args.overwrite, NAME) and read_stats(stats_file, run)):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
-        if processes.is_first:
-            remove_checkpoints(output)
+        Checkpoint(output, {}, talk, processes).remove()
         there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
         return {**there, "seconds": seconds_of(stats_file, {run}), "stats": stats_file}
 
@@ -162,15 +162,15 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None
     objective = ModelObjective(model, recipe, teacher)
-    checkpoint = Checkpoint(output, key, {"model": key}, talk, processes)
+    checkpoint = Checkpoint(output, {"model": key}, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
 
-    def on_epoch(progress):
+    def on_epoch(rows):
         if processes.is_first:
-            write_stats(stats_file, {"model": learner.history}, progress, run, quality and quality.metric)
+            write_stats(stats_file, {"model": learner.history}, rows, run, quality and quality.metric)
             tracking.tell()
 
-    progress = fit(
+    rows = fit(
         {"model": learner},
         objective,
         train,
@@ -186,7 +186,7 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
         "val_loss_before": learner.history[0].val_loss,
         "val_loss": learner.best_loss,
         "best_epoch": learner.best_epoch,
-        "epochs": progress.epoch,
+        "epochs": rows[-1].epoch,
     }
     if quality:
         name = f"val_{quality.metric}"

@@ -40,7 +40,7 @@ from common.training.block_level.teacher import BlockObjective, held_out_errors
 RANDOM_LENGTHS = {"t5": 20, "distilbert": 128}  # mean tokens of a random example
 RIDGE = 1e-3  # the script's default; so are the numbers in `Bench.recipe`
 UNSAVED = SimpleNamespace(
-    resume=lambda learners, talk: ([], None), save=lambda learners, rows, within=None: None, is_due=lambda: False
+    resume=lambda learners: ([], None), save=lambda learners, rows, within=None: None, is_due=lambda: False
 )
 
 
@@ -152,16 +152,16 @@ class Bench:
         """
         learners, errors = self.learners(recipe, training.steps_of(examples, recipe)), []
 
-        def on_epoch(progress):
+        def on_epoch(rows):
             errors.append({pair: learner.best_loss for pair, learner in learners.items()})
             for learner in learners.values():
                 learner.finished |= fmean(errors[-1].values()) <= target
 
         objective = BlockObjective(self.model, self.blocks, recipe)
-        progress = training.fit(
+        rows = training.fit(
             learners, objective, examples, self.held_out, recipe, self.runtime, UNSAVED, on_epoch=on_epoch
         )
-        return errors, list(itertools.accumulate(row.train for row in progress.rows))
+        return errors, list(itertools.accumulate(row.train for row in rows))
 
 
 # --- the figures -------------------------------------------------------------------------------------------------
@@ -206,8 +206,8 @@ def reuse(bench):
     def epoch(active):
         objective = BlockObjective(bench.model, bench.blocks, bench.recipe(1))
         for positions in batches:
-            begun = objective.begin(examples.batch(positions, bench.device), active)
-            for pair, loss, *_ in objective.losses(begun, active, training=True):
+            batch = examples.batch(positions, bench.device)
+            for pair, loss, *_ in objective.losses(batch, active, training=True):
                 active[pair].step(loss)
 
     return [

@@ -12,8 +12,7 @@ from common.runtime.devices import Runtime
 from common.training.block_level.teacher import BlockObjective
 from common.training.learner import Learner, Recipe
 from common.training.loop import run_pass
-from common.training.objectives import ModelObjective
-from common.training.running_losses import RunningLosses
+from common.training.losses import ModelObjective, RunningLosses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

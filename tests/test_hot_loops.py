@@ -17,12 +17,13 @@ from common.composing.scheme import Pair
 from common.data import examples as data
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime
-from common.training.block_level import JointObjective, Supernet, teacher
+from common.training.block_level import teacher
+from common.training.block_level.sampling import make_sampling
+from common.training.block_level.supernet import JointObjective, Supernet
 from common.training.block_level.teacher import BlockObjective
 from common.training.learner import Learner, Recipe
 from common.training.loop import run_pass
-from common.training.objectives import ModelObjective
-from common.training.running_losses import RunningLosses
+from common.training.losses import ModelObjective, RunningLosses
 
 RECIPE = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0, distill=0.5)
 RUNTIME = Runtime(torch.device("cpu"), 4, QUIET, pieces=2)
@@ -58,7 +59,7 @@ def train(mode, learners, objective, kind):
     with mode:
         run_pass(learners, objective, examples(kind, 8), order, RUNTIME, "", tally)
     assert all(learner.steps == 2 for learner in learners.values())
-    assert all(len(found[None]) == 2 * (RUNTIME.pieces if objective.divides else 1) for found in tally.found.values())
+    assert all(len(found[None]) == 2 * RUNTIME.pieces for found in tally.losses.values())
 
 
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
@@ -105,7 +106,12 @@ def test_training_all_variants_together(fakes, monkeypatch):
     learner = supernet.make_learner(RECIPE, 2, 1.0)
     assert learner.held.masks  # there are some to hold
     learner.held.masks = {name: fakes.from_tensor(mask) for name, mask in learner.held.masks.items()}
-    train(fakes, {"library": learner}, JointObjective(supernet, RECIPE, {}, original), "t5")
+    train(
+        fakes,
+        {"library": learner},
+        JointObjective(supernet, RECIPE, make_sampling("even", new, new, 0), {}, original),
+        "t5",
+    )
 
 
 def test_a_wait_is_noticed(fakes):

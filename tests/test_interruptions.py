@@ -298,7 +298,7 @@ def test_a_foreign_file_in_the_stats_place_is_never_replaced(tuned, tmp_path, na
 @pytest.mark.parametrize("method", ["model"])
 def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, monkeypatch, method):
     from common.training.learner import Learner
-    from common.training.objectives import ModelObjective
+    from common.training.losses import ModelObjective
 
     original = ModelObjective.losses
 

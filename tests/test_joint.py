@@ -16,6 +16,7 @@ import torch
 import transformers
 from helpers import (
     FEED_FORWARD,
+    QUIET,
     RUNTIME,
     build_model,
     edited_json,
@@ -38,12 +39,13 @@ from common.composing.library import Library
 from common.composing.scheme import DENSE, Pair
 from common.pruning.prune_block import prune_block
 from common.training import loop as training
-from common.training.block_level import JointObjective, Supernet, jointly, sample_compositions
-from common.training.block_level.supernet import COMPOSITIONS, NEW_SHARE, Draws
+from common.training.block_level import jointly
+from common.training.block_level.sampling import COMPOSITIONS, NEW_SHARE, make_sampling, sample_compositions
+from common.training.block_level.supernet import JointObjective, Supernet
 from common.training.checkpoints import Checkpoint
 from common.training.learner import Learner
 from common.training.loop import fit, steps_of
-from common.training.objectives import ModelObjective
+from common.training.losses import ModelObjective
 
 RECIPE = recipe(epochs=1)
 JOINT = (
@@ -78,6 +80,10 @@ def supernet_of(kind, names=("a", "b"), old=(), **options):
     every = variants_of(model, names)
     new = {pair: variant for pair, variant in every.items() if pair.variant not in old}
     return Supernet(model, find_blocks(model), new, {p: v for p, v in every.items() if p not in new}, **options), model
+
+
+def even(supernet):
+    return make_sampling("even", supernet.new, supernet.tensors, RECIPE.seed)
 
 
 # --- the supernet --------------------------------------------------------------------------------------------------
@@ -133,10 +139,10 @@ def test_the_rest_is_all_that_lies_in_no_block():
 def test_a_step_changes_the_variants_drawn_and_the_rest_alone(kind):
     supernet, model = supernet_of(kind)
     learner = supernet.make_learner(RECIPE, 10, 0.3)
-    objective = JointObjective(supernet, RECIPE, {})
+    objective = JointObjective(supernet, RECIPE, even(supernet), {})
     before = plain(learner.parameters)
     for step in range(3):
-        chosen = objective.draws.choice(step)
+        chosen = objective.sampling.draw(step)
         ((name, loss, _, part),) = objective.losses(padded_batch(kind), {"library": learner}, training=True)
         assert (name, part) == ("library", None)
         learner.step(loss)
@@ -158,8 +164,8 @@ def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model
     data, validation = examples(kind, 12), examples(kind, 6, seed=1)
     choice = dict.fromkeys(find_blocks(model), "a")
     joint = supernet.make_learner(plan, steps_of(data, plan), 1.0)
-    objective = JointObjective(supernet, plan, {"only": choice}, model)
-    fit({"x": joint}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "a", "k", {"x": ""}))
+    objective = JointObjective(supernet, plan, even(supernet), {"only": choice}, model)
+    fit({"x": joint}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "a", {"x": ""}, QUIET))
 
     copied, masks = build_model(kind), {}
     for block, tensors, keeps in variants_of(copied).values():
@@ -167,7 +173,7 @@ def test_with_one_variant_of_each_block_it_is_the_training_of_the_composed_model
         masks |= {f"{block.root}.{name}": mask for name, mask in parameter_masks(block, keeps).items()}
     whole = Learner(dict(copied.named_parameters()), masks, plan, steps_of(data, plan))
     objective = ModelObjective(copied, plan, build_model(kind))
-    fit({"x": whole}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "b", "k", {"x": ""}))
+    fit({"x": whole}, objective, data, validation, plan, RUNTIME, Checkpoint(tmp_path / "b", {"x": ""}, QUIET))
 
     assert [row[1:3] for row in joint.history[1:]] == [pytest.approx(row[1:3], rel=1e-5) for row in whole.history[1:]]
     assert all(row.parts == {"only": row.val_loss} for row in joint.history)
@@ -183,7 +189,10 @@ def test_variants_that_were_there_and_their_rest_stay_as_they_are():
     shared = {name: tensor.detach() + 1 for name, tensor in supernet_of("t5")[0].shared.items()}
     supernet, _ = supernet_of("t5", old=("a",), shared=shared)
     learner = supernet.make_learner(RECIPE, 20, 0.0)
-    objective, before = JointObjective(supernet, RECIPE, {}), {p: plain(t) for p, t in supernet.tensors.items()}
+    objective, before = (
+        JointObjective(supernet, RECIPE, even(supernet), {}),
+        {p: plain(t) for p, t in supernet.tensors.items()},
+    )
     for _ in range(8):
         ((_, loss, *_),) = objective.losses(padded_batch("t5"), {"library": learner}, training=True)
         learner.step(loss)
@@ -198,22 +207,22 @@ def test_variants_that_were_there_and_their_rest_stay_as_they_are():
 
 def test_every_variant_is_drawn_once_before_any_is_drawn_again():
     pairs = [Pair("x", name) for name in "abc"] + [Pair("y", name) for name in "de"]
-    draws = Draws(pairs, pairs, seed=0)
-    chosen = [draws.choice(step) for step in range(60)]
+    draws = make_sampling("even", pairs, pairs, 0)
+    chosen = [draws.draw(step) for step in range(60)]
     for block, size in (("x", 3), ("y", 2)):
         own = [choice[block] for choice in chosen]
         assert all(len(set(own[i : i + size])) == size for i in range(0, 60, size))
     assert len({tuple(choice.items()) for choice in chosen}) == 6  # all compositions come up
-    assert chosen == [Draws(pairs, pairs, seed=0).choice(step) for step in range(60)]
-    assert chosen != [Draws(pairs, pairs, seed=1).choice(step) for step in range(60)]
+    assert chosen == [make_sampling("even", pairs, pairs, 0).draw(step) for step in range(60)]
+    assert chosen != [make_sampling("even", pairs, pairs, 1).draw(step) for step in range(60)]
 
 
 def test_new_variants_among_many_old_ones_are_drawn_half_of_the_time_at_least():
     old, new, other = [Pair("x", str(n)) for n in range(9)], Pair("x", "new"), Pair("y", "new")
 
     def share(those_new, all_of_them):
-        draws = Draws(those_new, all_of_them, seed=0)
-        return sum(draws.choice(step)["x"] == "new" for step in range(2000)) / 2000
+        draws = make_sampling("even", those_new, all_of_them, 0)
+        return sum(draws.draw(step)["x"] == "new" for step in range(2000)) / 2000
 
     assert share([new], [*old, new]) == 1  # a step without any new variant would train nothing
     assert share([new, other], [*old, new, other]) == pytest.approx(NEW_SHARE, abs=0.05)

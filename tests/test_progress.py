@@ -3,35 +3,25 @@
 import contextlib
 import io
 import itertools
-import math
 import re
 import threading
 
 import pytest
 import torch
-from helpers import build_model, recipe, run
+from helpers import CPU, build_model, examples, recipe, run
 
-from common.data.examples import Examples
-from common.data.tasks import TASKS
 from common.runtime import progress
 from common.runtime.devices import Runtime
 from common.runtime.progress import Talk, duration
 from common.training.checkpoints import Checkpoint
-from common.training.learner import EpochSeconds, Learner
+from common.training.learner import Learner
 from common.training.loop import fit, steps_of
-from common.training.objectives import Loss, ModelObjective
-from common.training.running_losses import RUNNING_BATCHES, RunningLosses, TimeLeft
+from common.training.losses import RUNNING_BATCHES, Loss, ModelObjective, RunningLosses
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-def tally(seconds, done):
-    found = RunningLosses(["a"])
-    found.seconds, found.done = seconds, done
-    return found
 
 
 @pytest.fixture
@@ -56,37 +46,16 @@ def test_durations_in_words(seconds, text):
     assert duration(seconds) == text
 
 
-def test_time_left_over_all_epochs_by_hand():
-    """10 training batches of 2 s and 4 validation batches of 0.5 s an epoch: an epoch takes 22 s."""
-    ahead = TimeLeft(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
-    assert ahead.seconds(tally(2.0, 1)) == 18 + 2 + 3 * 22
-    assert ahead.seconds(tally(20.0, 10)) == 2 + 3 * 22
-    assert ahead.seconds(tally(20.0, 10), tally(0.5, 1)) == 1.5 + 3 * 22
-    last = ahead._replace(epochs=0)
-    assert last.seconds(tally(20.0, 10), tally(2.0, 4)) == 0
-    first = TimeLeft(0, 0, 4, False, None)  # nothing to train, and nothing validated before
-    assert first.seconds(tally(0.0, 0), tally(0.5, 1)) == 1.5
-
-
-def test_time_left_is_not_made_up():
-    """Before the first training batch nobody knows what one takes."""
-    ahead = TimeLeft(3, 10, 4, False, EpochSeconds(0, 0.0, 2.0))
-    assert ahead.seconds(tally(0.0, 0)) is None
-    assert ahead._replace(before=None).seconds(tally(2.0, 1)) is None
-    assert TimeLeft(3, 0, 4, False, None).seconds(tally(0.0, 0), tally(1.0, 2)) is None
-    assert ahead.after(None) == "" and ahead._replace(epochs=0).after(9.0) == ""
-
-
 def test_running_loss_is_that_of_the_last_batches():
     """Oracle: the mean by hand, over learners of the weighted means of their last batches."""
     found = RunningLosses(["a", "b"])
-    assert math.isnan(found.running_loss())
+    assert found.status() == ""
     for number in range(RUNNING_BATCHES + 10):
         for name in ("a", "b"):
             value = 100.0 if number < 10 else (2.0 if name == "a" else 4.0 + number % 2)
             found.add(Loss(name, torch.tensor(value), torch.tensor(1.0 + 2 * (number % 2))))
     of_b = (4 * 1 + 5 * 3) / 4
-    assert found.running_loss() == pytest.approx((2.0 + of_b) / 2)
+    assert found.status() == f"loss {(2.0 + of_b) / 2:.4f}"
 
 
 def test_a_bar_asks_for_the_loss_once_an_interval(clock):
@@ -108,8 +77,8 @@ def test_plain_lines_are_sparse_and_say_the_time_left(clock):
     list(Talk(stream=stream).progress(range(50), "translating"))
     lines = stream.getvalue().splitlines()
     assert lines == ["translating: 15/50, 37 s left", "translating: 31/50, 20 s left", "translating: 47/50, 3 s left"]
-    list(Talk(stream=stream).progress(range(20), "epoch 2 of 3", status=lambda: "loss 2.5000, 9 s left"))
-    assert stream.getvalue().splitlines()[-1] == "epoch 2 of 3: 15/20, loss 2.5000, 9 s left"
+    list(Talk(stream=stream).progress(range(20), "epoch 2 of 3", status=lambda: "loss 2.5000"))
+    assert stream.getvalue().splitlines()[-1] == "epoch 2 of 3: 15/20, loss 2.5000, 5 s left"
 
 
 def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):
@@ -147,38 +116,28 @@ def test_an_evaluation_says_what_it_waits_for(workshop, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("early_stop, left", [(5, "at most ")])
-def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys, early_stop, left):
+def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys):
     """Told of after every batch here. Oracle: the epochs and batches, counted; nothing goes to stdout."""
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", -1.0)
-    model, plan = build_model("t5"), recipe(epochs=2, batch_size=4, early_stop=early_stop)
-    tokens = [[3 + i % 5, 4, 5, 1] for i in range(8)]
-    data = Examples(TASKS["translation"], tokens, tokens, [], 0)
-    stream = io.StringIO()
+    model, plan, stream = build_model("t5"), recipe(epochs=2, batch_size=4), io.StringIO()
+    data, talk = examples("t5", 8), Talk(stream=stream)
     learner = Learner(dict(model.named_parameters()), {}, plan, steps_of(data, plan))
-    fit(
-        {"model": learner},
-        ModelObjective(model, plan),
-        data,
-        data,
-        plan,
-        Runtime(torch.device("cpu"), 4, Talk(stream=stream)),
-        Checkpoint(tmp_path / "c", "0" * 12, {"model": "key"}),
-    )
+    checkpoint = Checkpoint(tmp_path / "c", {"model": "key"}, talk)
+    fit({"model": learner}, ModelObjective(model, plan), data, data, plan, Runtime(CPU, 4, talk), checkpoint)
     lines = [re.sub(r"\d+\.\d+", "X", line) for line in stream.getvalue().splitlines()]
     assert lines == [
         "epoch 0 of 2, validation: 0/2",
-        "epoch 0 of 2, validation: 1/2, loss X",
+        "epoch 0 of 2, validation: 1/2, loss X, 0 s left",
         "epoch 0: validation loss X",
         "epoch 1 of 2: 0/2",
-        f"epoch 1 of 2: 1/2, loss X, {left}0 s left",
-        f"epoch 1 of 2, validation: 0/2, {left}0 s left",
-        f"epoch 1 of 2, validation: 1/2, loss X, {left}0 s left",
-        f"epoch 1: validation loss X, X s; {left}0 s left",
+        "epoch 1 of 2: 1/2, loss X, 0 s left",
+        "epoch 1 of 2, validation: 0/2",
+        "epoch 1 of 2, validation: 1/2, loss X, 0 s left",
+        "epoch 1: validation loss X, X s; at most 0 s left",
         "epoch 2 of 2: 0/2",
-        f"epoch 2 of 2: 1/2, loss X, {left}0 s left",
-        f"epoch 2 of 2, validation: 0/2, {left}0 s left",
-        f"epoch 2 of 2, validation: 1/2, loss X, {left}0 s left",
+        "epoch 2 of 2: 1/2, loss X, 0 s left",
+        "epoch 2 of 2, validation: 0/2",
+        "epoch 2 of 2, validation: 1/2, loss X, 0 s left",
         "epoch 2: validation loss X, X s",
     ]
     assert capsys.readouterr().out == ""

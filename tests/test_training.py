@@ -26,11 +26,9 @@ from common.training.block_level.teacher import BlockObjective
 from common.training.checkpoints import Checkpoint
 from common.training.learner import Epoch, EpochSeconds, Learner, schedule
 from common.training.loop import Measure, fit, steps_of
-from common.training.objectives import Loss, ModelObjective
-from common.training.running_losses import Progress
+from common.training.losses import Loss, ModelObjective
 from common.training.stats import check_stats, read_stats, write_stats, write_variant_stats
 
-RUN = "0123456789abcdef"  # a run's key
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
 
@@ -65,13 +63,13 @@ def block_learners(model, plan, data, names=VARIANTS):
 
 
 def fit_blocks(names, plan, path, **options):
-    """Fine-tune some of VARIANTS against the tiny T5: (learners, progress)."""
+    """Fine-tune some of VARIANTS against the tiny T5: (learners, rows)."""
     model, data = build_model("t5"), examples()
     learners = block_learners(model, plan, data, names)
     objective = BlockObjective(model, find_blocks(model), plan)
-    checkpoint = Checkpoint(path, RUN, dict.fromkeys(names, "k"))
-    progress = fit(learners, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
-    return learners, progress
+    checkpoint = Checkpoint(path, dict.fromkeys(names, "k"), QUIET)
+    rows = fit(learners, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
+    return learners, rows
 
 
 def weights(learner):
@@ -148,7 +146,7 @@ def test_a_learners_step_is_that_of_a_hand_written_adamw_loop(share):
 def block_losses(model, learners, batch):
     """What every learner loses on one batch, without training: {name: (loss, weight)}."""
     objective = BlockObjective(model, find_blocks(model), recipe())
-    found = list(objective.losses(objective.begin(batch, learners), learners, training=False))
+    found = list(objective.losses(batch, learners, training=False))
     assert len(found) == len({loss.learner for loss in found})
     return {loss.learner: (float(loss.value), float(loss.weight)) for loss in found}
 
@@ -196,7 +194,7 @@ def test_training_blocks_leaves_the_teacher_as_it_was():
     learners = block_learners(model, plan, data)
     start = {name: weights(learner) for name, learner in learners.items()}
     objective = BlockObjective(model, find_blocks(model), plan)
-    for name, loss, *_ in objective.losses(objective.begin(padded_batch("t5"), learners), learners, training=True):
+    for name, loss, *_ in objective.losses(padded_batch("t5"), learners, training=True):
         learners[name].step(loss)
     assert not any(same(weights(learner), start[name]) for name, learner in learners.items())
     assert same(model.state_dict(), before) and not any(module.training for module in model.modules())
@@ -319,10 +317,10 @@ def fit_model(path, plan, key="k", measure=None, **options):
     with torch.no_grad():
         parameters[name] *= mask
     learner = Learner(parameters, {name: mask}, plan, steps_of(data, plan))
-    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, RUN, {"model": key}, talk=Talk())
+    objective, checkpoint = ModelObjective(model, plan), Checkpoint(path, {"model": key}, Talk())
     options["measure"] = measure and measure(model)
-    progress = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
-    return learner, progress
+    rows = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
+    return learner, rows
 
 
 def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_path):
@@ -330,7 +328,7 @@ def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_pat
     model = build_model("t5")
     model.load_state_dict(model.state_dict() | weights(learner))
     expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
-    ((epoch, trained, measured, _, parts, metric),) = learner.history
+    ((epoch, trained, measured, parts, metric),) = learner.history
     assert (epoch, measured, parts, metric) == (0, pytest.approx(expected, rel=1e-5), {}, None) and math.isnan(trained)
 
 
@@ -341,19 +339,14 @@ def scripted_fit(tmp_path, script, plan, **options):
     """Fit learners of one number each; `script`: {name: validation losses, epoch by epoch}.
 
     Returns:
-        (learners, progress, seen): seen[name] holds the number at each of the learner's validations.
+        (learners, rows, seen): seen[name] holds the number at each of the learner's validations.
     """
     learners = {name: Learner({"x": torch.zeros(1, requires_grad=True)}, {}, plan, 100) for name in script}
     seen = {name: [] for name in script}
     data = examples(4)
 
     class Scripted:
-        divides = False
-
-        def begin(self, batch, learners):
-            return None
-
-        def losses(self, begun, learners, training):
+        def losses(self, batch, learners, training):
             for name, learner in learners.items():
                 loss = learner.parameters["x"].sum()
                 if not training:
@@ -361,9 +354,9 @@ def scripted_fit(tmp_path, script, plan, **options):
                     loss = torch.tensor(script[name][len(seen[name]) - 1])
                 yield Loss(name, loss, torch.tensor(1.0))
 
-    checkpoint = Checkpoint(tmp_path / "c", RUN, dict.fromkeys(script, "k"))
-    progress = fit(learners, Scripted(), data, data, plan, RUNTIME, checkpoint, **options)
-    return learners, progress, seen
+    checkpoint = Checkpoint(tmp_path / "c", dict.fromkeys(script, "k"), QUIET)
+    rows = fit(learners, Scripted(), data, data, plan, RUNTIME, checkpoint, **options)
+    return learners, rows, seen
 
 
 @pytest.mark.parametrize(
@@ -382,11 +375,11 @@ def scripted_fit(tmp_path, script, plan, **options):
 def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_stop, best, last):
     epochs = 3 if early_stop == 0 else len(losses) - 1
     losses = [float(loss) for loss in losses]
-    learners, progress, seen = scripted_fit(
+    learners, rows, seen = scripted_fit(
         tmp_path, {"x": losses}, recipe(epochs=epochs, batch_size=4, early_stop=early_stop)
     )
     learner = learners["x"]
-    assert progress.epoch == last == len(learner.history) - 1 and learner.best_epoch == best
+    assert rows[-1].epoch == last == len(learner.history) - 1 and learner.best_epoch == best
     assert learner.best_loss == losses[best] and learner.parameters["x"].item() == seen["x"][best]
     assert len(set(seen["x"])) == last + 1  # each epoch had weights of its own
 
@@ -403,14 +396,14 @@ def test_early_stopping_and_the_best_weights_by_hand(tmp_path, losses, early_sto
 )
 def test_the_best_epoch_by_a_metric_by_hand(tmp_path, metrics, early_stop, best, last):
     losses, values = [5.0, 4.0, 2.0, 3.0, 1.0][: len(metrics)], iter(metrics)
-    learners, progress, seen = scripted_fit(
+    learners, rows, seen = scripted_fit(
         tmp_path,
         {"x": losses},
         recipe(epochs=len(metrics) - 1, batch_size=4, early_stop=early_stop),
         measure=Measure("bleu", lambda after_batch: float(next(values))),
     )
     learner = learners["x"]
-    assert (progress.epoch, learner.best_epoch) == (last, best)
+    assert (rows[-1].epoch, learner.best_epoch) == (last, best)
     assert (learner.best_metric, learner.best_loss) == (metrics[best], losses[best])
     assert learner.parameters["x"].item() == seen["x"][best]
     assert [row.metric for row in learner.history] == metrics[: last + 1]
@@ -418,24 +411,24 @@ def test_the_best_epoch_by_a_metric_by_hand(tmp_path, metrics, early_stop, best,
 
 @pytest.mark.parametrize("losses, last", [([5, 3, 2, 1], 2), ([2, 1], 0), ([5, 4, 3], 2)], ids=str)
 def test_a_target_loss_ends_the_run_as_soon_as_it_is_reached(tmp_path, losses, last):
-    learners, progress, _ = scripted_fit(
+    learners, rows, _ = scripted_fit(
         tmp_path, {"x": [float(loss) for loss in losses]}, recipe(epochs=len(losses) - 1, batch_size=4, target_loss=2.0)
     )
-    assert progress.epoch == last and learners["x"].best_loss == losses[last]
+    assert rows[-1].epoch == last and learners["x"].best_loss == losses[last]
 
 
 def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_path):
     finished = []
     script = {"short": [2.0, 1.0, 3.0], "long": [4.0, 3.0, 2.0, 1.0]}
-    learners, progress, seen = scripted_fit(
+    learners, rows, seen = scripted_fit(
         tmp_path,
         script,
         recipe(epochs=3, batch_size=4, early_stop=1),
-        on_epoch=lambda p: finished.append(p.epoch),
+        on_epoch=lambda rows: finished.append(rows[-1].epoch),
         on_finished=lambda name, learner: finished.append((name, learner.parameters["x"].item())),
     )
     assert finished == [0, 1, 2, ("short", seen["short"][1]), 3, ("long", seen["long"][3])]
-    assert learners["short"].steps == 2 and learners["long"].steps == 3 and progress.epoch == 3
+    assert learners["short"].steps == 2 and learners["long"].steps == 3 and rows[-1].epoch == 3
 
 
 def test_losses_that_never_were_numbers_are_reported(tmp_path):
@@ -446,7 +439,7 @@ def test_losses_that_never_were_numbers_are_reported(tmp_path):
 def test_a_revived_weight_is_a_bug_and_says_so():
     parameters = {"w": torch.ones(2, requires_grad=True)}
     learner = Learner(parameters, {"w": torch.tensor([True, False])}, recipe(), 1)  # not zero to begin with
-    learner.observe(0, math.nan, 1.0, 0.0)
+    learner.observe(0, math.nan, 1.0)
     with pytest.raises(RuntimeError, match="a removed weight is not zero"):
         learner.restore_best()
 
@@ -457,7 +450,7 @@ def test_a_revived_weight_is_a_bug_and_says_so():
 def test_a_solution_is_gone_on_from_if_it_is_better(before, after, taken):
     """From the solution too where there is nothing that it could be compared with."""
     learner = Learner({"w": torch.zeros(2, requires_grad=True)}, {}, recipe(), 4)
-    learner.restart_from({"w": torch.full((2,), 7.0)}, before, after, 1.0)
+    learner.restart_from({"w": torch.full((2,), 7.0)}, before, after)
     assert learner.parameters["w"].tolist() == [taken] * 2
 
 
@@ -469,8 +462,8 @@ class Killed(Exception):
 
 
 def kill_after(epoch):
-    def on_epoch(progress):
-        if progress.epoch == epoch:
+    def on_epoch(rows):
+        if rows[-1].epoch == epoch:
             raise Killed
 
     return on_epoch
@@ -478,16 +471,16 @@ def kill_after(epoch):
 
 def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     """With dropout on, and every epoch's order its own."""
-    whole, whole_progress = fit_model(tmp_path / "whole", recipe())
+    whole, whole_rows = fit_model(tmp_path / "whole", recipe())
     with pytest.raises(Killed):
         fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
     torch.manual_seed(99)  # another process starts with another state
     epochs = []
-    resumed, progress = fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
+    resumed, rows = fit_model(tmp_path / "c", recipe(), on_epoch=lambda rows: epochs.append(rows[-1].epoch))
     assert epochs == [1, 2, 3]  # the epoch whose stats were being written is done again
     assert same(weights(resumed), weights(whole)) and resumed.steps == whole.steps == 9
     assert [row[1:3] for row in resumed.history][1:] == [row[1:3] for row in whole.history][1:]
-    assert [row[0] for row in progress.rows] == [row[0] for row in whole_progress.rows] == [0, 1, 2, 3]
+    assert [row[0] for row in rows] == [row[0] for row in whole_rows] == [0, 1, 2, 3]
 
 
 def test_a_run_that_is_interrupted_while_a_metric_is_measured_goes_on_bit_for_bit(tmp_path):
@@ -522,13 +515,13 @@ def test_a_run_can_be_resumed_for_the_variants_that_are_not_finished_yet(tmp_pat
     with pytest.raises(Killed):
         fit_blocks(VARIANTS, recipe(), tmp_path / "c", on_epoch=kill_after(2))
     rest = list(VARIANTS)[1:]
-    resumed, progress = fit_blocks(rest, recipe(), tmp_path / "c")
-    assert all(same(weights(resumed[name]), weights(whole[name])) for name in rest) and progress.epoch == 3
+    resumed, rows = fit_blocks(rest, recipe(), tmp_path / "c")
+    assert all(same(weights(resumed[name]), weights(whole[name])) for name in rest) and rows[-1].epoch == 3
 
 
 def saved(prefix):
-    """Where a checkpoint lies: the first 12 digits of the run's key are in its name."""
-    return prefix.with_name(f"{prefix.name}.0123456789ab.checkpoint")
+    """Where a checkpoint lies."""
+    return prefix.with_name(f"{prefix.name}.unfinished.checkpoint")
 
 
 def spoil_key(path):
@@ -554,43 +547,24 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, is_
         fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
     spoil(saved(tmp_path / "c"))
     epochs = []
-    fit_model(tmp_path / "c", recipe(), on_epoch=lambda p: epochs.append(p.epoch))
+    fit_model(tmp_path / "c", recipe(), on_epoch=lambda rows: epochs.append(rows[-1].epoch))
     assert epochs == [0, 1, 2, 3]
     told = f"{saved(tmp_path / 'c')}: is damaged and not used; starting over\n"
     assert capsys.readouterr().err == (told if is_damaged else "")
 
 
 def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys):
+    pair = ("block", "variant")
     learner = Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)
-    checkpoint = Checkpoint(tmp_path / "c", RUN, {("block", "variant"): "k"})
-    assert checkpoint.resume({("block", "variant"): learner}, Talk()) == ([], None)
-    checkpoint.save({("block", "variant"): learner}, [(0, 0.0, 1.0)])
-    again = Checkpoint(tmp_path / "c", RUN, {("block", "variant"): "k"})
-    rows, within = again.resume({("block", "variant"): learner}, Talk())
-    assert [tuple(row) for row in rows] == [(0, 0.0, 1.0)] and within is None
+    checkpoint = Checkpoint(tmp_path / "c", {pair: "k"}, Talk())
+    assert checkpoint.resume({pair: learner}) == ([], None)
+    checkpoint.save({pair: learner}, [EpochSeconds(0, 0.0, 1.0)])
+    again = Checkpoint(tmp_path / "c", {pair: "k"}, Talk())
+    assert again.resume({pair: learner}) == ([(0, 0.0, 1.0)], None)
     assert f"resuming after epoch 0 from {saved(tmp_path / 'c')}" in capsys.readouterr().err
     checkpoint.remove()
     checkpoint.remove()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_finished_run_removes_stale_checkpoints_of_its_output_and_nothing_else(tmp_path):
-    """Stale: of other settings, and no process works with it. The user's files have such a name, or nearly so."""
-    learners = {"x": Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)}
-    others = {name: Checkpoint(tmp_path / "c", key * 16, {"x": "k"}) for name, key in (("stale", "1"), ("busy", "2"))}
-    for other in others.values():
-        other.save(learners, [])
-    others["stale"]._let_go()  # as when its process ends
-    of_another = Checkpoint(tmp_path / "cc", RUN, {"x": "k"})
-    of_another.save(learners, [])
-    of_another._let_go()
-    for name in ("c.checkpoint", "c.333333333333.checkpoint", "c.44.checkpoint"):
-        (tmp_path / name).write_bytes(b"of the user")
-    checkpoint = Checkpoint(tmp_path / "c", RUN, {"x": "k"})
-    checkpoint.save(learners, [])
-    checkpoint.remove()
-    left = {"c.checkpoint", "c.333333333333.checkpoint", "c.44.checkpoint", f"c.{'2' * 12}.checkpoint"}
-    assert {path.name for path in tmp_path.iterdir()} == left | {"cc.0123456789ab.checkpoint"}
 
 
 # --- stats ---------------------------------------------------------------------------------------------------------
@@ -608,13 +582,13 @@ def read_csv(path):
 def test_stats_by_hand(tmp_path):
     """Means over two learners, of which one stops after epoch 1 and counts with its last losses from then on."""
     learners = {
-        "a": with_history((0, math.nan, 4.0, 0.0), (1, 3.0, 2.0, 0.0)),
-        "b": with_history((0, math.nan, 6.0, 0.0), (1, 5.0, 4.0, 0.0), (2, 1.0, 0.1, 0.0)),
+        "a": with_history((0, math.nan, 4.0), (1, 3.0, 2.0)),
+        "b": with_history((0, math.nan, 6.0), (1, 5.0, 4.0), (2, 1.0, 0.1)),
     }
     write_stats(
         tmp_path / "s.csv",
         {name: learner.history for name, learner in learners.items()},
-        Progress([EpochSeconds(0, 0.0, 0.25), EpochSeconds(1, 1.23456, 0.5), EpochSeconds(2, 1.0, 0.5)]),
+        [EpochSeconds(0, 0.0, 0.25), EpochSeconds(1, 1.23456, 0.5), EpochSeconds(2, 1.0, 0.5)],
         "abc",
     )
     assert read_csv(tmp_path / "s.csv") == [
@@ -628,11 +602,11 @@ def test_stats_by_hand(tmp_path):
 def test_stats_of_a_run_with_a_metric_have_a_column_more(tmp_path):
     """A file from before there were metrics stays readable, and takes the column; another metric takes another one."""
     path = tmp_path / "s.csv"
-    seconds = Progress([EpochSeconds(0, 0.0, 0.25)])
-    write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, seconds, "one")
-    write_stats(path, {"a": [Epoch(0, math.nan, 3.0, 0.0, {}, 27.5)]}, seconds, "two", "bleu")
-    write_stats(path, {"a": [Epoch(0, math.nan, 2.0, 0.0, {}, 0.5)]}, seconds, "three", "f1")
-    write_stats(path, {"a": [Epoch(0, math.nan, 1.0, 0.0, {}, math.nan)]}, seconds, "two", "bleu")
+    seconds = [EpochSeconds(0, 0.0, 0.25)]
+    write_stats(path, {"a": [Epoch(0, math.nan, 4.0)]}, seconds, "one")
+    write_stats(path, {"a": [Epoch(0, math.nan, 3.0, {}, 27.5)]}, seconds, "two", "bleu")
+    write_stats(path, {"a": [Epoch(0, math.nan, 2.0, {}, 0.5)]}, seconds, "three", "f1")
+    write_stats(path, {"a": [Epoch(0, math.nan, 1.0, {}, math.nan)]}, seconds, "two", "bleu")
     assert read_csv(path) == [
         ["epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "bleu", "f1", "run"],
         ["0", "", "4.0", "0.0", "0.25", "", "", "one"],
@@ -645,21 +619,18 @@ def test_stats_of_a_run_with_a_metric_have_a_column_more(tmp_path):
 
 def test_variant_stats_by_hand_keep_the_rows_of_other_runs(tmp_path):
     path = tmp_path / "s.csv"
-    first = {
-        ("ff", "a"): [Epoch(0, math.nan, 0.5, 0.1), Epoch(1, 0.4, 1 / 3, 0.2)],
-        ("ff", "b"): [Epoch(0, math.nan, 9.0, 0.1)],
-    }
+    first = {("ff", "a"): [Epoch(0, math.nan, 0.5), Epoch(1, 0.4, 1 / 3)], ("ff", "b"): [Epoch(0, math.nan, 9.0)]}
     write_variant_stats(path, {("ff", "a"): first["ff", "a"][:1]}, "one")  # replaced: the same run, further on
     write_variant_stats(path, first, "one")
-    second = {("ff", "b"): [Epoch(0, math.nan, 0.75, 0.5)], ("attn", "c"): [Epoch(0, math.nan, 0.125, 0.5)]}
+    second = {("ff", "b"): [Epoch(0, math.nan, 0.75)], ("attn", "c"): [Epoch(0, math.nan, 0.125)]}
     write_variant_stats(path, second, "two")
     assert read_csv(path) == [
-        ["block", "variant", "epoch", "train_loss", "val_loss", "seconds", "run"],
-        ["ff", "a", "0", "", "0.5", "0.1", "one"],
-        ["ff", "a", "1", "0.4", repr(1 / 3), "0.2", "one"],
-        ["ff", "b", "0", "", "9.0", "0.1", "one"],
-        ["ff", "b", "0", "", "0.75", "0.5", "two"],
-        ["attn", "c", "0", "", "0.125", "0.5", "two"],
+        ["block", "variant", "epoch", "train_loss", "val_loss", "run"],
+        ["ff", "a", "0", "", "0.5", "one"],
+        ["ff", "a", "1", "0.4", repr(1 / 3), "one"],
+        ["ff", "b", "0", "", "9.0", "one"],
+        ["ff", "b", "0", "", "0.75", "two"],
+        ["attn", "c", "0", "", "0.125", "two"],
     ]
 
 
@@ -678,5 +649,5 @@ def test_a_foreign_file_is_no_stats(tmp_path, content):
     with pytest.raises(UserError, match="is there, and is no stats CSV"):
         check_stats(path)
     with pytest.raises(UserError):  # nor if it appeared since
-        write_stats(path, {"a": [Epoch(0, math.nan, 4.0, 0.0)]}, Progress([EpochSeconds(0, 0.0, 0.25)]), "abc")
+        write_stats(path, {"a": [Epoch(0, math.nan, 4.0)]}, [EpochSeconds(0, 0.0, 0.25)], "abc")
     assert path.read_bytes() == content

@@ -1,7 +1,6 @@
 """What a script's flags name, opened once: the model, its tokenizer, its data, and how to run it."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from common.cli.flags import settings_from
@@ -17,9 +16,9 @@ from common.runtime.errors import UserError
 from common.runtime.processes import join
 from common.runtime.progress import Talk
 from common.runtime.settings import ComputeSettings, DataSettings, TrainingSettings
-from common.training.learner import Recipe, last_rate
-from common.training.loop import epoch_steps
-from common.training.tracking import Tracking, check_trackers
+from common.training.learner import Recipe
+from common.training.loop import steps_of
+from common.training.tracking import Tracking
 
 CLIP = 1.0  # largest norm of a gradient
 TRIED = 100  # examples of each split that are read when a model is adopted
@@ -190,24 +189,7 @@ def recipe_from(args, loaded: LoadedModel, level: str, **others) -> Recipe:
     )
 
 
-def check_tracking(args, output: str | Path) -> None:
-    """Make sure, before any work, that the trackers of --track can log the training of `output`.
-
-    Raises:
-        UserError: a tracker is not installed, or their folder cannot be written to.
-    """
-    if args.track:
-        check_trackers(args.track, tracking_folder(output))
-
-
-def tracking_folder(output: str | Path) -> Path:
-    """Where trackers keep their files."""
-    return Path(output).parent / "runs"
-
-
 def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
     """The trackers of --track for one run of training; of several processes the first alone has them."""
-    settings = {"output": str(output), "examples": len(train), **recipe.to_json()}
-    rate = partial(last_rate, recipe, epoch_steps(train, recipe))
     names = args.track if runtime.processes.is_first else []
-    return Tracking(names, tracking_folder(output), output, run, stats_file, rate, settings, runtime.talk)
+    return Tracking(names, output, run, stats_file, recipe, steps_of(train, recipe), runtime.talk)

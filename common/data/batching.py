@@ -27,12 +27,6 @@ def training_batches(examples, batch_size: int, seed: int, epoch: int, size: int
     return batches
 
 
-def epoch_ends(examples, batch_size: int, epochs: int, size: int | None = None) -> list[int]:
-    """How many batches training has had by the end of each epoch; see `training_batches`."""
-    batches = -(-min(size or len(examples), len(examples)) // batch_size)
-    return [epoch * batches for epoch in range(1, epochs + 1)]
-
-
 def evaluation_batches(examples, batch_size: int) -> list[list[int]]:
     """Positions of batches over all examples, longest first, so that memory runs out at once or never."""
     return in_batches(_by_length(examples, range(len(examples)))[::-1], batch_size)

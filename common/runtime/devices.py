@@ -34,14 +34,6 @@ class Runtime:
         """Seconds of a monotonic clock, once the device has done what it was given."""
         return now(self.device)
 
-    def mark(self) -> "float | torch.cuda.Event":
-        """A point in time for `elapsed`, for which nothing waits: on a GPU, when it gets there."""
-        if self.device.type != "cuda":
-            return now(self.device)
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
 
 def resolve_device(name: str) -> torch.device:
     """The torch device of a `--device` flag; of several processes on a machine each has a GPU of its own.
@@ -76,14 +68,6 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim:
         trim(0)
-
-
-def elapsed(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
-    """Seconds between two of `Runtime.mark`'s points, once the later one is reached."""
-    if isinstance(start, float):
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 @contextlib.contextmanager

@@ -52,8 +52,7 @@ class Talk:
         """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval.
 
         Args:
-            status: gives what else is to be said, such as a loss and the time left; asked once per interval. Without
-                it that is the time left for these items.
+            status: gives what else is to be said, such as a loss; asked once per interval.
         """
         for item in self._shown(items, label, total, status):
             signals.stop_if_asked()
@@ -72,16 +71,15 @@ class Talk:
                 if now - spoken > PLAIN_INTERVAL_SECONDS:
                     spoken = now
                     left = f"{duration((now - started) / index * (total - index))} left" if index else ""
-                    more = status() if status else left
-                    self.say(f"{label}: {index}/{total}" + (f", {more}" if more else ""))
+                    more = [f"{index}/{total}", status() if status else "", left]
+                    self.say(f"{label}: {', '.join(filter(None, more))}")
                 yield item
 
     def _bar(self, items, label, total, status):
         from tqdm import tqdm
 
-        look = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]" if status else None
         read = time.monotonic()
-        with tqdm(total=total, desc=label, file=self.stream, leave=False, bar_format=look, dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc=label, file=self.stream, leave=False, dynamic_ncols=True) as bar:
             for item in items:
                 now = time.monotonic()
                 if status and now - read > BAR_INTERVAL_SECONDS:

@@ -1,5 +1,6 @@
 """What is trained on its own: parameters with their masks, their optimizer and the best state they have been in."""
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
+PLAIN = ("steps", "last_epoch", "best", "best_loss", "best_metric", "best_epoch", "finished")  # of a learner's state
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
 
 
@@ -41,7 +43,7 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `seconds`: its own alone.
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained.
 
     `parts`: {name: validation loss of this part}, where the validation has parts; `metric`: None if none is measured.
     """
@@ -49,7 +51,6 @@ class Epoch(NamedTuple):
     epoch: int
     train_loss: float
     val_loss: float
-    seconds: float
     parts: dict[str, float] = {}
     metric: float | None = None
 
@@ -122,12 +123,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
+    @torch.no_grad()
     def observe(
         self,
         epoch: int,
         train_loss: float,
         val_loss: float,
-        seconds: float,
         parts: dict[str, float] | None = None,
         metric: float | None = None,
     ) -> None:
@@ -136,14 +137,17 @@ class Learner:
         Args:
             metric: the higher, the better; of equal ones, the lower loss is. None: the loss alone decides.
         """
-        self.history.append(Epoch(epoch, train_loss, val_loss, seconds, parts or {}, metric))
+        self.history.append(Epoch(epoch, train_loss, val_loss, parts or {}, metric))
         if metric is None or self.best is None:
             is_better = val_loss < self.best_loss
         else:
             is_better = (metric, -val_loss) > (self.best_metric, -self.best_loss)  # never if it is NaN
         if is_better:
             self.best_loss, self.best_metric, self.best_epoch = val_loss, metric, epoch
-            self._keep_as_best()
+            if self.best is None:
+                self.best = {name: torch.empty_like(parameter) for name, parameter in self.parameters.items()}
+            for name, parameter in self.parameters.items():  # into their place: there is never a second copy
+                self.best[name].copy_(parameter)
         patience, target = self.recipe.early_stop, self.recipe.target_loss
         self.finished = (
             epoch >= self.last_epoch
@@ -151,43 +155,23 @@ class Learner:
             or (target is not None and val_loss <= target)
         )
 
-    @torch.no_grad()
-    def _keep_as_best(self):
-        """Copy the weights; into the place of the last best ones, so that there is never a second copy."""
-        if self.best is None:
-            self.best = {name: torch.empty_like(parameter) for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            self.best[name].copy_(parameter)
-
-    def count_as_epoch(
-        self,
-        epoch: int,
-        val_loss: float,
-        seconds: float,
-        parts: dict[str, float] | None = None,
-        metric: float | None = None,
-    ) -> None:
-        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise.
-
-        Args:
-            seconds: what finding it took.
-        """
+    def count_as_epoch(self, epoch: int, val_loss: float, parts: dict[str, float] | None = None) -> None:
+        """Count what the learner holds now as an epoch before any training: 0, or 1 for a start found otherwise."""
         self.last_epoch = self.recipe.epochs + 1
-        self.observe(epoch, float("nan"), val_loss, seconds, parts, metric)
+        self.observe(epoch, float("nan"), val_loss, parts)
 
     @torch.no_grad()
-    def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float, seconds: float) -> None:
+    def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
 
         Args:
             tensors: {name: solution}.
             before, after: validation loss of the weights so far and of the solution.
-            seconds: what the solution took.
         """
-        self.count_as_epoch(0, before, 0.0)
+        self.count_as_epoch(0, before)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
-        self.count_as_epoch(1, after, seconds)
+        self.count_as_epoch(1, after)
         for name, better in (self.best or {}).items():
             self.parameters[name].copy_(better)
 
@@ -218,25 +202,19 @@ class Learner:
         return {
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-            "last_epoch": self.last_epoch,
-            "best": self.best,
-            "best_loss": self.best_loss,
-            "best_metric": self.best_metric,
-            "best_epoch": self.best_epoch,
             "history": [tuple(row) for row in self.history],
-            "finished": self.finished,
+            **{name: getattr(self, name) for name in PLAIN},
         }
 
     @torch.no_grad()
     def load_state(self, state: dict) -> None:
+        """Go on from there."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("steps", "last_epoch", "best", "best_loss", "best_epoch", "finished"):
-            setattr(self, name, state[name])
-        self.best_metric = state.get("best_metric")  # a checkpoint from before there was one has none
         self.history = [Epoch(*row) for row in state["history"]]
+        for name in PLAIN:
+            setattr(self, name, state[name])
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -245,10 +223,6 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return (step + 1) / (rise + 1) if step < rise else (total - step) / max(total - rise, 1)
 
 
-def last_rate(recipe: Recipe, ends: list[int], epoch: int) -> float:
-    """The learning rate of the last step of an epoch, counted from 1 over those that train.
-
-    Args:
-        ends: see `epoch_steps`.
-    """
-    return recipe.lr * schedule(ends[epoch - 1] - 1, ends[-1], recipe.warmup)
+def text_of(name: Hashable) -> str:
+    """A learner's name, a string or a pair of them, as a string."""
+    return name if isinstance(name, str) else " ".join(name)

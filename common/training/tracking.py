@@ -2,30 +2,38 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from common.runtime.errors import UserError
 from common.runtime.files import check_writable
+from common.runtime.progress import Talk
+from common.training.learner import Recipe, schedule
 from common.training.stats import read_stats
 
 PROJECT = "composable-pruning"
 PACKAGES = {"comet_ml": "comet-ml"}  # to install, where it has another name than the tracker
 
 
-def check_trackers(names: list[str], folder: str | Path) -> None:
+def folder_of(output: str | Path) -> Path:
+    """Where trackers keep their files on the training of an output."""
+    return Path(output).parent / "runs"
+
+
+def check_trackers(names: list[str], output: str | Path) -> None:
     """Make sure, before any work, that these trackers are installed and that their folder can be written to.
 
     Raises:
         UserError: one is not, or the folder cannot be.
     """
+    if not names:
+        return
     from accelerate.tracking import get_available_trackers
 
     installed = {str(tracker) for tracker in get_available_trackers()}
     for name in names:
         if name not in installed:
             raise UserError(f"--track {name}: is not installed here; pip install {PACKAGES.get(name, name)}")
-    check_writable(Path(folder) / PROJECT)
+    check_writable(folder_of(output) / PROJECT)
 
 
 class Tracking:
@@ -34,53 +42,50 @@ class Tracking:
     def __init__(
         self,
         names: list[str],
-        folder: str | Path,
         output: str | Path,
         run: str,
         stats_file: str | Path,
-        learning_rate: Callable[[int], float],
-        settings: dict,
-        talk,
+        recipe: Recipe,
+        steps: int,
+        talk: Talk,
     ):
         """
         Args:
             names: of trackers; [] tells nobody of anything.
             run: digits of the run's key, as in the stats.
-            learning_rate: that of the last step of the n-th epoch that trains.
-            settings: plain values that the run is told to have been made with.
+            steps: of the whole run, which its epochs share equally.
         Raises:
             UserError: a tracker cannot be started.
         """
-        self.stats_file, self.run, self.learning_rate, self.talk = stats_file, run, learning_rate, talk
+        self.stats_file, self.run, self.recipe, self.steps, self.talk = stats_file, run, recipe, steps, talk
         self.last, self.accelerator = -1, None  # the last epoch that was told of
         if not names:
             return
         from accelerate import Accelerator
 
         name = f"{Path(output).name.removesuffix('.pth')}.{run}"
-        of_tracker = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}}
-        of_tracker |= {"swanlab": {"experiment_name": name}, "clearml": {"task_name": name}}
-        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
+        settings = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(recipe).items()
+        }
         try:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the result's
-                (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-                self.accelerator = Accelerator(log_with=names, project_dir=Path(folder) / name)
-                self.accelerator.init_trackers(PROJECT, plain, of_tracker)
+                (folder_of(output) / name).mkdir(parents=True, exist_ok=True)
+                self.accelerator = Accelerator(log_with=names, project_dir=folder_of(output) / name)
+                self.accelerator.init_trackers(
+                    PROJECT, settings, {"wandb": {"name": name}, "mlflow": {"run_name": name}}
+                )
         except Exception as error:  # each service has classes of its own
-            raise UserError(f"--track {' '.join(names)}: cannot be started ({_one_line(error)})") from None
+            raise UserError(f"--track {' '.join(names)}: cannot be started ({error})") from None
 
     def tell(self) -> None:
         """Tell of the epochs that are new in the stats. Once a tracker fails, none is told of anything more."""
-        if self.accelerator is None:
-            return
-        first = None  # epoch that trains: not the one before, nor a closed form
-        for row in read_stats(self.stats_file, self.run):
-            epoch = int(row.pop("epoch"))
-            figures = {name: float(cell) for name, cell in row.items() if name != "run" and cell}
-            if first is None and "train_loss" in figures:
-                first = epoch
-            if first is not None:
-                figures["learning_rate"] = self.learning_rate(epoch - first + 1)
+        rows = read_stats(self.stats_file, self.run) if self.accelerator else []
+        first = next((int(row["epoch"]) for row in rows if row["train_loss"]), float("inf"))  # that trains
+        for row in rows:
+            epoch = int(row["epoch"])
+            figures = {name: float(cell) for name, cell in row.items() if cell and name not in ("epoch", "run")}
+            if epoch >= first:
+                figures["learning_rate"] = last_rate(self.recipe, self.steps, epoch - first + 1)
             if epoch > self.last:
                 self.last = epoch
                 self._try(lambda figures=figures, epoch=epoch: self.accelerator.log(figures, step=epoch))
@@ -91,14 +96,15 @@ class Tracking:
         self._try(lambda: self.accelerator.end_training())
 
     def _try(self, function):
-        if self.accelerator is not None:
+        if self.accelerator:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     function()
             except Exception as error:  # of any service: the training is worth more
-                self.talk.say(f"--track: tells of nothing more ({_one_line(error)})")
+                self.talk.say(f"--track: tells of nothing more ({error})")
                 self.accelerator = None
 
 
-def _one_line(error):
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def last_rate(recipe: Recipe, steps: int, epoch: int) -> float:
+    """The learning rate of the last step of an epoch, counted from 1 over those that train, of `steps` in the run."""
+    return recipe.lr * schedule(epoch * steps // recipe.epochs - 1, steps, recipe.warmup)

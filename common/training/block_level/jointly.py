@@ -1,66 +1,92 @@
 """Fine-tuning of all variants of a library jointly, within models that are composed of them; see `supernet`."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.composing.compose import check_model
 from common.composing.configurations import read_configurations
+from common.composing.library import Library
 from common.composing.scheme import Pair, make_scheme
 from common.models.load import LoadedModel
 from common.runtime.devices import give_back_memory
 from common.runtime.errors import UserError
 from common.runtime.records import digest
+from common.training.block_level.sampling import make_sampling, sample_compositions
 from common.training.block_level.solutions import solve
 from common.training.block_level.stage import BlockStage
-from common.training.block_level.supernet import JointObjective, Supernet, sample_compositions
-from common.training.checkpoints import RUN_DIGITS, Checkpoint
-from common.training.learner import NEVER_A_NUMBER, Learner
+from common.training.block_level.supernet import JointObjective, Supernet
+from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
 from common.training.loop import fit, steps_of, validate
-from common.training.running_losses import Progress
-from common.training.stats import seconds_of, write_composition_stats, write_stats, write_variant_stats
-from common.training.tracking import Tracking
+from common.training.stats import RUN_DIGITS, seconds_of, write_composition_stats, write_stats, write_variant_stats
 
 VERSION = 1  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there
 
 
-def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, shared_rate: float) -> dict:
-    """Train all variants within composed models, and the rest of the model with them; returns the result.
+def tune_jointly(
+    stage: BlockStage, configurations: list[dict[str, str]], *, shared_rate: float, sampling: str = "even"
+) -> dict:
+    """Train the variants that are not there yet within composed models; returns the result.
+
+    They are trained among those that are there, which stay as they are. If there are none, the shared parameters are
+    trained with them.
 
     Args:
         configurations: {block: variant} each, those that quality is measured on.
-        shared_rate: the learning rate of the rest of the model, as a share of the variants'; 0 leaves it.
+        shared_rate: the learning rate of the shared parameters, as a multiple of the variants'; 0 leaves them.
+        sampling: the rule by which compositions are drawn, a name in `sampling.SAMPLING`.
     Raises:
-        UserError: see `Library.has`, `Library.read`, `solve` and `training.fit`.
+        UserError: see `Library.has`, `Library.read`, `solve` and `loop.fit`.
     """
-    library, runtime = stage.library, stage.runtime
-    settings = {"joint_version": VERSION, "shared_rate": shared_rate}
-    made_from = stage.made_from(stage.pruned.variants(), **settings)
+    library, runtime, recipe = stage.library, stage.runtime, stage.recipe
+    settings = {"joint_version": VERSION, "shared_rate": shared_rate, "sampling": sampling}
+    made_from = stage.made_from(**settings)
     todo = runtime.processes.agree(missing(library, made_from, stage.overwrite))
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
         return stage.nothing_to_do(skipped, {library.run(pair)[:RUN_DIGITS] for pair in made_from})
     old = [pair for pair in library.variants() if pair not in todo]
-    run = run_of(library, todo, old)
+    key = digest(  # all that is trained, and all that it is trained among
+        [{str(pair): own for pair, own in todo.items()}, {str(pair): library.entry(pair)["key"] for pair in old}]
+    )
+    run = key[:RUN_DIGITS]
+    supernet = Supernet(
+        stage.original,
+        stage.blocks,
+        stage.variants(stage.pruned, todo),
+        stage.variants(library, old),
+        library.read_shared() if old else None,
+    )
     trains_shared = not old and shared_rate > 0
-    supernet = open_supernet(stage, todo, old)
     if trains_shared:
         library.check_shared(supernet.shared)
-    learner = supernet.make_learner(
-        stage.recipe, steps_of(stage.train, stage.recipe), shared_rate if trains_shared else 0
-    )
-    compositions = sample_compositions(configurations, todo, supernet.tensors, stage.recipe.seed)
-    checkpoint, tracking = stage.open_checkpoint(run, {"library": run}), stage.open_tracking(run[:RUN_DIGITS])
-    Jointly(stage, supernet, learner, compositions, checkpoint, tracking, run[:RUN_DIGITS]).train()
+    learner = supernet.make_learner(recipe, steps_of(stage.train, recipe), shared_rate if trains_shared else 0)
+    learners = {"library": learner}
+    compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
+    rule = make_sampling(sampling, todo, supernet.tensors, recipe.seed)
+    objective = JointObjective(supernet, recipe, rule, compositions, stage.original)
+    checkpoint, tracking = stage.open_checkpoint({"library": key}), stage.open_tracking(run)
+
+    def on_epoch(seconds):
+        if runtime.processes.is_first:
+            write_stats(stage.stats_file, {"library": learner.history}, seconds, run)
+            write_composition_stats(stage.stats_beside("compositions"), learner.history, run)
+            tracking.tell()
+
+    seconds = []
+    if checkpoint.content is None:
+        seconds = start_from_solutions(stage, supernet, learner, objective, run)
+        on_epoch(seconds)
+        checkpoint.save(learners, seconds)
+    fit(learners, objective, stage.train, stage.held_out, recipe, runtime, checkpoint, rows=seconds, on_epoch=on_epoch)
     tracking.close()
     if runtime.processes.is_first:
         library.write_together(
             {pair: supernet.new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
-            {pair: own | {"run": run} for pair, own in todo.items()},
+            {pair: own | {"run": key} for pair, own in todo.items()},
             supernet.shared if trains_shared else {},
-            stage.settings() | settings | {"run": run},
+            stage.settings() | settings | {"run": key},
         )
     checkpoint.remove()
     before, after = learner.history[0].val_loss, learner.best_loss
@@ -76,98 +102,42 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sha
         "val_loss": after,
         "best_epoch": learner.best_epoch,
         "compositions": next(row.parts for row in learner.history if row.epoch == learner.best_epoch),
-        "seconds": seconds_of(stage.stats_file, {run[:RUN_DIGITS]}),
+        "seconds": seconds_of(stage.stats_file, {run}),
         "stats": stage.stats_file,
     }
 
 
-@dataclass
-class Jointly:
-    """The training of a supernet, in one run that may have been interrupted before.
+def start_from_solutions(
+    stage: BlockStage, supernet: Supernet, learner: Learner, objective: JointObjective, run: str
+) -> list[EpochSeconds]:
+    """Solve all variants; count the pruned weights and the solutions as the first two epochs, whose seconds it returns.
 
-    `compositions`: {name: {block: variant}}, those that quality is measured on. `run`: digits of the run's key.
+    Raises:
+        UserError: the loss is no number before anything was done; see also `solve`.
     """
 
-    stage: BlockStage
-    supernet: Supernet
-    learner: Learner
-    compositions: dict[str, dict[str, str]]
-    checkpoint: Checkpoint
-    tracking: Tracking
-    run: str
-
-    def train(self) -> None:
-        """From the closed form's solutions, unless the checkpoint is of what came after."""
-        stage, learners, progress = self.stage, {"library": self.learner}, Progress()
-        objective = JointObjective(self.supernet, stage.recipe, self.compositions, stage.original)
-        if not self.checkpoint.holds_training():
-            self.start_from_solutions(objective, progress)
-            self.checkpoint.save(learners, progress.rows)
-        fit(
-            learners,
-            objective,
-            stage.train,
-            stage.held_out,
-            stage.recipe,
-            stage.runtime,
-            self.checkpoint,
-            rows=progress.rows,
-            on_epoch=self.write_losses,
-        )
-
-    def start_from_solutions(self, objective: JointObjective, progress: Progress) -> None:
-        """Solve all variants, and count the pruned weights and the solutions as the first two epochs."""
-        stage, histories = self.stage, {}
-        self.count_as_epoch(0, objective, 0.0)
-        for solved in solve(
-            list(self.supernet.new),
-            stage.pruned_on_device,
-            stage.original,
-            stage.blocks,
-            stage.calibration,
-            stage.held_out,
-            stage.ridges,
-            stage.runtime,
-        ):
-            self.supernet.start_from(solved.better())
-            histories |= solved.histories()
-            progress.rows = solved.rows
-        del solved
-        give_back_memory()  # of the solutions, before the optimizer needs as much and more
-        self.count_as_epoch(1, objective, progress.rows[-1].train)
-        if stage.runtime.processes.is_first:
-            write_variant_stats(stage.stats_beside("blocks"), histories, self.run)
-        self.write_losses(progress)
-
-    def count_as_epoch(self, epoch: int, objective: JointObjective, seconds: float) -> None:
-        """Count what the learner holds as an epoch before any training.
-
-        Raises:
-            UserError: the loss is no number before anything was done.
-        """
-        stage = self.stage
-        found = validate({"library": self.learner}, objective, stage.held_out, stage.recipe, stage.runtime)
-        if epoch == 0 and not math.isfinite(found.losses["library"]):
+    def count_as_epoch(epoch):
+        validated = validate({"library": learner}, objective, stage.held_out, stage.recipe, stage.runtime)
+        if epoch == 0 and not math.isfinite(validated.losses["library"]):
             raise UserError(NEVER_A_NUMBER)
-        self.learner.count_as_epoch(epoch, found.losses["library"], seconds, found.parts["library"])
+        learner.count_as_epoch(epoch, validated.losses["library"], validated.parts["library"])
 
-    def write_losses(self, progress: Progress) -> None:
-        stage, history = self.stage, self.learner.history
-        if not stage.runtime.processes.is_first:
-            return
-        write_stats(stage.stats_file, {"library": history}, progress, self.run)
-        write_composition_stats(stage.stats_beside("compositions"), history, self.run)
-        self.tracking.tell()
+    count_as_epoch(0)
+    histories = {}
+    for solutions, seconds_so_far in solve(stage, list(supernet.new)):
+        seconds = seconds_so_far
+        better = {pair: solution.tensors for pair, solution in solutions.items() if solution.is_better}
+        supernet.start_from(better)
+        histories |= {pair: solution.history for pair, solution in solutions.items()}
+    del solutions, better
+    give_back_memory()  # of the solutions, before the optimizer needs as much and more
+    count_as_epoch(1)
+    if stage.runtime.processes.is_first:
+        write_variant_stats(stage.stats_beside("blocks"), histories, run)
+    return seconds
 
 
-def open_supernet(stage: BlockStage, todo: dict[Pair, dict], old: list[Pair]) -> Supernet:
-    """The variants to train, among those that are there and the rest of the model that these were trained with."""
-    new, among = stage.variants(stage.pruned, todo), stage.variants(stage.library, old)
-    shared = stage.library.read_shared() if old else None
-    return Supernet(stage.original, stage.blocks, new, among, shared)
-
-
-def missing(library, made_from: dict[Pair, dict], overwrite: bool) -> dict[Pair, dict]:
+def missing(library: Library, made_from: dict[Pair, dict], overwrite: bool) -> dict[Pair, dict]:
     """The variants to train, {pair: what each is made from}; one that is there stays, whatever it was trained with."""
     todo = {
         pair: settings
@@ -175,12 +145,6 @@ def missing(library, made_from: dict[Pair, dict], overwrite: bool) -> dict[Pair,
         if not library.has(pair, settings | {"run": library.run(pair)}, overwrite)
     }
     return todo if library.shared_is_intact() else made_from
-
-
-def run_of(library, todo: dict[Pair, dict], among: list[Pair]) -> str:
-    """What identifies a joint run: all that is trained in it, and what that is trained among, as a digest."""
-    trained = {str(pair): settings for pair, settings in todo.items()}
-    return digest([trained, {str(pair): library.entry(pair)["key"] for pair in among}])
 
 
 def read_configurations_of(loaded: LoadedModel, path: str | None) -> list[dict[str, str]]:

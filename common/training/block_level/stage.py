@@ -13,7 +13,7 @@ from common.composing.scheme import Pair
 from common.data.examples import Examples
 from common.pruning import closed_form
 from common.runtime.devices import Runtime
-from common.training.checkpoints import Checkpoint, remove_checkpoints
+from common.training.checkpoints import Checkpoint
 from common.training.learner import Recipe
 from common.training.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats, seconds_of
 from common.training.tracking import Tracking
@@ -24,8 +24,8 @@ class BlockStage:
     """Opened objects, and the settings that both methods share.
 
     `method`: "joint"; "reconstruct" takes the closed form's solutions, "train" goes down the gradient, "both" does so
-    from the solutions. `original`: the model. `library`: the one to write to. `unfinished`: what the path of a state
-    on disk begins with. `open_tracking`: given digits of the run's key.
+    from the solutions. `original`: the model. `library`: the one to write to. `open_tracking`: given digits of the
+    run's key.
     """
 
     method: str
@@ -41,13 +41,12 @@ class BlockStage:
     runtime: Runtime
     overwrite: bool
     stats_file: str
-    unfinished: Path
     open_tracking: Callable[[str], Tracking]
 
-    def made_from(self, pairs: Iterable[Pair], **settings) -> dict[Pair, dict]:
-        """What determines the tensors of variants; `settings`: the method's own."""
+    def made_from(self, **settings) -> dict[Pair, dict]:
+        """What determines the tensors of each variant; `settings`: the method's own."""
         settings = self.settings() | settings
-        return {pair: {"pruned": self.pruned.entry(pair)["key"], **settings} for pair in pairs}
+        return {pair: {"pruned": self.pruned.entry(pair)["key"], **settings} for pair in self.pruned.variants()}
 
     def settings(self) -> dict:
         """What determines a variant's tensors, beside its pruned weights and the method's own settings."""
@@ -68,14 +67,14 @@ class BlockStage:
         """The pruned variants, on the device."""
         return {pair: variant.to(self.runtime.device) for pair, variant in self.variants(self.pruned, pairs).items()}
 
-    def open_checkpoint(self, run: str, keys: dict) -> Checkpoint:
+    def open_checkpoint(self, keys: dict) -> Checkpoint:
         """The state of an unfinished run; see `checkpoints.Checkpoint`."""
-        return Checkpoint(self.unfinished, run, keys, self.runtime.talk, self.runtime.processes)
+        return Checkpoint(self.library.folder / "training", keys, self.runtime.talk, self.runtime.processes)
 
     def nothing_to_do(self, skipped: int, runs: set[str]) -> dict:
         """The result where all variants are there; `runs`: those that made them, as the stats know them."""
-        remove_checkpoints(self.unfinished)
-        return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(self.stats_file, set(runs))}
+        self.open_checkpoint({}).remove()
+        return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(self.stats_file, runs)}
 
     def stats_beside(self, what: str) -> Path:
         """See `beside`."""
@@ -88,9 +87,8 @@ def beside(stats: str | Path, what: str) -> Path:
     return path.with_name(f"{path.stem}-{what}{path.suffix}")
 
 
-def check_stats_files(stats: str | Path, is_joint: bool = False) -> None:
-    """Make sure, before any long work, that the stats CSVs of a method can be written; see `stats.check_stats`."""
+def check_stats_files(stats: str | Path) -> None:
+    """Make sure, before any long work, that the stats CSVs can be written; see `stats.check_stats`."""
     check_stats(stats)
     check_stats(beside(stats, "blocks"), BLOCK_COLUMNS)
-    if is_joint:
-        check_stats(beside(stats, "compositions"), COMPOSITION_COLUMNS)
+    check_stats(beside(stats, "compositions"), COMPOSITION_COLUMNS)

@@ -10,9 +10,6 @@ The idea of one path at a time is from single-path one-shot (Guo et al., arXiv 1
 1908.09791) and DynaBERT (arXiv 2004.04037). There the sub-networks share their weights. Here each variant has its own.
 """
 
-import random
-from collections.abc import Iterable
-
 import torch
 
 from common.blocks.find import Block
@@ -24,12 +21,10 @@ from common.blocks.tensors import (
     parameter_masks,
     shared_parameters,
 )
-from common.composing.scheme import DENSE, Pair, by_block
+from common.composing.scheme import DENSE, Pair
+from common.training.block_level.sampling import Sampling
 from common.training.learner import Learner, Recipe
-from common.training.objectives import ModelObjective
-
-COMPOSITIONS = 8  # how many validation measures
-NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, the new have at least so much
+from common.training.losses import ModelObjective
 
 
 class Supernet:
@@ -107,108 +102,34 @@ def _key(pair, name):
     return f"{pair}/{name}"
 
 
-def variants_by_block(pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    """{block: [variant]}, in the order of the pairs."""
-    return {block: [pair.variant for pair in own] for block, own in by_block(pairs).items()}
-
-
-class Draws:
-    """Which composition each step trains; it depends on the seed and the step's number alone.
-
-    Where all of a block's variants are new, every one is drawn once before any is drawn again, in an order of its own
-    each time (evenly, as FairNAS asks for, arXiv 1907.01845). Where some are old, the draw is free.
-    """
-
-    def __init__(self, new: Iterable[Pair], among: Iterable[Pair], seed: int):
-        """
-        Args:
-            new: the variants to train.
-            among: all that there are, these included.
-        """
-        new, self.seed = set(new), seed
-        self.new = variants_by_block(pair for pair in among if pair in new)
-        self.old = variants_by_block(pair for pair in among if pair not in new)
-
-    def choice(self, step: int) -> dict[str, str]:
-        """{block: variant}, of the blocks that have any; at least one variant is new."""
-        rng = random.Random(f"{self.seed}/step {step}")
-        while True:
-            chosen = {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
-            if any(variant in self.new.get(name, ()) for name, variant in chosen.items()):
-                return chosen
-
-    def _draw(self, rng, step, name):
-        new, old = self.new.get(name, []), self.old.get(name, [])
-        if new and not old:
-            turn, place = divmod(step, len(new))
-            return random.Random(f"{self.seed}/{name}/{turn}").sample(new, len(new))[place]
-        share = max(NEW_SHARE, len(new) / len(new + old)) if new else 0.0
-        return rng.choice(new if rng.random() < share else old)
-
-
 class JointObjective:
     """The task's loss of composed models: of a drawn one for each step, in validation of some fixed ones."""
-
-    divides = True  # see `objectives.ModelObjective`
 
     def __init__(
         self,
         supernet: Supernet,
         recipe: Recipe,
+        sampling: Sampling,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,
     ):
         """
         Args:
+            sampling: draws the composition of each step.
             compositions: {name: {block: variant}}, those that validation measures.
-            teacher: see `objectives.ModelObjective`.
+            teacher: see `losses.ModelObjective`.
         """
-        self.supernet, self.compositions = supernet, compositions
-        self.draws = Draws(supernet.new, supernet.tensors, recipe.seed)
-        self.whole = ModelObjective(supernet.model, recipe, teacher)
-
-    def begin(self, batch, learners):
-        """Nothing is shared: the batch as it is."""
-        return batch
+        self.supernet, self.sampling, self.compositions = supernet, sampling, compositions
+        self.model_objective = ModelObjective(supernet.model, recipe, teacher)
 
     def losses(self, batch, learners, training):
         """The `Loss` of the only learner; in validation one for each composition, which is its part."""
         if training:
             (learner,) = learners.values()
-            self.supernet.compose(self.draws.choice(learner.steps))
-            yield from self.whole.losses(batch, learners, training)
+            self.supernet.compose(self.sampling.draw(learner.steps))
+            yield from self.model_objective.losses(batch, learners, training)
             return
         for name, choice in self.compositions.items():
             self.supernet.compose(choice)
-            for loss in self.whole.losses(batch, learners, training):
+            for loss in self.model_objective.losses(batch, learners, training):
                 yield loss._replace(part=name)
-
-
-def sample_compositions(
-    configurations: Iterable[dict[str, str]], new: Iterable[Pair], among: Iterable[Pair], seed: int
-) -> dict[str, dict[str, str]]:
-    """The compositions that quality is measured on: the configurations, and where these are few, random ones.
-
-    All have a new variant, or they would tell nothing of the training. The random ones have new variants wherever there
-    are any.
-
-    Args:
-        configurations: {block: variant} each; those with a variant that is not there are passed over.
-        new, among: see `Draws`.
-    Returns:
-        {name: {block: variant}}, "configuration N" and "drawn N", COMPOSITIONS of them or as many as differ.
-    """
-    new, there = set(new), set(among)
-    found = {}
-    for n, choice in enumerate(configurations):
-        pairs = {Pair(*item) for item in choice.items() if item[1] != DENSE}
-        if pairs <= there and pairs & new and len(found) < COMPOSITIONS:
-            found[f"configuration {n}"] = choice
-    candidates = variants_by_block(among) | variants_by_block(pair for pair in among if pair in new)
-    rng, drawn = random.Random(f"{seed}/compositions"), 0
-    for _ in range(4 * COMPOSITIONS):
-        choice = {name: rng.choice(variants) for name, variants in candidates.items()}
-        if len(found) < COMPOSITIONS and choice not in found.values():
-            found[f"drawn {drawn}"] = choice
-            drawn += 1
-    return found

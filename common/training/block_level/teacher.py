@@ -13,7 +13,7 @@ from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
 from common.runtime.devices import Runtime, in_full_precision
 from common.training.learner import Recipe
-from common.training.objectives import Loss, forward
+from common.training.losses import Loss, forward
 
 
 class BlockObjective:
@@ -23,22 +23,15 @@ class BlockObjective:
     block drowns another.
     """
 
-    divides = False  # each block is one process's
-
     def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
         self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
         self.blocks, self.recipe = blocks, recipe
 
-    def begin(self, batch, learners):
-        """The teacher's pass: the batch, and the calls of the blocks that have learners, in order of execution."""
-        blocks = [self.blocks[name] for name in by_block(learners)]
-        with forward(batch["labels"].device, self.recipe, training=False):
-            return batch, block_calls(self.teacher, blocks, batch)
-
-    def losses(self, begun, learners, training):
-        """A `Loss` for each learner, block by block; its weight is the teacher's squared output."""
-        batch, calls = begun
+    def losses(self, batch, learners, training):
+        """A `Loss` for each learner, block by block, from one pass of the teacher; its weight is the squared output."""
         pairs = by_block(learners)
+        with forward(batch["labels"].device, self.recipe, training=False):
+            calls = block_calls(self.teacher, [self.blocks[name] for name in pairs], batch)
         while calls:
             call = calls.pop(0)  # and let go of it when its variants are done
             real = real_rows(call.block, batch)

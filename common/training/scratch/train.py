@@ -65,8 +65,9 @@ def fit(
     millions = model.num_parameters() / 1e6
     talk.say(f"training {millions:.1f} million parameters on {len(train)} examples for {recipe.epochs} epochs")
     runtime = Runtime(device, recipe.batch_size, talk)
-    learner, progress = fit_model(model.to(device), train, validation, recipe, runtime, checkpoint)
-    return {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(progress.seconds, 1)}
+    learner, rows = fit_model(model.to(device), train, validation, recipe, runtime, checkpoint)
+    seconds = sum(row.train + row.validation for row in rows)
+    return {"val_loss": learner.best_loss, "epochs": recipe.epochs, "seconds": round(seconds, 1)}
 
 
 def marian_config(tokenizer: PairedTokenizer, settings: dict) -> transformers.MarianConfig:

@@ -1,0 +1,161 @@
+"""What training makes smaller: the protocol, the loss of a whole model, and the losses of a pass so far."""
+
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+
+from common.data.examples import Batch, rows_of
+from common.runtime.devices import Runtime, computing
+from common.runtime.processes import ALONE, Processes
+from common.training.learner import Learner, Recipe, text_of
+
+RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so many
+
+
+class Loss(NamedTuple):
+    """What a learner loses on a batch: a scalar, and what it counts for in the epoch's mean (a scalar too).
+
+    `part`: which part of a validation this is, where it has several; their mean is the learner's loss.
+    """
+
+    learner: Hashable
+    value: torch.Tensor
+    weight: torch.Tensor
+    part: str | None = None
+
+
+class Objective(Protocol):
+    """What each learner loses on a batch."""
+
+    def losses(self, batch: Batch, learners: dict[Hashable, Learner], training: bool) -> Iterator[Loss]:
+        """A loss for each learner, or in validation one for each of its parts."""
+
+
+class ModelObjective:
+    """The loss of a whole model, for the only learner there is.
+
+    It is the task's mean cross-entropy, over tokens or examples; in training, with the recipe's share `distill`, the
+    divergence KL(teacher || model) of the predicted distributions takes its place (Hinton et al., arXiv 1503.02531,
+    at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
+    """
+
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
+        """`teacher`: the original model; needed if the recipe distils."""
+        self.model, self.recipe, self.teacher = model, recipe, teacher
+        # T5 would otherwise fill a cache of keys and values, which nothing reads here.
+        self.settings = {"use_cache": False} if model.config.is_encoder_decoder else {}
+        if teacher is not None:
+            teacher.eval()  # dropout would make the targets noisy
+
+    def losses(self, batch, learners, training):
+        """The `Loss` of the only learner; its weight is the number of tokens or examples."""
+        (name,) = learners
+        self.model.train(training and self.recipe.dropout)
+        distill = self.recipe.distill if training else 0.0
+        with forward(batch["labels"].device, self.recipe, training):
+            output = self.model(**batch, **self.settings)
+            real, loss = batch.labelled(), output.loss
+            if distill:
+                with torch.no_grad():
+                    wanted = rows_of(self.teacher(**batch, **self.settings).logits, real).float().log_softmax(-1)
+                predicted = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
+                divergence = torch.nn.functional.kl_div(predicted, wanted, reduction="batchmean", log_target=True)
+                loss = (1 - distill) * loss + distill * divergence
+        yield Loss(name, loss, torch.full((), float(len(real)), device=loss.device))
+
+
+@contextlib.contextmanager
+def forward(device: torch.device, recipe: Recipe, training: bool) -> Iterator[None]:
+    """The mode of a forward pass: gradients in training alone, and the recipe's precision."""
+    with torch.set_grad_enabled(training), computing(device, recipe.precision):
+        yield
+
+
+class Pass(NamedTuple):
+    """What a pass over examples found: the mean loss of each learner, that of each of its parts, and the seconds."""
+
+    losses: dict[Hashable, float]
+    parts: dict[Hashable, dict[str, float]]
+    seconds: float
+
+
+class RunningLosses:
+    """The losses of a pass so far. It can be saved after any batch, with the state of dropout's random numbers."""
+
+    def __init__(self, names: Iterable[Hashable]):
+        self.losses = {name: {} for name in names}  # {learner: {part: [(loss * weight, weight), as (batches, 2)]}}
+        self.seconds, self.done = 0.0, 0  # `done`: batches
+
+    def add(self, loss: Loss) -> None:
+        """Count a loss."""
+        value = loss.value.detach().float()
+        pair = torch.stack([value * loss.weight, loss.weight])[None]  # (1, 2)
+        self.losses[loss.learner].setdefault(loss.part, []).append(pair)
+
+    def start(self, runtime: Runtime) -> None:
+        """Let the clock run from here."""
+        self.started = runtime.now()
+
+    def count_seconds(self, runtime: Runtime) -> None:
+        """Count the seconds since the start or the last count."""
+        now = runtime.now()
+        self.seconds, self.started = self.seconds + now - self.started, now
+
+    def result(self, processes: Processes = ALONE) -> Pass:
+        """The means, over what all processes found; NaN of a pass without batches."""
+        losses, parts = {}, {}
+        for name, rows in self.losses.items():
+            sums = {}
+            for share in processes.gather(
+                {part: torch.cat(pairs).cpu().double().sum(0) for part, pairs in rows.items()}
+            ):
+                for part, pair in share.items():
+                    sums[part] = sums[part] + pair if part in sums else pair
+            total, weight = sum(sums.values(), torch.zeros(2, dtype=torch.float64))
+            losses[name] = (total / weight).item()
+            parts[name] = {part: (pair[0] / pair[1]).item() for part, pair in sums.items() if part is not None}
+        return Pass(losses, parts, self.seconds)
+
+    def status(self) -> str:
+        """The mean loss of the last batches over all learners and parts. This waits for the device."""
+        last = [torch.cat(pairs[-RUNNING_BATCHES:]).sum(0) for rows in self.losses.values() for pairs in rows.values()]
+        if not last:
+            return ""
+        sums = torch.stack(last).double().cpu()  # (learners and parts, 2)
+        return f"loss {(sums[:, 0] / sums[:, 1]).mean().item():.4f}"
+
+    def state(self, runtime: Runtime) -> dict:
+        """All of it as plain values and tensors; of all processes, in each of them."""
+        self.count_seconds(runtime)
+        device, losses = runtime.device, {}
+        for share in runtime.processes.gather(
+            {
+                text_of(name): {part: torch.cat(pairs).cpu() for part, pairs in rows.items()}
+                for name, rows in self.losses.items()
+            }
+        ):
+            for name, rows in share.items():
+                for part, pairs in rows.items():
+                    losses.setdefault(name, {}).setdefault(part, []).append(pairs)
+        random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return {
+            "losses": {name: {part: torch.cat(pairs) for part, pairs in rows.items()} for name, rows in losses.items()},
+            "seconds": self.seconds,
+            "done": self.done,
+            "random": runtime.processes.gather(random),
+        }
+
+    def load_state(self, state: dict, runtime: Runtime) -> None:
+        """Go on from there. What was found goes on in the first process."""
+        device, number = runtime.device, runtime.processes.number
+        for name in self.losses if number == 0 else ():
+            rows = state["losses"].get(text_of(name), {})
+            self.losses[name] = {part: [pairs.to(device)] for part, pairs in rows.items()}
+        self.seconds, self.done = state["seconds"], state["done"]
+        if number < len(state["random"]):
+            random, on_device = state["random"][number]
+            torch.set_rng_state(random)
+            if on_device is not None and device.type == "cuda":
+                torch.cuda.set_rng_state(on_device, device)
