@@ -100,7 +100,7 @@ def tuned(workshop, chain, tmp_path):
             ["--epochs", 2, "--batch-size", 8, "--stats", folder / "s.csv", *more],
         )
         if method == "model":
-            flags = ["-p", chain / "tuned", "-c", chain / "conf.json", "-n", 0, "-o", folder / "m.pth", "--dropout"]
+            flags = ["-p", chain / "tuned", "-c", chain / "conf.json", "-n", 0, "-o", folder / "m.pth"]
             return outcome(f"model-level_finetuning.py -m {model}", *flags, *common)
         flags = ["-p", chain / "pruned", "-o", folder / "library", "--method", method]
         return outcome(f"block-level_finetuning.py -m {model}", *flags, *common)
