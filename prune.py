@@ -145,14 +145,14 @@ def prune_by_data(library, made_from, opened, calibration):
 
     model, of_block = opened.loaded.model, by_block(made_from)
     blocks = [block for name, block in find_blocks(model).items() if name in of_block]
-    for block, block_statistics in statistics(model, blocks, calibration, opened.runtime, values=False):
+    for block, sums in statistics(model, blocks, calibration, opened.runtime, values=False):
         scorers = {}
         for pair in of_block[block.name]:
             tensors = block_tensors(model, block)
-            prune_one(library, pair, block, tensors, made_from[pair], scorers, model, block_statistics)
+            prune_one(library, pair, block, tensors, made_from[pair], scorers, sums)
 
 
-def prune_one(library, pair, block, tensors, made_from, scorers=None, model=None, statistics=None):
+def prune_one(library, pair, block, tensors, made_from, scorers=None, sums=None):
     """Prune a variant, and write it with the counts of what was removed, measured on its masks.
 
     Args:
@@ -163,7 +163,7 @@ def prune_one(library, pair, block, tensors, made_from, scorers=None, model=None
     scorers = {} if scorers is None else scorers
     for name in made_from["criteria"].values():
         if name not in scorers:
-            scorers[name] = criterion_class(name)(block, tensors, model, statistics)
+            scorers[name] = criterion_class(name)(block, tensors, sums)
     chosen = {kind: scorers[name] for kind, name in made_from["criteria"].items()}
     variant, by_rate = prune_block(block, tensors, made_from["removed"], chosen)
     library.write(

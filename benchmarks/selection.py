@@ -59,10 +59,7 @@ class Bench:
         if not CRITERIA[name].needs_data:
             return {block: criterion(self.blocks[block], own) for block, own in self.own.items()}
         gathered = statistics(self.model, list(self.blocks.values()), self.calibration, self.runtime, values=False)
-        return {
-            block.name: criterion(block, self.own[block.name], self.model, block_statistics)
-            for block, block_statistics in gathered
-        }
+        return {block.name: criterion(block, self.own[block.name], sums) for block, sums in gathered}
 
     def prune(self, criteria, rates):
         """{pair: variant} of the uniform configuration of {kind: rate}."""

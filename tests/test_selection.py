@@ -16,6 +16,8 @@ from common.composing.configurations import SIZES
 from common.composing.scheme import Pair
 from common.pruning import reconstruction as selection
 from common.pruning.closed_form import statistics
+from common.pruning.closed_form.attention import AttentionSums
+from common.pruning.closed_form.feed_forward import FeedForwardSums
 from common.pruning.l1 import L1
 from common.pruning.prune_block import prune_block
 from common.pruning.reconstruction import Reconstruction, elimination_order, gradual_mask
@@ -127,8 +129,8 @@ def test_gradual_masks_remove_exactly_as_many_and_never_a_bias(seed, removed, bi
 def criteria_of(model, kind, count=40):
     blocks = find_blocks(model)
     return {
-        block.name: Reconstruction(block, block_tensors(model, block), model, found)
-        for block, found in statistics(model, list(blocks.values()), examples(kind, count), values=False, **OPTIONS)
+        block.name: Reconstruction(block, block_tensors(model, block), sums)
+        for block, sums in statistics(model, list(blocks.values()), examples(kind, count), values=False, **OPTIONS)
     }
 
 
@@ -193,10 +195,11 @@ def test_sums_that_overflow_are_refused():
     block = next(iter(find_blocks(model).values()))
     gram = torch.full((24, 24), torch.inf)
     with pytest.raises(UserError, match="overflow"):
-        Reconstruction(block, block_tensors(model, block), model, (gram, None)).head_scores()
+        Reconstruction(block, block_tensors(model, block), AttentionSums(gram, None)).head_scores()
     block = next(block for block in find_blocks(model).values() if block.neurons)
     huge = torch.full((50, block_tensors(model, block)["wi.weight"].shape[1]), 1e30)
-    criterion = Reconstruction(block, block_tensors(model, block), model, huge)
+    weights = {name: tensor.detach() for name, tensor in block_tensors(model, block).items()}
+    criterion = Reconstruction(block, weights, FeedForwardSums(model, block, huge, weights))
     with pytest.raises(UserError, match="overflow"):
         criterion.neuron_scores()
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.blocks.find import Block
+    from common.pruning.closed_form import Sums
 
 
 class Criterion(Protocol):
@@ -21,18 +22,13 @@ class Criterion(Protocol):
 
     version: int
 
-    def __init__(
-        self,
-        block: "Block",
-        tensors: "dict[str, torch.Tensor]",
-        model: "torch.nn.Module | None" = None,
-        statistics: object = None,
-    ):
+    def __init__(self, block: "Block", tensors: "dict[str, torch.Tensor]", sums: "Sums | None" = None):
         """
         Args:
             tensors: the block's own, {"q.weight": tensor}.
-            model: the original, and `statistics` of the block, see `closed_form.statistics`; for a criterion that
-                needs data.
+            sums: over calibration data, for a criterion that needs them: `sums.gram(linear)` is H = AᵀA, (in, in), of
+                a Linear's inputs A in the original, whose diagonal has each input's squared norm. Where the Linear
+                has a bias, its constant input comes last. Of an attention block the output Linear's alone is known.
         """
 
     def head_scores(self) -> "torch.Tensor":

@@ -35,11 +35,10 @@ class L1:
 
     version = 1
 
-    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model=None, statistics=None):
-        inner, out = block.inner, block.output
+    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], sums=None):
         self.block, self.tensors = block, tensors
-        self.inner = [tensors[f"{name}.weight"] for name in inner]
-        self.out = tensors[f"{out}.weight"]
+        self.inner = [tensors[f"{name}.weight"] for name in block.inner]
+        self.out = tensors[f"{block.output}.weight"]
 
     def head_scores(self) -> torch.Tensor:
         return head_scores(*self.inner, self.block.heads)

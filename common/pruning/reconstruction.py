@@ -17,7 +17,8 @@ import torch
 
 from common.blocks.find import Block
 from common.blocks.tensors import Variant
-from common.pruning.closed_form.feed_forward import Sums, solve_linear
+from common.pruning.closed_form import Sums
+from common.pruning.closed_form.feed_forward import solve_linear
 from common.pruning.closed_form.least_squares import augmented_weight, finite
 from common.pruning.masks import keep_largest
 from common.runtime.devices import in_full_precision
@@ -36,11 +37,9 @@ class Reconstruction:
 
     version = 1
 
-    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], model: torch.nn.Module, statistics):
-        self.block = block
+    def __init__(self, block: Block, tensors: dict[str, torch.Tensor], sums: Sums):
+        self.block, self.sums = block, sums
         self.weights = {name: tensor.detach() for name, tensor in tensors.items()}
-        self.sums = None if block.kind == "attention" else Sums(model, block, statistics, self.weights)
-        self.gram = statistics[0] if block.kind == "attention" else None
 
     def head_scores(self) -> torch.Tensor:
         """The turn in which each head would go, (heads,)."""
@@ -92,7 +91,8 @@ class Reconstruction:
     def _output(self, keeps):
         """H and G of the output Linear, over what its inputs are once the inner Linears with masks are solved."""
         if self.block.kind == "attention":
-            return self._finite(self.gram, augmented_weight(self.weights, self.block.output).to(self.gram) @ self.gram)
+            gram = self.sums.gram(self.block.output)
+            return self._finite(gram, augmented_weight(self.weights, self.block.output).to(gram) @ gram)
         if all(bool(keep.all(dim=1).logical_or(~keep.any(dim=1)).all()) for keep in keeps.values()):
             # Whole neurons are missing at most, and their columns are not used.
             return self._finite(*self.sums.teachers_output)

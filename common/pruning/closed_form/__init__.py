@@ -1,5 +1,5 @@
 """What a block's output says: closed-form fine-tuning. The ways in are `reconstruct` and `statistics`."""
 
-from common.pruning.closed_form.solve import VERSION, blocks_by_pass, reconstruct, statistics, too_few
+from common.pruning.closed_form.solve import VERSION, Sums, blocks_by_pass, reconstruct, statistics, too_few
 
-__all__ = ["VERSION", "blocks_by_pass", "reconstruct", "statistics", "too_few"]
+__all__ = ["VERSION", "Sums", "blocks_by_pass", "reconstruct", "statistics", "too_few"]

@@ -5,6 +5,7 @@ projections. See `solve` for the problem and its sources.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,17 @@ from common.pruning.closed_form.least_squares import (
 
 VALUE_ROUNDS = 1  # how often the value projections are solved
 VALUE_WIDTH = 1024  # heads times directions that value projections can move in: bounds the Gram matrix
+
+
+class AttentionSums(NamedTuple):
+    """What an attention block's regressions need of the data: the sum of the products of `attention_rows`."""
+
+    products: torch.Tensor
+    basis: torch.Tensor | None  # of the directions in which value projections may move, (d_model, directions)
+
+    def gram(self, linear: str) -> torch.Tensor:
+        """H (in, in) of the output Linear's inputs in the original; for sums without directions."""
+        return self.products
 
 
 def value_directions(block, d_model):
@@ -70,19 +82,19 @@ def attention_rows(call, positions, real, directions, bases):
     return augmented_inputs(torch.cat([features, (attended @ bases[block]).flatten(1)], dim=1), block.has_bias)
 
 
-def solve_attention(gram, basis, teacher_weights, variant, *, ridge):
+def solve_attention(sums, teacher_weights, variant, *, ridge):
     """Solve the out-projection over the kept heads' features, then their value projections, then the former again.
 
     q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
     projection moves within the basis: V' = V + D basisᵀ.
 
     Args:
-        gram: sum of the products of `attention_rows`.
+        sums: `AttentionSums`.
         teacher_weights: the teacher's tensors of the block.
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
-    block, tensors, keeps = variant
+    (gram, basis), (block, tensors, keeps) = sums, variant
     values, out = block.values, block.output
     if bool(keeps[values].all() & keeps[out].all()) or not finite(gram):
         return {}

@@ -25,7 +25,7 @@ from common.pruning.closed_form.least_squares import (
 CHUNK = 4096  # tokens that go through a feed-forward block at once
 
 
-class Sums:
+class FeedForwardSums:
     """What a feed-forward block's regressions need of the data: sums over the sampled tokens."""
 
     def __init__(self, teacher: torch.nn.Module, block: Block, inputs: torch.Tensor, weights: dict[str, torch.Tensor]):
@@ -36,14 +36,18 @@ class Sums:
         """
         self.teacher, self.block, self.weights = teacher, block, weights
         rows = at_least_float32(augmented_inputs(inputs, block.has_bias))
-        self.gram = symmetric(add_gram(None, rows))  # of the inner Linears
+        self.inner_gram = symmetric(add_gram(None, rows))  # H of the inner Linears
         self.chunks = inputs.split(CHUNK)
         weight = augmented_weight(weights, block.output).to(rows)
         self.targets = [self._features(weights, chunk) @ weight.T for chunk in self.chunks]
 
+    def gram(self, linear: str) -> torch.Tensor:
+        """H (in, in) of a Linear's inputs in the original."""
+        return self.teachers_output[0] if linear == self.block.output else self.inner_gram
+
     def inner(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
         """H (in, in) and G (out, in) of an inner Linear."""
-        return self.gram, augmented_weight(self.weights, linear).to(self.gram) @ self.gram
+        return self.inner_gram, augmented_weight(self.weights, linear).to(self.inner_gram) @ self.inner_gram
 
     def output(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The same of the output Linear, over the features that the block's `tensors` produce."""
@@ -63,7 +67,7 @@ class Sums:
         return at_least_float32(augmented_inputs(rows, self.block.has_bias))
 
 
-def solve_feed_forward(sums: Sums, variant: Variant, *, ridge: float) -> dict[str, torch.Tensor]:
+def solve_feed_forward(sums: FeedForwardSums, variant: Variant, *, ridge: float) -> dict[str, torch.Tensor]:
     """Solve the inner Linears of a variant, then its output Linear on what these then produce: all its tensors.
 
     Where nothing but whole neurons is missing, the inner rows that are left have the teacher's weights and inputs, and

@@ -44,12 +44,13 @@ from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of, to_device
 from common.data.splits import FIXED_SEED
 from common.pruning.closed_form.attention import (
+    AttentionSums,
     attention_probabilities,
     attention_rows,
     solve_attention,
     value_directions,
 )
-from common.pruning.closed_form.feed_forward import Sums, solve_feed_forward
+from common.pruning.closed_form.feed_forward import FeedForwardSums, solve_feed_forward
 from common.pruning.closed_form.least_squares import add_gram, symmetric
 from common.runtime.devices import Runtime, in_full_precision
 from common.runtime.processes import Processes
@@ -57,6 +58,7 @@ from common.runtime.processes import Processes
 VERSION = 1  # part of the key of every output; raise it when results change
 OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
+Sums = AttentionSums | FeedForwardSums
 
 
 # --- solutions -------------------------------------------------------------------------------------------------
@@ -87,14 +89,12 @@ def reconstruct(
     for pair, variant in variants.items():
         if not all(bool(keep.all()) for keep in variant.keeps.values()):
             pruned.setdefault(variant.block, {})[pair] = variant
-    for block, block_statistics in statistics(teacher, list(pruned), examples, runtime):
+    for block, sums in statistics(teacher, list(pruned), examples, runtime):
         weights = block_tensors(teacher, block)
-        if block.kind == "feed_forward":
-            sums = Sums(teacher, block, block_statistics, weights)
         for number, ridge in enumerate(ridges):
             for pair, variant in pruned[block].items():
                 if block.kind == "attention":
-                    solved[pair][number] |= solve_attention(*block_statistics, weights, variant, ridge=ridge)
+                    solved[pair][number] |= solve_attention(sums, weights, variant, ridge=ridge)
                 else:
                     solved[pair][number] |= solve_feed_forward(sums, variant, ridge=ridge)
     exchange(solved, pruned, runtime.processes)
@@ -170,7 +170,7 @@ def sample_positions(length: int, fraction: float, seed: str) -> torch.Tensor:
 
 def statistics(
     teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, *, values: bool = True
-) -> Iterator[tuple]:
+) -> Iterator[tuple[Block, Sums]]:
     """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
 
     Each process has its share of the examples, and is given the sums of all for its share of the blocks.
@@ -178,8 +178,7 @@ def statistics(
     Args:
         values: whether value projections are to be solved too.
     Yields:
-        (block, (H, basis)) of an attention block, see `attention_rows`; (block, inputs), (tokens, d_model), of a
-        feed-forward block.
+        (block, its `AttentionSums` or `FeedForwardSums`).
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
@@ -190,7 +189,15 @@ def statistics(
         mine = {block: gathered[block] for block in group if owner[block] == processes.number}
         del gathered
         for block in list(mine):
-            yield block, mine.pop(block)
+            yield block, sums_of(teacher, block, mine.pop(block))
+
+
+@in_full_precision
+def sums_of(teacher, block, gathered) -> Sums:
+    """Those of a block, from what `gather` has of it."""
+    if block.kind == "attention":
+        return gathered
+    return FeedForwardSums(teacher, block, gathered, block_tensors(teacher, block))
 
 
 def groups(needed: dict[Block, int]) -> list[list[Block]]:
@@ -216,7 +223,8 @@ def blocks_by_pass(teacher: torch.nn.Module, sizes: dict[Block, int]) -> list[li
 
 @in_full_precision
 def gather(teacher: torch.nn.Module, regressions: list[Regression], examples: Examples, runtime: Runtime) -> dict:
-    """The statistics of some blocks, in one teacher pass: {block: see `statistics`}."""
+    """What the sums of some blocks are made of, in one teacher pass: {block: `AttentionSums`, or of a feed-forward
+    block its inputs of the sampled tokens, (tokens, d_model)}."""
     processes, regression_of = runtime.processes, {regression.block: regression for regression in regressions}
     grams, bases, inputs = {}, {}, {block: {} for block in regression_of}  # inputs: {number of a batch: rows}
 
@@ -249,7 +257,7 @@ def gather(teacher: torch.nn.Module, regressions: list[Regression], examples: Ex
             gram = grams.pop(block, None)
             gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
             processes.add([gram])
-            gathered[block] = symmetric(gram), bases.get(block)
+            gathered[block] = AttentionSums(symmetric(gram), bases.get(block))
         else:
             gathered[block] = processes.join_rows(inputs.pop(block), next(iter(block_tensors(teacher, block).values())))
     return gathered
