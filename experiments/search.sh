@@ -66,5 +66,5 @@ fi
     -o pareto.png >/dev/null
 "$PYTHON" "$repository/experiments/search_report.py" . >table.txt
 cat table.txt
-echo "table: $output/table.txt and table.json; pictures: pareto.png, rates.png and prediction.png beside it;" \
+echo "table: $output/table.txt and table.json; pictures: pareto.png and prediction.png beside it;" \
     "$((SECONDS - started)) s" >&2

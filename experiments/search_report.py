@@ -1,6 +1,6 @@
 """The table and the pictures of search.sh: searched against uniform configurations at equal cost.
 
-Reads the files that search.sh leaves in a folder, writes table.json, rates.png and prediction.png there, and prints the
+Reads the files that search.sh leaves in a folder, writes table.json and prediction.png there, and prints the
 table as text.
 """
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-import rates
 from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
 
 from common.evaluation.pictures import COLOURS, save_picture, set_ticks
@@ -119,12 +118,6 @@ def as_text(summary):
     )
 
 
-def draw_rates(conf, summary):
-    """The figure: which rates went where, for each budget."""
-    names = [f"{row['kept']['searched']:.2f}" for row in summary["budgets"]]
-    return rates.draw(conf["modules"], conf["configs"], names, f"fraction of the blocks' {summary['measure']} kept")
-
-
 def draw_prediction(report):
     """The figure: the loss by the scores' sum, against the measured one."""
     from matplotlib.figure import Figure
@@ -150,6 +143,5 @@ if __name__ == "__main__":
     experiment = Path(sys.argv[1])
     figures = summarize(experiment)
     (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    save_picture(experiment / "rates.png", draw_rates(read(experiment / "conf.json"), figures))
     save_picture(experiment / "prediction.png", draw_prediction(read(experiment / "search.json")))
     print(as_text(figures))

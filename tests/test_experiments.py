@@ -60,7 +60,7 @@ def test_an_experiment_ends_with_its_table_and_pictures(t5, tmp_path):
         assert row["val_loss"]["composed"] == pytest.approx(composed["val_loss"])
         assert row["val_loss"]["baseline"] == pytest.approx(baseline["val_loss"])
     (block_level,) = (line for line in lines if "fine_tuned" in line)
-    assert block_level["rest"] == "trained"  # jointly
+    assert block_level["shared"] == "trained"  # jointly
     pruned = {line["output"]: line["seconds"] for line in lines if "pruned" in line}
     assert table["seconds"]["library"] == {
         "pruning": pruned["pruned-reconstruction"],

@@ -41,10 +41,14 @@ def loses_nothing(place):
     return run
 
 
+def overwriting(script):
+    """The flag --overwrite, where a script has it: what nobody edits, and reports, follow their inputs without."""
+    return [] if script.startswith(("evaluate", "prune_scheme", "plot_loss")) else ["--overwrite"]
+
+
 # --- outputs that are inputs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["asked", "unasked"])
 @pytest.mark.parametrize(
     "script, flag, place_of",
     [
@@ -55,9 +59,9 @@ def loses_nothing(place):
         ("plot_loss.py", "CSV", "chain/tuned-0.csv"),
     ],
 )
-def test_an_output_that_is_an_input_is_refused(loses_nothing, flags_of, place, script, flag, place_of, more):
+def test_an_output_that_is_an_input_is_refused(loses_nothing, flags_of, place, script, flag, place_of):
     value = [place / place_of] if flag == "CSV" else place / place_of
-    err = loses_nothing(script, [*flags_of(script, {flag: value, "-o": place / place_of}), *more])
+    err = loses_nothing(script, [*flags_of(script, {flag: value, "-o": place / place_of}), *overwriting(script)])
     assert place_of in err and flag in err
 
 
@@ -74,7 +78,7 @@ def test_an_output_that_is_an_input_is_refused(loses_nothing, flags_of, place, s
 )
 def test_what_another_script_made_is_not_even_replaced_when_asked(loses_nothing, flags_of, place, script, changes):
     changes = {flag: place / path for flag, path in changes.items()}
-    err = loses_nothing(script, [*flags_of(script, changes), "--overwrite"])
+    err = loses_nothing(script, [*flags_of(script, changes), *overwriting(script)])
     assert str(changes["-o"]) in err
 
 
@@ -107,8 +111,8 @@ def test_a_device_is_no_place_for_an_output(loses_nothing, flags_of, place, scri
     """A pipe stands for /dev/null here, which a failing test would take away from root."""
     device = place / ("pipe.png" if script == "plot_loss.py" else "pipe")
     os.mkfifo(device)
-    more = [] if script.startswith("evaluate") else ["--overwrite"]
-    assert "neither a file nor a folder" in loses_nothing(script, [*flags_of(script, {flag: device}), *more])
+    err = loses_nothing(script, [*flags_of(script, {flag: device}), *overwriting(script)])
+    assert "neither a file nor a folder" in err
     assert stat.S_ISFIFO(device.stat().st_mode)
 
 
@@ -135,21 +139,16 @@ def test_files_that_only_have_such_names_stay(flags_of, place):
 
 
 @pytest.mark.parametrize("part", ["data", "tokenizer", "model"])
-@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["asked", "unasked"])
-def test_a_demo_replaces_no_folder_of_the_users(tmp_path, monkeypatch, part, more):
+def test_a_demo_replaces_no_folder_of_the_users(here, part):
     """Before any of its work: the test would take minutes otherwise."""
-    (tmp_path / part / "mine").mkdir(parents=True)
-    (tmp_path / part / "mine" / "train.en").write_text("a sentence\n")
-    monkeypatch.chdir(tmp_path)
-    before = files_in(tmp_path)
-    err = fails("download_model.py t5-demo --name mine", *more)
-    assert f"{part}/mine" in err
-    assert files_in(tmp_path) == before
+    (here / part / "mine").mkdir(parents=True)
+    (here / part / "mine" / "train.en").write_text("a sentence\n")
+    before = files_in(here)
+    assert f"{part}/mine" in fails("download_model.py t5-demo --name mine --overwrite")
+    assert files_in(here) == before
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/tmp"])
-def test_a_demos_name_is_a_plain_one(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    err = fails(f"download_model.py t5-demo --name {name}")
-    assert f"--name {name}: must be" in err
-    assert files_in(tmp_path) == {}
+def test_a_demos_name_is_a_plain_one(here, name):
+    assert f"--name {name}: must be" in fails(f"download_model.py t5-demo --name {name}")
+    assert files_in(here) == {}

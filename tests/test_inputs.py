@@ -9,8 +9,7 @@ import transformers
 from helpers import build_model, build_tokenizer, fails, padded_batch, read_json, run, save_forged, t5_config
 
 from common.cli.paths import models_to_evaluate, the_model
-from common.composing.search import costs
-from common.models.load import LoadedModel, load_model
+from common.models.load import load_model
 from common.models.saving import save_model
 from common.runtime.errors import UserError
 
@@ -222,45 +221,3 @@ def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder, refuse
     run("prune.py")
     err = refuses("block-level_finetuning.py", "--method", "reconstruct", "--quiet")
     assert "not" in err and "damaged" in err
-
-
-# --- budgets and latency -------------------------------------------------------------------------------------------
-
-
-def test_a_budget_below_what_lies_outside_of_the_blocks_is_told_so():
-    cost = costs.Costs("parameters", {"a": {"dense": 100.0, "x": 50.0}}, rest=1000.0)
-    from common.composing.search.budgets import limits
-
-    assert limits(cost, [0.5, 1060]) == [50.0, 60.0]
-    with pytest.raises(UserError, match="outside of the blocks alone costs 1000 .parameters.") as error:
-        limits(cost, [900])
-    assert "-" not in str(error.value).partition("infeasible")[2].replace("--budget", "")
-
-
-def test_latency_whose_parts_exceed_the_whole_is_told(monkeypatch):
-    """Oracle: a clock by which every block takes a second, and the whole model a tenth."""
-    loaded = LoadedModel(build_model("distilbert"), "m")
-    ticks = {"now": 0.0}
-
-    def clock(device):
-        ticks["now"] += ticks["step"]
-        return ticks["now"]
-
-    original = loaded.model.forward
-    monkeypatch.setattr(costs, "now", clock)
-    ticks["step"] = 1.0
-
-    def forward(*args, **kwargs):
-        ticks["step"] = 0.1
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(loaded.model, "forward", forward)
-    real_calls = costs.block_calls
-
-    def calls(*args):
-        ticks["step"] = 1.0
-        return real_calls(*args)
-
-    monkeypatch.setattr(costs, "block_calls", calls)
-    cost = costs.count("latency", loaded, {}, torch.device("cpu"))
-    assert cost.rest == 0 and cost.excess == pytest.approx(cost.original - 0.1)
