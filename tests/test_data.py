@@ -179,25 +179,6 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatc
 
 
 @pytest.mark.parametrize(
-    "english, german, words",
-    [
-        (b"a\n", None, "train.de: no such file; train.de belongs to the other one"),
-        (b"a\nb\n", b"a\n", "train.de: has 1 lines where the other language has 2"),
-        (b"\xff\n", b"a\n", "train.en: cannot be read as text: 'utf-8' codec can't decode"),
-        (b"", b"", "its train split is empty"),
-    ],
-    ids=["no de", "lengths", "binary", "empty"],
-)
-def test_what_is_no_translation_folder_is_refused_by_name(tmp_path, english, german, words):
-    for language, content in (("en", english), ("de", german)):
-        if content is not None:
-            (tmp_path / f"train.{language}").write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_texts(tmp_path, "train", TRANSLATION)
-    assert str(tmp_path) in str(error.value) and words in str(error.value)
-
-
-@pytest.mark.parametrize(
     "rows, words",
     [
         (None, "has no test split; give download_model.py one with --test-file, or evaluate with --split validation"),

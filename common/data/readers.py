@@ -58,16 +58,16 @@ def _find_in_folder(folder, split, source, task):
         return lambda: _read_multi30k(folder, split, source, task)
     ends = "|".join(map(re.escape, [*TABLES, *(() if task.has_labels else source.languages(task))]))
     name = re.compile(rf"({'|'.join(SPLIT_NAMES[split])})(-\d+-of-\d+)?\.(({ends})(\.gz)?)")
-    found = {}
+    files = {}  # {(folder, name, end): parts}
     for path in sorted([*folder.iterdir(), *(folder / "data").glob("*")]):
         match = name.fullmatch(path.name)
         if match and path.is_file():
             kind = "" if match[4] in source.languages(task) else match[3]
-            found.setdefault((path.parent, match[1], kind), []).append(path)
-    if len(found) > 1:
-        names = " and ".join(paths[0].name for paths in found.values())
+            files.setdefault((path.parent, match[1], kind), []).append(path)
+    if len(files) > 1:
+        names = " and ".join(paths[0].name for paths in files.values())
         raise UserError(f"{folder}: has several {split} splits, {names}; leave one of them there")
-    for (_, _, kind), paths in found.items():
+    for (_, _, kind), paths in files.items():
         return lambda: read_files(paths if kind else paths[:1], source, task)
     return None
 

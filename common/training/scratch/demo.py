@@ -20,7 +20,6 @@ from common.data.splits import read_texts
 from common.data.tasks import TASKS
 from common.runtime.files import atomic_folder
 from common.runtime.records import write_record
-from common.training.checkpoints import Checkpoint
 from common.training.scratch.train import fit
 
 VERSION = 5  # part of the demo models' key: count it up when anything here or in the data changes
@@ -33,22 +32,13 @@ SCHEDULES = {
 }
 
 
-def build(
-    model_type: str,
-    *,
-    seed: int,
-    data_path: Path,
-    data_record: dict,
-    device: torch.device,
-    talk,
-    checkpoint: Checkpoint,
-):
+def build(model_type: str, *, seed: int, data_path: Path, data_record: dict, device: torch.device, talk, checkpoint):
     """Write the data of a demo, and train its model.
 
     Args:
         model_type: "t5-demo" or "distilbert-demo".
         data_path: the data folder to write; `data_record`: the record for it.
-        checkpoint: what an interrupted training goes on from.
+        checkpoint: a `Checkpoint`, what an interrupted training goes on from.
     Returns:
         (model, tokenizer, what `fit` measured).
     """
