@@ -12,14 +12,11 @@ import transformers
 from helpers import (
     CLASSIFIERS,
     DEBERTA,
-    ENDS,
-    LIMIT,
     MODELS,
     QUIET,
     ROOT,
     build_model,
     build_tokenizer,
-    examples,
     fails,
     lively,
     logits,
@@ -28,7 +25,6 @@ from helpers import (
     run,
     same_state,
     snippets,
-    token_rows,
 )
 from huggingface_hub.dataclasses import strict
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -188,18 +184,6 @@ def test_a_family_goes_through_all_stages(row, workshop, here):
     results = run_all_stages(CHAIN[row], workshop)
     for check in STAGES.values():
         check(CHAIN[row], here, results)
-
-
-@pytest.mark.parametrize("kind", ["marian", "mbart", "umt5"])
-def test_greedy_decoding_is_generates_own(kind):
-    """Oracle: `generate`, one example at a time, so that nothing is padded."""
-    model, data = build_model(kind), examples("t5", 12)
-    model.generation_config.eos_token_id = ENDS
-    expected = [
-        model.generate(torch.tensor([ids]), do_sample=False, num_beams=1, max_new_tokens=LIMIT)[0].tolist()
-        for ids in data.inputs
-    ]
-    assert token_rows(model, data) == expected and len({len(row) for row in expected}) > 1
 
 
 def test_what_is_not_saved_is_not_trained(model_of):

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from helpers import build_model, build_tokenizer, same_state, save_forged, without_digests
+from helpers import build_model, build_tokenizer, same_state, without_digests
 
 from common.models.downloading import download
 from common.models.load import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
@@ -85,20 +85,6 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, kind, output):
         assert loaded.model.get_input_embeddings().weight is loaded.model.lm_head.weight  # still tied
 
 
-def test_a_pth_is_plain_tensors_strings_and_numbers_and_keeps_the_masks(tmp_path):
-    model = build_model("distilbert")
-    masks = {"classifier.weight": torch.rand(2, 32) > 0.5}
-    with torch.no_grad():
-        model.classifier.weight[~masks["classifier.weight"]] = 0
-    save_model(tmp_path / "m.pth", model, {"key": "k"}, masks=masks)
-    content = torch.load(tmp_path / "m.pth", weights_only=True)
-    assert without_digests(json.loads(content["record"])) == {"key": "k"} and json.loads(content["config"])["dim"] == 32
-    assert content["state_dict"].keys() == model.state_dict().keys()
-    loaded = load_model(tmp_path / "m.pth")
-    assert loaded.masks.keys() == masks.keys()
-    assert torch.equal(loaded.masks["classifier.weight"], masks["classifier.weight"])
-
-
 def test_a_folder_is_one_of_hugging_face_and_holds_the_tokenizer(tmp_path):
     """Oracle: transformers' own Auto classes."""
     model, tokenizer = build_model("t5"), build_tokenizer("t5")
@@ -108,76 +94,6 @@ def test_a_folder_is_one_of_hugging_face_and_holds_the_tokenizer(tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")(text).input_ids == tokenizer(text).input_ids
     assert [path.name for path in (tmp_path / "m").glob("*.bin")] == []
     assert without_digests(json.loads((tmp_path / "m" / "record.json").read_text())) == {"key": "k"}
-
-
-# --- what is no model ----------------------------------------------------------------------------------------------
-
-
-class Code:
-    def __reduce__(self):
-        return print, ("run!",)
-
-
-def model_with(tmp_path, **changes):
-    """A saved tiny T5 whose `.pth` content is changed."""
-    save_model(tmp_path / "m.pth", build_model("t5"), {})
-    save_forged(torch.load(tmp_path / "m.pth", weights_only=True) | changes, tmp_path / "m.pth")
-
-
-@pytest.mark.parametrize(
-    "make, words",
-    [
-        (lambda folder: None, "no such model; download_model.py saves one"),
-        (lambda folder: (folder / "m.pth").write_bytes(b""), "cannot be loaded as a model"),
-        (lambda folder: (folder / "m.pth").write_bytes(b"PK\x03\x04damaged"), "cannot be loaded as a model"),
-        (
-            lambda folder: torch.save(Code(), folder / "m.pth", _use_new_zipfile_serialization=False),
-            "cannot be loaded as a model",  # as it has been for years
-        ),
-        (lambda folder: torch.save({"model": Code()}, folder / "m.pth"), "more than plain tensors, which is never run"),
-        (lambda folder: torch.save({"a": torch.ones(1)}, folder / "m.pth"), "is not a model file that"),
-        (lambda folder: torch.save(torch.ones(1), folder / "m.pth"), "is not a model file that"),
-        (lambda folder: model_with(folder, state_dict={}), "its weights are not those"),
-        (lambda folder: model_with(folder, config="{"), "cannot be loaded as a model"),
-    ],
-    ids=["absent", "empty", "zip", "old format", "code", "foreign", "tensor", "no weights", "config"],
-)
-def test_what_is_no_pth_is_refused_by_name_and_never_run(tmp_path, capsys, make, words):
-    make(tmp_path)
-    with pytest.raises(UserError) as error:
-        load_model(tmp_path / "m.pth")
-    assert str(error.value).startswith(f"{tmp_path / 'm.pth'}: ") and words in str(error.value)
-    assert "run!" not in capsys.readouterr().out
-
-
-def change_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-@pytest.mark.parametrize(
-    "spoil, words",
-    [
-        (lambda folder: (folder / "config.json").unlink(), "is not a model folder (it has no config.json)"),
-        (lambda folder: (folder / "config.json").write_text("{"), "malformed JSON"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "cannot be loaded as a model"),
-        (
-            lambda folder: change_config(folder, num_layers=3),
-            "its weights are not those of a T5ForConditionalGeneration",
-        ),
-        (lambda folder: change_config(folder, d_ff=64), ""),
-        (lambda folder: change_config(folder, model_type="gpt2"), "model type 'gpt2' is not supported; known are t5"),
-        (lambda folder: (folder / "record.json").write_text("{"), "malformed JSON"),
-    ],
-    ids=["no config", "config", "no weights", "weights", "layers", "shapes", "type", "record"],
-)
-def test_what_is_no_model_folder_is_refused_by_name(tmp_path, workshop, spoil, words):
-    folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "m")
-    spoil(folder)
-    with pytest.raises(UserError) as error:
-        load_model(folder)
-    assert str(folder) in str(error.value) and words in str(error.value)
 
 
 # --- what is there already -----------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def read_tokenizer(path: str | Path, vocabulary: int, local_only: bool = True):
     settings = get_tokenizer_config(path, local_files_only=local_only)
     name = settings.get("tokenizer_class")
     if "auto_map" in settings or (name and tokenizer_class_from_name(name) is None):
-        raise UserError(f"'tokenizer_class': {shown(name)} is no class of transformers; other code is never run")
+        name = shown(settings.get("auto_map", name))
+        raise UserError(f"names a class of tokenizers that is none of transformers ({name}); other code is never run")
     if (settings.get("extra_ids") or 0) > vocabulary:  # each becomes a token
         raise UserError(f"'extra_ids': {shown(settings['extra_ids'])} where the model has {vocabulary} tokens")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local_only, trust_remote_code=False)
