@@ -98,7 +98,8 @@ def test_a_folder_is_pushed_and_a_failure_is_one_line(t5, chain, here, monkeypat
         ("-n 0 -o m --push-to-hub me/small", "--push-to-hub: there is no token; log in with"),
     ],
 )
-def test_pushes_that_cannot_be_are_refused_before_any_work(here, monkeypatch, flags, words):
+def test_pushes_that_cannot_be_are_refused_before_any_work(t5, chain, here, monkeypatch, flags, words):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(here / "none"))
-    assert words in fails(f"compose_model.py {flags}") and list(here.iterdir()) == []
+    assert words in fails(f"compose_model.py -m {t5} -p {chain}/tuned -c {chain}/conf.json {flags}")
+    assert list(here.iterdir()) == []
