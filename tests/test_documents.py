@@ -126,7 +126,7 @@ def test_the_examples_of_files_have_the_files_keys(chain):
 
 # --- recipes of CONTRIBUTING.md, followed; that of a family is followed in test_families.py -------------------------
 
-FOLLOWED = ("A task and a metric",)
+FOLLOWED = ("A pruning criterion", "A task and a metric", "A sampling rule for joint fine-tuning")
 
 
 def follow(title, copy):
@@ -144,12 +144,15 @@ def results(tmp_path, workshop):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     for title in FOLLOWED:
         follow(title, tmp_path)
+    script = text_of(tmp_path / "block-level_finetuning.py")
+    (call,) = re.findall(r"tune_jointly\(.*\)", script)
+    (tmp_path / "block-level_finetuning.py").write_text(script.replace(call, f'{call[:-1]}, sampling="free")'))
     stages = f"""
         download_model.py --checkpoint {workshop}/model/t5 -t {workshop}/tokenizer/t5 --task simplification \
             --data {workshop}/data/t5 --source-lang en --target-lang de
-        config_generator.py --attention 0.25 --linear 0 -n 1
+        config_generator.py --attention 0.25 --linear 0.5 --feed-forward 0.25 -n 1
         prune_scheme_generator.py
-        prune.py
+        prune.py --criterion wanda
         block-level_finetuning.py --epochs 1
         model-level_finetuning.py -n 0 --epochs 1
         evaluate-t5.py --save-predictions answers.jsonl"""
@@ -163,8 +166,14 @@ def results(tmp_path, workshop):
 
 
 def test_the_recipes_followed_literally(results, tmp_path):
-    """Oracle of the metric: the predictions beside their references."""
-    assert results["block-level_finetuning.py"]["compositions"]  # joint, as for translation
+    """Oracles: by hand, of 4 heads 1 goes, of 48 neurons 12; of the metric, the predictions beside their references."""
+    (rates,) = results["prune.py"]["configurations"]
+    assert rates["attention"]["measured"] == rates["feed_forward"]["measured"] == 0.25
+    assert rates["linear"]["measured"] == 0.5
+    for entry in read_json(tmp_path / "modules-pruned" / "record.json")["variants"].values():
+        assert set(entry["made_from"]["criteria"].values()) == {"wanda"} and entry["made_from"]["wanda_version"] == 1
+    for entry in read_json(tmp_path / "modules-finetuned" / "record.json")["variants"].values():
+        assert entry["made_from"]["sampling"] == "free"  # jointly, as for translation
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     scores = results["evaluate-t5.py"]
     assert scores["exact"] == sum(answer["prediction"] == answer["reference"] for answer in answers) / 16
