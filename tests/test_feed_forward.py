@@ -270,17 +270,6 @@ def test_what_was_removed_stays_zero_and_held_out_error_falls(setting):
     assert errors.keys() == variants.keys() and all(0 < after < before for before, after in errors.values())
 
 
-def test_a_variant_solved_alone_equals_it_solved_among_others(setting):
-    """Bit by bit, though variants that lost neurons alone share the sums of their features."""
-    model, kind = setting
-    variants, data = variants_of(model, kind), examples(kind, 48)
-    together = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
-    for pair in variants:
-        alone = reconstruct(model, {pair: variants[pair]}, data, ridge=1e-3, **OPTIONS)[pair]
-        assert alone.keys() == together[pair].keys()
-        assert all(torch.equal(alone[name], together[pair][name]) for name in alone), pair
-
-
 # --- configurations and schemes ----------------------------------------------------------------------------------
 
 
@@ -305,27 +294,6 @@ def test_the_flag_lists_feed_forward_modules_and_their_rates(workshop, here, kin
     assert {module["kind"] for module in plain["modules"].values()} == {"attention", "linear"}
 
 
-def test_a_wrong_number_of_rates_is_refused(t5, here):
-    err = fails(f"config_generator.py -m {t5} --attention 0 0 --linear 0 0 --feed-forward 0.5 -n 2")
-    assert "--feed-forward has 1 rates, but -n asks for 2" in err and not list(here.iterdir())
-
-
-def test_a_rate_that_removes_all_neurons_is_refused_with_the_largest_usable_one(t5, here):
-    """By hand: 0.99 of 48 rounds to 48; 47 of 48 are 0.979167. The rate stands in a conf.json edited by hand."""
-    make_scheme(t5, "--attention 0 --linear 0 --feed-forward 0.5 -n 1")
-    for rate in (0.99, 0.979167):
-        edited_json(
-            here / "conf.json", here / "edited.json", lambda conf, r=rate: conf["configs"][0].update({T5_FF[2]: r})
-        )
-        if rate == 0.99:
-            assert (
-                f"edited.json: configuration 0: {T5_FF[2]}: rate 0.99 removes all 48 neurons; the largest usable rate "
-                "is 0.979167 (47 of 48 neurons), or 1, which leaves the block out"
-            ) in fails("prune_scheme_generator.py -i edited.json -o scheme.json")
-    run("prune_scheme_generator.py -i edited.json -o scheme.json")
-    assert read_json(here / "scheme.json")["configs"][0][T5_FF[2]] == "neurons-47"
-
-
 def test_more_neurons_than_the_model_has_are_refused(t5, here):
     """By hand: half of 98 neurons is one more than the 48 that there are."""
     make_scheme(t5, "--attention 0 --linear 0 --feed-forward 0.5 -n 1")
@@ -333,33 +301,6 @@ def test_more_neurons_than_the_model_has_are_refused(t5, here):
     run("prune_scheme_generator.py -i edited.json -o scheme.json")
     err = fails(f"prune.py -m {t5} -c scheme.json -o pruned")
     assert T5_FF[1] in err and "does not fit the model" in err and not (here / "pruned").exists()
-
-
-def test_variants_are_named_by_what_goes_and_equal_counts_are_one(t5, here):
-    """By hand: 0.5 and 0.505 of 48 neurons are 24, 0.53125 is 25.5, which rounds to 26, and 0.46875 22.5, to 22."""
-    rates = "--attention 0 0 0 0 0 --linear 0 0 0 0 0.3 --feed-forward 0.5 0.505 0.53125 0.46875 0.5"
-    _, scheme = make_scheme(t5, f"{rates} -n 5")
-    nothing = {"wi": 0, "wo": 0}
-    variants = {f"neurons-{count}": {"heads": 0, "weights": nothing, "neurons": count} for count in (24, 26, 22)}
-    variants["neurons-24_wi-461_wo-461"] = {"heads": 0, "weights": {"wi": 461, "wo": 461}, "neurons": 24}  # 0.3 of 1536
-    assert {name: scheme["blocks"][name] for name in T5_FF} == dict.fromkeys(T5_FF, variants)
-    names = ["neurons-24", "neurons-24", "neurons-26", "neurons-22", "neurons-24_wi-461_wo-461"]
-    assert [config[T5_FF[0]] for config in scheme["configs"]] == names
-    assert [requested["feed_forward"] for requested in scheme["requested"]] == [0.5, 0.505, 0.53125, 0.46875, 0.5]
-
-
-def test_rates_that_remove_no_neuron_make_the_variants_that_there_are_without_them(t5, here):
-    """By hand: 0.01 of 48 neurons rounds to none, so a library that was made without the flag serves both."""
-    given = "--attention 0.25 0.25 --linear 0.3 0.3 -n 2"
-    _, plain = make_scheme(t5, given)
-    assert all("neurons" not in removed for variants in plain["blocks"].values() for removed in variants.values())
-    assert run(f"prune.py -m {t5} -o pruned")["pruned"] == 10
-    _, scheme = make_scheme(t5, f"{given} --feed-forward 0 0.01 --overwrite")
-    assert (scheme["blocks"], scheme["configs"]) == (plain["blocks"], plain["configs"])
-    again = run(f"prune.py -m {t5} -o pruned")
-    assert (again["pruned"], again["skipped"]) == (0, 10)
-    measured = [{"requested": rate, "measured": 0} for rate in (0, 0.01)]
-    assert [configuration["feed_forward"] for configuration in again["configurations"]] == measured
 
 
 @pytest.mark.parametrize(

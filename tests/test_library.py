@@ -71,16 +71,6 @@ def test_a_variant_survives_the_file_bit_for_bit(library):
         assert all(torch.equal(read_keeps[name], keeps[name]) for name in keeps)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_floats_are_stored_as_float32_exactly(tmp_path, dtype):
-    tensors, keeps = tensors_and_keeps()
-    narrow = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
-    made = open_library(tmp_path / "lib")
-    made.write(VARIANT, Variant(BLOCK, narrow, keeps), K)
-    for name, tensor in made.read(BLOCK, VARIANT).tensors.items():
-        assert tensor.dtype == torch.float32 and torch.equal(tensor.to(dtype), narrow[name])
-
-
 def save_array(path, array):
     np.save(path, array)
 
@@ -198,18 +188,6 @@ def test_a_variant_made_with_other_settings_is_not_overwritten_unasked(library):
         match=r"encoder\.0\.ff\.wi-3 is there already, made with other settings \(epochs: 1 there, 2 asked for\)",
     ):
         library.has(PAIR, OTHER, overwrite=False)
-
-
-def test_a_library_grows_and_keeps_what_it_had(library):
-    reopened = open_library(library.folder)
-    tensors, keeps = tensors_and_keeps()
-    reopened.write(
-        "wi-4", Variant(BLOCK, {name: tensor + (tensor != 0) for name, tensor in tensors.items()}, keeps), OTHER
-    )
-    both = Library.open(library.folder, "f00d")
-    assert both.variants() == [(BLOCK.name, VARIANT), (BLOCK.name, "wi-4")]
-    assert torch.equal(both.read(BLOCK, VARIANT).tensors["wi.bias"], tensors["wi.bias"])
-    assert torch.equal(both.read(BLOCK, "wi-4").tensors["wi.bias"], tensors["wi.bias"] + 1)
 
 
 def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def uniform_configurations(model, modules, rates):
     Raises:
         UserError: a rate is not usable for a module.
     """
-    configs = [{name: each[module["kind"]] for name, module in modules.items()} for each in rates]
+    configs = [{name: of_kind[module["kind"]] for name, module in modules.items()} for of_kind in rates]
     for i, config in enumerate(configs):
         for name, rate in config.items():
             _check_rate(rate, modules[name], f"configuration {i}: {name}")
@@ -65,9 +65,9 @@ def grid_rates(attention, linear, feed_forward=None):
     """As few {kind of module: rate} as bring every attention rate, and every feed-forward rate, together with every
     linear rate. A block has rates of one of the two kinds, and linear ones, so it then has every combination."""
     rates = []
-    for each in linear:
+    for linear_rate in linear:
         for n in range(max(len(attention), len(feed_forward or ()))):
-            rates.append({"attention": attention[n % len(attention)], "linear": each})
+            rates.append({"attention": attention[n % len(attention)], "linear": linear_rate})
             if feed_forward:
                 rates[-1]["feed_forward"] = feed_forward[n % len(feed_forward)]
     return rates
@@ -87,7 +87,7 @@ def random_configurations(model, modules, rates, count, seed):
         for rate in rates[module["kind"]]:
             _check_rate(rate, module, name)
     places = list(dict.fromkeys((block_of(name, module), module["kind"]) for name, module in modules.items()))
-    rates = {kind: list(dict.fromkeys(each)) for kind, each in rates.items()}
+    rates = {kind: list(dict.fromkeys(of_kind)) for kind, of_kind in rates.items()}
     possible = math.prod(len(rates[kind]) for _, kind in places)
     if count > possible:
         raise UserError(f"these rates make {possible} different configurations, not {count}")
@@ -95,8 +95,8 @@ def random_configurations(model, modules, rates, count, seed):
     while len(drawn) < count:
         drawn[tuple(rng.choice(rates[kind]) for _, kind in places)] = None
     configs = []
-    for each in drawn:
-        of_place = dict(zip(places, each))
+    for choice in drawn:
+        of_place = dict(zip(places, choice))
         configs.append({name: of_place[block_of(name, module), module["kind"]] for name, module in modules.items()})
     return Configurations(model, modules, configs)
 

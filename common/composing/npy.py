@@ -1,25 +1,12 @@
 """Module files: tensors and masks as the fields of one numpy structured array, which plain numpy opens."""
 
-import tokenize
-
 import numpy as np
 
-from common.runtime.errors import UserError
+from common.runtime.errors import UserError, as_user_error
 
 KEEP = ".keep"  # how the names of masks end
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
-# What numpy.load raises over a file that is none of its own; the last three over a header that Python cannot read.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    ArithmeticError,
-    tokenize.TokenError,
-    RecursionError,
-    MemoryError,
-)
 
 
 def check_finite(where, arrays):
@@ -74,14 +61,8 @@ def unpack(path):
     Raises:
         UserError: not a module file.
     """
-    try:
+    with as_user_error(path, "is not a readable module file"):
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(packed, np.ndarray):
-            raise ValueError("an archive of arrays")
-        if packed.dtype.hasobject:
-            raise ValueError("holds objects")
-    except UNREADABLE as error:
-        raise UserError(f"{path}: is not a readable module file ({error})") from None
-    if packed.dtype.names is None or packed.shape != ():
-        raise UserError(f"{path}: is a plain array, not a module file with named fields")
+        if packed.dtype.names is None or packed.shape != () or packed.dtype.hasobject:
+            raise UserError(f"{path}: is a plain array, not a module file with named fields")
     return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map

@@ -42,15 +42,13 @@ class Reconstruction:
         self.weights = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def head_scores(self) -> torch.Tensor:
-        """The turn in which each head would go, (heads,)."""
-        return self.turns
+        """The turn in which each head, or neuron, would go: (heads,) or (neurons,)."""
+        return self._turns
 
-    def neuron_scores(self) -> torch.Tensor:
-        """The turn in which each neuron would go, (neurons,)."""
-        return self.turns
+    neuron_scores = head_scores
 
     @cached_property
-    def turns(self):
+    def _turns(self):
         count = self.block.heads or self.block.neurons
         step = 1 if self.block.heads else max(1, min(NEURONS_AT_ONCE, count // 32))
         gram, _ = self._output({})
