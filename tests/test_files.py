@@ -10,16 +10,7 @@ from helpers import ROOT
 
 from common.runtime import files
 from common.runtime.errors import UserError
-from common.runtime.files import (
-    atomic_file,
-    atomic_folder,
-    check_apart,
-    check_writable,
-    hold,
-    remove_abandoned,
-    remove_leftovers,
-    write_bytes,
-)
+from common.runtime.files import atomic_file, atomic_folder, check_apart, check_writable, remove_leftovers, write_bytes
 
 
 class Interruption(Exception):
@@ -158,15 +149,3 @@ def test_a_link_to_a_folder_stays_and_one_to_a_file_is_replaced(tmp_path):
         (folder / "a").write_text("new")
     assert not (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
     assert names(tmp_path / "disk") == ["folder"] and names(tmp_path / "folder") == ["a"]
-
-
-def test_a_held_file_is_locked_from_its_first_moment(tmp_path):
-    """No instant in which another process could take it for abandoned; once it is let go, it may go."""
-    with atomic_file(tmp_path / "state") as handle:
-        handle.write(b"1")
-        held = hold(handle)
-    remove_abandoned(tmp_path / "state")
-    assert (tmp_path / "state").read_bytes() == b"1"
-    os.close(held)
-    remove_abandoned(tmp_path / "state")
-    assert not (tmp_path / "state").exists()

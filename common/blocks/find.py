@@ -108,6 +108,3 @@ def prunable_modules(model: torch.nn.Module, neurons: bool = False) -> dict[str,
                 "linear": linear,
             }
     return modules
-
-
-# --- calls -----------------------------------------------------------------------------------------------------

@@ -168,17 +168,8 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY)
 
 
-def hold(handle) -> int:
-    """Keep the lock that `atomic_file` has on what is written, so that no process ever takes it for abandoned.
-
-    Returns:
-        a descriptor, to be closed in the end.
-    """
-    return os.dup(handle.fileno())
-
-
 def remove_abandoned(path: str | Path) -> None:
-    """Remove a file or folder of ours, unless a process writes or holds it (see `hold`)."""
+    """Remove a file or folder of ours, unless a process writes it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
