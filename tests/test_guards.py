@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, load_script, outcome, read_json, run
+from helpers import OPTIONS, build_model, examples, outcome, read_json, run
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors
@@ -36,25 +36,13 @@ def test_several_ridges_give_what_each_gives_alone(kind):
                 assert torch.equal(together[pair][number][name], tensor), (pair, name)
 
 
-def fine_tune(workshop, chain, output, *flags):
-    arguments = [
-        "-m",
-        workshop / "model" / "t5",
-        "-p",
-        chain / "pruned",
-        "-o",
-        output,
-        "--method",
-        "reconstruct",
-        *flags,
-    ]
-    return load_script("block-level_finetuning.py").main([*map(str, arguments)])
+def fine_tune(t5, chain, output, flags):
+    return outcome(f"block-level_finetuning.py -m {t5} -p {chain}/pruned -o {output} --method reconstruct {flags}")
 
 
-def test_each_variant_takes_the_ridge_that_its_held_out_error_is_least_with(workshop, chain, tmp_path):
-    assert fine_tune(workshop, chain, tmp_path / "best", "--ridge", 1e-4, 0.3, "--calibration", 12) == 0
-    for ridge in (1e-4, 0.3):
-        assert fine_tune(workshop, chain, tmp_path / str(ridge), "--ridge", ridge, "--calibration", 12) == 0
+def test_each_variant_takes_the_ridge_that_its_held_out_error_is_least_with(t5, chain, tmp_path):
+    for name, ridges in (("best", "1e-4 0.3"), ("0.0001", "1e-4"), ("0.3", "0.3")):
+        assert fine_tune(t5, chain, tmp_path / name, f"--ridge {ridges} --calibration 12")[0] == 0
     best, low, high = (read_json(tmp_path / name / "record.json")["variants"] for name in ("best", "0.0001", "0.3"))
     for name, entry in best.items():
         errors = {1e-4: low[name]["nmse_after"], 0.3: high[name]["nmse_after"]}
@@ -85,20 +73,15 @@ def test_a_classifier_needs_as_many_texts_as_its_vectors_have_entries():
         assert (found is None) == enough and (enough or f"{count} calibration texts" in found)
 
 
-def test_the_script_warns_of_few_examples(workshop, chain, tmp_path, capsys):
-    assert fine_tune(workshop, chain, tmp_path / "out", "--calibration", 4) == 0
-    assert "few examples to solve on" in capsys.readouterr().err
+def test_the_script_warns_of_few_examples(t5, chain, tmp_path):
+    assert "few examples to solve on" in fine_tune(t5, chain, tmp_path / "out", "--calibration 4")[2]
 
 
-def test_blocks_that_are_left_out_are_not_called_failures(workshop, tmp_path):
-    model = workshop / "model" / "t5"
-    files = [tmp_path / name for name in ("conf.json", "conf_prune.json", "pruned", "tuned")]
-    run(f"config_generator.py -m {model} -o {files[0]} --attention 1 --linear 0 -n 1")
-    run(f"prune_scheme_generator.py -i {files[0]} -o {files[1]}")
-    run(f"prune.py -m {model} -c {files[1]} -o {files[2]}")
-    code, result, error = outcome(
-        f"block-level_finetuning.py -m {model} -p {files[2]} -o {files[3]} --method reconstruct"
-    )
+def test_blocks_that_are_left_out_are_not_called_failures(t5, here):
+    run(f"config_generator.py -m {t5} --attention 1 --linear 0 -n 1")
+    run("prune_scheme_generator.py")
+    run(f"prune.py -m {t5}")
+    code, result, error = outcome(f"block-level_finetuning.py -m {t5} --method reconstruct")
     assert code == 0 and result["fine_tuned"] == 6
     assert result["nmse_before"] == result["nmse_after"] == 1  # T5 has no bias: nothing is left of these blocks
     assert "no better" not in error

@@ -23,6 +23,7 @@ from helpers import (
     PREFIX,
     ROOT,
     edited_json,
+    fails,
     loss_per_token,
     only_removed_is_zero,
     outcome,
@@ -38,6 +39,7 @@ from torch.nn.utils import prune
 from common.composing.library import Library
 from common.training import loop as training
 from common.training import stats as stats_module
+from common.training.block_level import apart
 from common.training.checkpoints import Checkpoint
 
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with
@@ -104,6 +106,24 @@ def test_rerun_skips_everything(t5, chain, here, command, library):
     result = run(f"{command.format(chain)} -m {t5} -o {library}")
     assert result["skipped"] == 26 and result.get("pruned", result.get("fine_tuned")) == 0
     assert touched(here) == before
+
+
+@pytest.mark.parametrize(
+    "command, output, module, name",
+    [
+        (BLOCK_LEVEL + " -p {0}/pruned -o tuned", "tuned", apart, "apart version"),
+        (
+            f"model-level_finetuning.py -p {{0}}/tuned -c {{0}}/conf.json -n 0 -o tuned-0.pth {TRAINING}",
+            "tuned-0.pth",
+            training,
+            "training version",
+        ),
+    ],
+)
+def test_another_version_of_an_algorithm_is_another_key(t5, chain, here, monkeypatch, command, output, module, name):
+    (shutil.copytree if (chain / output).is_dir() else shutil.copy)(chain / output, output)
+    monkeypatch.setattr(module, "VERSION", 2)
+    assert f"{name}: 1 there, 2 asked for" in fails(f"{command.format(chain)} -m {t5}")
 
 
 def test_one_changed_rate_makes_one_new_variant(t5, chain, here):
