@@ -420,14 +420,3 @@ def test_t5_attention_cut_twice_has_the_position_bias_of_the_heads_that_are_left
     assert torch.equal(module.compute_bias(5, 5), whole[:, [2, 3]])
     assert isinstance(module, T5Attention) and module.n_heads == 2 and module.inner_dim == 12
     assert module.relative_attention_bias.weight.shape[1] == 4
-
-
-def test_the_class_says_whether_heads_or_neurons_go():
-    """A BART encoder layer holds attention too."""
-    model = full_size("bart")
-    layer, layouts = model.model.encoder.layers[0], layouts_of(model.config)
-    modeling_compact.keep_parts(layer, range(5), layouts)
-    assert (layer.fc1.out_features, layer.fc2.in_features, layer.self_attn.num_heads) == (5, 5, 4)
-    modeling_compact.keep_parts(layer.self_attn, [0, 3], layouts)
-    assert (layer.fc1.out_features, layer.self_attn.num_heads) == (5, 2)
-    assert layer.self_attn.q_proj.weight.shape == (16, 32)
