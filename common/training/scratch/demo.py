@@ -27,7 +27,7 @@ TEXTS = Path(__file__).parents[2] / "data" / "demo"
 DATA = {"t5": TEXTS / "captions", "distilbert": TEXTS / "reviews"}
 LONGEST = 128  # tokens
 SCHEDULES = {
-    "t5-demo": dict(epochs=13, batch_size=32, lr=7e-3),
+    "t5-demo": dict(epochs=14, batch_size=16, lr=5e-3),
     "distilbert-demo": dict(epochs=20, batch_size=32, lr=3e-3),
 }
 
