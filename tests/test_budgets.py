@@ -306,23 +306,6 @@ def test_a_second_run_scores_nothing_and_finds_the_same(workshop, copied):
     assert written == before
 
 
-def test_other_examples_score_again(workshop, copied, tokenizer):
-    """Oracle of the original's loss: the eight pairs of the fixed sample, one at a time."""
-    before, model = scores_of(copied / "tuned"), workshop / "model" / "t5"
-    result = run(*searching(copied, model, "eight.json", "--budget", 0.6, "--rounds", 0, "--score-examples", 8))
-    after = scores_of(copied / "tuned")
-    assert result["scored"] == 30 and after.keys() == before.keys()
-    assert all(
-        after[name]["key"] != before[name]["key"] and after[name]["loss"] != before[name]["loss"] for name in before
-    )
-    loaded = load_model(model)
-    data = workshop / "data" / "t5"
-    sample = load_examples(data, "validation", load_tokenizer(None, loaded), loaded.task, prefix=PREFIX).sample(8)
-    assert len(sample) == 8
-    assert result["dense"]["loss"] == pytest.approx(loss_per_token(loaded.model, tokenizer, sample.texts), abs=1e-5)
-    assert result["found"][0]["history"] == [result["found"][0]["kl"]]  # no rounds
-
-
 # --- held-back examples ----------------------------------------------------------------------------------------
 
 

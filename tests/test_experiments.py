@@ -223,22 +223,6 @@ def test_seconds_of_the_sweep_by_hand(experiment):
     assert any("0.39 of the baselines' time, as long as 1.2 of them; cheaper from 2 " in line for line in lines)
 
 
-def test_composed_models_that_are_finished_take_their_time(experiment):
-    """12 s each. 26 + 12 k is no more than 0.5 + 22 k from k = 3 on; in between lies 2.55."""
-    for n in range(3):
-        (experiment / f"composed-reconstruction-{n}.csv").write_text(HEADER + "0,,3.0,0,7\n1,2.5,1.5,11,1\n")
-    summarize = load_script("experiments/summarize.py")
-    summary = summarize.summarize(experiment, "reconstruction")
-    assert summary["seconds"]["composed"] == {"fine_tuning": 36.0} and summary["cheaper_from"] == 3
-    assert [row["val_loss"]["composed"] for row in summary["configurations"]] == [1.5] * 3
-    assert summarize.moments(summary) == {
-        "baseline": [(22.5, 2.0), (44.5, 12.0), (66.5, 22.0)],
-        "composed": [(38.0, 3.0), (50.0, 13.0), (62.0, 21.0)],
-    }
-    summary["cheaper_from"] = summarize.cheaper_from(summary["seconds"], summary["configurations"][:2])
-    assert summary["cheaper_from"] is None and "too long for so few configurations" in summarize.as_text(summary)
-
-
 # --- the timeline ----------------------------------------------------------------------------------------------
 
 

@@ -286,28 +286,6 @@ def test_multiply_adds_are_those_of_the_compact_model(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_originals_costs(kind):
-    """By hand. A tiny T5's attention block has 4 · 24 · 32 weights, a feed-forward Linear 48 · 32."""
-    model = all_different(kind)
-    loaded = LoadedModel(model, Path("model"))
-    if kind == "distilbert":  # 128 tokens; the head, of 32 · 32 and 2 · 32, reads the first one
-        blocks = 2 * 4 * (32 * 32 + 32) + 2 * (48 * 32 + 48 + 32 * 48 + 32)
-        products = 2 * 128 * (4 * 32 * 32 + 2 * 48 * 32) + 2 * 2 * 128 * 128 * 32
-        head = 32 * 32 + 2 * 32
-    else:  # 32 tokens on each side; the vocabulary's projection is of 64 · 32
-        blocks = 6 * 4 * 24 * 32 + 4 * {"t5": 2, "t5-gated": 3}[kind] * 48 * 32
-        products, head = 32 * blocks + 6 * 2 * 32 * 32 * 24, 32 * 64 * 32
-    for measure, original, rest in (
-        ("parameters", blocks, nonzeros(model) - blocks),
-        ("bytes", 4 * blocks, 4 * (nonzeros(model) - blocks)),
-        ("multiply-adds", products, head),
-    ):
-        cost = costs.count(measure, loaded, {}, CPU)
-        assert (cost.original, cost.rest) == (original, rest), measure
-        assert cost.of(dict.fromkeys(cost.blocks, DENSE)) == original
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_seconds_hang_on_the_number_of_heads_and_neurons_alone(kind, monkeypatch):
     """By hand: of 9 variants and the original, those with the same first number have as many heads or neurons."""
     monkeypatch.setattr(costs, "ROUNDS", 2)

@@ -176,20 +176,6 @@ def test_variants_have_the_counts_of_l1_and_leave_less_error(kind, what):
     assert errors[1] < errors[0]
 
 
-def test_one_order_serves_all_rates():
-    model = build_model("distilbert").eval()
-    block = next(block for block in find_blocks(model).values() if block.neurons)
-    own, by_data = block_tensors(model, block), criteria_of(model, "distilbert")[block.name]
-    kept = []
-    for removed in (5, 20, 40, block.neurons):
-        counts = {"heads": 0, "neurons": removed, "weights": {}}
-        variant, _ = prune_block(block, own, counts, dict.fromkeys(SIZES, by_data))
-        kept.append(variant.keeps[block.output].any(dim=0))
-        assert int((~kept[-1]).sum()) == removed
-    for more, fewer in itertools.pairwise(kept):
-        assert bool((more | ~fewer).all())  # what stays at a rate stays at all lower ones
-
-
 def test_sums_that_overflow_are_refused():
     model = build_model("t5").eval()
     block = next(iter(find_blocks(model).values()))

@@ -45,22 +45,18 @@ class HeldMasks:
         # floats, of which joint fine-tuning would have to hold four bytes a weight; with bools twice as long.
         self.masks = {n: masks[n].to(p.device).view(torch.uint8) for n, p in self.parameters.items()}
 
-    def _stepped(self):
-        """The parameters that have a gradient, and their masks."""
-        return [(p, self.masks[name]) for name, p in self.parameters.items() if p.grad is not None]
-
     @torch.no_grad()
     def mask_gradients(self):
-        pairs = [(p.grad, mask) for p, mask in self._stepped()]
-        if pairs:
-            torch._foreach_mul_(*map(list, zip(*pairs)))
+        self._mask({name: p.grad for name, p in self.parameters.items() if p.grad is not None})
 
     @torch.no_grad()
     def apply(self):
         """To the parameters that have a gradient; the others have not been stepped."""
-        pairs = self._stepped()
-        if pairs:
-            torch._foreach_mul_(*map(list, zip(*pairs)))
+        self._mask({name: p for name, p in self.parameters.items() if p.grad is not None})
+
+    def _mask(self, tensors):
+        if tensors:
+            torch._foreach_mul_(list(tensors.values()), [self.masks[name] for name in tensors])
 
     def intact(self):
         """Whether every removed entry is exactly zero."""

@@ -21,9 +21,8 @@ width w, at most, and for feed-forward with d_ff neurons:
 
     4 · (h·w + VALUE_WIDTH + 1)²        and        4 · OVERSAMPLING · d_ff · d_model
 
-Blocks share a teacher pass while together they stay within STATISTICS_BYTES; a model that needs more is done in
-several passes. While a block is solved, some three matrices of the size of its H come on top: (h·w + VALUE_WIDTH)²
-or d_ff², and for feed-forward its inputs twice over; for the preconditioner, PRECONDITIONER_RANK² numbers a row twice.
+Blocks share a teacher pass while together they stay within STATISTICS_BYTES. While a block is solved, some three
+matrices of the size of its H come on top, and for feed-forward its inputs twice over.
 
 Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
 layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
