@@ -41,7 +41,7 @@ def names(folder):
         (b"", "malformed JSON"),
         (b"[" * 100_000, "malformed JSON"),
         (b"[1]", "holds a list of 1 where an object belongs; maker.py makes one"),
-        (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
+        (b"\xff\xfe", "malformed JSON: 'utf-8' codec"),
         (b"1" * 5000, "malformed JSON"),
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice in one object"),
     ],

@@ -131,26 +131,13 @@ def read_json(path, made_by):
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; {made_by} makes it")
     try:
-        value = parse_json(path, Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: malformed JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds {shown(value)} where an object belongs; {made_by} makes one")
-    return value
-
-
-def parse_json(where, text):
-    """The JSON value in a text; `where` names it in a message.
-
-    Raises:
-        UserError: malformed, a key given twice, or half a character.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_without_twins)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: malformed JSON: {error}") from None
     return value
 
 
