@@ -29,8 +29,8 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
     Returns:
         (compact model, its masks).
     """
-    whole = model.state_dict()
-    state, masks = dict(whole), dict(masks)
+    full = model.state_dict()
+    state, masks = dict(full), dict(masks)
     settings = {
         name: value
         for name, value in model.config.to_dict().items()
@@ -62,15 +62,15 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
             cut(f"{block.root}.{linear}.bias", 0, index)
         cut(f"{block.root}.{out}.weight", 1, index)
 
-    state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is whole.get(name)})
+    state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is full.get(name)})
     compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
     config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
     compact = compact_class.from_pretrained(
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation
     )
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for name, parameter in compact.named_parameters():
-        parameter.requires_grad_(own[name].requires_grad)  # loading makes all of them trainable
+        parameter.requires_grad_(parameters[name].requires_grad)  # loading makes all of them trainable
     if model.can_generate():
         compact.generation_config = model.generation_config
     return compact.to(model.device).train(model.training), masks

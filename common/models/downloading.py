@@ -6,15 +6,8 @@ import torch
 import transformers
 
 from common.blocks.families import COMPACT
-from common.models.checks import (
-    check_config,
-    check_loading,
-    check_single_label,
-    computed_weights,
-    skeleton_of,
-    stored_dtype,
-)
-from common.models.load import LoadedModel, model_class, read_model_record, resolve
+from common.models.checks import check_loading, computed_weights, skeleton_of, stored_dtype
+from common.models.load import LoadedModel, class_and_config, read_model_record, resolve
 from common.models.publishing import license_of
 from common.models.tokenizer import read_tokenizer, tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error
@@ -56,8 +49,8 @@ def download(
         if not local_only:
             talk.say(f"{checkpoint}: is not in the local cache; asking the hub")
         try:
-            model, read, dtype = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
-            return LoadedModel(model, folder, {"task": task} if task else {}, dtype=dtype), read
+            model, loaded_tokenizer, dtype = _pretrained(checkpoint, model_type, local_only, task, tokenizer)
+            return LoadedModel(model, folder, {"task": task} if task else {}, dtype=dtype), loaded_tokenizer
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
         except Exception as error:  # no network, nothing cached, damaged files: many classes
@@ -71,12 +64,9 @@ def download(
 def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     """(model, tokenizer, type of the weights in the file), as transformers finds them."""
     settings, _ = transformers.PreTrainedConfig.get_config_dict(checkpoint, local_files_only=local_only)
-    check_config(settings)
+    of_class, config = class_and_config(settings, task)
     if model_type not in (None, settings["model_type"].removeprefix(COMPACT)):
         raise UserError(f"is a {settings['model_type']} model, not a {model_type} one")
-    of_class = model_class(settings["model_type"], task)
-    config = of_class.config_class.from_dict(settings)
-    check_single_label(config)
     dtype, computed = stored_dtype(config), computed_weights(skeleton_of(of_class, config))
     model, report = of_class.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True

@@ -151,6 +151,20 @@ def model_class(model_type: str, task: str | None = None) -> type:
     return class_named(f"Compact{name}" if model_type.startswith(COMPACT) else name)
 
 
+def class_and_config(settings: dict, task: str | None) -> tuple:
+    """The class and the config of a model out of what its `config.json` holds.
+
+    Raises:
+        UserError: it asks for what is not supported.
+    """
+    check_config(settings)
+    of_class = model_class(settings["model_type"], task)
+    config = of_class.config_class.from_dict(settings)
+    check_single_label(config)
+    family_of(config).positions(config)  # refuses what cannot be
+    return of_class, config
+
+
 # --- loading ---------------------------------------------------------------------------------------------------
 
 
@@ -233,11 +247,7 @@ def _from_parts(path, record, settings, generation, shapes, read_state, masks=No
     Raises:
         UserError: a setting is not supported, or the names or shapes are not the model's.
     """
-    check_config(settings)
-    of_class = model_class(settings["model_type"], record.get("task"))
-    config = of_class.config_class.from_dict(settings)
-    check_single_label(config)
-    family_of(config).positions(config)  # refuses what cannot be
+    of_class, config = class_and_config(settings, record.get("task"))
     dtype, tokens = stored_dtype(config), vocabularies(config)[1]
     skeleton = skeleton_of(of_class, config)
     check_shapes(skeleton, shapes)
