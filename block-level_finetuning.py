@@ -80,7 +80,7 @@ def run(args):
     check_inputs(args)
     stats_file = args.stats or f"{Path(args.output)}.csv"
     from common.blocks.find import find_blocks
-    from common.cli.open import open_study, open_tracking, recipe_from
+    from common.cli.open import open_study, open_tracking, training_settings
     from common.composing.compose import warn_of_missing
     from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
     from common.training.block_level.apart import tune_apart
@@ -94,14 +94,13 @@ def run(args):
     loaded, runtime, study = opened.loaded, opened.runtime, opened.loaded.study
     method = args.method or study.method
     is_joint = method == "joint"
+    if args.epochs is None:
+        args.epochs = JOINT_EPOCHS if is_joint else 1
     if is_joint:
         configurations = read_configurations_of(loaded, args.configurations)
-        args.epochs = JOINT_EPOCHS if args.epochs is None else args.epochs
-        recipe = recipe_from(args, loaded, "joint", distill=args.distill, dropout=study.dropout)
     else:
         refuse_unused(args, JOINT_FLAGS, "goes with --method joint")
-        args.epochs = 1 if args.epochs is None else args.epochs
-        recipe = recipe_from(args, loaded, "block")
+    recipe = training_settings(args, loaded, "joint" if is_joint else "block")
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     warn_of_missing(pruned, loaded, args.configurations or "conf.json", runtime.talk)
     train, validation = opened.split("train"), opened.split("validation")
@@ -126,8 +125,7 @@ def run(args):
         open_tracking=lambda run: open_tracking(args, args.output, stats_file, run, recipe, train, runtime),
     )
     if is_joint:
-        shared_rate = study.joint_shared_rate if args.shared_rate is None else args.shared_rate
-        result = tune_jointly(stage, configurations, shared_rate=shared_rate)
+        result = tune_jointly(stage, configurations)
     else:
         result = tune_apart(stage)
     return {"output": args.output, **result}

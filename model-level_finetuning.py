@@ -70,7 +70,7 @@ def run(args):
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
-    from common.cli.open import open_quality, open_study, recipe_from
+    from common.cli.open import open_quality, open_study, training_settings
     from common.composing.compose import choose
     from common.models.publishing import check_push, push
     from common.training.stats import check_stats
@@ -84,11 +84,7 @@ def run(args):
     opened = open_study(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split("train"), opened.split("validation")
-    study = opened.loaded.study
-    shared_rate = study.model_shared_rate if args.shared_rate is None else args.shared_rate
-    recipe = recipe_from(
-        args, opened.loaded, "model", target_loss=args.target_loss, distill=args.distill, dropout=study.dropout
-    )
+    recipe = training_settings(args, opened.loaded, "model")
     quality = open_quality(args.metric_for_best, opened, validation)
     results = [
         finetune(
@@ -98,7 +94,6 @@ def run(args):
             train,
             validation,
             recipe,
-            shared_rate,
             quality,
             outputs[choice.nth],
             stats_files[choice.nth],
@@ -112,7 +107,7 @@ def run(args):
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def finetune(args, opened, choice, train, validation, recipe, shared_rate, quality, output, stats_file, is_last):
+def finetune(args, opened, choice, train, validation, recipe, quality, output, stats_file, is_last):
     """Compose a configuration's model, fine-tune and save it, unless it is there; returns the result.
 
     The last one is made of the original itself, unless that teaches it, so that there is no second model in memory.
@@ -139,7 +134,6 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
         "training_examples": train.fingerprint(),
         "validation_examples": validation.fingerprint(),
         **form.structure(),
-        "shared_rate": shared_rate,
         "training_version": loop.VERSION,
         **(quality.to_json() if quality else {}),
     }
@@ -158,7 +152,7 @@ def finetune(args, opened, choice, train, validation, recipe, shared_rate, quali
     check_range(output, model, form.dtype)  # else the work might be for nothing
     if form.compact:
         model, masks = make_compact(model, masks)
-    shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), shared_rate)
+    shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), recipe.shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = loaded.model if recipe.distill else None
     objective = ModelObjective(model, recipe, teacher)

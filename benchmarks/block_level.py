@@ -33,7 +33,7 @@ from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime, now, resolve_device
 from common.runtime.errors import UserError
 from common.runtime.progress import Talk
-from common.runtime.settings import DataSettings
+from common.runtime.settings import DataSettings, TrainingSettings
 from common.training import loop as training
 from common.training.block_level.teacher import BlockObjective, held_out_errors
 
@@ -119,16 +119,12 @@ class Bench:
         return {pair: (before, min(before, after)) for pair, (before, after) in errors.items()}
 
     def recipe(self, epochs, epoch_size=None):
-        return training.Recipe(
+        return TrainingSettings(
             epochs=epochs,
             epoch_size=epoch_size,
             batch_size=self.args.batch_size,
             lr=self.loaded.learning_rate("block"),
-            warmup=0.1,
-            weight_decay=0.01,
-            clip=1.0,
             early_stop=2,
-            precision="fp32",
             seed=self.args.seed,
         )
 

@@ -30,7 +30,7 @@ from common.pruning import closed_form  # noqa: E402
 from common.runtime.devices import Runtime  # noqa: E402
 from common.runtime.progress import Talk  # noqa: E402
 from common.runtime.records import content_digest, file_digest, sealed, write_record  # noqa: E402
-from common.training.learner import Recipe  # noqa: E402
+from common.runtime.settings import TrainingSettings  # noqa: E402
 
 CPU = torch.device("cpu")
 QUIET = Talk(quiet=True)
@@ -517,7 +517,7 @@ def objective(inputs, outputs, weights, start, damping, keep):
 
 def recipe(**changes):
     """A short one with much of everything."""
-    return Recipe(
+    return TrainingSettings(
         **dict(
             epochs=3,
             batch_size=4,

@@ -9,8 +9,9 @@ from common.blocks.tensors import block_tensors, parameter_masks
 from common.composing.scheme import Pair
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime
+from common.runtime.settings import TrainingSettings
 from common.training.block_level.teacher import BlockObjective
-from common.training.learner import Learner, Recipe
+from common.training.learner import Learner
 from common.training.loop import run_pass
 from common.training.losses import ModelObjective, RunningLosses
 
@@ -37,7 +38,7 @@ def test_training_steps_do_not_wait_for_the_gpu():
     """After a first step, in which memory is allocated and kernels are loaded."""
     device = torch.device("cuda")
     model, data = build_model("t5").to(device), examples("t5", 16)
-    recipe = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0)
+    recipe = TrainingSettings(epochs=1, batch_size=4, lr=1e-3, warmup=0.0, precision="fp32")
     learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
     runtime, tally = Runtime(device, 4, QUIET), RunningLosses(["x"])
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
@@ -72,7 +73,9 @@ def test_block_variants_do_not_wait_for_the_gpu_and_agree_with_the_cpu(precision
     order, losses = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], {}
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        plan = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, precision if name == "cuda" else "fp32", 0)
+        plan = TrainingSettings(
+            epochs=1, batch_size=4, lr=1e-3, warmup=0.0, precision=precision if name == "cuda" else "fp32"
+        )
         model, learners = block_learners(device, plan)
         runtime = Runtime(device, 4, QUIET)
         objective = BlockObjective(model, find_blocks(model), plan)

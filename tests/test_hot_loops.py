@@ -17,15 +17,16 @@ from common.composing.scheme import Pair
 from common.data import examples as data
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime
+from common.runtime.settings import TrainingSettings
 from common.training.block_level import teacher
 from common.training.block_level.sampling import make_sampling
 from common.training.block_level.supernet import JointObjective, Supernet
 from common.training.block_level.teacher import BlockObjective
-from common.training.learner import Learner, Recipe
+from common.training.learner import Learner
 from common.training.loop import run_pass
 from common.training.losses import ModelObjective, RunningLosses
 
-RECIPE = Recipe(1, 4, 1e-3, 0.0, 0.01, 1.0, 0, "fp32", 0, distill=0.5)
+RECIPE = TrainingSettings(epochs=1, batch_size=4, lr=1e-3, warmup=0.0, precision="fp32", distill=0.5)
 RUNTIME = Runtime(torch.device("cpu"), 4, QUIET, pieces=2)
 
 

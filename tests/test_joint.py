@@ -412,12 +412,12 @@ def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
     [
         ("--method train --shared-rate 1", "--shared-rate: goes with --method joint"),
         ("--method reconstruct --distill 0.5", "--distill: goes with --method joint"),
-        ("--method train -c conf.json", "--configurations: goes with --method joint"),
+        ("--method train -c {chain}/conf.json", "--configurations: goes with --method joint"),
         ("-c absent.json", "absent.json"),
     ],
 )
 def test_flags_of_joint_fine_tuning_need_it(t5, chain, here, flags, words):
-    assert words in fails(f"block-level_finetuning.py -m {t5} -p {chain}/pruned -o library {flags}")
+    assert words in fails(f"block-level_finetuning.py -m {t5} -p {chain}/pruned -o library {flags.format(chain=chain)}")
     assert not list(here.rglob("*.npy"))
 
 

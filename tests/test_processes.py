@@ -16,7 +16,8 @@ from helpers import ROOT, build_model, examples, fails, run
 from common.runtime import processes
 from common.runtime.devices import Runtime, computing, in_full_precision
 from common.runtime.progress import Talk
-from common.training.learner import Learner, Recipe
+from common.runtime.settings import TrainingSettings
+from common.training.learner import Learner
 from common.training.loop import pieces_of, run_pass
 from common.training.losses import ModelObjective, RunningLosses
 
@@ -166,7 +167,7 @@ def test_a_batch_in_pieces_makes_the_same_step(pieces):
     data, found = examples("t5", 7), []
     for count in (1, pieces):
         model = build_model("t5").double().eval()
-        recipe = Recipe(1, 7, 1e-2, 0.0, 0.01, 1.0, 0, "fp32", 0)
+        recipe = TrainingSettings(epochs=1, batch_size=7, lr=1e-2, warmup=0.0, precision="fp32")
         learner = Learner(dict(model.named_parameters()), {}, recipe, 1)
         runtime = Runtime(torch.device("cpu"), 7, Talk(quiet=True), pieces=count)
         tally = RunningLosses(["x"])

@@ -11,7 +11,7 @@ from common.models.load import load_model, load_tokenizer
 from common.models.tokenizer import PairedTokenizer
 from common.training.scratch import train as from_scratch
 
-TINY = ("--d-model", 32, "--layers", 1, "--feed-forward-size", 48, "--vocabulary", 200)
+TINY = ("--d-model", 32, "--layers", 1, "--vocabulary", 200)
 TRAINED = (*TINY, "--epochs", 4, "--batch-size", 16, "--lr", 0.01)
 
 

@@ -16,11 +16,9 @@ from common.runtime.errors import UserError
 from common.runtime.processes import join
 from common.runtime.progress import Talk
 from common.runtime.settings import ComputeSettings, DataSettings, TrainingSettings
-from common.training.learner import Recipe
 from common.training.loop import steps_of
 from common.training.tracking import Tracking
 
-CLIP = 1.0  # largest norm of a gradient
 TRIED = 100  # examples of each split that are read when a model is adopted
 METRIC_EXAMPLES = 256  # of what is generated: enough to tell epochs apart, and takes seconds
 
@@ -166,30 +164,25 @@ def form_from(args, loaded: LoadedModel) -> Form:
     return Form(args.compact, args.dtype or loaded.dtype)
 
 
-def recipe_from(args, loaded: LoadedModel, level: str, **others) -> Recipe:
-    """The recipe of a script's training flags; what they leave open is as suits the model.
+def training_settings(args, loaded: LoadedModel, level: str) -> TrainingSettings:
+    """The settings of a script's training flags, with what suits the model in the place of None.
 
     Args:
         level: of training, "model", "block" or "joint".
-        others: further fields of the recipe.
     """
-    settings = settings_from(args, TrainingSettings)
-    return Recipe(
-        epochs=settings.epochs,
-        batch_size=args.batch_size,
+    settings, study = settings_from(args, TrainingSettings), loaded.study
+    usual_rate = getattr(study, f"{level}_shared_rate", 1.0)
+    return replace(
+        settings,
         lr=settings.lr or loaded.learning_rate(level),
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip=CLIP,
-        early_stop=settings.early_stop,
-        precision=args.precision,
-        seed=args.seed,
-        epoch_size=settings.epoch_size,
-        **others,
+        shared_rate=usual_rate if settings.shared_rate is None else settings.shared_rate,
+        dropout=level != "block" and study.dropout,
     )
 
 
-def open_tracking(args, output, stats_file, run: str, recipe: Recipe, train: Examples, runtime: Runtime) -> Tracking:
+def open_tracking(
+    args, output, stats_file, run: str, recipe: TrainingSettings, train: Examples, runtime: Runtime
+) -> Tracking:
     """The trackers of --track for one run of training; of several processes the first alone has them."""
     names = args.track if runtime.processes.is_first else []
     return Tracking(names, output, run, stats_file, recipe, steps_of(train, recipe), runtime.talk)

@@ -97,7 +97,11 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; None stands for what suits the model."""
+    """How to train. Flags leave None for what suits the model, which `cli.open.training_settings` fills in.
+
+    `clip`: largest norm of a gradient; `dropout`: whether the model's own is used; `target_loss`: stop once the
+    validation loss is no higher, None = never.
+    """
 
     epochs: int | None = setting(None, "epochs, at most", least=0, most=MOST)
     epoch_size: int | None = setting(
@@ -121,6 +125,16 @@ class TrainingSettings:
     distill: float = setting(
         0.0, "share of the original's predictions in the training loss (0: the labels alone)", least=0, most=1
     )
+    batch_size: int = 32
+    precision: str = "fp32"
+    seed: int = 0
+    clip: float = 1.0
+    dropout: bool = False
+    target_loss: float | None = None
+
+    def to_json(self) -> dict:
+        """As part of the key of what is trained."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What is trained on its own: parameters with their masks, their optimizer and the best state they have been in."""
 
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,37 +8,11 @@ import torch
 from common.pruning.masks import HeldMasks
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
+from common.runtime.settings import TrainingSettings
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 PLAIN = ("steps", "last_epoch", "best", "best_loss", "best_metric", "best_epoch", "finished")  # of a learner's state
 BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    `batch_size` and `epoch_size` in examples, None = all; `lr` is the peak rate; `warmup` a
-    fraction of all steps; `early_stop` in epochs, 0 = never; `target_loss`: stop once the validation loss is no
-    higher, None = never; `distill` and `dropout`: see `ModelObjective`.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    warmup: float
-    weight_decay: float
-    clip: float
-    early_stop: int
-    precision: str
-    seed: int
-    epoch_size: int | None = None
-    target_loss: float | None = None
-    distill: float = 0.0
-    dropout: bool = False
-
-    def to_json(self) -> dict:
-        return asdict(self)
 
 
 class Epoch(NamedTuple):
@@ -74,7 +47,7 @@ class Learner:
         self,
         parameters: dict[str, torch.Tensor],
         masks: dict[str, torch.Tensor],
-        recipe: Recipe,
+        recipe: TrainingSettings,
         total_steps: int,
         shares: dict[str, float] | None = None,
     ):

@@ -18,8 +18,9 @@ from common.runtime import signals
 from common.runtime.devices import Runtime
 from common.runtime.errors import UserError
 from common.runtime.progress import duration
+from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
-from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner, Recipe
+from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
 from common.training.losses import ModelObjective, Objective, Pass, RunningLosses
 
 VERSION = 1  # of model-level training, part of the key of every output; raise it when results change
@@ -41,7 +42,7 @@ def fit(
     objective: Objective,
     train: Examples,
     validation: Examples,
-    recipe: Recipe,
+    recipe: TrainingSettings,
     runtime: Runtime,
     checkpoint: Checkpoint,
     *,
@@ -184,7 +185,7 @@ def validate(
     learners: dict[Hashable, Learner],
     objective: Objective,
     examples: Examples,
-    recipe: Recipe,
+    recipe: TrainingSettings,
     runtime: Runtime,
     after_batch: Callable[[], None] = lambda: None,
     label: str = "validation",
@@ -195,7 +196,7 @@ def validate(
     return running.result(runtime.processes)
 
 
-def steps_of(examples: Examples, recipe: Recipe) -> int:
+def steps_of(examples: Examples, recipe: TrainingSettings) -> int:
     """Optimizer steps of a whole run."""
     return recipe.epochs * -(-min(recipe.epoch_size or len(examples), len(examples)) // recipe.batch_size)
 
@@ -204,7 +205,7 @@ def fit_model(
     model: torch.nn.Module,
     train: Examples,
     validation: Examples,
-    recipe: Recipe,
+    recipe: TrainingSettings,
     runtime: Runtime,
     checkpoint: Checkpoint,
 ) -> tuple[Learner, list[EpochSeconds]]:

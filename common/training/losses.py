@@ -9,7 +9,8 @@ import torch
 from common.data.examples import Batch, rows_of
 from common.runtime.devices import Runtime, computing
 from common.runtime.processes import ALONE, Processes
-from common.training.learner import Learner, Recipe, text_of
+from common.runtime.settings import TrainingSettings
+from common.training.learner import Learner, text_of
 
 RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so many
 
@@ -41,7 +42,7 @@ class ModelObjective:
     at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
     """
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, teacher: torch.nn.Module | None = None):
+    def __init__(self, model: torch.nn.Module, recipe: TrainingSettings, teacher: torch.nn.Module | None = None):
         """`teacher`: the original model; needed if the recipe distils."""
         self.model, self.recipe, self.teacher = model, recipe, teacher
         # T5 would otherwise fill a cache of keys and values, which nothing reads here.
@@ -67,7 +68,7 @@ class ModelObjective:
 
 
 @contextlib.contextmanager
-def forward(device: torch.device, recipe: Recipe, training: bool) -> Iterator[None]:
+def forward(device: torch.device, recipe: TrainingSettings, training: bool) -> Iterator[None]:
     """The mode of a forward pass: gradients in training alone, and the recipe's precision."""
     with torch.set_grad_enabled(training), computing(device, recipe.precision):
         yield

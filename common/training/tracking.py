@@ -7,7 +7,8 @@ from pathlib import Path
 from common.runtime.errors import UserError
 from common.runtime.files import check_writable
 from common.runtime.progress import Talk
-from common.training.learner import Recipe, schedule
+from common.runtime.settings import TrainingSettings
+from common.training.learner import schedule
 from common.training.stats import read_stats
 
 PROJECT = "composable-pruning"
@@ -45,7 +46,7 @@ class Tracking:
         output: str | Path,
         run: str,
         stats_file: str | Path,
-        recipe: Recipe,
+        recipe: TrainingSettings,
         steps: int,
         talk: Talk,
     ):
@@ -105,6 +106,6 @@ class Tracking:
                 self.accelerator = None
 
 
-def last_rate(recipe: Recipe, steps: int, epoch: int) -> float:
+def last_rate(recipe: TrainingSettings, steps: int, epoch: int) -> float:
     """The learning rate of the last step of an epoch, counted from 1 over those that train, of `steps` in the run."""
     return recipe.lr * schedule(epoch * steps // recipe.epochs - 1, steps, recipe.warmup)

@@ -23,9 +23,7 @@ VERSION = 1  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there
 
 
-def tune_jointly(
-    stage: BlockStage, configurations: list[dict[str, str]], *, shared_rate: float, sampling: str = "even"
-) -> dict:
+def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sampling: str = "even") -> dict:
     """Train the variants that are not there yet within composed models; returns the result.
 
     They are trained among those that are there, which stay as they are. If there are none, the shared parameters are
@@ -33,13 +31,12 @@ def tune_jointly(
 
     Args:
         configurations: {block: variant} each, those that quality is measured on.
-        shared_rate: the learning rate of the shared parameters, as a multiple of the variants'; 0 leaves them.
         sampling: the rule by which compositions are drawn, a name in `sampling.SAMPLING`.
     Raises:
         UserError: see `Library.has`, `Library.read`, `solve` and `loop.fit`.
     """
     library, runtime, recipe = stage.library, stage.runtime, stage.recipe
-    settings = {"joint_version": VERSION, "shared_rate": shared_rate, "sampling": sampling}
+    settings = {"joint_version": VERSION, "sampling": sampling}
     made_from = stage.made_from(**settings)
     todo = runtime.processes.agree(missing(library, made_from, stage.overwrite))
     skipped = len(made_from) - len(todo)
@@ -58,10 +55,10 @@ def tune_jointly(
         stage.variants(library, old),
         library.read_shared() if old else None,
     )
-    trains_shared = not old and shared_rate > 0
+    trains_shared = not old and recipe.shared_rate > 0
     if trains_shared:
         library.check_shared(supernet.shared)
-    learner = supernet.make_learner(recipe, steps_of(stage.train, recipe), shared_rate if trains_shared else 0)
+    learner = supernet.make_learner(recipe, steps_of(stage.train, recipe), recipe.shared_rate if trains_shared else 0)
     learners = {"library": learner}
     compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
     rule = make_sampling(sampling, todo, supernet.tensors, recipe.seed)

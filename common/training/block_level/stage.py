@@ -13,8 +13,8 @@ from common.composing.scheme import Pair
 from common.data.examples import Examples
 from common.pruning import closed_form
 from common.runtime.devices import Runtime
+from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Recipe
 from common.training.stats import BLOCK_COLUMNS, COMPOSITION_COLUMNS, check_stats, seconds_of
 from common.training.tracking import Tracking
 
@@ -37,7 +37,7 @@ class BlockStage:
     calibration: Examples
     held_out: Examples
     ridges: Sequence[float]
-    recipe: Recipe
+    recipe: TrainingSettings
     runtime: Runtime
     overwrite: bool
     stats_file: str

@@ -22,8 +22,9 @@ from common.blocks.tensors import (
     shared_parameters,
 )
 from common.composing.scheme import DENSE, Pair
+from common.runtime.settings import TrainingSettings
 from common.training.block_level.sampling import Sampling
-from common.training.learner import Learner, Recipe
+from common.training.learner import Learner
 from common.training.losses import ModelObjective
 
 
@@ -63,7 +64,7 @@ class Supernet:
             for pair, variant in {**old, **new}.items()
         }
 
-    def make_learner(self, recipe: Recipe, total_steps: int, shared_factor: float) -> Learner:
+    def make_learner(self, recipe: TrainingSettings, total_steps: int, shared_factor: float) -> Learner:
         """The learner of the new variants and, at a multiple of the rate, of the shared parameters; 0 leaves them."""
         parameters = {_key(pair, name): tensor for pair in self.new for name, tensor in self.tensors[pair].items()}
         masks = {
@@ -108,7 +109,7 @@ class JointObjective:
     def __init__(
         self,
         supernet: Supernet,
-        recipe: Recipe,
+        recipe: TrainingSettings,
         sampling: Sampling,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,

@@ -12,7 +12,7 @@ from common.composing.scheme import Pair, by_block
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
 from common.runtime.devices import Runtime, in_full_precision
-from common.training.learner import Recipe
+from common.runtime.settings import TrainingSettings
 from common.training.losses import Loss, forward
 
 
@@ -23,7 +23,7 @@ class BlockObjective:
     block drowns another.
     """
 
-    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: Recipe):
+    def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: TrainingSettings):
         self.teacher = teacher.eval().requires_grad_(False)  # dropout would make the targets noisy
         self.blocks, self.recipe = blocks, recipe
 

@@ -13,8 +13,8 @@ from common.data.tasks import TASKS
 from common.models.tokenizer import PairedTokenizer
 from common.runtime.devices import Runtime
 from common.runtime.records import digest
+from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Recipe
 from common.training.loop import fit_model
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # in the order of their ids, which the model's config names
@@ -59,9 +59,7 @@ def fit(
     Returns:
         {"val_loss", "epochs", "seconds"}.
     """
-    recipe = Recipe(
-        **schedule, warmup=0.1, weight_decay=0.01, clip=1.0, early_stop=0, precision=precision, seed=seed, dropout=True
-    )
+    recipe = TrainingSettings(**schedule, precision=precision, seed=seed, dropout=True)
     millions = model.num_parameters() / 1e6
     talk.say(f"training {millions:.1f} million parameters on {len(train)} examples for {recipe.epochs} epochs")
     runtime = Runtime(device, recipe.batch_size, talk)
