@@ -37,7 +37,7 @@ def edit_config(folder, **changes):
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=str)
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_every_task_has_its_metrics_and_their_intervals(model_for, tmp_path, task):
     """Oracle: the scores (tested in test_metrics.py) of the predictions that were saved."""
     model, file = model_for(task.name), tmp_path / "predictions.jsonl"

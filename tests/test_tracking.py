@@ -5,7 +5,7 @@ import csv
 import pytest
 from helpers import fails, recipe, run
 
-from common.cli.flags import TRACKERS
+from common.runtime.settings import TRACKERS
 from common.training.learner import schedule
 from common.training.tracking import last_rate
 
