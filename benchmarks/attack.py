@@ -41,7 +41,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from helpers import load_script, make_workshop  # noqa: E402
 
-from common.cli.flags import Parser  # noqa: E402
+from common.cli.flags import Parser, add_seed  # noqa: E402
 from common.cli.launch import launch  # noqa: E402
 from common.cli.values import int_between  # noqa: E402
 from common.runtime.records import digest, file_digest  # noqa: E402
@@ -52,7 +52,8 @@ MARKER = "code-was-run"
 
 
 def parser():
-    flags = Parser(__doc__, overwrite=False)
+    flags = Parser(__doc__, example="attack.py --kills 30 --damages 160")
+    add_seed(flags, "attacks")
     flags.add_argument("--kills", type=int_between(0), default=0, metavar="N", help="kills at operations on files")
     flags.add_argument("--races", type=int_between(0), default=0, metavar="N", help="rounds of several writers at once")
     flags.add_argument("--damages", type=int_between(0), default=0, metavar="N", help="damaged files")

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from measure import emit, given, machine, stage
 
-from common.cli.flags import DATA, Parser, add_settings
+from common.cli.flags import DATA, Parser, add_compute, add_seed, add_settings
 from common.cli.launch import launch
 from common.cli.open import open_study
 from common.cli.values import int_between, rate
@@ -48,7 +48,9 @@ JOINT_EPOCHS = 2  # of the training split, where --joint-examples is not given; 
 
 
 def parser():
-    flags = Parser(__doc__.partition("\n\n")[0], overwrite=False)
+    flags = Parser(__doc__.partition("\n\n")[0])
+    add_compute(flags, omit=("precision", "accumulate"))
+    add_seed(flags)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
     for name, kind, default, text in (
         ("counts", int_between(1), [1, 2, 4, 8, 16], "numbers of configurations"),

@@ -29,7 +29,7 @@ import numpy as np
 from measure import emit, given, machine, stage
 
 from common.blocks.tensors import parameter_counts
-from common.cli.flags import DATA, Parser, add_settings
+from common.cli.flags import DATA, Parser, add_compute, add_seed, add_settings
 from common.cli.launch import launch
 from common.cli.values import int_between, number, rate, rate_below_1
 from common.composing.configurations import read_configurations
@@ -45,7 +45,9 @@ from common.training.stats import last_run, read_seconds
 
 
 def parser():
-    flags = Parser(__doc__.partition("\n\n")[0], overwrite=False)
+    flags = Parser(__doc__.partition("\n\n")[0])
+    add_compute(flags, omit=("precision", "accumulate"))
+    add_seed(flags)
     flags.add_argument("-m", "--model", required=True, help="the original model: folder or .pth")
     flags.add_argument("-n", "--number", type=int_between(1), default=500, help="how many configurations")
     flags.add_argument("--attention", type=rate, nargs="+", default=[0.25, 0.5, 0.75], metavar="RATE")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
 
-from common.cli.flags import DATA, FINE_TUNED_LIBRARY, Parser, add_model, add_settings
+from common.cli.flags import DATA, FINE_TUNED_LIBRARY, Parser, add_compute, add_model, add_settings
 from common.cli.launch import launch
 from common.cli.values import int_between, number
 from common.composing.configurations import looks_like_configurations, read_configurations
@@ -66,6 +66,7 @@ def build_parser():
         help="JSON file for all sizes, losses and qualities; what is in it already is not measured again",
     )
     add_settings(parser, DataSettings, DATA, batch_size=64)
+    add_compute(parser, omit=("precision", "accumulate"))
     add_settings(parser, GenerationSettings, "generation")
     return parser
 

@@ -93,7 +93,12 @@ def by_loss(monkeypatch):
         return [repr(10 - loss + 5 * is_original)] * len(examples), 1.0
 
     monkeypatch.setattr(evaluation, "translate", translate)
-    monkeypatch.setattr(metrics.Translations, "scores", lambda scored: {"bleu": float(scored.answers[0])})
+
+    def keep_first(scored, answers, references):
+        scored.answer = answers[0]
+
+    monkeypatch.setattr(metrics.Translations, "__init__", keep_first)
+    monkeypatch.setattr(metrics.Translations, "scores", lambda scored: {"bleu": float(scored.answer)})
     return measured
 
 

@@ -194,6 +194,7 @@ def load_folder(path: Path) -> LoadedModel:
     record = read_model_record(path)
     check_files(path, record)
     settings = read_json(path / "config.json", "download_model.py")
+    family_name(str(settings.get("model_type")))  # a type that is not known is refused before its weights are read
     if (path / GENERATION_NAME).is_file():
         generation = read_json(path / GENERATION_NAME, "download_model.py")
     else:  # older checkpoints say in config.json how to generate
