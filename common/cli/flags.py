@@ -23,9 +23,9 @@ class _Help(argparse.HelpFormatter):
     """Shows the defaults that say something, and keeps the paragraphs of a text."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, (), argparse.SUPPRESS):
+        if action.default in (None, False, (), [], argparse.SUPPRESS):
             return action.help
-        default = action.default if isinstance(action.default, tuple) else [action.default]
+        default = action.default if isinstance(action.default, tuple | list) else [action.default]
         return f"{action.help} (default: {' '.join(map(str, default))})"
 
     def _fill_text(self, text, width, indent):
