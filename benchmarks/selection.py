@@ -11,7 +11,7 @@ import sys
 from measure import build_parser, emit, machine
 
 from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import alias_block, aliasing_copy, block_tensors
+from common.blocks.tensors import aliasing_copy, block_tensors, set_block
 from common.cli.flags import DATA, add_settings
 from common.cli.launch import launch
 from common.cli.open import open_study
@@ -83,7 +83,7 @@ class Bench:
         """{"loss", "kl"} of the model with these blocks."""
         composed = aliasing_copy(self.model)
         for pair, tensors in solved.items():
-            alias_block(composed, self.blocks[pair.block], tensors)
+            set_block(composed, self.blocks[pair.block], tensors)
         scores = score_block(composed, self.model, self.blocks, None, {}, self.split, self.runtime)[None]
         return {name: round(value, 4) for name, value in scores.items()}
 

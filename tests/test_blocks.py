@@ -9,15 +9,7 @@ from helpers import CLASSIFIERS, MODELS, build_model, padded_batch, t5_config
 from common.blocks.calls import block_calls, token_mask, watch
 from common.blocks.families import family_of
 from common.blocks.find import find_blocks, prunable_modules
-from common.blocks.tensors import (
-    alias_block,
-    alias_shared,
-    aliasing_copy,
-    block_tensors,
-    set_block,
-    set_shared,
-    shared_parameters,
-)
+from common.blocks.tensors import aliasing_copy, block_tensors, set_block, set_shared, shared_parameters
 from common.pruning.closed_form.attention import attention_probabilities
 from common.runtime.errors import UserError
 
@@ -181,7 +173,7 @@ def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoi
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
-    """Oracle: a deep copy that is given the same tensors by `set_block` and `set_shared`."""
+    """Oracle: a deep copy that the same tensors are copied into."""
     model, batch = build_model(kind), padded_batch(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     alias, twin, blocks = aliasing_copy(model), copy.deepcopy(model), find_blocks(model)
@@ -194,23 +186,23 @@ def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
     shared = {
         name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in shared_parameters(model, blocks).items()
     }
-    alias_block(alias, first, new)
-    alias_shared(alias, shared)
-    set_block(twin, first, new)
-    set_shared(twin, shared)
+    set_block(alias, first, new)
+    set_shared(alias, shared)
     with torch.no_grad():
+        for name, tensor in ({f"{first.root}.{name}": tensor for name, tensor in new.items()} | shared).items():
+            twin.get_parameter(name).copy_(tensor)
         assert torch.equal(alias(**batch).logits, twin(**batch).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     given = {tensor.data_ptr() for tensor in new.values()}
     assert {tensor.data_ptr() for tensor in block_tensors(alias, first).values()} == given
     elsewhere = aliasing_copy(copy.deepcopy(model).to("meta"))
-    alias_block(elsewhere, first, new)  # whose tensors are on the CPU
-    alias_shared(elsewhere, shared)
+    set_block(elsewhere, first, new)  # whose tensors are on the CPU
+    set_shared(elsewhere, shared)
     assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
     with pytest.raises(UserError, match="holds tensors"):
-        alias_block(alias, others[0], {})
+        set_block(alias, others[0], {})
     with pytest.raises(UserError, match="the shared parameters: holds x"):
-        alias_shared(alias, {"x": torch.zeros(1)})
+        set_shared(alias, {"x": torch.zeros(1)})
 
 
 # --- replay --------------------------------------------------------------------------------------------------------

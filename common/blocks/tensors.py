@@ -35,7 +35,7 @@ def block_tensors(model: torch.nn.Module, block: Block) -> dict[str, torch.Tenso
 def aliasing_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy of a model that shares the memory of its parameters, and does not train them.
 
-    Give it others by `alias_block` and `alias_shared`, which leave the model's own alone; what copies into its
+    Give it others by `set_block` and `set_shared`, which leave the model's own alone; what copies into its
     parameters changes the model.
     """
     shared = {id(each): torch.nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
@@ -43,37 +43,19 @@ def aliasing_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def alias_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
-    """Let a block of an `aliasing_copy` have the memory of tensors, or of copies on its device.
-
-    Raises:
-        UserError: see `set_block`.
-    """
-    own = _own_like(model, block, tensors)
-    for name, tensor in tensors.items():
-        own[name].data = tensor.detach().to(own[name].device)
-
-
-@torch.no_grad()
 def set_block(model: torch.nn.Module, block: Block, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors in the place of a block's own.
+    """Let a block have the memory of tensors, or of copies on its device, in place of its own.
 
     Raises:
         UserError: the names or shapes are not the block's.
     """
-    own = _own_like(model, block, tensors)
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-
-
-def _own_like(model, block, tensors):
-    """A block's own tensors, once those given are sure to be like them."""
-    own = block_tensors(model, block)
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    parameters = block_tensors(model, block)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != shapes:
         raise UserError(f"block {block.name}: holds tensors {given} where the model has {shapes}")
-    return own
+    for name, tensor in tensors.items():
+        parameters[name].data = tensor.detach().to(parameters[name].device)
 
 
 def shared_parameters(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[str, torch.nn.Parameter]:
@@ -84,33 +66,17 @@ def shared_parameters(model: torch.nn.Module, blocks: dict[str, Block]) -> dict[
 
 @torch.no_grad()
 def set_shared(model: torch.nn.Module, shared: dict[str, torch.Tensor]) -> None:
-    """Put tensors in the place of a model's parameters outside of its blocks.
+    """Let a model's parameters outside of its blocks have the memory of tensors, or of copies on their device.
 
     Raises:
         UserError: the names or shapes are not the model's.
     """
-    for parameter, tensor in _shared_pairs(model, shared):
-        parameter.copy_(tensor)
-
-
-@torch.no_grad()
-def alias_shared(model: torch.nn.Module, shared: dict[str, torch.Tensor]) -> None:
-    """Let an `aliasing_copy` have the memory of tensors, or of copies on its device, outside of its blocks.
-
-    Raises:
-        UserError: see `set_shared`.
-    """
-    for parameter, tensor in _shared_pairs(model, shared):
-        parameter.data = tensor.detach().to(parameter.device)
-
-
-def _shared_pairs(model, shared):
-    """[(parameter, the tensor that it gets)]"""
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for name, tensor in shared.items():
-        if name not in own or own[name].shape != tensor.shape:
+        if name not in parameters or parameters[name].shape != tensor.shape:
             raise UserError(f"the shared parameters: holds {name} {tuple(tensor.shape)}, which is not the model's")
-    return [(own[name], tensor) for name, tensor in shared.items()]
+    for name, tensor in shared.items():
+        parameters[name].data = tensor.detach().to(parameters[name].device)
 
 
 def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """The variants of a library that a model can be composed of: their scores, and the models measured."""
 
 from common.blocks.find import Block, find_blocks
-from common.blocks.tensors import alias_block, alias_shared, aliasing_copy, block_tensors
+from common.blocks.tensors import aliasing_copy, block_tensors, set_block, set_shared
 from common.composing.configurations import Configurations
 from common.composing.library import Library
 from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
@@ -74,7 +74,7 @@ class Candidates:
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
         self.composed, self.inside = aliasing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
         shared = library.read_shared()
-        alias_shared(self.composed, shared or {})
+        set_shared(self.composed, shared or {})
         self.has_shared = shared is not None
         self.dense_choice = dict.fromkeys(self.blocks, DENSE)
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
@@ -99,7 +99,7 @@ class Candidates:
             return self.loaded.model
         for name, variant in choice.items():
             if self.inside[name] != variant:
-                alias_block(self.composed, self.blocks[name], self.tensors(name, variant))
+                set_block(self.composed, self.blocks[name], self.tensors(name, variant))
                 self.inside[name] = variant
         return self.composed
 

@@ -13,14 +13,7 @@ The idea of one path at a time is from single-path one-shot (Guo et al., arXiv 1
 import torch
 
 from common.blocks.find import Block
-from common.blocks.tensors import (
-    Variant,
-    alias_shared,
-    aliasing_copy,
-    block_tensors,
-    parameter_masks,
-    shared_parameters,
-)
+from common.blocks.tensors import Variant, aliasing_copy, block_tensors, parameter_masks, set_shared, shared_parameters
 from common.composing.scheme import DENSE, Pair
 from common.runtime.settings import TrainingSettings
 from common.training.block_level.sampling import Sampling
@@ -55,7 +48,7 @@ class Supernet:
         self.shared = {name: own[name] for name in shared_parameters(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
         self.inside = dict.fromkeys(blocks, DENSE)
-        alias_shared(self.model, shared or {})
+        set_shared(self.model, shared or {})
         self.tensors = {
             pair: {
                 name: torch.nn.Parameter(tensor, requires_grad=pair in new)
@@ -74,7 +67,7 @@ class Supernet:
         }
         shares = {}
         if shared_factor:
-            alias_shared(self.model, {name: tensor.clone() for name, tensor in self.shared.items()})
+            set_shared(self.model, {name: tensor.clone() for name, tensor in self.shared.items()})
             shares = {_key("", name): shared_factor for name in self.shared}
             parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.shared.items()}
         return Learner(parameters, masks, recipe, total_steps, shares)
