@@ -124,16 +124,6 @@ def test_output_that_cannot_be_written(refuses, tmp_path, script, flag):
     assert script == "download_model.py" or str(path) in refuses(script, {flag: path}, more)
 
 
-def test_stats_that_are_somebody_elses_file(refuses, chain, tmp_path):
-    shutil.copy(chain / "conf.json", tmp_path)
-    assert str(tmp_path / "conf.json") in refuses("model-level_finetuning.py", {"--stats": tmp_path / "conf.json"})
-
-
-@pytest.mark.parametrize("script, device", [("prune.py", "banana"), ("evaluate-t5.py", "cuda:99")])
-def test_unknown_device(refuses, script, device):
-    assert f"--device {device}" in refuses(script, {"--device": device})
-
-
 def test_no_network_and_no_model_cached(tmp_path):
     """In a process of its own: the hub's client looks for its cache, and whether it is offline, when it is imported."""
     started = time.monotonic()
@@ -158,28 +148,6 @@ def in_conf(*keys, value):
 
 
 @pytest.mark.parametrize(
-    "edit, words",
-    [
-        (rate(0.1, "encoder.nowhere"), ["configuration 1", "encoder.nowhere", "'modules'"]),
-        *((rate(value), ["configuration 1", f"{FEED_FORWARD}.wi", "[0, 1)"]) for value in (1, -0.1, float("nan"))),
-        *((rate(value), ["configuration 1", f"{FEED_FORWARD}.wi", "such as 0.3"]) for value in ("0.3", True, None)),
-        (rate(0.9, ATTENTION), ["configuration 1", ATTENTION, "all 4 heads", "0.75", "1, which leaves the block out"]),
-        (rate(1.2, ATTENTION), ["configuration 1", ATTENTION, "[0, 1]"]),
-        (in_conf("configs", value=[]), ["no configurations"]),
-        (in_conf("configs", 1, value=[0.3]), ["'configs'", "item 1", "object"]),
-        (in_conf("modules", value={}), ["no modules", "config_generator.py"]),
-        (in_conf("modules", ATTENTION, "heads", value="4"), [ATTENTION, "'heads'"]),
-        (in_conf("modules", ATTENTION, "kind", value="convolution"), [ATTENTION, "'kind'"]),
-        (in_conf("model", value="t5"), ["'model'", "config_generator.py"]),
-        (in_conf("version", value=99), ["99", "config_generator.py"]),
-    ],
-)
-def test_configurations_edited_wrongly(refuses, chain, tmp_path, edit, words):
-    path = edited_json(chain / "conf.json", tmp_path / "mine.json", edit)
-    assert all_in([path, *words], refuses("prune_scheme_generator.py", {"-i": path}))
-
-
-@pytest.mark.parametrize(
     "changes, words",
     [
         ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "-n", "2"]),
@@ -191,28 +159,6 @@ def test_configurations_edited_wrongly(refuses, chain, tmp_path, edit, words):
 )
 def test_rates_on_the_command_line(refuses, changes, words):
     assert all_in(words, refuses("config_generator.py", changes))
-
-
-def test_no_such_configuration(refuses):
-    assert all_in(["conf.json", "0 to 2"], refuses("compose_model.py", {"-n": 3}))
-
-
-@pytest.mark.parametrize("keys, value", [(("configs", 0, FEED_FORWARD), "dense"), (("comment",), "hello")])
-def test_scheme_edited_by_hand(refuses, chain, tmp_path, keys, value):
-    path = edited_json(chain / "conf_prune.json", tmp_path / "mine.json", in_conf(*keys, value=value))
-    assert all_in([path, "regenerate", "prune_scheme_generator.py"], refuses("prune.py", {"-c": path}))
-
-
-@pytest.mark.parametrize(
-    "script, flag, given, remedy",
-    [
-        ("prune.py", "-c", "conf.json", "prune_scheme_generator.py"),
-        ("compose_model.py", "-c", "conf_prune.json", "conf.json"),
-        ("prune_scheme_generator.py", "-i", "conf_prune.json", "conf.json"),
-    ],
-)
-def test_configurations_and_scheme_confused(refuses, chain, script, flag, given, remedy):
-    assert all_in([chain / given, remedy], refuses(script, {flag: chain / given}))
 
 
 @pytest.mark.parametrize("module, key, value", [(ATTENTION, "heads", 10), (f"{FEED_FORWARD}.wi", "weights", 9999)])
@@ -258,12 +204,6 @@ def test_tokenizer_with_more_words_than_the_model(refuses, tmp_path):
 
 
 # --- libraries -------------------------------------------------------------------------------------------------
-
-
-def test_variant_that_the_library_has_not(refuses, chain, tmp_path):
-    path = edited_json(chain / "conf.json", tmp_path / "mine.json", rate(0.6))
-    err = refuses("compose_model.py", {"-c": path})
-    assert all_in([chain / "tuned", "wi-922_wo-461", FEED_FORWARD, "prune.py"], err)
 
 
 def save_arrays(path, **arrays):

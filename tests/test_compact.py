@@ -335,27 +335,6 @@ def test_a_compact_model_comes_back_bit_for_bit(tmp_path, kind, output):
     )
 
 
-def test_classes_and_their_names_survive(tmp_path):
-    config = transformers.DistilBertConfig(
-        vocab_size=64,
-        dim=32,
-        n_heads=4,
-        n_layers=2,
-        hidden_dim=48,
-        num_labels=3,
-        id2label={0: "bad", 1: "middling", 2: "good"},
-        activation="relu",
-        label2id={"bad": 0, "middling": 1, "good": 2},
-    )
-    model = transformers.DistilBertForSequenceClassification(config).eval()
-    silence(model, every("distilbert", {1}, {0, 1}))
-    save_model(tmp_path / "m", make_compact(model, {})[0], {})
-    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
-    assert (loaded.config.id2label, loaded.config.label2id) == (config.id2label, config.label2id)
-    assert loaded.config.activation == "relu"
-    torch.testing.assert_close(logits(loaded, "distilbert"), logits(model, "distilbert"), rtol=1e-5, atol=1e-5)
-
-
 AUTO_CLASSES = {"t5": "AutoModelForSeq2SeqLM", "distilbert": "AutoModelForSequenceClassification"}
 PROGRAM = """
 import json, os, sys, torch, transformers

@@ -236,24 +236,6 @@ def test_more_tokens_than_the_model_has_positions(refuses, workshop):
     run(f"evaluate-distilbert.py -m {workshop}/model/distilbert --max-length 64 --limit 2")
 
 
-# --- data --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kind, file, content, words",
-    [
-        ("distilbert", "test.jsonl", '{"text": "a", "label": 1}\n' + "[" * 9000 + "\n", ["line 2", "malformed JSON"]),
-        ("distilbert", "test.jsonl", '{"text": "a", "label": 1' + "0" * 5000 + "}\n", ["line 1", "malformed JSON"]),
-        ("t5", "test2016.de", "ein Hund\n" * 3 + " \n" + "ein Hund\n" * 12, ["line 4", "empty"]),
-    ],
-)
-def test_data_line_by_line(refuses, workshop, tmp_path, kind, file, content, words):
-    folder = shutil.copytree(workshop / "data" / kind, tmp_path / "data")
-    (folder / file).write_text(content)
-    err = refuses(f"evaluate-{kind}.py", {"--data": folder})
-    assert all(word in err for word in [str(folder / file), *words]), err
-
-
 # --- names and flags ---------------------------------------------------------------------------------------------
 
 

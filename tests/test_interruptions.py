@@ -19,7 +19,6 @@ from common.composing.library import Library
 from common.evaluation.curves import read_stats
 from common.runtime.files import atomic_file, atomic_folder
 from common.runtime.signals import Interrupted, came, deferred, heeded
-from common.training.checkpoints import Checkpoint
 from common.training.stats import read_seconds
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -216,21 +215,6 @@ def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatc
     assert read_seconds(tmp_path / "parts" / "s.csv")["closed form"] > 0
 
 
-@pytest.mark.parametrize("method", ["both"])
-def test_what_training_starts_from_is_not_solved_again(tuned, tmp_path, monkeypatch, solved, method):
-    """Stopped once all is solved. Oracle: the undisturbed run."""
-    more = ("--ridge", 1e-3, 1e-2)
-    assert tuned(method, "whole", *more)[0] == 0
-    with monkeypatch.context() as patched:
-        kill_at(patched, Checkpoint, "save", 1)
-        assert tuned(method, "parts", *more)[0] == 130
-    before = len(solved)
-    code, result, err = tuned(method, "parts", *more)
-    assert code == 0 and "resuming after epoch 1" in err and len(solved) == before
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
-    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
-
-
 @pytest.mark.parametrize("method, written", [("both", 3)])
 def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, tmp_path, monkeypatch, method, written):
     """Stopped while finished variants are written. Oracle: the undisturbed run."""
@@ -249,19 +233,6 @@ def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, t
     assert result["seconds"] == pytest.approx(seconds) and result["seconds"] > 0
     again = tuned(method, "parts")[1]
     assert (again["fine_tuned"], again["seconds"]) == (0, result["seconds"])
-
-
-@pytest.mark.parametrize("method", ["joint"])
-def test_a_rerun_that_has_nothing_to_do_tells_the_seconds_and_cleans_up(tuned, tmp_path, monkeypatch, method):
-    """Stopped between the output and the removal of the checkpoint."""
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "remove", lambda self: os.kill(os.getpid(), signal.SIGTERM))
-        assert tuned(method, "out")[0] == 143
-    assert len(list((tmp_path / "out").rglob("*.checkpoint"))) == 1
-    code, result, _ = tuned(method, "out")
-    assert code == 0 and not list((tmp_path / "out").rglob("*.checkpoint"))
-    assert result["seconds"] == pytest.approx(sum(read_seconds(tmp_path / "out" / "s.csv").values()))
-    assert result["seconds"] > 0 and (result.get("skipped") is True or result["fine_tuned"] == 0)
 
 
 # --- who owns a stats file -----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ The oracles are plain copies of models: composed by `composition.compose`, train
 import contextlib
 import csv
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from helpers import (
     examples,
     fails,
     loss_per_token,
-    outcome,
     padded_batch,
     pairs_of,
     rate,
@@ -35,7 +33,6 @@ from helpers import (
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks, set_block
-from common.composing.library import Library
 from common.composing.scheme import DENSE, Pair
 from common.pruning.prune_block import prune_block
 from common.training import loop as training
@@ -335,37 +332,6 @@ def test_a_rerun_makes_nothing_and_a_damaged_rest_has_all_made_again(t5, joint, 
     assert bytes_of(here / "library") == bytes_of(joint / "library")
 
 
-@pytest.mark.parametrize(
-    "target, name, when", [(training.Learner, "step", 9), (Library, "_write_variant", 3)], ids=["training", "writing"]
-)
-def test_an_interrupted_run_goes_on_to_the_same_files(t5, chain, joint, here, monkeypatch, target, name, when):
-    """Oracle: the run that nothing disturbed. Steps: 6 an epoch."""
-    calls, original = Counter(), getattr(target, name)
-
-    def stop(*args, **kwargs):
-        result = original(*args, **kwargs)
-        calls["made"] += 1
-        if calls["made"] == when:
-            raise KeyboardInterrupt
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(target, name, stop)
-        code, result, _ = outcome(tuning(t5, chain))
-    assert (code, result) == (130, None)
-    assert not read_json(here / "library" / "record.json")["variants"]
-    code, result, err = outcome(tuning(t5, chain))
-    assert code == 0 and "resuming after epoch" in err and result["fine_tuned"] == 26
-    assert bytes_of(here / "library") == bytes_of(joint / "library")
-    for stats in ("joint.csv", "joint-compositions.csv", "joint-blocks.csv"):
-        columns = ("epoch", "train_loss", "val_loss", "composition", "block", "variant")
-        left, right = (
-            [{key: cell for key, cell in row.items() if key in columns} for row in rows_of(folder / stats)]
-            for folder in (here, joint)
-        )
-        assert left == right, stats
-
-
 @pytest.fixture
 def grown(t5, chain, joint, here):
     """A copy of the joint library, the working folder, and a pruned one with a further variant of a block."""
@@ -391,12 +357,6 @@ def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, gro
     assert (again["fine_tuned"], again["skipped"]) == (0, 27)
 
 
-def test_other_settings_need_another_folder_or_overwrite(t5, chain, joint, here):
-    shutil.copytree(joint / "library", "library")
-    assert "seed: 0 there, 1 asked for" in fails(f"{tuning(t5, chain)} --seed 1")
-    assert run(f"{tuning(t5, chain)} --seed 1 --overwrite --epochs 0")["fine_tuned"] == 26
-
-
 def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
     """And without configurations, quality is measured on drawn ones."""
     result = run(f"{tuning(t5, chain, conf='')} --shared-rate 0")
@@ -405,25 +365,6 @@ def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
         "shared" not in read_json(here / "library" / "record.json") and not (here / "library" / "shared.npy").exists()
     )
     assert list(result["compositions"]) == [f"drawn {n}" for n in range(COMPOSITIONS)]
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--method train --shared-rate 1", "--shared-rate: goes with --method joint"),
-        ("--method reconstruct --distill 0.5", "--distill: goes with --method joint"),
-        ("--method train -c {chain}/conf.json", "--configurations: goes with --method joint"),
-        ("-c absent.json", "absent.json"),
-    ],
-)
-def test_flags_of_joint_fine_tuning_need_it(t5, chain, here, flags, words):
-    assert words in fails(f"block-level_finetuning.py -m {t5} -p {chain}/pruned -o library {flags.format(chain=chain)}")
-    assert not list(here.rglob("*.npy"))
-
-
-def test_a_library_of_blocks_tuned_apart_takes_none_tuned_together(t5, chain, here):
-    shutil.copytree(chain / "tuned", "library")
-    assert "is a fine-tuned library where a tuned-together one belongs" in fails(tuning(t5, chain))
 
 
 def test_a_start_that_is_worse_leaves_the_pruned_weights(t5, chain, here, monkeypatch):
@@ -471,10 +412,3 @@ def test_a_search_scores_and_composes_with_the_rest(workshop, t5, chain, joint, 
     pairs = pairs_of(workshop, "val")
     assert result["found"][0]["loss"] == pytest.approx(loss_per_token(model, tokenizer, pairs), rel=1e-4)
     assert result["dense"]["loss"] == pytest.approx(loss_per_token(teacher, tokenizer, pairs), rel=1e-4)
-
-
-def test_the_rest_of_a_huge_model_is_refused_before_any_work(tmp_path):
-    library = Library(tmp_path, {"variants": {}})
-    with pytest.raises(Exception, match="2 GiB"):
-        library.check_shared({"embedding": torch.empty(2**16, 2**14, device="meta")})
-    library.check_shared({"embedding": torch.empty(2**16, 2**12, device="meta")})

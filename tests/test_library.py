@@ -13,7 +13,7 @@ from common.blocks.find import Block
 from common.blocks.tensors import Variant
 from common.composing import library as library_module
 from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
-from common.composing.npy import pack, unpack
+from common.composing.npy import pack
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
 from common.runtime.records import digest, sealed
@@ -25,7 +25,6 @@ BLOCK = Block(
 )
 VARIANT = "wi-3"
 PAIR = Pair(BLOCK.name, VARIANT)
-SCORE = {"key": "5c0e", "loss": 1.0, "kl": 0.5}
 
 
 def tensors_and_keeps():
@@ -69,30 +68,6 @@ def test_a_variant_survives_the_file_bit_for_bit(library):
         assert list(read_tensors) == list(tensors) and list(read_keeps) == list(keeps)
         assert all(torch.equal(read_tensors[name], tensors[name]) for name in tensors)
         assert all(torch.equal(read_keeps[name], keeps[name]) for name in keeps)
-
-
-def save_array(path, array):
-    np.save(path, array)
-
-
-@pytest.mark.parametrize(
-    "spoil, words",
-    [
-        (lambda path: save_array(path, np.array([{"code": 1}], dtype=object)), "is not a readable module file"),
-        (lambda path: save_array(path, np.ones(3)), "is a plain array, not a module file"),
-        (lambda path: save_array(path, np.zeros(2, [("a", "f4")])), "is a plain array, not a module file"),
-        (lambda path: path.write_bytes(b""), "is not a readable module file"),
-        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is not a readable module file"),
-        (lambda path: path.write_text("no array"), "is not a readable module file"),
-    ],
-    ids=["pickle", "plain", "list of records", "empty", "cut", "text"],
-)
-def test_what_is_no_module_file_is_refused_and_never_unpickled(tmp_path, spoil, words):
-    path = tmp_path / "x.npy"
-    spoil(path)
-    with pytest.raises(UserError) as error:
-        unpack(path)
-    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
 
 
 def test_a_block_of_2_gib_is_refused():

@@ -247,28 +247,6 @@ def test_weights_are_the_given_ones_and_tied_where_the_config_says_so(case):
         )
 
 
-def test_every_module_has_the_heads_and_neurons_that_are_left(case):
-    """By hand: the width of a head, and the names of what counts heads."""
-    kind, _, compact, _ = case
-    count, width = {"t5": ("n_heads", "inner_dim"), "distilbert": ("n_heads", None)}.get(
-        kind.split("-")[0], ("num_heads", None)
-    )
-    cut = drawn_cut(kind)
-    for root, block in blocks(kind).items():
-        module, left = compact.get_submodule(root), len(cut.get(root, range(block.parts)))
-        expected = left
-        if block.is_attention:
-            expected *= {4: 6 if kind.startswith("t5") else 8, 8: 4}[block.parts]
-            if kind.startswith("bert"):
-                assert (module.self.num_attention_heads, module.self.all_head_size) == (left, expected)
-            else:
-                assert getattr(module, count) == left and (width is None or getattr(module, width) == expected)
-        for linear in map(module.get_submodule, block.inner):
-            assert linear.weight.shape == (linear.out_features, linear.in_features) == (expected, 32)
-        out = module.get_submodule(block.out)
-        assert out.weight.shape == (out.out_features, out.in_features) == (32, expected)
-
-
 def test_logits_stay(case):
     kind, masked, compact, _ = case
     for attention in ("eager", "sdpa"):
@@ -374,16 +352,6 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
             names.append(set(weights.keys()))
     assert names[0] == names[1]
     assert (folder / "modeling_compact.py").read_bytes() == Path(modeling_compact.__file__).read_bytes()
-
-
-@pytest.mark.parametrize("base", [False, True])
-def test_a_plain_class_refuses_it(saved, base):
-    kind, masked, _, folder = saved
-    plain = type(masked.base_model) if base else type(masked)
-    if plain is type(masked) and base:
-        plain = transformers.T5EncoderModel  # T5 with a head is its own base model
-    with pytest.raises(RuntimeError, match="size"):
-        plain.from_pretrained(folder)
 
 
 # --- the parts ---------------------------------------------------------------------------------------------------

@@ -3,18 +3,15 @@
 import json
 import shutil
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
 from helpers import build_model, build_tokenizer, same_state, without_digests
 
-from common.models.downloading import download
 from common.models.load import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
 from common.models.saving import damage, is_made, read_measured, save_model
 from common.runtime.devices import resolve_device
 from common.runtime.errors import UserError
-from common.runtime.progress import Talk
 from common.runtime.records import digest
 
 KINDS = ["t5", "t5-gated", "distilbert"]
@@ -55,13 +52,6 @@ def test_narrow_weights_have_the_fingerprint_of_their_float32_values(tmp_path, k
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert fingerprint(loaded) == fingerprint(narrow) == fingerprint(build_model(kind).to(dtype).float())
     assert fingerprint(loaded) != fingerprint(build_model(kind))
-
-
-def test_an_identity_names_the_folder_or_the_files_stem(tmp_path):
-    model = build_model("t5")
-    for output, name in (("my.model", "my.model"), ("tuned-0.pth", "tuned-0")):
-        save_model(tmp_path / output, model, {})
-        assert load_model(tmp_path / output).identity == {"name": name, "type": "t5", "fingerprint": fingerprint(model)}
 
 
 # --- round trips ---------------------------------------------------------------------------------------------------
@@ -114,17 +104,6 @@ def test_a_model_that_is_there_is_known_by_its_record(tmp_path, output):
     for overwrite in (False, True):
         with pytest.raises(UserError, match="no such output of this script"):
             is_made(path, MADE_FROM, overwrite, "model-level_finetuning.py")
-
-
-@pytest.mark.parametrize("output, overwrite", [("folder", True), ("file.pth", True), ("folder", False)])
-def test_what_is_not_of_this_suite_is_never_replaced(tmp_path, output, overwrite):
-    path = tmp_path / output
-    if output == "folder":
-        build_model("t5").save_pretrained(path)
-    else:
-        torch.save(build_model("t5").state_dict(), path)
-    with pytest.raises(UserError, match="never replaces"):
-        is_made(path, MADE_FROM, overwrite, "compose_model.py")
 
 
 def flip_last_bit(path):
@@ -184,20 +163,6 @@ def test_references_hold_when_the_whole_tree_moves(tmp_path):
     assert (tmp_path / "new" / "tokenizer" / "x").samefile(resolve(beside, tmp_path / "new" / "results.pth"))
 
 
-def test_references_do_not_hang_on_the_working_folder(tmp_path, monkeypatch):
-    (tmp_path / "model" / "x").mkdir(parents=True)
-    (tmp_path / "tokenizer").mkdir()
-    monkeypatch.chdir(tmp_path)
-    found = reference("tokenizer", "model/x")
-    monkeypatch.chdir("/")
-    assert (tmp_path / "tokenizer").samefile(resolve(found, tmp_path / "model" / "x"))
-
-
-@pytest.mark.parametrize("target, named", [("bentrevett/multi30k", {"hub": "bentrevett/multi30k"}), (None, None)])
-def test_hub_ids_stay_hub_ids_and_nothing_stays_nothing(tmp_path, target, named):
-    assert reference(target, tmp_path / "m") == named and resolve(named, tmp_path / "m") == target
-
-
 def test_data_come_from_the_flag_the_record_or_the_family_in_this_order(workshop):
     loaded = load_model(workshop / "model" / "t5")
     assert data_source("given", loaded).data == "given"
@@ -250,10 +215,3 @@ def test_auto_is_cuda_if_there_is_one_else_cpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert resolve_device("auto").type == kind
     assert resolve_device("cpu") == torch.device("cpu")
-
-
-def test_a_checkpoint_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it would wait for the network
-    with pytest.raises(UserError, match="no-such/checkpoint: is not in the local cache") as error:
-        download("no-such/checkpoint", "t5", Talk(quiet=True))
-    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import MODELS, ROOT, build_model, build_tokenizer, fails, is_one_line, read_json, run, transformers
+from helpers import MODELS, ROOT, build_model, build_tokenizer, fails, read_json, run, transformers
 
 from common.data.examples import load_examples
 from common.data.sources import DataSource
@@ -26,12 +26,6 @@ NAMES = ("negative", "neutral", "positive")
 REVIEWS = [(f'good film {i}, "bad" cat', NAMES[i % 3]) for i in range(30)]
 NUMBERED = [(text, NAMES.index(label)) for text, label in REVIEWS]
 ENTAILED = [((f"the dog sees {i}", "the cat"), i % 3) for i in range(30)]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def checkpoint(folder, kind):
@@ -256,36 +250,7 @@ def test_other_data_at_a_later_stage_are_read_as_the_recorded_ones(here):
     assert run("evaluate-t5.py -m model/again --max-new-tokens 3")["examples"] == 7
 
 
-def test_a_source_comes_back_from_a_record_as_it_was(here):
-    (here / "folder").mkdir()
-    for source in (
-        DataSource(data="folder", text_column="a", prefix=""),
-        DataSource(data="wmt16", data_config="de-en", source_lang="de", target_lang="en"),
-        DataSource(train_file="x/t.csv", test_file="t.csv", label_column="l"),
-    ):
-        found = DataSource.from_json(source.to_json("some/where/model"), "some/where/model")
-        for name in ("data", "train_file", "test_file"):
-            one, other = getattr(source, name), getattr(found, name)
-            assert (one is None) == (other is None)
-            if one and one != "wmt16":
-                assert (here / one).resolve() == (here / other).resolve()
-        plain = {"data": None, "train_file": None, "test_file": None}
-        assert {**vars(source), **plain} == {**vars(found), **plain}
-
-
 # --- what is wrong ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def refuses():
-    """refuses(script, *arguments): its one line on stderr, once it is sure that it ends so."""
-
-    def run(script, *arguments):
-        err = fails(script, *arguments)
-        assert is_one_line(err.splitlines(True)[-1]), err
-        return err
-
-    return run
 
 
 FILES = {
@@ -368,10 +333,10 @@ def test_translations_that_cannot_be_read_are_told_in_one_line(here, files, flag
         ("--name ../x", "--name ../x: must be the plain name of a folder"),
     ],
 )
-def test_an_adoption_that_cannot_be_is_refused_and_leaves_nothing(here, refuses, flags, words):
+def test_an_adoption_that_cannot_be_is_refused_and_leaves_nothing(here, flags, words):
     checkpoint(here / "mine", "t5")
     text_files(here)
-    assert words in refuses("download_model.py", "--checkpoint", "mine", *shlex.split(flags))
+    assert words in fails("download_model.py", "--checkpoint", "mine", *shlex.split(flags))
     assert not (here / "model").exists() and not (here / "tokenizer").exists()
 
 
@@ -389,32 +354,24 @@ def test_an_adoption_that_cannot_be_is_refused_and_leaves_nothing(here, refuses,
     ],
     ids=str,
 )
-def test_a_checkpoint_that_cannot_be_adopted_is_refused(here, refuses, arguments, words):
+def test_a_checkpoint_that_cannot_be_adopted_is_refused(here, arguments, words):
     checkpoint(here / "mine", "t5")
     build_model("t5").save_pretrained(here / "bare")
     checkpoint(here / "model" / "t5", "t5")
-    assert words in refuses("download_model.py", *arguments)
+    assert words in fails("download_model.py", *arguments)
 
 
-def test_a_tokenizer_may_lie_elsewhere(here):
-    build_model("t5").save_pretrained(here / "bare")
-    build_tokenizer("t5").save_pretrained(here / "words")
-    run("download_model.py --checkpoint bare -t words --name mine")
-    again = transformers.AutoTokenizer.from_pretrained(here / "tokenizer" / "mine")
-    assert again.get_vocab() == build_tokenizer("t5").get_vocab()
-
-
-def test_a_missing_test_split_is_asked_for_never_guessed(here, refuses):
+def test_a_missing_test_split_is_asked_for_never_guessed(here):
     checkpoint(here / "mine", "distilbert")
     write_csv("all.csv", ["text", "label"], REVIEWS)
     run("download_model.py --checkpoint mine --data all.csv")
     evaluate = ("evaluate-distilbert.py", "-m", "model/mine")
     write_csv("few.csv", ["text", "label"], REVIEWS[:5])
-    few = refuses(*evaluate, "--data", "few.csv", "--split", "validation")
+    few = fails(*evaluate, "--data", "few.csv", "--split", "validation")
     assert "few.csv: too few examples to hold some out of train; give download_model.py a --validation-file" in few
     assert (
         "has no test split; give download_model.py one with --test-file, or evaluate with --split validation"
-        in refuses(*evaluate)
+        in fails(*evaluate)
     )
     assert run(*evaluate, "--split", "validation")["examples"] == 3
 

@@ -6,13 +6,11 @@ import xml.etree.ElementTree
 
 import matplotlib
 import pytest
-from helpers import fails, load_script, run
-from matplotlib.colors import to_hex
+from helpers import fails, run
 from matplotlib.figure import Figure
 from PIL import Image
 
 from common.evaluation.curves import draw, read_stats
-from common.evaluation.pictures import save_picture
 
 RUN = [(0, "", 0.9), (1, 0.7, 0.5), (2, 0.4, 0.6)]  # epoch, training loss, validation loss
 # Variants of two blocks that share a name; the second stopped after epoch 1. The losses are exact in binary.
@@ -22,8 +20,6 @@ BLOCKS = {
     ("b", "v-2"): [0.75, 0.625, 0.375],
     ("c", "7"): [2.0, 1.5, 1.75],
 }
-# jfly.uni-koeln.de/color
-OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 
 
 def write_run(path, rows=RUN):
@@ -77,23 +73,6 @@ def test_takes_what_the_default_flow_leaves(here):
     best["x"] = best.pop("model-finetuned/x")  # neither a number nor there twice: the bare name is clear enough
     assert result == {"output": "loss.png", "best_val_loss": best}
     assert list(result["best_val_loss"]) == list(best)
-
-
-@pytest.mark.parametrize(
-    "paths, labels",
-    [
-        (["a.csv", "runs/b.csv"], ["a", "b"]),
-        (["runs/a.csv", "more/a.csv", "b.csv"], ["runs/a", "more/a", "b"]),
-        (["runs/0.csv"], ["runs/0"]),
-        (["runs/../0.csv"], ["here/0"]),
-        (["x/runs/0.csv", "y/runs/0.csv"], ["x/runs/0.csv", "y/runs/0.csv"]),
-    ],
-)
-def test_names_of_curves(tmp_path, monkeypatch, paths, labels):
-    """Oracle: by hand; "here" is the current folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert load_script("plot_loss.py").default_labels(paths) == labels
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------
@@ -178,29 +157,6 @@ def test_what_is_no_stats_csv_is_refused_by_name(tmp_path, content):
         path.write_bytes(content)
     err = fails(f"plot_loss.py {write_run(tmp_path / 'run.csv')} {path} -o {tmp_path}/loss.png")
     assert str(path) in err and ("no such file" if content is None else "is no stats CSV") in err
-
-
-def test_curves_differ_without_colour_and_to_the_colour_blind(tmp_path):
-    """Oracle: the palette as Okabe and Ito published it."""
-    losses = read_stats(write_run(tmp_path / "run.csv"))
-    (axis,) = draw([losses] * 77, [str(n) for n in range(77)]).axes
-    validation = drawn(axis)[::2]
-    assert len({line.get_marker() for line in validation[:11]}) == 11
-    assert len({(line.get_marker(), line.get_color()) for line in validation}) == 77
-    assert {to_hex(line.get_color()).upper() for line in validation} <= set(OKABE_ITO)
-
-
-@pytest.mark.parametrize("text", ["$\\frac$", "a\\$b$", "_x^2{ 100 % &<>"])
-def test_names_are_shown_as_they_are(tmp_path, text):
-    """Oracle: the text elements of an SVG whose text is not turned into shapes."""
-    losses, output = read_stats(write_run(tmp_path / "run.csv")), tmp_path / "loss.svg"
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        save_picture(output, draw([losses], [text], title=text))
-    content = output.read_bytes()
-    shown = [
-        element.text for element in xml.etree.ElementTree.fromstring(content).iter() if element.tag.endswith("text")
-    ]
-    assert shown.count(text) == 2  # in the legend and above it all
 
 
 # --- the file --------------------------------------------------------------------------------------------------

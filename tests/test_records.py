@@ -1,7 +1,6 @@
 """JSON files and records; digests against hashlib; what is replaced, and what error messages name."""
 
 import hashlib
-import json
 import os
 
 import pytest
@@ -54,13 +53,6 @@ def test_what_is_no_json_object_is_refused_by_name(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         read_json(path, "maker.py")
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
-
-
-def test_json_survives_the_file(tmp_path):
-    value = {"b": [1, 2.5, None, True], "a": {"ü": "ß"}}
-    write_json(tmp_path / "x.json", value)
-    assert read_json(tmp_path / "x.json", "maker.py") == value
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
 
 
 def is_dict(found):
@@ -188,12 +180,6 @@ def test_a_record_knows_when_it_was_changed(tmp_path):
         path.write_bytes(flipped)
         with pytest.raises(UserError, match="record.json"):
             read_record(path)
-
-
-def test_a_record_by_hand_is_read_as_it_is(tmp_path):
-    record = {"tokenizer": {"folder": "t"}}
-    write_json(tmp_path / "record.json", record)
-    assert read_record(tmp_path / "record.json") == record
 
 
 def test_a_folders_record_knows_its_files(tmp_path):

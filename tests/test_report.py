@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from helpers import RUNTIME, build_model, distilbert_config, fails, load_script, outcome, run
-from matplotlib import image
 
 from common.evaluation import answers as evaluation
 from common.evaluation import cost as report
@@ -18,11 +17,6 @@ from common.models.load import load_model
 from common.models.saving import save_model
 from common.runtime.devices import Runtime
 
-T5_LAYER = {
-    "encoder": ["0.SelfAttention", "1.DenseReluDense"],
-    "decoder": ["0.SelfAttention", "1.EncDecAttention", "2.DenseReluDense"],
-}
-DISTILBERT = "distilbert.transformer.layer"
 STATED = {
     "t5": {"batch_size": 8, "input_tokens": 32, "output_tokens": 32},
     "distilbert": {"batch_size": 8, "input_tokens": 128},
@@ -271,12 +265,6 @@ def test_another_models_original_is_refused(models, other_model, monkeypatch, tm
     assert not (tmp_path / "report.json").exists()
 
 
-def test_a_model_of_fewer_positions_than_the_stated_input_is_no_bug(workshop, tmp_path):
-    """The usual tiny DistilBERT has 64 positions."""
-    run(f"{command('distilbert', workshop / 'model' / 'distilbert')} --report {tmp_path}/report.json")
-    assert read_json(tmp_path / "report.json")["input"]["input_tokens"] == 64
-
-
 # --- the picture -----------------------------------------------------------------------------------------------
 
 
@@ -329,16 +317,6 @@ def reports(tmp_path):
 )
 def test_the_frontier_by_hand(points, line):
     assert load_script(PARETO).frontier(points) == line
-
-
-def test_the_picture_is_drawn(reports, tmp_path):
-    """Oracle: matplotlib reads it back; three panels are about 15 by 4.2 inches at 150 dots an inch."""
-    picture = tmp_path / "pareto.png"
-    more = "--series a a b b --labels 1 2 3 4 --against multiply_adds seconds_per_generated_token seconds_per_batch"
-    assert run(f"{PARETO} -o {picture} {more} --", *reports) == {"output": str(picture), "points": 4}
-    pixels = image.imread(picture)
-    assert [size / 150 for size in pixels.shape[:2]] == pytest.approx([4.2, 15], rel=0.1)  # margins are cut
-    assert pixels.std() > 0.01 and pixels.min() < 0.5  # something is on it
 
 
 def test_the_pictures_points_and_line_are_those_of_the_reports(reports):

@@ -23,10 +23,8 @@ from helpers import (
     PREFIX,
     ROOT,
     edited_json,
-    fails,
     loss_per_token,
     only_removed_is_zero,
-    outcome,
     pairs_of,
     rate,
     read_json,
@@ -35,12 +33,6 @@ from helpers import (
     touched,
 )
 from torch.nn.utils import prune
-
-from common.composing.library import Library
-from common.training import loop as training
-from common.training import stats as stats_module
-from common.training.block_level import apart
-from common.training.checkpoints import Checkpoint
 
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with
 BLOCK_LEVEL = f"block-level_finetuning.py --stats blocks.csv --method train {TRAINING}"
@@ -106,24 +98,6 @@ def test_rerun_skips_everything(t5, chain, here, command, library):
     result = run(f"{command.format(chain)} -m {t5} -o {library}")
     assert result["skipped"] == 26 and result.get("pruned", result.get("fine_tuned")) == 0
     assert touched(here) == before
-
-
-@pytest.mark.parametrize(
-    "command, output, module, name",
-    [
-        (BLOCK_LEVEL + " -p {0}/pruned -o tuned", "tuned", apart, "apart version"),
-        (
-            f"model-level_finetuning.py -p {{0}}/tuned -c {{0}}/conf.json -n 0 -o tuned-0.pth {TRAINING}",
-            "tuned-0.pth",
-            training,
-            "training version",
-        ),
-    ],
-)
-def test_another_version_of_an_algorithm_is_another_key(t5, chain, here, monkeypatch, command, output, module, name):
-    (shutil.copytree if (chain / output).is_dir() else shutil.copy)(chain / output, output)
-    monkeypatch.setattr(module, "VERSION", 2)
-    assert f"{name}: 1 there, 2 asked for" in fails(f"{command.format(chain)} -m {t5}")
 
 
 def test_one_changed_rate_makes_one_new_variant(t5, chain, here):
@@ -393,64 +367,3 @@ def test_record_knows_tokenizer_and_data(workshop, chain, here, model):
     found = run(f"evaluate-t5.py -m {path}")
     assert Path(found["data"]).samefile(given["data"]) and found["examples"] == 16
     assert without_seconds(found) == without_seconds(given) | {"data": found["data"]}
-
-
-# --- interrupted -----------------------------------------------------------------------------------------------
-
-
-def interrupt(monkeypatch, target, name, when):
-    """Let Ctrl-C come right after the `when`-th call of `target.name`."""
-    original, calls = getattr(target, name), Counter()
-
-    def call_and_stop(*args, **kwargs):
-        calls["made"] += 1
-        result = original(*args, **kwargs)
-        if calls["made"] == when:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(target, name, call_and_stop)
-
-
-@pytest.mark.parametrize(
-    "target, name, when, written",
-    [
-        (training.Learner, "step", 26 * 6 + 5, 0),  # in the middle of epoch 2: 26 variants took 6 steps each in epoch 1
-        (Library, "write", 3, 3),  # while the finished variants are handed over
-    ],
-    ids=["training", "writing"],
-)
-def test_block_level_resumes_to_the_same_files(t5, chain, here, monkeypatch, target, name, when, written):
-    """Oracle: the chain's own, uninterrupted run."""
-    command = f"{BLOCK_LEVEL} -m {t5} -p {chain}/pruned -o tuned"
-    with monkeypatch.context() as patched:
-        interrupt(patched, target, name, when)
-        code, result, err = outcome(command)
-    assert (code, result) == (130, None) and ": interrupted by SIGINT; to go on: python " in err.splitlines()[-1]
-    assert len(list((here / "tuned").glob("*.npy"))) == written
-    assert len(list(here.rglob("*.checkpoint"))) == 1
-    code, result, err = outcome(command)
-    assert code == 0 and "resuming after epoch" in err, err
-    assert result["skipped"] == written and not list(here.rglob("*.checkpoint"))
-    assert snapshot(here / "tuned") == snapshot(chain / "tuned")
-    for stats in ("blocks.csv", "blocks-blocks.csv"):
-        assert snapshot(here)[stats] == snapshot(chain)[stats]
-
-
-@pytest.mark.parametrize(
-    "target, name, when",
-    [(training.Learner, "step", 6 + 3), (Checkpoint, "save", 3), (stats_module, "write_stats", 3)],
-    ids=["training", "last epoch saved", "stats written"],
-)
-def test_model_level_resumes_to_the_same_files(t5, chain, here, monkeypatch, target, name, when):
-    """Oracle: the chain's own, uninterrupted run."""
-    files = f"-p {chain}/tuned -c {chain}/conf.json -n 0 -o tuned-0.pth --stats tuned-0.csv"
-    command = f"model-level_finetuning.py -m {t5} {files} {TRAINING}"
-    with monkeypatch.context() as patched:
-        interrupt(patched, target, name, when)
-        code, result, err = outcome(command)
-    assert (code, result) == (130, None) and ": interrupted by SIGINT; to go on: python " in err.splitlines()[-1]
-    assert len(list(here.glob("tuned-0.pth.*.checkpoint"))) == 1 and not (here / "tuned-0.pth").exists()
-    code, _, err = outcome(command)
-    assert code == 0 and "resuming after epoch" in err, err
-    assert snapshot(here) == {name: snapshot(chain)[name] for name in ("tuned-0.csv", "tuned-0.pth")}

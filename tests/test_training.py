@@ -182,12 +182,6 @@ def test_block_loss_is_the_nmse_over_real_tokens():
         assert found[name][0] > 1e-3  # these variants are not the teacher's block
 
 
-def test_the_original_block_itself_has_loss_zero():
-    model = build_model("t5")
-    learners = {name: learner_of(model, name[0], {"heads": 0, "weights": {}}, recipe(), 1) for name in VARIANTS}
-    assert all(loss == 0 for loss, _ in block_losses(model, learners, padded_batch("t5")).values())
-
-
 def test_training_blocks_leaves_the_teacher_as_it_was():
     model, plan, data = build_model("t5").train(), recipe(epochs=1), examples()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -224,14 +218,6 @@ def test_variants_trained_together_are_bit_for_bit_those_trained_alone(tmp_path)
         assert same(weights(learner), weights(alone[name])), name
         assert [row[1:3] for row in learner.history[1:]] == [row[1:3] for row in alone[name].history[1:]]
         saved(tmp_path / "one").unlink()
-
-
-def test_a_blocks_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
-    """Oracle: the whole validation split in one batch, by hand."""
-    learners, _ = fit_blocks([Pair(FORWARD, "a")], recipe(epochs=0, batch_size=4), tmp_path / "c")
-    model, validation = build_model("t5"), examples(6, seed=1)
-    expected, _ = nmse_by_hand(model, FORWARD, weights(learners[FORWARD, "a"]), validation.batch(range(6)))
-    assert learners[FORWARD, "a"].history[0][2] == pytest.approx(expected, rel=1e-4)
 
 
 def test_bf16_keeps_weights_and_losses_in_float32_and_zeros_at_zero(tmp_path):
@@ -321,15 +307,6 @@ def fit_model(path, plan, key="k", measure=None, **options):
     options["measure"] = measure and measure(model)
     rows = fit({"model": learner}, objective, data, examples(6, seed=1), plan, RUNTIME, checkpoint, **options)
     return learner, rows
-
-
-def test_a_models_validation_loss_is_a_mean_over_tokens_not_over_batches(tmp_path):
-    learner, _ = fit_model(tmp_path / "c", recipe(epochs=0, batch_size=4))
-    model = build_model("t5")
-    model.load_state_dict(model.state_dict() | weights(learner))
-    expected, _ = cross_entropy_by_hand(model, examples(6, seed=1).batch(range(6)))
-    ((epoch, trained, measured, parts, metric),) = learner.history
-    assert (epoch, measured, parts, metric) == (0, pytest.approx(expected, rel=1e-5), {}, None) and math.isnan(trained)
 
 
 # --- early stopping and best weights, on scripted losses -------------------------------------------------------------
@@ -431,19 +408,6 @@ def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_pa
     assert learners["short"].steps == 2 and learners["long"].steps == 3 and rows[-1].epoch == 3
 
 
-def test_losses_that_never_were_numbers_are_reported(tmp_path):
-    with pytest.raises(UserError, match="the validation loss was never a number"):
-        scripted_fit(tmp_path, {"x": [math.nan] * 4}, recipe())
-
-
-def test_a_revived_weight_is_a_bug_and_says_so():
-    parameters = {"w": torch.ones(2, requires_grad=True)}
-    learner = Learner(parameters, {"w": torch.tensor([True, False])}, recipe(), 1)  # not zero to begin with
-    learner.observe(0, math.nan, 1.0)
-    with pytest.raises(RuntimeError, match="a removed weight is not zero"):
-        learner.restore_best()
-
-
 @pytest.mark.parametrize(
     "before, after, taken", [(2.0, 1.0, 7.0), (1.0, 2.0, 0.0), (math.nan, 1.0, 7.0), (math.nan, math.nan, 7.0)]
 )
@@ -509,16 +473,6 @@ def test_a_run_that_is_interrupted_while_a_metric_is_measured_goes_on_bit_for_bi
     assert [row.metric for row in resumed.history] == expected
 
 
-def test_a_run_can_be_resumed_for_the_variants_that_are_not_finished_yet(tmp_path):
-    """A learner that was handed over before the interruption need not be asked for again."""
-    whole, _ = fit_blocks(VARIANTS, recipe(), tmp_path / "whole")
-    with pytest.raises(Killed):
-        fit_blocks(VARIANTS, recipe(), tmp_path / "c", on_epoch=kill_after(2))
-    rest = list(VARIANTS)[1:]
-    resumed, rows = fit_blocks(rest, recipe(), tmp_path / "c")
-    assert all(same(weights(resumed[name]), weights(whole[name])) for name in rest) and rows[-1].epoch == 3
-
-
 def saved(prefix):
     """Where a checkpoint lies."""
     return prefix.with_name(f"{prefix.name}.unfinished.checkpoint")
@@ -551,20 +505,6 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, is_
     assert epochs == [0, 1, 2, 3]
     told = f"{saved(tmp_path / 'c')}: is damaged and not used; starting over\n"
     assert capsys.readouterr().err == (told if is_damaged else "")
-
-
-def test_resuming_is_said_and_a_checkpoint_can_be_removed_twice(tmp_path, capsys):
-    pair = ("block", "variant")
-    learner = Learner({"x": torch.zeros(1, requires_grad=True)}, {}, recipe(), 1)
-    checkpoint = Checkpoint(tmp_path / "c", {pair: "k"}, Talk())
-    assert checkpoint.resume({pair: learner}) == ([], None)
-    checkpoint.save({pair: learner}, [EpochSeconds(0, 0.0, 1.0)])
-    again = Checkpoint(tmp_path / "c", {pair: "k"}, Talk())
-    assert again.resume({pair: learner}) == ([(0, 0.0, 1.0)], None)
-    assert f"resuming after epoch 0 from {saved(tmp_path / 'c')}" in capsys.readouterr().err
-    checkpoint.remove()
-    checkpoint.remove()
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- stats ---------------------------------------------------------------------------------------------------------
