@@ -179,13 +179,6 @@ def test_modules_that_are_not_the_models(refuses, chain, tmp_path, module, key, 
 # --- what belongs to another model -----------------------------------------------------------------------------
 
 
-def test_library_of_another_model(command, refuses, chain, tmp_path, other_model):
-    conf = tmp_path / "other.json"
-    run(command("config_generator.py", {"-m": other_model, "-o": conf}))
-    err = refuses("compose_model.py", {"-m": other_model, "-c": conf})
-    assert all_in([chain / "tuned", "another model (t5)"], err)
-
-
 @pytest.mark.parametrize(
     "script, kind, remedy",
     [("evaluate-t5.py", "distilbert", "evaluate-distilbert.py"), ("evaluate-distilbert.py", "t5", "evaluate-t5.py")],
@@ -244,21 +237,6 @@ def test_damaged_module_file(refuses, chain, tmp_path, how):
         edited_json(library / "record.json", library / "record.json", forge)
         assert str(library / LIBRARY_FILE) in refuses("compose_model.py", {"-p": library})
     assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    "script, changes",
-    [
-        ("block-level_finetuning.py", {"-p": "tuned"}),  # a fine-tuned library where a pruned one belongs
-        ("prune.py", {"-o": "tuned"}),
-        ("block-level_finetuning.py", {"-o": "pruned", "-p": "copy"}),
-    ],
-)
-def test_library_of_the_other_stage(refuses, chain, tmp_path, script, changes):
-    shutil.copytree(chain / "pruned", tmp_path / "copy")
-    paths = {flag: (tmp_path if name == "copy" else chain) / name for flag, name in changes.items()}
-    err = refuses(script, paths)
-    assert "where a" in err and any(str(path) in err for path in paths.values())
 
 
 # --- models and tokenizers -------------------------------------------------------------------------------------

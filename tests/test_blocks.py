@@ -6,11 +6,10 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, MODELS, build_model, padded_batch, t5_config
 
-from common.blocks.calls import block_calls, token_mask, watch
+from common.blocks.calls import block_calls, token_mask
 from common.blocks.families import family_of
 from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import aliasing_copy, block_tensors, set_block, set_shared, shared_parameters
-from common.pruning.closed_form.attention import attention_probabilities
 from common.runtime.errors import UserError
 
 KINDS = ["t5", "t5-gated", "bart", "bert", "distilbert", "deberta-v2"]  # each with modules of a kind of its own
@@ -152,25 +151,6 @@ def test_a_blocks_tensors_are_the_models_own_and_come_back_through_set_block(kin
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda tensors: tensors | {"wi.weight": tensors["wi.weight"].T},
-        lambda tensors: tensors | {"wi.weight": tensors["wi.weight"][:1]},  # would broadcast
-        lambda tensors: tensors | {"wi.bias": torch.zeros(48)},
-        lambda tensors: {"wi.weight": tensors["wi.weight"]},
-    ],
-    ids=["transposed", "one row", "extra", "missing"],
-)
-def test_tensors_that_are_not_the_blocks_are_refused_and_nothing_is_changed(spoil):
-    model = build_model("t5")
-    block = find_blocks(model)["encoder.block.0.layer.1.DenseReluDense"]
-    before = {name: tensor.clone() for name, tensor in block_tensors(model, block).items()}
-    with pytest.raises(UserError, match=r"block encoder\.block\.0\.layer\.1\.DenseReluDense: holds tensors"):
-        set_block(model, block, spoil({name: torch.zeros_like(tensor) for name, tensor in before.items()}))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in block_tensors(model, block).items())
-
-
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_sharing_copy_takes_no_memory_and_leaves_the_model_alone(kind):
     """Oracle: a deep copy that the same tensors are copied into."""
@@ -249,61 +229,7 @@ def test_a_replay_has_gradients_for_its_own_tensors_only(kind):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_eager_attention_tells_its_probabilities(kind):
-    """By hand: over the keys of every query they add up to one."""
-    model, batch = build_model(kind), padded_batch(kind)
-    blocks = [block for block in find_blocks(model).values() if block.kind == "attention"]
-    with torch.no_grad(), attention_probabilities(model):
-        calls = block_calls(model, blocks, batch)
-    for call in calls:
-        queries, keys = (call.inputs[linear].shape[1] for linear in call.block.linears[:2])
-        assert call.probabilities.shape == (2, call.block.heads, queries, keys)
-        torch.testing.assert_close(call.probabilities.sum(-1), torch.ones(2, call.block.heads, queries))
-
-
-def test_after_an_exception_a_run_is_not_watched_any_more_and_the_next_one_is_watched_again():
-    model, batch = build_model("distilbert"), padded_batch("distilbert")
-    blocks, seen = find_blocks(model).values(), []
-
-    def fail(call):
-        seen.append(call)
-        raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError, match="in the middle"):
-        watch(model, blocks, batch, fail)
-    model(**batch)
-    assert len(seen) == 1 and len(block_calls(model, blocks, batch)) == len(blocks)
-
-
 # --- running -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kind, last, norm, heads",
-    [
-        ("t5", "decoder", "decoder.final_layer_norm", ["lm_head"]),
-        (
-            "distilbert",
-            "distilbert",
-            "distilbert.transformer.layer.1.output_layer_norm",
-            ["pre_classifier", "classifier"],
-        ),
-    ],
-)
-def test_a_run_ends_in_the_models_last_hidden_state_without_the_head(kind, last, norm, heads):
-    model, batch = build_model(kind), padded_batch(kind)
-    expected = plain_outputs(model, batch, [norm])
-    ran, states = [], []
-    for name in heads:
-        model.get_submodule(name).register_forward_hook(lambda *_: ran.append(1))
-    model.get_submodule(last).register_forward_hook(lambda *call: states.append(call[2].last_hidden_state))
-    with torch.no_grad():
-        family_of(model.config).run(model, batch)
-        assert ran == []
-        model(**batch)
-    assert len(ran) == len(heads)
-    assert torch.equal(states[0], *expected.values()) and torch.equal(states[0], states[1])
 
 
 @pytest.mark.parametrize(

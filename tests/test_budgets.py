@@ -19,7 +19,6 @@ import transformers
 from helpers import (
     PREFIX,
     T5_BLOCKS,
-    fails,
     files_in,
     is_one_line,
     load_script,
@@ -140,11 +139,6 @@ def found(workshop, grid):
     return grid
 
 
-@pytest.fixture(scope="module")
-def tokenizer(workshop):
-    return transformers.AutoTokenizer.from_pretrained(workshop / "tokenizer" / "t5")
-
-
 @pytest.fixture
 def copied(found, tmp_path):
     """A copy of that folder, with all scores in its library's record."""
@@ -165,11 +159,6 @@ def refuses(copied, workshop):
         return err
 
     return run
-
-
-def scores_of(library):
-    """{variant of a block: what the library's record has as its score, or None}."""
-    return {name: entry.get("score") for name, entry in read_json(library / "record.json")["variants"].items()}
 
 
 def kept_weights(library, block, variant):
@@ -265,31 +254,6 @@ def test_the_predicted_sum_is_the_best_of_all(found):
         assert figures["fraction"] <= uniform[configuration]["fraction"]
 
 
-def test_the_report_holds_what_a_picture_needs(found):
-    """Its numbers are the script's result's, the masks' and the scores'."""
-    report, result = read_json(found / "report.json"), read_json(found / "result.json")
-    record = read_json(found / "tuned" / "record.json")["variants"]
-    assert (report["measure"], report["objective"], report["original"]) == ("parameters", "loss", ALL)
-    assert report["blocks"] == dict.fromkeys(T5_BLOCKS, 3072)
-    assert report["rest"] == 64 * 32 + 2 * 32 * 4 + 12 * 32  # embedding, position biases, norms
-    assert report["examples"] == result["examples"] == {"scored_on": 16, "held_back": 0}
-    assert len(report["variants"]) == result["scored"] == 30
-    for row in report["variants"]:
-        entry = record[f"{row['block']}.{row['variant']}"]
-        cost = kept_weights(found / "tuned", row["block"], row["variant"])
-        assert (row["cost"], row["fraction"], row["nmse"]) == (cost, cost / 3072, entry["nmse_after"])
-        assert {name: row[name] for name in ("loss", "kl")} == {name: entry["score"][name] for name in ("loss", "kl")}
-    dense, configs = report["dense"]["loss"], read_json(found / "scheme.json")["configs"]
-    for n, row in zip((1, 2), report["uniform"], strict=True):
-        rises = [record[f"{block}.{v}"]["score"]["loss"] - dense for block, v in configs[n].items() if v != "dense"]
-        assert row["configuration"] == n and row["predicted"] == pytest.approx(dense + sum(rises), rel=1e-12)
-        assert row["fraction"] == sum(kept_weights(found / "tuned", *pair) for pair in configs[n].items()) / ALL
-    for row in (report["dense"], *report["uniform"], *report["searched"]):  # all examples were scored on here
-        assert row["validation"] == {"loss": row["loss"], "kl": row["kl"]}
-    known = [(row["choice"], row["loss"]) for row in report["models"]]
-    assert all((row["choice"], row["loss"]) in known for row in report["searched"])
-
-
 # --- scores are kept -------------------------------------------------------------------------------------------
 
 
@@ -347,32 +311,6 @@ def test_what_is_found_is_checked_on_examples_that_nothing_was_scored_on(
     assert report["dense"]["held_back"] == {"loss": pytest.approx(dense, abs=1e-5), "kl": 0}
 
 
-# --- other measures, objectives and families -------------------------------------------------------------------
-
-
-def test_latency_is_within_its_budget(workshop, copied):
-    """By hand: all that the original's blocks take is enough for them, however long that is; the figures agree."""
-    result = run(
-        *searching(
-            copied,
-            workshop / "model" / "t5",
-            "fast.json",
-            "--measure",
-            "latency",
-            "--budget",
-            1,
-            "--rounds",
-            0,
-            "--report",
-            copied / "fast-report.json",
-        )
-    )
-    report, (figures,) = read_json(copied / "fast-report.json"), result["found"]
-    assert 0 < figures["fraction"] <= 1 and report["rest"] >= 0
-    assert report["original"] == pytest.approx(sum(report["blocks"].values()))
-    assert figures["cost"] == pytest.approx(figures["fraction"] * report["original"] + report["rest"])
-
-
 # --- what is refused -------------------------------------------------------------------------------------------
 
 
@@ -387,22 +325,3 @@ def test_an_infeasible_budget_names_the_range(refuses, copied):
         err = refuses("none.json", "--budget", 0.9, budget)
         assert "--budget" in err and f"{least / ALL:.4g} to 1 of what" in err
         assert f"{least + rest} to {ALL + rest}" in err and "parameters" in err
-
-
-@pytest.mark.parametrize(
-    "out, flags, words",
-    [
-        ("none.json", (), "--budget or --budget-of"),
-        ("none.json", ("--budget-of", 0, 4), "no configuration 4; its 4 are numbered 0 to 3"),
-        ("tuned/../grid.json", ("--budget", 0.6, "--overwrite"), "-o"),
-    ],
-)
-def test_mistaken_flags_of_a_search(refuses, out, flags, words):
-    assert words in refuses(out, *flags)
-
-
-def test_without_a_search_the_rates_are_needed(workshop, tmp_path):
-    for flags in (("--linear", 0.5, "-n", 1), ("--linear", 0.5, "--grid"), ("--attention", 0.5, "--grid"), ()):
-        err = fails(f"config_generator.py -m {workshop}/model/t5 -o {tmp_path}/c.json", *flags)
-        assert "--attention" in err and "--search" in err
-    assert not list(tmp_path.iterdir())

@@ -11,7 +11,6 @@ from common.data.batching import evaluation_batches, training_batches
 from common.data.examples import Examples, load_examples
 from common.data.splits import read_texts, stratified_holdout
 from common.data.tasks import TASKS
-from common.runtime.errors import UserError
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
 
@@ -162,58 +161,6 @@ def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
     assert [label for _, label in validation].count(0) == [label for _, label in validation].count(1) == 3
     assert sorted(train + validation) == sorted((row["text"], row["label"]) for row in rows)
     assert not set(train) & set(validation) and read_texts(tmp_path, "test", CLASSIFICATION) == [("never used", 0)]
-
-
-def test_a_hub_data_set_that_is_not_to_be_had_is_reported_in_one_line(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-
-    def fail(source, config, **_):
-        raise ConnectionError("no network\nand more\nand more")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        UserError, match=r"some/where: no such file or folder, .*\(no network and more\); give a local"
-    ) as error:
-        read_texts("some/where", "train", TRANSLATION)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        (None, "has no test split; give download_model.py one with --test-file, or evaluate with --split validation"),
-        ([{"text": "a", "label": 0}, "{"], "test.jsonl: line 2: malformed JSON"),
-        ([{"text": "a", "label": 0}, [1]], "test.jsonl: cannot be read as jsonl: not every row is an object"),
-        (
-            [{"text": "a", "label": "pos"}],
-            "test example 0 has label 'pos', but the model knows only 0 to 1 (bad, good)",
-        ),
-        ([{"text": "a", "label": True}], "test example 0 has label true"),
-        ([], "its test split is empty"),
-    ],
-    ids=str,
-)
-def test_what_is_no_review_file_is_refused_by_file_and_line(tmp_path, rows, words):
-    if rows is not None:
-        write_rows(tmp_path, "test", rows)
-    with pytest.raises(UserError) as error:
-        read_texts(tmp_path, "test", CLASSIFICATION, label2id={"bad": 0, "good": 1})
-    assert str(tmp_path) in str(error.value) and words in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "source, split, words",
-    [
-        ("./no/where", "train", "./no/where: no such file or folder, "),
-        ("no/where.csv", "train", "no/where.csv: no such file or folder, "),
-        ("nowhere", "train", "nowhere: no such file or folder, not in the local cache, and not available from the hub"),
-        ("nowhere", "dev", "--split dev: must be one of train, validation, test"),
-    ],
-)
-def test_what_is_no_source_or_split_is_refused_by_name(source, split, words):
-    with pytest.raises(UserError) as error:
-        read_texts(source, split, TRANSLATION)
-    assert words in str(error.value)
 
 
 # --- tokenizing ----------------------------------------------------------------------------------------------------

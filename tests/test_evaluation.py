@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import transformers
-from helpers import ENDS, LIMIT, build_model, build_tokenizer, t5_config, token_rows, translated
+from helpers import ENDS, LIMIT, build_tokenizer, t5_config, token_rows, translated
 
 from common.data.examples import Examples
 from common.data.tasks import TASKS
@@ -94,7 +94,3 @@ def test_text_in_the_order_of_the_examples(examples):
     assert len(set(expected)) > 20
     assert translated(model.train(), examples, tokenizer=tokenizer) == expected
     assert not model.training
-
-
-def test_nothing_to_translate():
-    assert translated(build_model("t5"), Examples(TASKS["translation"], [], [], [], pad=0)) == []

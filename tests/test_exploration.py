@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, fails, loss_per_token, pairs_of, read_json, run
+from helpers import ROOT, loss_per_token, pairs_of, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,15 +45,6 @@ def test_the_smallest_is_found_as_by_brute_force(data, count):
     assert found.found == (good[0] if good else None)
     assert found.looked_at == (order[: order.index(good[0]) + 1] if good else order)
     assert found.measured == [n for n in promising if n in found.looked_at]
-
-
-@settings(max_examples=100, deadline=None)
-@given(loss=st.lists(st.floats(0, 9), min_size=1, max_size=12), wanted=st.floats(0, 10))
-def test_where_the_loss_tells_the_quality_nothing_smaller_is_good_enough(loss, wanted):
-    """Oracle: all of them, measured."""
-    good = [n for n in range(len(loss)) if 10 - loss[n] >= wanted]
-    found = find_smallest(range(len(loss)), loss.__getitem__, lambda n: 10 - loss[n], wanted).found
-    assert found == min(good, default=None)
 
 
 # --- what is measured --------------------------------------------------------------------------------------------
@@ -161,14 +152,6 @@ def test_quality_is_what_the_evaluation_says(t5, chain, here):
     n = found["configuration"]
     assert found["good_enough"] and n == int(np.argmin(fractions(chain, chain / "tuned")))
     assert found["quality"] == run(f"evaluate-t5.py -m {chain}/composed-{n} --split validation")["bleu"]
-
-
-@pytest.mark.parametrize(
-    "flags, words", [("", "--drop"), ("--drop -1", "'-1'"), ("--drop 1 -o conf.json", "-c and -o: both name conf.json")]
-)
-def test_mistaken_flags_of_exploring(t5, chain, monkeypatch, flags, words):
-    monkeypatch.chdir(chain)
-    assert words in fails(f"experiments/explore.py -m {t5} -p tuned {flags}")
 
 
 # --- the bash script ---------------------------------------------------------------------------------------------

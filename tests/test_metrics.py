@@ -128,10 +128,3 @@ def test_the_interval_of_an_accuracy_is_the_binomials():
     """Of 400 answers of which 300 are right: 0.75 ± 1.96 · √(0.75 · 0.25 / 400); a class more does not change it."""
     found = intervals(Classes([0] * 300 + [1] * 100, [0] * 400), 2000)["accuracy"]
     assert found == pytest.approx([0.75 - 1.96 * 0.02165, 0.75 + 1.96 * 0.02165], abs=0.006)
-
-
-@pytest.mark.parametrize("scored", [Translations, Summaries, Classes])
-def test_answers_that_do_not_fit_the_references(scored):
-    for answers, references in (([], []), (["a"], ["a", "b"])):
-        with pytest.raises(ValueError, match=f"{len(answers)} answers for {len(references)} references"):
-            scored(answers, references)

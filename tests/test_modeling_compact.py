@@ -16,7 +16,6 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from common.models import modeling_compact
 from common.models.compact import layouts_of
@@ -352,39 +351,3 @@ def test_its_files_are_the_originals_and_what_is_left(saved, tmp_path):
             names.append(set(weights.keys()))
     assert names[0] == names[1]
     assert (folder / "modeling_compact.py").read_bytes() == Path(modeling_compact.__file__).read_bytes()
-
-
-# --- the parts ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["t5", "bart", "bert"])
-@torch.no_grad()
-def test_smaller_does_what_the_first_heads_do_and_leaves_the_module(kind):
-    """Oracle: the module itself with its last heads silenced. Nothing but the cut weights is new."""
-    model, (root, block) = full_size(kind), next(iter(blocks(kind).items()))
-    module, hidden = model.get_submodule(root), torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    state, own_class, before = copy.deepcopy(module.state_dict()), type(module), module(hidden)[0]
-    own = modeling_compact.smaller(module, range(2), layouts_of(model.config))
-    assert same_state(module, state) and type(module) is own_class and torch.equal(module(hidden)[0], before)
-
-    cut = {f"{linear}.weight" for linear in (*block.inner, block.out)} | {f"{linear}.bias" for linear in block.inner}
-    parameters = dict(module.named_parameters())
-    for name, parameter in own.named_parameters():
-        assert (parameter is parameters[name]) == (name not in cut), name
-
-    out = module.get_submodule(block.out)
-    out.weight[:, out.in_features // 2 :] = 0  # of 4 heads the last two
-    torch.testing.assert_close(own(hidden)[0], module(hidden)[0], rtol=0, atol=1e-5)
-
-
-def test_t5_attention_cut_twice_has_the_position_bias_of_the_heads_that_are_left():
-    """Of heads 0, 2 and 3 the last two stay: 2 and 3. Oracle: the columns of the whole bias."""
-    model = full_size("t5")
-    module, layouts = model.encoder.block[0].layer[0].SelfAttention, layouts_of(model.config)
-    whole = module.compute_bias(5, 5)
-    modeling_compact.keep_parts(module, [0, 2, 3], layouts)
-    assert torch.equal(module.compute_bias(5, 5), whole[:, [0, 2, 3]])
-    modeling_compact.keep_parts(module, [1, 2], layouts)
-    assert torch.equal(module.compute_bias(5, 5), whole[:, [2, 3]])
-    assert isinstance(module, T5Attention) and module.n_heads == 2 and module.inner_dim == 12
-    assert module.relative_attention_bias.weight.shape[1] == 4

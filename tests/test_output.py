@@ -4,8 +4,6 @@ A type is tested against torch's own cast of the float32 model, and against what
 """
 
 import json
-import os
-import stat
 
 import pytest
 import torch
@@ -125,24 +123,3 @@ def test_what_float16_cannot_hold_is_refused(here, workshop, t5):
     with pytest.raises(UserError, match="float16 ends at 65504"):
         save_model("out", model, {}, dtype="float16")
     run(f"compose_model.py {where} -o out --dtype bfloat16")
-
-
-def test_outputs_have_the_modes_of_plain_files_and_folders(here, composing, t5, chain):
-    """Oracle: what open() and mkdir() make under the same umask."""
-    before = os.umask(0o027)
-    try:
-        (here / "oracle").mkdir()
-        (here / "oracle" / "file").touch()
-        for output in ("folder", "file.pth"):
-            run(f"{composing} -o {output} --compact --dtype float16")
-        run(f"prune_scheme_generator.py -i {chain}/conf.json -o scheme.json")
-        run(f"prune.py -m {t5} -c scheme.json -o library")
-        tuning = "--epochs 1 --batch-size 8 --limit 8"
-        run(f"model-level_finetuning.py -m {t5} -c {chain}/conf.json -p library -n 0 -o tuned {tuning}")
-        run("evaluate-t5.py -m tuned --limit 2 --max-new-tokens 2 --report report.json")
-        run("plot_loss.py tuned.csv -o loss.png")
-    finally:
-        os.umask(before)
-    modes = {path: (path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in here.rglob("*")}
-    assert (modes[here / "oracle"], modes[here / "oracle" / "file"]) == ((True, 0o750), (False, 0o640))
-    assert len(modes) > 40 and set(modes.values()) == {(True, 0o750), (False, 0o640)}

@@ -340,27 +340,6 @@ def test_an_adoption_that_cannot_be_is_refused_and_leaves_nothing(here, flags, w
     assert not (here / "model").exists() and not (here / "tokenizer").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        ([], "MODEL_TYPE: say which (t5, "),
-        (["bert", "--checkpoint", "mine"], "is a t5 model, not a bert one"),
-        (["--checkpoint", "./none"], "./none: no such folder, and no hub id"),
-        (["--checkpoint", "mine/config.json"], "is a file; a checkpoint is a folder"),
-        (["--checkpoint", "bare"], "bare: has no tokenizer; give its folder or hub id with -t"),
-        (["t5-demo", "--data", "x"], "--data: t5-demo is built here, with all that it needs"),
-        (["--checkpoint", "model/t5"], "--checkpoint and -o: both name model/t5"),
-        (["--checkpoint", "mine", "--prefix", "", "--data", "mine"], "mine: has no train split"),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_that_cannot_be_adopted_is_refused(here, arguments, words):
-    checkpoint(here / "mine", "t5")
-    build_model("t5").save_pretrained(here / "bare")
-    checkpoint(here / "model" / "t5", "t5")
-    assert words in fails("download_model.py", *arguments)
-
-
 def test_a_missing_test_split_is_asked_for_never_guessed(here):
     checkpoint(here / "mine", "distilbert")
     write_csv("all.csv", ["text", "label"], REVIEWS)

@@ -3,13 +3,12 @@
 import itertools
 
 import pytest
-from helpers import load_script
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from common.evaluation.curves import draw, read_stats
-from common.evaluation.pictures import place_labels, set_ticks
+from common.evaluation.pictures import place_labels
 
 # jfly.uni-koeln.de/color
 OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
@@ -40,20 +39,6 @@ def overlapping(figure):
         for (one, a), (other, b) in itertools.combinations(found, 2)
         if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
     ]
-
-
-@pytest.mark.parametrize(
-    "low, high, log", [(0, 1, False), (2.9, 2.95, False), (0, 97, False), (2, 4, True), (0.01, 3, True)]
-)
-def test_values_have_four_ticks_at_least(low, high, log):
-    """Oracle: those that lie within the limits."""
-    axis = Figure().subplots()
-    axis.set_ylim(low, high)
-    if log:
-        axis.set_yscale("log")
-    axis.set_ylim(low or 1e-3, high)
-    set_ticks(axis.yaxis, log=log)
-    assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 4
 
 
 def test_labels_cover_neither_points_nor_each_other():
@@ -88,15 +73,3 @@ def test_nothing_overlaps_whatever_is_drawn(tmp_path, count, epochs):
     assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 4
     assert all(tick == round(tick) for tick in axis.get_xticks())
     assert {to_hex(line.get_color()).upper() for line in axis.lines} <= set(OKABE_ITO)
-
-
-@pytest.mark.parametrize("count", [1, 12])
-def test_quality_against_size_with_long_names(count):
-    """Points close together, named at length; five panels stand in two rows. Oracle: matplotlib's boxes."""
-    pareto = load_script("experiments/pareto.py")
-    points = [("bleu", 80 + n, dict.fromkeys(pareto.AXES, 10000000.0 * (1 + n / 20))) for n in range(count)]
-    figure = pareto.draw(points, [f"report-{n}" for n in range(count)], [""] * count, None, list(pareto.AXES)[:5])
-    assert overlapping(figure) == []
-    assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["million parameters that are not zero", "MB on disk"]
-    assert {axis.get_ylabel() for axis in figure.axes} == {"BLEU", ""}
-    assert len({round(axis.get_position().y0, 2) for axis in figure.axes}) == 2

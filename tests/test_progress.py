@@ -1,6 +1,5 @@
 """Progress on stderr: what is said of the loss and of the time left, and how often it is asked for."""
 
-import contextlib
 import io
 import itertools
 import re
@@ -8,20 +7,15 @@ import threading
 
 import pytest
 import torch
-from helpers import CPU, build_model, examples, recipe, run
+from helpers import CPU, build_model, examples, recipe
 
 from common.runtime import progress
 from common.runtime.devices import Runtime
-from common.runtime.progress import Talk, duration
+from common.runtime.progress import Talk
 from common.training.checkpoints import Checkpoint
 from common.training.learner import Learner
 from common.training.loop import fit, steps_of
 from common.training.losses import RUNNING_BATCHES, Loss, ModelObjective, RunningLosses
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
@@ -29,21 +23,6 @@ def clock(monkeypatch):
     """time.monotonic goes on by one second whenever it is looked at."""
     seconds = itertools.count()
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
-
-
-@pytest.mark.parametrize(
-    "seconds, text",
-    [
-        (0.4, "0 s"),
-        (59.6, "1 min"),
-        (200, "3 min 20 s"),
-        (3600, "1 h"),
-        (7501, "2 h 5 min"),
-        (4 * 86400 + 7 * 3600 + 3000, "4 d 7 h"),
-    ],
-)
-def test_durations_in_words(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_running_loss_is_that_of_the_last_batches():
@@ -56,19 +35,6 @@ def test_running_loss_is_that_of_the_last_batches():
             found.add(Loss(name, torch.tensor(value), torch.tensor(1.0 + 2 * (number % 2))))
     of_b = (4 * 1 + 5 * 3) / 4
     assert found.status() == f"loss {(2.0 + of_b) / 2:.4f}"
-
-
-def test_a_bar_asks_for_the_loss_once_an_interval(clock):
-    """Oracle: counting. Looked at once a batch, the clock says that 3 s have passed at every third batch."""
-    stream, asked = Terminal(), []
-
-    def status():
-        asked.append(len(asked))
-        return f"loss {len(asked)}"
-
-    assert list(Talk(stream=stream).progress(range(30), "epoch 1 of 2", status=status)) == list(range(30))
-    assert len(asked) == 10
-    assert "epoch 1 of 2:" in stream.getvalue() and "loss 1" in stream.getvalue()
 
 
 def test_plain_lines_are_sparse_and_say_the_time_left(clock):
@@ -95,25 +61,6 @@ def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):
     with talk.waiting("loading model"):
         assert said.wait(30)
     assert stream.getvalue() == "loading model"
-
-
-def test_an_evaluation_says_what_it_waits_for(workshop, monkeypatch):
-    """As if all took long. Oracle: the order in which it has to happen, and the result."""
-    said = []
-
-    @contextlib.contextmanager
-    def waiting(self, text):
-        said.append(text)
-        yield
-
-    monkeypatch.setattr(Talk, "waiting", waiting)
-    model = workshop / "model" / "distilbert"
-    result = run(f"evaluate-distilbert.py -m {model}")
-    assert said == [
-        f"loading {model}",
-        f"reading {model.parent / '../data/distilbert'} (test split), and tokenizing it",
-        f"evaluating {model} on {result['examples']} examples",
-    ]
 
 
 def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys):

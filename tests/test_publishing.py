@@ -87,19 +87,3 @@ def test_a_folder_is_pushed_and_a_failure_is_one_line(t5, chain, here, monkeypat
     monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **asked: pushed.append(asked))
     assert run(composing)["pushed_to"] == "https://huggingface.co/me/small"
     assert [(asked["repo_id"], str(asked["folder_path"])) for asked in pushed] == [("me/small", "m")]
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("-n 0 1 -o {n} --push-to-hub me/small", "--push-to-hub me/small: needs {n} in it"),
-        ("-n 0 -o m.pth --push-to-hub me/small", "--push-to-hub: m.pth is a .pth, and folders are"),
-        ("-n 0 -o m --push-to-hub 'so bad'", "--push-to-hub so bad: is no id of a repository"),
-        ("-n 0 -o m --push-to-hub me/small", "--push-to-hub: there is no token; log in with"),
-    ],
-)
-def test_pushes_that_cannot_be_are_refused_before_any_work(t5, chain, here, monkeypatch, flags, words):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(here / "none"))
-    assert words in fails(f"compose_model.py -m {t5} -p {chain}/tuned -c {chain}/conf.json {flags}")
-    assert list(here.iterdir()) == []

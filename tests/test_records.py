@@ -9,7 +9,6 @@ import torch
 from common.runtime.errors import UserError
 from common.runtime.records import (
     check_files,
-    check_report,
     content_digest,
     differences,
     digest,
@@ -86,27 +85,6 @@ def test_a_file_of_another_kind_is_never_overwritten(tmp_path, written):
     with pytest.raises(UserError, match="no such output of this script"):
         keeps_existing(tmp_path / "x", {"a": 1}, True, is_ours=is_dict)
     assert (tmp_path / "x").read_text() == written
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        '{"model_type": "t5"}',
-        '{"script": "evaluate-distilbert.py"}',
-        '{"script": "evaluate-t5.py", "key": "a record"}',
-        "[]",
-        "text",
-    ],
-)
-def test_a_report_replaces_reports_of_its_own_kind_alone(tmp_path, written):
-    path = tmp_path / "report.json"
-    check_report(path, "evaluate-t5.py")
-    check_report(None, "evaluate-t5.py")
-    write_json(path, {"script": "evaluate-t5.py", "figures": {}})
-    check_report(path, "evaluate-t5.py")
-    path.write_text(written)
-    with pytest.raises(UserError, match="no such output of this script"):
-        check_report(path, "evaluate-t5.py")
 
 
 # --- digests and records -------------------------------------------------------------------------------------------

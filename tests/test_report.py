@@ -363,24 +363,3 @@ def test_a_relative_picture_has_the_reports_ratios(reports, tmp_path):
     relative = f"--relative --against multiply_adds -o {tmp_path}/p.png"
     assert "--original" in fails(f"{PARETO} {relative} --", *reports, alone)
     assert run(f"{PARETO} {relative} --original {alone} --", *reports)["points"] == 4
-
-
-OTHER_KIND = {"evaluation": {"accuracy": 0.9}, "figures": {"bytes_in_memory": {"model": 1e6, "ratio": None}}}
-
-
-@pytest.mark.parametrize(
-    "more, content, words",
-    [
-        ("--labels a", None, "--labels has 1 names for 4 reports"),
-        ("", {"evaluation": {}, "figures": {}}, "other.json"),
-        ("", {"evaluation": {"bleu": 1.0}, "figures": {"bytes_on_disk": 3}}, "other.json"),
-        ("", {"bleu": 1.0, "examples": 16}, "other.json"),  # an evaluation's JSON line
-        ("", OTHER_KIND, "reports accuracy and has no"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(reports, tmp_path, more, content, words):
-    if content is not None:
-        (tmp_path / "other.json").write_text(json.dumps(content))
-        reports = [*reports, tmp_path / "other.json"]
-    assert words in fails(f"{PARETO} -o {tmp_path}/p.png {more} --", *reports)
-    assert not (tmp_path / "p.png").exists()

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from common.runtime.errors import UserError
-from common.runtime.schema import check, fault_in, shown
+from common.runtime.schema import fault_in, shown
 
 COUNT = range(11)
 POINT = {"x": float, "name": str, "tags?": [str]}
@@ -30,26 +29,3 @@ POINT = {"x": float, "name": str, "tags?": [str]}
 def test_what_a_schema_takes(schema, right, wrong):
     assert [value for value in right if fault_in(value, schema)] == []
     assert [shown(value) for value in wrong if fault_in(value, schema) is None] == []
-
-
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        ({"x": "1", "name": "p"}, "'x': '1' where a number belongs"),
-        ({"x": True, "name": "p"}, "'x': true where a number belongs"),
-        ({"x": 1}, "'name' is missing"),
-        ({"x": 1, "name": None}, "'name': null where text belongs"),
-        ({"x": 1, "name": "", "tags": ["a", {}]}, "'tags': item 1: an object where text belongs"),
-        ({"x": 1, "name": "", "z": [1]}, "'z' is not known (x, name, tags are)"),
-        ([], "a list of 0 where an object belongs"),
-    ],
-)
-def test_a_fault_names_file_key_got_and_expected(value, message):
-    with pytest.raises(UserError) as error:
-        check("f.json", value, POINT, "mend it")
-    assert str(error.value) == f"f.json: {message}; mend it"
-
-
-def test_a_long_value_is_cut_and_stays_in_one_line():
-    text = shown("a\n" * 1000)
-    assert len(text) == 60 and "\n" not in text and text.endswith("…")

@@ -152,16 +152,6 @@ def test_random_configurations_differ_until_there_are_no_more():
         random_configurations(MODEL, MODULES, rates, 65, seed=0)
 
 
-@pytest.mark.parametrize("kind, parts", [("attention", "heads"), ("feed_forward", "neurons")])
-def test_uniform_rates_that_cannot_be_used_are_refused(kind, parts):
-    modules = {"0.part": {"kind": kind, parts: 8}}
-    with pytest.raises(UserError) as error:
-        uniform_configurations(MODEL, modules, [{kind: 0.9}, {kind: 0.95}])
-    assert f"configuration 1: 0.part: rate 0.95 removes all 8 {parts}; the largest usable rate is 0.875" in str(
-        error.value
-    )
-
-
 # --- files ---------------------------------------------------------------------------------------------------------
 
 

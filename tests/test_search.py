@@ -315,42 +315,6 @@ class Table:
         return within(lambda each: self.measured(each)["kl"])(choice, variants)
 
 
-def test_a_uniform_choice_that_held_back_examples_like_better_is_returned():
-    """By hand: of two blocks one must be halved, or both. The scores' sum takes b, and so does the search, with 3.
-
-    On held-back examples that is 8. Of the two configurations within the budget, number 2 has 7. Number 1 has 0, but
-    is over the budget.
-    """
-    costs = {"a": {"dense": 2, "half": 1}, "b": {"dense": 2, "half": 1}}
-    scores = {"a": {"dense": 0, "half": 2}, "b": {"dense": 0, "half": 1}}
-    scoring = {("dense", "dense"): 0, ("half", "dense"): 5, ("dense", "half"): 3, ("half", "half"): 6}
-    unseen = {("dense", "dense"): 0, ("half", "dense"): 9, ("dense", "half"): 8, ("half", "half"): 7}
-    both, neither, one = (dict(zip("ab", each)) for each in (("half",) * 2, ("dense",) * 2, ("half", "dense")))
-    table = Table(costs, [one, neither, both], scoring, unseen)
-    (found,) = budgets.find(table, Costs("parameters", costs, 10), [3], scores, rounds=2)
-    assert found.choice == both
-    assert found.figures == {
-        "returned": "uniform 2",
-        "cost": 12,
-        "fraction": 0.5,
-        "predicted": 1,
-        "additive": 3,
-        "history": [3],
-        "held_back": {
-            "history": [8],
-            "searched": {"loss": 1.0, "kl": 8},
-            "uniform": {"configuration": 2, "loss": 1.0, "kl": 7},
-        },
-        "loss": 0.0,
-        "kl": 6,
-    }
-    (found,) = budgets.find(
-        Table(costs, [neither], scoring, unseen), Costs("parameters", costs, 10), [3], scores, rounds=2
-    )
-    assert (found.choice, found.figures["returned"]) == ({"a": "dense", "b": "half"}, "searched")
-    assert found.figures["held_back"]["uniform"] is None
-
-
 @settings(max_examples=40, deadline=None, phases=NO_SHRINKING)
 @given(data=st.data())
 def test_no_choice_is_worse_than_the_uniform_ones_on_held_back_examples_nor_over_its_budget(data):

@@ -1,12 +1,11 @@
 """What goes by reconstruction, against brute force; exact counts; and prune.py's criteria from flags to records."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, OPTIONS, build_model, examples, is_one_line, load_script, read_json, reconstruct
+from helpers import KINDS, OPTIONS, build_model, examples, load_script, read_json, reconstruct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,6 @@ from common.pruning import reconstruction as selection
 from common.pruning.closed_form import statistics
 from common.pruning.closed_form.attention import AttentionSums
 from common.pruning.closed_form.feed_forward import FeedForwardSums
-from common.pruning.l1 import L1
 from common.pruning.prune_block import prune_block
 from common.pruning.reconstruction import Reconstruction, elimination_order, gradual_mask
 from common.runtime.errors import UserError
@@ -225,22 +223,3 @@ def test_criteria_are_in_the_keys_of_what_they_choose(workshop, chain, tmp_path,
     assert '"pruned": 0' in capsys.readouterr().out.splitlines()[-1]
     assert prune(workshop, chain, tmp_path / "new") == 2  # l1 now: other settings
     assert "other settings" in capsys.readouterr().err
-
-
-def test_flags_of_data_go_with_criteria_that_read_them(workshop, chain, tmp_path, capsys):
-    assert prune(workshop, chain, tmp_path / "out", "--calibration", 20) == 2
-    error = capsys.readouterr().err
-    assert is_one_line(error) and "--calibration" in error and "l1 reads no data" in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_criterion_that_changed_is_another_setting(workshop, chain, tmp_path, capsys, monkeypatch):
-    """What another version chose is never taken for what this one would choose."""
-    assert prune(workshop, chain, tmp_path / "out") == 0
-    monkeypatch.setattr(L1, "version", L1.version + 1)
-    capsys.readouterr()
-    assert prune(workshop, chain, tmp_path / "out") == 2
-    assert "l1 version: 1 there, 2 asked for" in capsys.readouterr().err
-    assert prune(workshop, chain, tmp_path / "out", "--overwrite") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert (result["pruned"], result["skipped"]) == (len(read_json(tmp_path / "out" / "record.json")["variants"]), 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import fails, load_script, padded_batch, pairs_of, read_json, run
+from helpers import load_script, padded_batch, pairs_of, read_json, run
 
 from common.models.load import load_model, load_tokenizer
 from common.models.tokenizer import PairedTokenizer
@@ -81,8 +81,3 @@ def test_it_goes_through_the_stages(trained, monkeypatch):
     adopted = run("download_model.py marian --checkpoint compact --name adopted")
     assert adopted["parameters"] == scores["models"][1]["parameters"]
     assert load_tokenizer(None, load_model("model/adopted"))(text_target="das")["input_ids"]
-
-
-def test_the_flags_of_training_are_for_it_alone():
-    err = fails("download_model.py t5 --d-model 64")
-    assert "--d-model: is for a seq2seq model that is trained here" in err

@@ -152,12 +152,6 @@ def test_composed_model_has_exactly_the_schemes_zeros(chain, teacher, n):
     assert {name: count for name, count in zeros.items() if count} == expected
 
 
-def test_composed_folder_holds_its_tokenizer(chain, tokenizer):
-    own = transformers.AutoTokenizer.from_pretrained(chain / "composed-0")
-    assert own("the dog sees a cat")["input_ids"] == tokenizer("the dog sees a cat")["input_ids"]
-    assert own.get_vocab() == tokenizer.get_vocab()
-
-
 @pytest.mark.parametrize("library", ["pruned", "tuned"])
 def test_removed_weights_are_zero_after_model_level_fine_tuning(chain, teacher, library):
     """Oracle: the masks in the library's .npy files, read by plain numpy. Everything else has been trained."""

@@ -2,11 +2,10 @@
 
 import csv
 import json
-import shutil
 
 import pytest
 import torch
-from helpers import fails, is_one_line, outcome, read_json, run
+from helpers import fails, read_json, run
 from transformers import AutoTokenizer
 
 from common.data.tasks import TASKS
@@ -77,20 +76,6 @@ def test_predictions_of_a_classifier_have_the_models_own_names(model_for, tmp_pa
     assert list(rows[3]["probabilities"].values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
 
 
-def test_predictions_replace_their_like_alone(workshop, tmp_path):
-    model, file = workshop / "model" / "t5", tmp_path / "predictions.jsonl"
-    flags = ("-m", model, "--limit", 4, "--save-predictions", file)
-    run("evaluate-t5.py", *flags)
-    written = file.read_bytes()
-    run("evaluate-t5.py", *flags)
-    assert file.read_bytes() == written
-    for foreign in (b'{"input": "mine", "prediction": "too"}\n', b'{"script": "evaluate-distilbert.py"}\n', b"", b"x"):
-        file.write_bytes(foreign)
-        err = fails("evaluate-t5.py", *flags)
-        assert f"{file}: exists already and is no such output of this script" in err
-        assert file.read_bytes() == foreign
-
-
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -104,19 +89,6 @@ def test_other_kinds_of_classifiers_are_refused(model_for, changes, words):
     edit_config(model, **changes)
     err = fails(f"evaluate-distilbert.py -m {model}")
     assert f"{model}: config.json: " in err and words in err
-
-
-def test_a_summarization_model_has_longest_lengths_of_its_own(workshop, tmp_path):
-    """T5 has no positions of its own, and the tiny tokenizer no limit."""
-    shutil.copytree(workshop / "model" / "t5", tmp_path / "model")
-    data = {"folder": str(workshop / "data" / "t5"), **LANGUAGES}
-    record = {"task": "summarization", "tokenizer": None, "data": data}
-    (tmp_path / "model" / "record.json").write_text(json.dumps(record))
-    flags = ("-t", workshop / "tokenizer" / "t5", "--limit", 2)
-    result = run(f"evaluate-t5.py -m {tmp_path}/model", *flags)
-    assert (result["max_length"], result["max_new_tokens"]) == (512, 128)
-    result = run(f"evaluate-t5.py -m {workshop}/model/t5", *flags)
-    assert (result["max_length"], result["max_new_tokens"]) == (128, 60)
 
 
 # --- the best epoch by a metric ------------------------------------------------------------------------------------
@@ -140,10 +112,3 @@ def test_the_best_epoch_by_a_metric(model_for, tmp_path, monkeypatch, task, metr
     evaluated = run(f"{script} -m tuned --split validation --bootstrap 0")
     assert evaluated[metric] == pytest.approx(max(values))
     assert read_json(tmp_path / "tuned" / "record.json")["made_from"]["metric_for_best"] == metric
-
-
-def test_metrics_that_cannot_be_chosen_by(chain, workshop, tmp_path):
-    which = ("-m", workshop / "model" / "t5", "-p", chain / "pruned", "-c", chain / "conf.json", "-n", 0)
-    code, _, err = outcome("model-level_finetuning.py", *which, "-o", tmp_path / "out", "--metric-for-best", "accuracy")
-    words = "--metric-for-best accuracy: of translation it is one of loss, bleu, chrf"
-    assert code == 2 and words in err and is_one_line(err)

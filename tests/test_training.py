@@ -3,9 +3,6 @@
 import copy
 import csv
 import math
-import os
-import signal
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +18,6 @@ from common.pruning.prune_block import prune_block
 from common.runtime.errors import UserError
 from common.runtime.progress import Talk
 from common.runtime.records import content_digest
-from common.runtime.signals import Interrupted, heeded
 from common.training.block_level.teacher import BlockObjective
 from common.training.checkpoints import Checkpoint
 from common.training.learner import Epoch, EpochSeconds, Learner, schedule
@@ -445,32 +441,6 @@ def test_a_resumed_model_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     assert same(weights(resumed), weights(whole)) and resumed.steps == whole.steps == 9
     assert [row[1:3] for row in resumed.history][1:] == [row[1:3] for row in whole.history][1:]
     assert [row[0] for row in rows] == [row[0] for row in whole_rows] == [0, 1, 2, 3]
-
-
-def test_a_run_that_is_interrupted_while_a_metric_is_measured_goes_on_bit_for_bit(tmp_path):
-    """The metric is a sum of weights. Epoch 2's training is not done again."""
-    seen = []
-
-    def sum_of_weights(model, interrupt_at=None):
-        def of(after_batch):
-            seen.append(model.shared.weight.sum().item())
-            if len(seen) - 1 == interrupt_at:
-                os.kill(os.getpid(), signal.SIGINT)
-            after_batch()
-            return seen[-1]
-
-        return Measure("bleu", of)
-
-    whole, _ = fit_model(tmp_path / "whole", recipe(), measure=sum_of_weights)
-    expected = seen.copy()
-    seen.clear()
-    with pytest.raises(Interrupted), heeded():
-        fit_model(tmp_path / "c", recipe(), measure=partial(sum_of_weights, interrupt_at=2))
-    assert seen == expected[:3]
-    resumed, _ = fit_model(tmp_path / "c", recipe(), measure=sum_of_weights)
-    assert seen == [*expected[:3], *expected[2:]]  # validation begins again, training does not
-    assert same(weights(resumed), weights(whole)) and resumed.best_metric == whole.best_metric == max(expected)
-    assert [row.metric for row in resumed.history] == expected
 
 
 def saved(prefix):
