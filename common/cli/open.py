@@ -6,8 +6,8 @@ from pathlib import Path
 from common.cli.flags import settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
+from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
-from common.data.splits import has_split
 from common.evaluation.answers import Quality
 from common.models import compact
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
@@ -107,7 +107,7 @@ def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
     """
     check_source(source, loaded.task)
     prefix = loaded.prefix(source)
-    present = [split for split in SPLITS if has_split(source, split, loaded.task)]
+    present = [split for split in SPLITS if finder(source, loaded.task)(split)]
     for split in dict.fromkeys(["train", "validation", *present]):
         load_examples(
             source,

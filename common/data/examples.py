@@ -67,11 +67,11 @@ class Examples:
         return digest([self.inputs, self.targets, *[self.types] * (self.types is not None)])
 
     def sample(self, size: int) -> "Examples":
-        """A fixed sample of `size` examples, or all of them if there are no more."""
+        """See `sample_and_rest`."""
         return self.sample_and_rest(size)[0]
 
     def sample_and_rest(self, size: int) -> tuple["Examples", "Examples"]:
-        """That sample, and the examples that are not in it; each in their order."""
+        """A fixed sample of `size` examples, or of all if there are no more, and the others; in their order."""
         taken = set(fixed_sample(range(len(self)), min(size, len(self))))
         rest = [position for position in range(len(self)) if position not in taken]
         return self._at(sorted(taken)), self._at(rest)
@@ -135,8 +135,8 @@ def load_examples(
     max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
     def tokenize(*texts, longest=max_length, **other):
-        kept = min(longest, max_length)
-        return tokenizer(*texts, **other, truncation=True, max_length=kept, return_attention_mask=False)
+        settings = {"max_length": min(longest, max_length), "truncation": True, "return_attention_mask": False}
+        return tokenizer(*texts, **other, **settings)
 
     texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
     with as_user_error(source, f"cannot be tokenized by {tokenizer.name_or_path}"):

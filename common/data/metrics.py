@@ -13,27 +13,37 @@ WORD = re.compile(r"[^\W_]+")  # for ROUGE: letters and digits, of any script
 ALL = slice(None)  # positions of all examples
 
 
-class Translations:
+class Scored:
+    """Answers beside their references. A subclass names its `metrics` and has `scores`."""
+
+    def __init__(self, answers: list, references: list):
+        """
+        Raises:
+            ValueError: the lengths differ or are zero, which sacrebleu would score silently or trip over.
+        """
+        if len(answers) != len(references) or not references:
+            raise ValueError(f"{len(answers)} answers for {len(references)} references")
+        self.count = len(references)
+
+    def signatures(self) -> dict[str, str]:
+        """What says how the scores were counted."""
+        return {}
+
+
+class Translations(Scored):
     """Translations beside their references: BLEU (0-100) and chrF (0-100), both by sacrebleu on detokenized text."""
 
     metrics = ("bleu", "chrf")
 
     def __init__(self, answers: list[str], references: list[str]):
-        """
-        Raises:
-            ValueError: the lengths differ or are zero, which sacrebleu would score silently or trip over.
-        """
         from sacrebleu.metrics import BLEU, CHRF
 
-        check_lengths(answers, references)
+        super().__init__(answers, references)
         self.scorers = {"bleu": BLEU(), "chrf": CHRF()}
         self.counts = {  # (examples, n-gram counts), which are summed up to a score
             name: np.array(scorer._extract_corpus_statistics(answers, [references]))
             for name, scorer in self.scorers.items()
         }
-
-    def __len__(self):
-        return len(self.counts["bleu"])
 
     def scores(self, positions=ALL) -> dict[str, float]:
         """{metric: score} of the examples at `positions`."""
@@ -48,7 +58,7 @@ class Translations:
         return {"signature": bleu, "chrf_signature": chrf}
 
 
-class Summaries:
+class Summaries(Scored):
     """Summaries beside their references: means of ROUGE-1, ROUGE-2 and ROUGE-L, as F-measures (0-100).
 
     Words are runs of letters and digits in lower case, not stemmed, and a summary is one sequence of them (Lin, 2004).
@@ -57,22 +67,12 @@ class Summaries:
     metrics = ("rouge_1", "rouge_2", "rouge_l")
 
     def __init__(self, answers: list[str], references: list[str]):
-        """
-        Raises:
-            ValueError: the lengths differ or are zero.
-        """
-        check_lengths(answers, references)
+        super().__init__(answers, references)
         self.rows = np.array([rouge(*pair) for pair in zip(answers, references)])  # (examples, 3)
-
-    def __len__(self):
-        return len(self.rows)
 
     def scores(self, positions=ALL) -> dict[str, float]:
         """{metric: score} of the examples at `positions`."""
         return dict(zip(self.metrics, self.rows[positions].mean(axis=0).tolist()))
-
-    def signatures(self) -> dict[str, str]:
-        return {}
 
 
 def rouge(answer: str, reference: str) -> list[float]:
@@ -103,33 +103,22 @@ def longest_common_subsequence(left: list[str], right: list[str]) -> int:
     return len(left) - row.bit_count()
 
 
-class Classes:
+class Classes(Scored):
     """Predicted classes beside the labels: accuracy (0-1), macro F1 (0-1) and Matthews' correlation (-1 to 1)."""
 
     metrics = ("accuracy", "f1", "matthews")
 
     def __init__(self, answers: list[int], references: list[int]):
-        """
-        Raises:
-            ValueError: the lengths differ or are zero.
-        """
-        check_lengths(answers, references)
+        super().__init__(answers, references)
         self.classes, numbers = np.unique([answers, references], return_inverse=True)
         self.answers, self.references = numbers.reshape(2, -1)
-
-    def __len__(self):
-        return len(self.answers)
 
     def scores(self, positions=ALL) -> dict[str, float]:
         """{metric: score} of the examples at `positions`."""
         classes, answers, references = len(self.classes), self.answers[positions], self.references[positions]
         confusion = np.bincount(references * classes + answers, minlength=classes**2).reshape(classes, classes)
-        hits, predicted, labelled, total = (
-            confusion.diagonal(),
-            confusion.sum(axis=0),
-            confusion.sum(axis=1),
-            len(answers),
-        )
+        hits, predicted, labelled = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+        total = len(answers)
         occurring = predicted + labelled > 0  # a class that neither side has counts for nothing
         f1 = 2 * hits[occurring] / (predicted + labelled)[occurring]
         # Of several classes: Gorodkin, "Comparing two K-category assignments by a K-category correlation", 2004.
@@ -141,12 +130,6 @@ class Classes:
             "matthews": float(covariance / deviations) if deviations else 0.0,
         }
 
-    def signatures(self) -> dict[str, str]:
-        return {}
-
-
-Scored = Translations | Summaries | Classes
-
 
 def intervals(scored: Scored, resamples: int) -> dict[str, list[float]]:
     """The percentile bootstrap's confidence interval of each metric (Efron, 1979), {metric: [lower, upper]}.
@@ -154,17 +137,7 @@ def intervals(scored: Scored, resamples: int) -> dict[str, list[float]]:
     Args:
         resamples: how often as many examples as there are, are drawn with replacement.
     """
-    draw, count = np.random.default_rng(BOOTSTRAP_SEED), len(scored)
+    draw, count = np.random.default_rng(BOOTSTRAP_SEED), scored.count
     scores = [scored.scores(draw.integers(count, size=count)) for _ in range(resamples)]
     ends = 50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)  # in percent
     return {metric: np.percentile([row[metric] for row in scores], ends).tolist() for metric in scored.metrics}
-
-
-def check_lengths(answers: list, references: list) -> None:
-    """Make sure that there is an answer to each, and one at all.
-
-    Raises:
-        ValueError: there is not.
-    """
-    if len(answers) != len(references) or not references:
-        raise ValueError(f"{len(answers)} answers for {len(references)} references")

@@ -55,7 +55,7 @@ class DataSource:
     @property
     def is_located(self) -> bool:
         """Whether it says where any data are."""
-        return any((self.data, self.train_file, self.validation_file, self.test_file))
+        return any((self.data, *map(self.file, SPLITS)))
 
     def over(self, other: "DataSource | None") -> "DataSource":
         """This one, and where it says nothing, the other one. New data come without the old ones' files and config."""

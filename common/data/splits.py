@@ -64,17 +64,8 @@ def read_texts(
     return pairs
 
 
-def has_split(source: DataSource, split: str, task) -> bool:
-    """Whether a split is there, so that it need not be made."""
-    return finder(source, task)(split) is not None
-
-
 def _pairs(where, rows: Rows, positions, source, task):
-    """The rows at `positions` as [(input, target)].
-
-    Raises:
-        UserError: a column is missing, or holds no text where text belongs.
-    """
+    """The rows at `positions` as [(input, target)]; a `UserError` if a column is missing, or holds no text."""
     names, columns = source.columns(task), getattr(rows, "column_names", None) or list(rows[0])
     is_nested = not task.has_labels and not source.source_column and "translation" in columns
     if not is_nested and not set(names) <= set(columns):
@@ -101,10 +92,7 @@ def _pairs(where, rows: Rows, positions, source, task):
 def _numbered(where, pairs, positions, label2id, classes):
     """Pairs whose labels are the model's numbers: of names, in upper or lower case, or the numbers themselves.
 
-    Args:
-        classes: the names of the data set's own numbers, where it knows them.
-    Raises:
-        UserError: naming the first example whose label is none of the model's.
+    `classes`: the names of the data set's numbers, where it knows them.
     """
     names = {name.casefold(): number for name, number in label2id.items()}
     numbers = {str(number): number for number in range(max(label2id.values()) + 1)}

@@ -38,7 +38,7 @@ class Translation:
 
 
 class Summarization(Translation):
-    """A text and a shorter one that says the same: for a model that is a translation, with longer inputs."""
+    """A text and a shorter one that says the same."""
 
     name = "summarization"
     metrics = Summaries.metrics

@@ -1,4 +1,4 @@
-"""What lies in a model's folder or file, checked where transformers does not check it.
+"""What lies in a model's folder or file, checked where transformers does not check it; `UserError`s name the fault.
 
 Nothing in it is run, and nothing in it decides what is imported: the classes come out of our own tables. How much
 memory a model takes is decided by its weights file, whose shapes are compared with the config first.
@@ -35,11 +35,7 @@ GENERATION = (
 
 
 def check_config(settings: dict) -> None:
-    """Make sure that a config is of a model type that is known, asks for no code of its own, and for no absurd sizes.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Make sure that a config is of a known model type, asks for no code of its own, and for no absurd sizes."""
     model_type = settings.get("model_type")
     family_named(str(model_type))
     if "auto_map" in settings and not model_type.startswith(COMPACT):  # of our own we have the code ourselves
@@ -59,11 +55,7 @@ def class_named(name: str) -> type:
 
 
 def check_single_label(config) -> None:
-    """Make sure that a classifier gives each text one label of several, and no number and no set of labels.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Make sure that a classifier gives each text one label of several, and no number and no set of labels."""
     if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
     problem = "regression" if config.num_labels == 1 else config.problem_type
@@ -72,11 +64,7 @@ def check_single_label(config) -> None:
 
 
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
-    """Make sure that the ids of tokens in a config are tokens of the model.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Make sure that the ids of tokens in a config are tokens of the model."""
     for name, value in settings.items():
         if value is None or not name.endswith(("token_id", "bad_words_ids")):
             continue
@@ -87,11 +75,7 @@ def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
 
 
 def check_generation(where: object, settings: dict, vocabulary: int) -> None:
-    """Make sure that a generation config holds what translation knows.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Make sure that a generation config holds what translation knows."""
     check_token_ids(where, settings, vocabulary)
     usual = transformers.GenerationConfig().to_dict()
     for name, value in settings.items():
@@ -105,11 +89,7 @@ def check_generation(where: object, settings: dict, vocabulary: int) -> None:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple]:
-    """{name: shape} of what a safetensors file holds, by its header alone.
-
-    Raises:
-        UserError: there is none.
-    """
+    """{name: shape} of what a safetensors file holds, by its header alone; a `UserError` if there is no file."""
     if not path.is_file():
         raise UserError(f"has no weights ({path.name}); adopt the model with download_model.py --checkpoint")
     with safe_open(path, framework="pt") as file:

@@ -188,7 +188,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
 
 def load_folder(path: Path) -> LoadedModel:
-    """The model in a folder; see `load_model`. Libraries raise errors of their own over a damaged one."""
+    """The model in a folder; see `load_model`."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
     record = read_model_record(path)
@@ -227,11 +227,7 @@ def load_pth(path: Path) -> LoadedModel:
 
 
 def read_model_record(folder: Path) -> dict:
-    """The record in a model's folder; {} where there is none.
-
-    Raises:
-        UserError: it is not what was written.
-    """
+    """The record in a model's folder, checked; {} where there is none."""
     path = folder / RECORD_NAME
     record = read_record(path) if path.is_file() else {}
     check(path, record, MODEL_RECORD, "make the model again")

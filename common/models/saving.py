@@ -113,10 +113,7 @@ def save_tokenizer(path: str | Path, tokenizer, record: dict) -> None:
 
 
 def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> bool:
-    """Whether a folder of files, or a `.pth`, is there already, whole and made from the same things.
-
-    See `records.is_done`.
-    """
+    """Whether a folder, or a `.pth`, is there already, intact and made from the same things; see `records.is_done`."""
     return is_done(path, _record_of(Path(path)), made_from, overwrite, script, lambda: damage(path))
 
 

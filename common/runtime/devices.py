@@ -41,10 +41,10 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: no such device here.
     """
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if name == "auto":
-        return torch.device(own if torch.cuda.is_available() else "cpu")
-    name = own if name == "cuda" else name
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
+    name = gpu if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()

@@ -209,8 +209,7 @@ def check_writable(path: str | Path, *, is_file: bool = False) -> None:
     What a killed process left there is removed on the way.
 
     Raises:
-        UserError: a parent is a file, the folder does not let us write, or `path` is a folder but `is_file`, or is
-            neither a file nor a folder, as /dev/null is.
+        UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is.
     """
     place = real(path)
     if is_file and place.is_dir():

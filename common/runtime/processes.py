@@ -6,6 +6,7 @@ process, for which all of them do nothing.
 """
 
 import atexit
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,25 +89,22 @@ def own_number() -> int:
 
 
 ALONE = Processes()
-_joined = None
 
 
+@functools.cache
 def join(device: torch.device) -> Processes:
     """Join the processes that this one was started with, each on a device of its own.
 
     Raises:
         UserError: they cannot be joined; they would be copies that overwrite each other's work.
     """
-    global _joined
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE
-    if _joined is None:
-        from accelerate import PartialState
+    from accelerate import PartialState
 
-        state = PartialState(cpu=device.type == "cpu")
-        if state.num_processes != count or not distributed.is_initialized():
-            raise UserError(f"{count} processes were started that do not know each other; start them with torchrun")
-        _joined = Processes(state.process_index, count, distributed.new_group(backend="gloo"))
-        atexit.register(distributed.destroy_process_group)
-    return _joined
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes != count or not distributed.is_initialized():
+        raise UserError(f"{count} processes were started that do not know each other; start them with torchrun")
+    atexit.register(distributed.destroy_process_group)
+    return Processes(state.process_index, count, distributed.new_group(backend="gloo"))

@@ -248,12 +248,9 @@ def read_record(path: str | Path, made_by: str = "this suite") -> dict:
 
 
 def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool] = lambda name: True) -> None:
-    """Make sure that the files that a record lists are there, as they were written.
+    """Make sure that the files that a record lists are there, as they were written; see `check_file`.
 
-    Args:
-        is_meant: of which files, by their names.
-    Raises:
-        UserError: one is missing, or was changed since.
+    `is_meant`: of which files, by their names.
     """
     for name, wanted in record.get("files", {}).items():
         if is_meant(name):
@@ -305,15 +302,12 @@ def is_done(
 def differences(record: dict | None, wanted: dict) -> str:
     """In which settings an output that is there differs from the wanted one, as " (…)"; "" where nothing is known.
 
-    Args:
-        record: what tells of the output, with "made_from" in it if it is known.
-        wanted: {name: JSON value}.
+    `record`: may be None, or have no "made_from"; `wanted`: {name: JSON value}.
     """
-    made_from = (record or {}).get("made_from") or {}
-    pairs = {name: (made_from.get(name), wanted.get(name)) for name in {**made_from, **wanted}} if made_from else {}
+    made_from = (record or {}).get("made_from")
     texts = [
-        f"{name.replace('_', ' ')}: {shown(before)} there, {shown(now)} asked for"
-        for name, (before, now) in pairs.items()
-        if before != now
+        f"{name.replace('_', ' ')}: {shown(made_from.get(name))} there, {shown(wanted.get(name))} asked for"
+        for name in ({**made_from, **wanted} if made_from else {})
+        if made_from.get(name) != wanted.get(name)
     ]
     return f" ({', '.join(texts)})" if texts else ""

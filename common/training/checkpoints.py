@@ -16,10 +16,10 @@ SAVE_SECONDS = 300.0  # between two savings within an epoch
 
 
 class Checkpoint:
-    """The state of an unfinished run, in one file beside the output, which is replaced as the run goes on.
+    """The state of an unfinished run, in one file beside the output.
 
-    `content`: what the run found there, until it goes on from it; None without a file for these learners. `notes`:
-    plain values that are saved with every state.
+    `content`: what the run goes on from; None without a file for these learners, and once it does. `notes`: plain
+    values that are saved with every state.
     """
 
     def __init__(self, prefix: str | Path, keys: dict[Hashable, str], talk: Talk, processes: Processes = ALONE):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from common.models.checks import is_finite
 from common.pruning.masks import HeldMasks
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
@@ -159,16 +160,12 @@ class Learner:
         """
         if self.best is None:
             raise UserError(NEVER_A_NUMBER)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.best.values()):
+        if not all(map(is_finite, self.best.values())):
             raise UserError("the best weights are not all finite numbers: the model is damaged, or --lr is too high")
         for name, parameter in self.parameters.items():
             parameter.copy_(self.best[name])
         if not self.held.intact():
             raise RuntimeError("a removed weight is not zero")
-
-    def is_finite(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
 
     def state(self) -> dict:
         """Everything that a resumed run needs, as plain tensors, numbers and strings."""

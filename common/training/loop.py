@@ -1,8 +1,8 @@
 """The one training loop, for blocks, for whole models, and for all variants within models composed of them.
 
 A learner is a set of parameters that is trained on its own: the only one of a whole model or library, or one for every
-variant of every block. An objective says what each learner loses on a batch; for blocks that takes a single teacher
-pass, which serves all variants.
+variant of every block. An objective's `losses` says what each learner loses on a batch, in a `losses.Loss` for each, or
+in validation one for each of its parts.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 
 from common.data.batching import evaluation_batches, training_batches
 from common.data.examples import Examples
+from common.models.checks import is_finite
 from common.runtime import signals
 from common.runtime.devices import Runtime
 from common.runtime.errors import UserError
@@ -21,16 +22,13 @@ from common.runtime.progress import duration
 from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
 from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
-from common.training.losses import ModelObjective, Objective, Pass, RunningLosses
+from common.training.losses import ModelObjective, Pass, RunningLosses
 
 VERSION = 1  # of model-level training, part of the key of every output; raise it when results change
 
 
 class Measure(NamedTuple):
-    """A metric that is measured after every epoch: its name, and what gives its value.
-
-    `of` is called with what is to be called after every batch.
-    """
+    """A metric that is measured after every epoch; `of` gives its value, called with what to call after every batch."""
 
     name: str
     of: Callable[[Callable[[], None]], float]
@@ -39,7 +37,7 @@ class Measure(NamedTuple):
 @signals.deferred()
 def fit(
     learners: dict[Hashable, Learner],
-    objective: Objective,
+    objective,
     train: Examples,
     validation: Examples,
     recipe: TrainingSettings,
@@ -93,15 +91,15 @@ def fit(
         validated = validate(going, objective, validation, recipe, runtime, save, f"{label}, validation")
         metric, seconds = None, validated.seconds
         if measure:
-            started, is_finite = runtime.now(), all(map(math.isfinite, validated.losses.values()))
-            metric = measure.of(save) if is_finite else float("nan")
+            started = runtime.now()
+            metric = measure.of(save) if all(map(math.isfinite, validated.losses.values())) else float("nan")
             seconds += runtime.now() - started
         for name, learner in going.items():
             loss = validated.losses[name]
             if epoch == 0 and not math.isfinite(loss):
                 raise UserError(NEVER_A_NUMBER if len(learners) == 1 else f"{name}: {NEVER_A_NUMBER}")
             learner.observe(epoch, trained.losses[name], loss, validated.parts[name], metric)
-            if not math.isfinite(loss) and not learner.is_finite():
+            if not math.isfinite(loss) and not all(map(is_finite, learner.parameters.values())):
                 learner.finished = True  # they will never be numbers again
                 runtime.talk.say(
                     f"epoch {epoch}: the weights are no longer finite numbers; those of epoch {learner.best_epoch} are "
@@ -140,7 +138,7 @@ def save_within(checkpoint, learners, rows, running, runtime, validating=False):
 
 def run_pass(
     learners: dict[Hashable, Learner],
-    objective: Objective,
+    objective,
     examples: Examples,
     order: list[list[int]],
     runtime: Runtime,
@@ -183,7 +181,7 @@ def pieces_of(positions: list[int], examples: Examples, runtime: Runtime) -> lis
 
 def validate(
     learners: dict[Hashable, Learner],
-    objective: Objective,
+    objective,
     examples: Examples,
     recipe: TrainingSettings,
     runtime: Runtime,

@@ -1,8 +1,8 @@
-"""What training makes smaller: the protocol, the loss of a whole model, and the losses of a pass so far."""
+"""What training makes smaller: the loss of a whole model, and the losses of a pass so far."""
 
 import contextlib
 from collections.abc import Hashable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -27,13 +27,6 @@ class Loss(NamedTuple):
     part: str | None = None
 
 
-class Objective(Protocol):
-    """What each learner loses on a batch."""
-
-    def losses(self, batch: Batch, learners: dict[Hashable, Learner], training: bool) -> Iterator[Loss]:
-        """A loss for each learner, or in validation one for each of its parts."""
-
-
 class ModelObjective:
     """The loss of a whole model, for the only learner there is.
 
@@ -50,7 +43,7 @@ class ModelObjective:
         if teacher is not None:
             teacher.eval()  # dropout would make the targets noisy
 
-    def losses(self, batch, learners, training):
+    def losses(self, batch: Batch, learners: dict[Hashable, Learner], training: bool) -> Iterator[Loss]:
         """The `Loss` of the only learner; its weight is the number of tokens or examples."""
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
@@ -105,13 +98,11 @@ class RunningLosses:
         self.seconds, self.started = self.seconds + now - self.started, now
 
     def result(self, processes: Processes = ALONE) -> Pass:
-        """The means, over what all processes found; NaN of a pass without batches."""
+        """The means, over what all processes have; NaN of a pass without batches."""
         losses, parts = {}, {}
         for name, rows in self.losses.items():
-            sums = {}
-            for share in processes.gather(
-                {part: torch.cat(pairs).cpu().double().sum(0) for part, pairs in rows.items()}
-            ):
+            mine, sums = {part: torch.cat(pairs).cpu().double().sum(0) for part, pairs in rows.items()}, {}
+            for share in processes.gather(mine):
                 for part, pair in share.items():
                     sums[part] = sums[part] + pair if part in sums else pair
             total, weight = sum(sums.values(), torch.zeros(2, dtype=torch.float64))
@@ -131,12 +122,11 @@ class RunningLosses:
         """All of it as plain values and tensors; of all processes, in each of them."""
         self.count_seconds(runtime)
         device, losses = runtime.device, {}
-        for share in runtime.processes.gather(
-            {
-                text_of(name): {part: torch.cat(pairs).cpu() for part, pairs in rows.items()}
-                for name, rows in self.losses.items()
-            }
-        ):
+        mine = {
+            text_of(name): {part: torch.cat(pairs).cpu() for part, pairs in rows.items()}
+            for name, rows in self.losses.items()
+        }
+        for share in runtime.processes.gather(mine):
             for name, rows in share.items():
                 for part, pairs in rows.items():
                     losses.setdefault(name, {}).setdefault(part, []).append(pairs)

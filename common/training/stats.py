@@ -27,15 +27,11 @@ def check_stats(path, columns=STATS_COLUMNS):
         UserError: it cannot be written, or holds something that is no CSV of these columns.
     """
     check_writable(path, is_file=True)
-    _own_rows(path, columns)
+    _checked_rows(path, columns)
 
 
-def _own_rows(path, columns):
-    """The rows of a stats CSV, {column: text} each; [] without a file.
-
-    Raises:
-        UserError: it is no CSV of these columns.
-    """
+def _checked_rows(path, columns):
+    """The rows of a stats CSV, as `_rows` reads them; a `UserError` if it is no CSV of these columns."""
     if not Path(path).is_file():
         return []
     try:
@@ -57,7 +53,7 @@ def write_csv(path, columns, rows, run, metric=None):
         metric: what the run measures besides.
     """
     names = [*columns[:-1], metric]
-    lines = [row for row in _own_rows(path, columns) if row["run"] != run]
+    lines = [row for row in _checked_rows(path, columns) if row["run"] != run]
     lines += [{name: "" if cell != cell else cell for name, cell in zip(names, row)} | {"run": run} for row in rows]
     measured = [name for name in METRICS if any(name in line for line in lines)]
     text = io.StringIO()
@@ -75,7 +71,7 @@ def write_stats(path, histories, seconds, run, metric=None):
         seconds: [`EpochSeconds`].
         metric: the name of theirs, if they have one; it is a column more.
     """
-    names = ("train_loss", "val_loss", *(["metric"] if metric else []))
+    names = ["train_loss", "val_loss", *["metric"] * bool(metric)]
     figures = [{row.epoch: [getattr(row, name) for name in names] for row in history} for history in histories.values()]
     rows, last = [], [None] * len(figures)
     for row in seconds:
@@ -86,11 +82,7 @@ def write_stats(path, histories, seconds, run, metric=None):
 
 
 def write_variant_stats(path, histories, run):
-    """The second CSV of block-level fine-tuning: a row per variant and epoch.
-
-    Args:
-        histories: {pair: [`Epoch`]}
-    """
+    """The second CSV of block-level fine-tuning, a row per variant and epoch; `histories`: {pair: [`Epoch`]}."""
     rows = [[*pair, row.epoch, row.train_loss, row.val_loss] for pair, history in histories.items() for row in history]
     write_csv(path, BLOCK_COLUMNS, rows, run)
 

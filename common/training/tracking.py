@@ -21,11 +21,7 @@ def folder_of(output: str | Path) -> Path:
 
 
 def check_trackers(names: list[str], output: str | Path) -> None:
-    """Make sure, before any work, that these trackers are installed and that their folder can be written to.
-
-    Raises:
-        UserError: one is not, or the folder cannot be.
-    """
+    """Make sure, before any work, that these trackers are installed and that their folder can be written to."""
     if not names:
         return
     from accelerate.tracking import get_available_trackers
@@ -50,14 +46,7 @@ class Tracking:
         steps: int,
         talk: Talk,
     ):
-        """
-        Args:
-            names: of trackers; [] tells nobody of anything.
-            run: digits of the run's key, as in the stats.
-            steps: of the whole run, which its epochs share equally.
-        Raises:
-            UserError: a tracker cannot be started.
-        """
+        """`names`: of trackers, perhaps []; `steps`: of the whole run. A `UserError` if a tracker cannot be started."""
         self.stats_file, self.run, self.recipe, self.steps, self.talk = stats_file, run, recipe, steps, talk
         self.last, self.accelerator = -1, None  # the last epoch that was told of
         if not names:

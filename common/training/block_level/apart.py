@@ -7,7 +7,7 @@ from common.composing.scheme import Pair
 from common.runtime.errors import UserError
 from common.runtime.records import digest
 from common.training.block_level.solutions import solve
-from common.training.block_level.stage import BlockStage
+from common.training.block_level.stage import BlockStage, beside
 from common.training.block_level.teacher import BlockObjective
 from common.training.learner import Epoch, EpochSeconds, Learner, text_of
 from common.training.loop import fit, steps_of
@@ -68,15 +68,10 @@ class Apart:
     """
 
     def __init__(self, stage: BlockStage, made_from: dict[Pair, dict], todo: Sequence[Pair], run: str):
-        """
-        Args:
-            made_from: of all variants, see `Library.write`.
-            todo: those that are not there yet.
-            run: digits of the run's key.
-        """
+        """`made_from`: of all variants, see `Library.write`; `todo`: those not there yet; `run`: digits of the key."""
         self.stage, self.made_from, self.todo, self.run = stage, made_from, todo, run
         self.tracking, self.errors = stage.open_tracking(run), {}  # {pair: held-out error of what was written}
-        past = read_variant_stats(stage.stats_beside("blocks"), run)
+        past = read_variant_stats(beside(stage.stats_file, "blocks"), run)
         self.histories = {pair: past[pair] for pair in made_from if pair in past and pair not in todo}
 
     def solve(self) -> None:
@@ -87,7 +82,7 @@ class Apart:
             if before:
                 seconds = [
                     EpochSeconds(row.epoch, row.train + past.train, row.validation + past.validation)
-                    for row, past in zip(seconds, before, strict=True)
+                    for row, past in zip(seconds, before)
                 ]
             self.note({pair: solution.history for pair, solution in solutions.items()}, seconds)
             for pair, solution in solutions.items():
@@ -127,10 +122,9 @@ class Apart:
                     checkpoint.notes[text_of(pair)] = solution.ridge
             note(seconds)
             checkpoint.save(learners, seconds)
-        objective = BlockObjective(stage.original, stage.blocks, stage.recipe)
         seconds = fit(
             learners,
-            objective,
+            BlockObjective(stage.original, stage.blocks, stage.recipe),
             stage.train,
             stage.held_out,
             stage.recipe,
@@ -144,12 +138,12 @@ class Apart:
         checkpoint.remove()
 
     def note(self, histories: dict[Pair, list[Epoch]], seconds: list[EpochSeconds]) -> None:
-        """Note histories, and write the stats, in the library's order."""
+        """Write the stats, with these histories in them, in the library's order."""
         histories = self.histories | histories
         self.histories = {pair: histories[pair] for pair in self.made_from if pair in histories}
         if self.stage.runtime.processes.is_first:
             write_stats(self.stage.stats_file, self.histories, seconds, self.run)
-            write_variant_stats(self.stage.stats_beside("blocks"), self.histories, self.run)
+            write_variant_stats(beside(self.stage.stats_file, "blocks"), self.histories, self.run)
 
     def write(self, pair, variant, before: float, after: float, best_epoch: int, ridge: float | None) -> None:
         """Write a variant that is done to the library; `before`, `after`: its held-out errors."""

@@ -13,7 +13,7 @@ from common.runtime.errors import UserError
 from common.runtime.records import digest
 from common.training.block_level.sampling import make_sampling, sample_compositions
 from common.training.block_level.solutions import solve
-from common.training.block_level.stage import BlockStage
+from common.training.block_level.stage import BlockStage, beside
 from common.training.block_level.supernet import JointObjective, Supernet
 from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
 from common.training.loop import fit, steps_of, validate
@@ -45,7 +45,10 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
         return stage.nothing_to_do(skipped, {library.run(pair)[:RUN_DIGITS] for pair in made_from})
     old = [pair for pair in library.variants() if pair not in todo]
     key = digest(  # all that is trained, and all that it is trained among
-        [{str(pair): own for pair, own in todo.items()}, {str(pair): library.entry(pair)["key"] for pair in old}]
+        [
+            {str(pair): settings for pair, settings in todo.items()},
+            {str(pair): library.entry(pair)["key"] for pair in old},
+        ]
     )
     run = key[:RUN_DIGITS]
     supernet = Supernet(
@@ -68,7 +71,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     def on_epoch(seconds):
         if runtime.processes.is_first:
             write_stats(stage.stats_file, {"library": learner.history}, seconds, run)
-            write_composition_stats(stage.stats_beside("compositions"), learner.history, run)
+            write_composition_stats(beside(stage.stats_file, "compositions"), learner.history, run)
             tracking.tell()
 
     seconds = []
@@ -81,7 +84,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     if runtime.processes.is_first:
         library.write_together(
             {pair: supernet.new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
-            {pair: own | {"run": key} for pair, own in todo.items()},
+            {pair: made | {"run": key} for pair, made in todo.items()},
             supernet.shared if trains_shared else {},
             stage.settings() | settings | {"run": key},
         )
@@ -123,14 +126,13 @@ def start_from_solutions(
     histories = {}
     for solutions, seconds_so_far in solve(stage, list(supernet.new)):
         seconds = seconds_so_far
-        better = {pair: solution.tensors for pair, solution in solutions.items() if solution.is_better}
-        supernet.start_from(better)
+        supernet.start_from({pair: solution.tensors for pair, solution in solutions.items() if solution.is_better})
         histories |= {pair: solution.history for pair, solution in solutions.items()}
-    del solutions, better
+    del solutions
     give_back_memory()  # of the solutions, before the optimizer needs as much and more
     count_as_epoch(1)
     if stage.runtime.processes.is_first:
-        write_variant_stats(stage.stats_beside("blocks"), histories, run)
+        write_variant_stats(beside(stage.stats_file, "blocks"), histories, run)
     return seconds
 
 

@@ -1,33 +1,15 @@
 """What is composed in joint fine-tuning: at each step, by a rule of the table `SAMPLING`, and for validation.
 
-Another rule is a class that has the methods of `Sampling`, and an entry in the table.
+Another rule is a class that has the methods of `Even`, and an entry in the table.
 """
 
 import random
 from collections.abc import Iterable
-from typing import Protocol
 
 from common.composing.scheme import DENSE, Pair, by_block
 
 COMPOSITIONS = 8  # how many validation measures
 NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, the new have at least so much
-
-
-class Sampling(Protocol):
-    """A rule that draws a composition for each step."""
-
-    def __init__(self, new: dict[str, list[str]], old: dict[str, list[str]], seed: int):
-        """
-        Args:
-            new: {block: variants to train}.
-            old: {block: variants that they are trained among, and which stay as they are}.
-        """
-
-    def draw(self, step: int) -> dict[str, str]:
-        """{block: variant}, of all blocks that have any; at least one variant is new.
-
-        It depends on the seed and the step's number alone, so that a resumed run draws what the first would have.
-        """
 
 
 class Even:
@@ -37,9 +19,11 @@ class Even:
     """
 
     def __init__(self, new: dict[str, list[str]], old: dict[str, list[str]], seed: int):
+        """`new`, `old`: {block: variants}, those to train, and those that they are trained among."""
         self.new, self.old, self.seed = new, old, seed
 
     def draw(self, step: int) -> dict[str, str]:
+        """{block: variant}, at least one of them new; by the seed and the step alone, so that resuming is exact."""
         rng = random.Random(f"{self.seed}/step {step}")
         while True:
             choice = {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
@@ -58,13 +42,8 @@ class Even:
 SAMPLING = {"even": Even}
 
 
-def make_sampling(rule: str, new: Iterable[Pair], among: Iterable[Pair], seed: int) -> Sampling:
-    """The rule of that name.
-
-    Args:
-        new: the variants to train.
-        among: all that there are, these included.
-    """
+def make_sampling(rule: str, new: Iterable[Pair], among: Iterable[Pair], seed: int) -> Even:
+    """The rule of that name. `new`: the variants to train; `among`: all that there are, these included."""
     new = set(new)
     parts = [[pair for pair in among if (pair in new) == is_new] for is_new in (True, False)]
     return SAMPLING[rule](*map(variants_by_block, parts), seed)

@@ -24,8 +24,7 @@ class BlockStage:
     """Opened objects, and the settings that both methods share.
 
     `method`: "joint"; "reconstruct" takes the closed form's solutions, "train" goes down the gradient, "both" does so
-    from the solutions. `original`: the model. `library`: the one to write to. `open_tracking`: given digits of the
-    run's key.
+    from the solutions. `library`: the one to write to. `open_tracking`: given digits of the run's key.
     """
 
     method: str
@@ -60,7 +59,6 @@ class BlockStage:
         return settings
 
     def variants(self, library: Library, pairs: Iterable[Pair]) -> dict[Pair, Variant]:
-        """Variants of a library."""
         return {pair: library.read(self.blocks[pair.block], pair.variant) for pair in pairs}
 
     def pruned_on_device(self, pairs: Iterable[Pair]) -> dict[Pair, Variant]:
@@ -68,17 +66,12 @@ class BlockStage:
         return {pair: variant.to(self.runtime.device) for pair, variant in self.variants(self.pruned, pairs).items()}
 
     def open_checkpoint(self, keys: dict) -> Checkpoint:
-        """The state of an unfinished run; see `checkpoints.Checkpoint`."""
         return Checkpoint(self.library.folder / "training", keys, self.runtime.talk, self.runtime.processes)
 
     def nothing_to_do(self, skipped: int, runs: set[str]) -> dict:
         """The result where all variants are there; `runs`: those that made them, as the stats know them."""
         self.open_checkpoint({}).remove()
         return {"fine_tuned": 0, "skipped": skipped, "seconds": seconds_of(self.stats_file, runs)}
-
-    def stats_beside(self, what: str) -> Path:
-        """See `beside`."""
-        return beside(self.stats_file, what)
 
 
 def beside(stats: str | Path, what: str) -> Path:

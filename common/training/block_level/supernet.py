@@ -16,7 +16,7 @@ from common.blocks.find import Block
 from common.blocks.tensors import Variant, aliasing_copy, block_tensors, parameter_masks, set_shared, shared_parameters
 from common.composing.scheme import DENSE, Pair
 from common.runtime.settings import TrainingSettings
-from common.training.block_level.sampling import Sampling
+from common.training.block_level.sampling import Even
 from common.training.learner import Learner
 from common.training.losses import ModelObjective
 
@@ -44,8 +44,7 @@ class Supernet:
             shared: {parameter: tensor}, those that the old variants were trained with; they then stay, too.
         """
         self.model, self.blocks, self.new = aliasing_copy(original), blocks, new
-        own = dict(self.model.named_parameters())
-        self.shared = {name: own[name] for name in shared_parameters(original, blocks)}
+        self.shared = {name: self.model.get_parameter(name) for name in shared_parameters(original, blocks)}
         self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
         self.inside = dict.fromkeys(blocks, DENSE)
         set_shared(self.model, shared or {})
@@ -75,8 +74,8 @@ class Supernet:
     @torch.no_grad()
     def start_from(self, tensors: dict[Pair, dict[str, torch.Tensor]]) -> None:
         """Give the new variants other tensors to begin with."""
-        for pair, own in tensors.items():
-            for name, tensor in own.items():
+        for pair, solution in tensors.items():
+            for name, tensor in solution.items():
                 self.tensors[pair][name].copy_(tensor)
 
     def compose(self, choice: dict[str, str]) -> None:
@@ -97,21 +96,20 @@ def _key(pair, name):
 
 
 class JointObjective:
-    """The task's loss of composed models: of a drawn one for each step, in validation of some fixed ones."""
+    """The task's loss of composed models: of a drawn one for each step, in validation of fixed ones."""
 
     def __init__(
         self,
         supernet: Supernet,
         recipe: TrainingSettings,
-        sampling: Sampling,
+        sampling: Even,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,
     ):
         """
         Args:
-            sampling: draws the composition of each step.
+            sampling: the rule that draws the composition of each step, one of `sampling.SAMPLING`.
             compositions: {name: {block: variant}}, those that validation measures.
-            teacher: see `losses.ModelObjective`.
         """
         self.supernet, self.sampling, self.compositions = supernet, sampling, compositions
         self.model_objective = ModelObjective(supernet.model, recipe, teacher)

@@ -73,7 +73,7 @@ def held_out_errors(
     """
     teacher.eval()
     pairs = by_block(candidates)
-    found = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
+    rows = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
     order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
     for positions in runtime.talk.progress(order, "held-out error"):
         batch = examples.batch(positions, runtime.device)
@@ -83,9 +83,9 @@ def held_out_errors(
             power = target.pow(2).sum()
             for pair in pairs[call.block.name]:  # errors are read at the end: nothing waits here
                 errors = [_squared_error(call.replay(tensors), real, target) for tensors in candidates[pair]]
-                found[pair].append(torch.stack([*errors, power]))
-    none = {pair: torch.zeros(1, len(each) + 1) for pair, each in candidates.items()}  # of a process without a batch
-    sums = {pair: torch.stack(each).cpu() if each else none[pair] for pair, each in found.items()}
-    sums = {pair: each.double().sum(0) for pair, each in sums.items()}
+                rows[pair].append(torch.stack([*errors, power]))
+    for pair, tensors in candidates.items():
+        rows[pair] = rows[pair] or [torch.zeros(len(tensors) + 1)]  # of a process without a batch
+    sums = {pair: torch.stack(batches).cpu().double().sum(0) for pair, batches in rows.items()}
     runtime.processes.add(list(sums.values()))
-    return {pair: (each[:-1] / each[-1]).tolist() for pair, each in sums.items()}
+    return {pair: (total[:-1] / total[-1]).tolist() for pair, total in sums.items()}
