@@ -11,7 +11,6 @@ def training_batches(examples, batch_size: int, seed: int, epoch: int, size: int
     The order depends on (seed, epoch) alone, so that a resumed run sees what the interrupted one would have seen.
 
     Args:
-        examples: a `data.Examples`.
         epoch: counted from 1.
         size: examples an epoch; None for all. Shorter epochs go on where the one before ended, so that each example
             is seen once before any is seen again.

@@ -122,8 +122,7 @@ def load_examples(
     """Read and tokenize a split, once.
 
     Args:
-        prefix: in front of every input text.
-        label2id: the labels that the model knows.
+        prefix, label2id: in front of every input text; the labels that the model knows.
         positions: how many tokens the model has positions for; None for any number.
         max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
             task's.

@@ -1,7 +1,8 @@
 """What opens a split of a source: files; Multi30K, by torchtext; data sets of the hub, by the datasets library.
 
 Files are CSV, TSV, JSON, JSON lines, Parquet, or two text files, line by line. Multi30K is a folder of `train.en`,
-`train.de`, `val.*` and `test2016.*`. No code of a data set is ever run.
+`train.de`, `val.*` and `test2016.*`. No code of a data set is ever run. A `UserError` says
+what is missing or damaged.
 """
 
 import csv
@@ -28,11 +29,7 @@ Rows = Sequence[dict]  # a list, or a table of the datasets library
 
 
 def finder(source: DataSource, task) -> Callable[[str], Callable[[], Rows] | None]:
-    """A function of a split's name: what opens that split, or None where there is no such split.
-
-    Raises:
-        UserError: there are no such data, or they are damaged.
-    """
+    """A function of a split's name: what opens that split, or None where there is no such split."""
     folder = Path(source.data or "")
     on_hub = load_hub(source) if source.data and not folder.exists() else {}
     if source.data and (folder / RECORD_NAME).is_file():
@@ -52,7 +49,6 @@ def finder(source: DataSource, task) -> Callable[[str], Callable[[], Rows] | Non
 
 
 def _find_in_folder(folder, split, source, task):
-    """What opens the files of a split in a folder; None if there are none."""
     is_pair = not task.has_labels and not source.source_column
     if is_pair and source.languages(task) == ("en", "de") and (folder / f"{MULTI30K[split]}.en").is_file():
         return lambda: _read_multi30k(folder, split, source, task)
@@ -76,11 +72,7 @@ def _find_in_folder(folder, split, source, task):
 
 
 def read_files(paths: list[Path], source: DataSource, task) -> Rows:
-    """The rows of a file, or of several parts of one; of a text file its lines, beside those of the other language.
-
-    Raises:
-        UserError: no such file, of another kind, or damaged.
-    """
+    """The rows of a file, or of several parts of one; of a text file its lines, beside those of the other language."""
     path = paths[0]
     if not path.is_file():
         raise UserError(f"{path}: " + ("is a folder; give a file" if path.is_dir() else "no such file"))
@@ -161,17 +153,12 @@ def _read_multi30k(folder, split, source, task):
 
 
 def load_hub(source: DataSource) -> dict[str, Rows]:
-    """All splits of a hub data set: from the local cache if it is there, else over the network. No code is run.
-
-    Raises:
-        UserError: it is not available.
-    """
+    """All splits of a hub data set: from the local cache if it is there, else over the network. No code is run."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    config = datasets.DownloadConfig(local_files_only=True)
-    for download in (config, None):
+    for download in (datasets.DownloadConfig(local_files_only=True), None):
         try:
             return datasets.load_dataset(source.data, source.data_config, download_config=download)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

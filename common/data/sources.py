@@ -1,8 +1,4 @@
-"""What a model's data are: where they lie, and how their examples are read.
-
-The data are those of the Hugging Face hub, of a folder, or of single files. `readers` opens them, `splits` reads the
-examples of one split.
-"""
+"""What a model's data are: where they lie, on the hub, in a folder or in files, and how their examples are read."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -113,11 +109,7 @@ def column_flags(task) -> list[str]:
 
 
 def check_source(source: DataSource, task) -> None:
-    """Make sure that what was said of the data goes together, and with the task.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Make sure that what was said of the data goes together, and with the task; a `UserError` names the flag."""
     for name in TEXT_TO_TEXT if task.has_labels else LABELLED:
         if getattr(source, name):
             known = ", ".join(column_flags(task))

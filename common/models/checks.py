@@ -116,11 +116,7 @@ def computed_weights(skeleton: torch.nn.Module) -> set[str]:
 def check_shapes(skeleton: torch.nn.Module, shapes: dict[str, tuple]) -> None:
     """Make sure, before any memory is taken, that weights have the model's shapes, and are about as many.
 
-    Args:
-        skeleton: see `skeleton_of`.
-        shapes: {name: shape} of the weights.
-    Raises:
-        UserError: naming the first that is another.
+    `skeleton`: see `skeleton_of`; `shapes`: {name: shape} of the weights.
     """
     foreign = f"its weights are not those of a {type(skeleton).__name__}"
     for name, tensor in skeleton.state_dict().items():
@@ -135,11 +131,7 @@ def check_shapes(skeleton: torch.nn.Module, shapes: dict[str, tuple]) -> None:
 def check_loading(report: dict, of_class: type, computed: set[str], may_hold_more: bool = False) -> None:
     """Make sure that a file's weights are those of a class: all of them, and unless it may, no more.
 
-    Args:
-        report: what `from_pretrained` says of them.
-        computed: see `computed_weights`; they need not be there.
-    Raises:
-        UserError: naming the first that is not.
+    `report`: what `from_pretrained` says of them; `computed`: see `computed_weights`; they need not be there.
     """
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     missing = set(report["missing_keys"]) - computed

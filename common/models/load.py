@@ -1,8 +1,7 @@
 """Models and tokenizers on disk, read: Hugging Face folders and `.pth` files, each with its record.
 
 A model's record says which tokenizer and which data belong to it, as paths relative to the model, or as hub ids.
-Models are always loaded in float32, whatever their file holds: masks, statistics and fingerprints then mean the
-same everywhere. Half precision is a matter of files alone.
+Models are always loaded in float32: masks, statistics and fingerprints then mean the same everywhere.
 """
 
 import hashlib
@@ -139,11 +138,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def model_class(model_type: str, task: str | None = None) -> type:
-    """The class of a known model type's models, compact or not, for a task or for its usual one.
-
-    Raises:
-        UserError: the suite does not know the model type.
-    """
+    """The class of a known model type's models, compact or not, for a task or for its usual one."""
     classes, task = FAMILIES[family_name(model_type)].model_classes, task or usual_task(model_type)
     if task not in classes:
         raise UserError(f"a {model_type} model is for {' or '.join(classes)}, not for {task}")
@@ -152,11 +147,7 @@ def model_class(model_type: str, task: str | None = None) -> type:
 
 
 def class_and_config(settings: dict, task: str | None) -> tuple:
-    """The class and the config of a model out of what its `config.json` holds.
-
-    Raises:
-        UserError: it asks for what is not supported.
-    """
+    """The class and the config of a model out of its `config.json`; a `UserError` if that asks for too much."""
     check_config(settings)
     of_class = model_class(settings["model_type"], task)
     config = of_class.config_class.from_dict(settings)
@@ -269,11 +260,7 @@ def _from_parts(path, record, settings, generation, shapes, read_state, masks=No
 
 
 def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
-    """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder.
-
-    Raises:
-        UserError: none of them is there.
-    """
+    """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder."""
     if path is None:
         path = resolve(loaded.record.get("tokenizer"), loaded.path) or loaded.path
         hint = "; give its folder with -t"

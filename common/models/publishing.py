@@ -70,10 +70,7 @@ def license_of(folder: str | Path) -> dict[str, str]:
 
 
 def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) -> str:
-    """The card of a model in a folder.
-
-    `name` is the folder's, `dtype` its weights'; what the record does not know is left out.
-    """
+    """The card of a model in a folder; `name` is the folder's, `dtype` its weights'."""
     task, data, is_pruned = record.get("task"), record.get("data") or {}, "original" in record
     base_model = record.get("base_model") or record.get("original", {}).get("name")
     prefix = data.get("prefix", study_of(model.config.model_type, task).prefix)
@@ -109,11 +106,7 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) 
 
 
 def check_push(ids: Iterable[str]) -> None:
-    """Make sure, before any work, that there is a token and that some ids are ids of repositories.
-
-    Raises:
-        UserError: one is none; or there is no token.
-    """
+    """Make sure, before any work, that there is a token and that ids are ids of repositories."""
     for repository in ids:
         with as_user_error(f"--push-to-hub {repository}", "is no id of a repository"):
             validate_repo_id(repository)
@@ -125,9 +118,6 @@ def push(folder: str | Path, repository: str, talk: Talk) -> str:
     """Upload a finished folder to a repository of models on the hub, which is made if it is not there.
 
     Other files of the repository stay, but for weights. Returns its address.
-
-    Raises:
-        UserError: it could not be pushed. The folder stays.
     """
     if talk.quiet or not talk.stream.isatty():
         disable_progress_bars()

@@ -27,14 +27,7 @@ from common.runtime.records import (
 
 
 def check_range(path: str | Path, model, dtype: str) -> None:
-    """Make sure that a model's weights are finite, and that a type can hold them.
-
-    Args:
-        path: what names the model in a message.
-        dtype: one of `DTYPES`.
-    Raises:
-        UserError: naming the first that it cannot.
-    """
+    """Make sure that a model's weights are finite, and that a type, one of `DTYPES`, can hold them."""
     narrow = getattr(torch, dtype)
     for name, tensor in model.state_dict().items():
         if is_finite(tensor.to(narrow)):

@@ -12,13 +12,9 @@ TARGET = "target"  # the folder of the target's tokenizer within the source's
 
 
 class PairedTokenizer:
-    """Inputs are tokenized by the source's tokenizer; targets are tokenized, and answers decoded, by the target's.
-
-    Each lies in a folder of its own, as transformers reads it; the pair is made where these are loaded.
-    """
+    """Inputs are tokenized by the source's tokenizer; targets are tokenized, and answers decoded, by the target's."""
 
     def __init__(self, source, target):
-        """`source`, `target`: tokenizers of transformers."""
         self.source, self.target = source, target
         self.name_or_path, self.pad_token_id = source.name_or_path, source.pad_token_id
         self.model_max_length = min(source.model_max_length, target.model_max_length)

@@ -16,10 +16,7 @@ def as_user_error(where: object, what: str) -> Iterator[None]:
     """Turn whatever a library raises over damaged or foreign files into a `UserError` of one line.
 
     It ends with the first two lines of what was raised. A `UserError` that does not name the place gets its name.
-
-    Args:
-        where: the file or folder, or whatever names it.
-        what: what is wrong then, such as "cannot be loaded as a model".
+    `where`: the file or folder; `what`: what is wrong then, such as "cannot be loaded as a model".
     """
     try:
         yield

@@ -160,23 +160,18 @@ def remove_leftovers(path: str | Path) -> None:
 def remove_leftovers_in(folder: str | Path, prefix: str = ".") -> None:
     """Remove what killed processes left when they wrote files of a folder, or those with a prefix."""
     for leftover in Path(folder).glob(f"{prefix}*{TEMPORARY}"):
-        remove_abandoned(leftover)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if _lock(descriptor):  # no process writes it
+                    _remove(leftover)
+            finally:
+                os.close(descriptor)
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one that only unfinished work has."""
     return name.startswith(".") and name.endswith(TEMPORARY)
-
-
-def remove_abandoned(path: str | Path) -> None:
-    """Remove a file or folder of ours, unless a process writes it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            if _lock(descriptor):
-                _remove(Path(path))
-        finally:
-            os.close(descriptor)
 
 
 def _remove(path):
@@ -188,11 +183,7 @@ def _remove(path):
 
 
 def _lock(descriptor):
-    """Lock a temporary file or folder for as long as its descriptor is open.
-
-    Returns:
-        whether it is locked now: not if another process has it, or has removed the file.
-    """
+    """Lock a temporary file or folder for as long as its descriptor is open; False if another process was faster."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -204,9 +195,7 @@ def _lock(descriptor):
 
 
 def check_writable(path: str | Path, *, is_file: bool = False) -> None:
-    """Make sure, before any long work, that `path` can be written. Folders on the way to it may be missing.
-
-    What a killed process left there is removed on the way.
+    """Make sure, before any long work, that `path` can be written, and remove what killed processes left there.
 
     Raises:
         UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is.
@@ -228,17 +217,14 @@ def check_writable(path: str | Path, *, is_file: bool = False) -> None:
 
 
 def check_apart(outputs: dict[str, str | Path | None], inputs: dict[str, object]) -> None:
-    """Make sure that no output is an input, or another output, and none lies where a file is to be.
+    """Make sure that no output is an input, or another output; else a `UserError` with the two flags.
 
     Args:
-        outputs: {flag: path, None where it was not given}.
-        inputs: {flag: path, several in a list, or None}.
-    Raises:
-        UserError: two flags name one place.
+        outputs, inputs: {flag: path, several in a list, or None where it was not given}.
     """
     taken = {}
-    for flag, given in {**inputs, **outputs}.items():
-        for path in given if isinstance(given, (list, tuple)) else [given]:
+    for flag, paths in {**inputs, **outputs}.items():
+        for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             if path is None:
                 continue
             other = taken.setdefault(real(path), flag)

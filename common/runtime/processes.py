@@ -1,8 +1,7 @@
 """The processes that share a run's work, each with its share of the examples or of the blocks.
 
-torchrun or `accelerate launch` starts them, and accelerate joins them. All run the same code on the same data, come to
-the same decisions, and meet in the operations below; the first alone writes. A run that was started alone is one
-process, for which all of them do nothing.
+torchrun or `accelerate launch` starts them. All run the same code on the same data, and meet in the operations below;
+the first alone writes. For a run that was started alone all of them do nothing.
 """
 
 import atexit
@@ -71,11 +70,9 @@ class Processes:
             tensor.copy_(self.agree(tensor.cpu(), source))
 
     def join_rows(self, rows: dict[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes, (rows, width), in the order of their numbers.
+        """Rows of all processes, (rows, width), in the order of their numbers, on the device of `like`.
 
-        Args:
-            rows: {number: (rows, width)}, this process's share.
-            like: a tensor of the device that they are wanted on.
+        `rows`: {number: (rows, width)}, this process's share.
         """
         if self.count > 1:
             shares = self.gather({number: share.cpu() for number, share in rows.items()})

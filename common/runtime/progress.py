@@ -48,38 +48,36 @@ class Talk:
         finally:
             timer.cancel()
 
-    def progress(self, items, label, total=None, status=None):
+    def progress(self, items, label, status=None):
         """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval.
 
-        Args:
-            status: gives what else is to be said, such as a loss; asked once per interval.
+        `status` gives what else is to be said, such as a loss; it is asked once per interval.
         """
-        for item in self._shown(items, label, total, status):
+        for item in self._shown(items, label, status):
             signals.stop_if_asked()
             yield item
 
-    def _shown(self, items, label, total, status):
-        total = len(items) if total is None else total
+    def _shown(self, items, label, status):
         if self.quiet:
             yield from items
         elif self.stream.isatty():
-            yield from self._bar(items, label, total, status)
+            yield from self._bar(items, label, status)
         else:
             started = spoken = time.monotonic()
             for index, item in enumerate(items):
                 now = time.monotonic()
                 if now - spoken > PLAIN_INTERVAL_SECONDS:
                     spoken = now
-                    left = f"{duration((now - started) / index * (total - index))} left" if index else ""
-                    more = [f"{index}/{total}", status() if status else "", left]
+                    left = f"{duration((now - started) / index * (len(items) - index))} left" if index else ""
+                    more = [f"{index}/{len(items)}", status() if status else "", left]
                     self.say(f"{label}: {', '.join(filter(None, more))}")
                 yield item
 
-    def _bar(self, items, label, total, status):
+    def _bar(self, items, label, status):
         from tqdm import tqdm
 
         read = time.monotonic()
-        with tqdm(total=total, desc=label, file=self.stream, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=len(items), desc=label, file=self.stream, leave=False, dynamic_ncols=True) as bar:
             for item in items:
                 now = time.monotonic()
                 if status and now - read > BAR_INTERVAL_SECONDS:

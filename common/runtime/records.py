@@ -39,11 +39,7 @@ def write_json_lines(path, rows):
 
 
 def json_text(value, **layout):
-    """`value` as JSON.
-
-    Raises:
-        UserError: it holds NaN or an infinity, which JSON does not know; a model or data that are damaged cause that.
-    """
+    """`value` as JSON; a `UserError` if it holds NaN or an infinity, which JSON does not know."""
     try:
         return json.dumps(value, allow_nan=False, **layout)
     except ValueError:
@@ -73,18 +69,15 @@ def keeps(path: str | Path, overwrite: bool, *, is_ours: bool, is_same: bool, di
 
 
 def keeps_existing(path: str | Path, content: dict, overwrite: bool, *, is_ours: Callable[[object], bool]) -> bool:
-    """Whether a JSON file need not be written because it holds this very content (layout and order do not count).
+    """Whether a JSON file need not be written because it holds this very content; see `keeps`.
 
-    Args:
-        is_ours: whether the JSON value that is there is of the kind that is to be written.
-    Raises:
-        UserError: see `keeps`.
+    `is_ours`: whether the JSON value that is there is of the kind that is to be written.
     """
     if not Path(path).exists():
         return False
     value = _json_in(path)
-    mine = value is not None and is_ours(value)
-    return keeps(path, overwrite, is_ours=mine, is_same=value == content, difference="with other content")
+    of_kind = value is not None and is_ours(value)
+    return keeps(path, overwrite, is_ours=of_kind, is_same=value == content, difference="with other content")
 
 
 def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
@@ -92,10 +85,7 @@ def check_report(path: str | Path | None, script: str, *, lines: bool = False) -
 
     Args:
         path: None where none was asked for.
-        script: whose "script" the report holds.
         lines: whether it is one of JSON lines, of which the first one tells.
-    Raises:
-        UserError: it cannot be written, or something else is there.
     """
     if path is None:
         return
@@ -258,11 +248,7 @@ def check_files(folder: str | Path, record: dict, is_meant: Callable[[str], bool
 
 
 def check_file(path: Path, wanted: str, remedy: str = "make the output again") -> None:
-    """Make sure that a file that a record lists is there, with the digest that the record says.
-
-    Raises:
-        UserError: it is missing, or was changed since.
-    """
+    """Make sure that a file that a record lists is there, with the digest that the record says; else a `UserError`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, though the record lists it; {remedy}")
     if file_digest(path) != wanted:

@@ -1,8 +1,8 @@
 """Signals that end a stage: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
-Work is interrupted by an exception, as Ctrl-C always does, but for what must not be torn apart (`deferred`): there a
-signal is only noted, and the exception follows at the end. Training is deferred too. It looks after every step whether
-a signal came, and saves where it is. A second signal ends the process at once.
+Work is interrupted by an exception, but for what must not be torn apart (`deferred`): there a signal is only noted, and
+the exception follows at the end. Training is deferred too: it looks after every step whether a signal came, and saves
+where it is. A second signal ends the process at once.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ONE_SIGNAL_SECONDS = 1.0  # a terminal that closes, and the script that was run in it, may both send one
@@ -24,12 +25,7 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class _State:
-    came = None  # (signal, time) of the first one
-    depth = 0  # of `deferred`
-
-
-_state = _State()
+_state = SimpleNamespace(came=None, depth=0)  # (signal, time) of the first one; depth of `deferred`
 
 
 @contextlib.contextmanager

@@ -1,10 +1,8 @@
 """Joint fine-tuning: all variants of all blocks at once, within models that are composed of them at random.
 
 Each step draws one variant for every block, composes that model, and takes one ordinary step on the task's loss. It
-updates those variants, and at a share of the rate the rest of the model (embeddings, norms, position biases, head),
-which all compositions have in common. A step costs what a step of a whole model costs, however many variants there are.
-No variant is tuned against inputs that it will not see again, and every composition comes out good, also one that was
-never drawn.
+updates those variants, and at a share of the rate the shared parameters (embeddings, norms, position biases, head).
+A step costs what a step of a whole model costs, and every composition comes out good, also one that was never drawn.
 
 The idea of one path at a time is from single-path one-shot (Guo et al., arXiv 1904.00420); see also once-for-all (arXiv
 1908.09791) and DynaBERT (arXiv 2004.04037). There the sub-networks share their weights. Here each variant has its own.
@@ -38,7 +36,6 @@ class Supernet:
     ):
         """
         Args:
-            blocks: all of the original's.
             new: the variants to train; their tensors are trained in place.
             old: those that they are trained among, and which stay as they are.
             shared: {parameter: tensor}, those that the old variants were trained with; they then stay, too.

@@ -37,7 +37,7 @@ def build(model_type: str, *, seed: int, data_path: Path, data_record: dict, dev
 
     Args:
         model_type: "t5-demo" or "distilbert-demo".
-        data_path: the data folder to write; `data_record`: the record for it.
+        data_path, data_record: the data folder to write, and its record.
         checkpoint: a `Checkpoint`, what an interrupted training goes on from.
     Returns:
         (model, tokenizer, what `fit` measured).

@@ -52,13 +52,7 @@ def train(
 def fit(
     model, train: Examples, validation: Examples, schedule: dict, precision, seed, device, talk, checkpoint
 ) -> dict:
-    """Train a new model on its task.
-
-    Args:
-        schedule: "epochs", "batch_size" and "lr".
-    Returns:
-        {"val_loss", "epochs", "seconds"}.
-    """
+    """Train a new model by a schedule of "epochs", "batch_size" and "lr"; returns {"val_loss", "epochs", "seconds"}."""
     recipe = TrainingSettings(**schedule, precision=precision, seed=seed, dropout=True)
     millions = model.num_parameters() / 1e6
     talk.say(f"training {millions:.1f} million parameters on {len(train)} examples for {recipe.epochs} epochs")
@@ -97,11 +91,7 @@ def marian_config(tokenizer: PairedTokenizer, settings: dict) -> transformers.Ma
 
 
 def texts_digest(source: DataSource) -> str:
-    """SHA-256 (hex) of the texts that a model is trained on and chosen by.
-
-    Raises:
-        UserError: see `splits.read_texts`.
-    """
+    """SHA-256 (hex) of the texts that a model is trained on and chosen by."""
     return digest([read_texts(source, split, TASKS["translation"]) for split in ("train", "validation")])
 
 
@@ -110,9 +100,7 @@ def bpe(texts: Iterable[str], size: int, longest: int) -> transformers.PreTraine
 
     Of ties in the counts the trainer takes the first, so the same texts make the same vocabulary.
 
-    Args:
-        size: tokens, at most.
-        longest: tokens of an input, at most, unless a caller says otherwise.
+    `size`: tokens, at most; `longest`: tokens of an input, at most, unless a caller says otherwise.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[0]))
     tokenizer.normalizer = normalizers.NFC()
