@@ -13,7 +13,7 @@ from common.blocks.find import Block
 from common.blocks.tensors import Variant
 from common.composing import library as library_module
 from common.composing.library import FINE_TUNED, PRUNED, TOGETHER, Library
-from common.composing.npy import pack
+from common.composing.npy import pack, unpack
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
 from common.runtime.records import digest, sealed
@@ -258,3 +258,10 @@ def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
         write()
     again = Library.open(tmp_path / "lib", "f00d", TOGETHER)
     assert [pair.variant for pair in again.variants()] == ["a"] and again.record["shared"]["made_from"] == {"of": "a"}
+
+
+def test_a_field_of_another_type_is_refused(tmp_path):
+    """A digest that was made to fit does not help: half precision would fail, or be taken for something else, later."""
+    np.save(tmp_path / "x.npy", pack({"w": np.zeros((2, 3), np.float16)}, "x.npy"))
+    with pytest.raises(UserError, match="its w is float16 where float32 or bool belongs"):
+        unpack(tmp_path / "x.npy")

@@ -65,4 +65,7 @@ def unpack(path):
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
         if packed.dtype.names is None or packed.shape != () or packed.dtype.hasobject:
             raise UserError(f"{path}: is a plain array, not a module file with named fields")
+        for name, (dtype, _) in packed.dtype.fields.items():
+            if dtype.base not in (np.dtype("<f4"), np.dtype(bool)):
+                raise UserError(f"{path}: its {name} is {dtype.base} where float32 or bool belongs")
     return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map

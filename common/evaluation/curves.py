@@ -68,6 +68,8 @@ def _losses_of_variants(table):
         last = table.groupby(parts)["run"].transform("last") if "variant" in table else table["run"].iloc[-1]
         table = table[table["run"] == last]
     losses = table.pivot(index="epoch", columns=parts, values="val_loss")
+    if losses.empty:
+        raise ValueError("no variants")
     return Losses(losses.ffill().median(axis=1), None, losses, quantity=ERROR if "variant" in table else "loss")
 
 
@@ -100,7 +102,9 @@ def draw(curves, labels, *, over=("epochs",), title=None):
 def draw_panel(axis, curves, what, across):
     """Draw the loss or the metric over epochs or seconds into a matplotlib axis; see `draw`."""
     longest = max((losses.seconds.max() for losses in curves if losses.seconds is not None), default=0)
-    unit, size = next((unit, size) for unit, size, most in TIMES if longest <= most)
+    unit, size = next(
+        ((unit, size) for unit, size, most in TIMES if longest <= most), TIMES[-1][:2]
+    )  # NaN: a cell is empty
     for index, losses in enumerate(curves):
         look = look_of(index) | {"markevery": -(-len(losses.val) // MARKED_EPOCHS)}
         if what == "metric":
