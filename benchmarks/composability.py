@@ -381,8 +381,7 @@ def run(args):
         figures.append(sweep.joint(n, scheme))
         emit(**figures[-1])
     grid = variants_in_grid(modules, args.attention, args.linear)
-    projected = list(projections(figures[-1], args.project, grid))
-    for figure in projected:
+    for figure in projections(figures[-1], args.project, grid):
         emit(**figure)
     return {"figure": "done", "configurations": args.counts}
 

@@ -11,21 +11,14 @@ smallest model whose quality, BLEU or accuracy on the validation split, is at mo
 Seconds are those of pruning, training and evaluating. Starting programs, loading and saving count on neither side. The
 test split is for the models that were found, and its evaluation counts nowhere.
 
-With --baseline-limit K the baseline fine-tunes K configurations only, spread evenly from the smallest to the largest,
-and the rest is projected: quality is taken to grow with size, evenly between two of those that were run, and seconds to
-be the mean of theirs. This takes the baseline to be never lucky, which favours the library: the first of many that
-passes often lies above what its size promises.
-
 The suite's own scripts do the work and keep what is there: after an interruption, run it again.
 """
 
 import shlex
-import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from measure import emit, given, machine, stage
 
 from common.blocks.tensors import parameter_counts
@@ -56,7 +49,6 @@ def parser():
     drop = "by how much the quality may be lower than the original's: in BLEU (0 to 100) or accuracy (0 to 1)"
     flags.add_argument("--drop", type=number(float, least=0), nargs="+", default=[0.2, 0.5, 1.0], help=drop)
     flags.add_argument("--criterion", choices=list(CRITERIA), default="reconstruction", help="of the library's blocks")
-    flags.add_argument("--baseline-limit", type=int_between(1), metavar="K", help="fine-tune only K for the baseline")
     flags.add_argument("--epochs", type=int_between(1), default=1, help="epochs of a configuration of the baseline")
     flags.add_argument("--epoch-size", type=int_between(1), default=15000, help="examples in such an epoch")
     flags.add_argument("--block-args", default="", help="further flags for block-level_finetuning.py")
@@ -68,9 +60,6 @@ def parser():
     return flags
 
 
-# --- projecting the baseline --------------------------------------------------------------------------------------
-
-
 class Run(NamedTuple):
     """A configuration of the baseline that was fine-tuned: its quality on the validation split, and what it took."""
 
@@ -78,38 +67,20 @@ class Run(NamedTuple):
     seconds: float
 
 
-def spread(count, limit):
-    """`limit` of the positions 0 to count - 1, or all of them: evenly, the first and the last among them."""
-    if limit >= count:
-        return list(range(count))
-    return [round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)]
+def first_good(runs, wanted):
+    """Where going through runs, from the smallest model up, ends, and what that takes.
 
-
-def project(kept, runs, wanted):
-    """Where going from the smallest configuration up ends, and what that takes, if only some have been run.
-
-    Quality is interpolated over size between those that were run. The seconds of one that was not are the mean of
-    those that were.
-
-    Args:
-        kept: the size of each configuration, from the smallest up.
-        runs: {position: Run}.
-        wanted: the lowest quality that is good enough.
     Returns:
-        {"position" of the first that is good enough (None if none is), "quality" there, "tried", "seconds",
-        "projected": whether any of these was not run}.
+        {"position" of the first whose quality is `wanted` or more (None if none is), "quality" there, "tried",
+        "seconds"}.
     """
-    ran = sorted(runs)
-    quality = np.interp(kept, [kept[position] for position in ran], [runs[position].quality for position in ran])
-    position = next((place for place, value in enumerate(quality) if value >= wanted), None)
-    tried = len(kept) if position is None else position + 1
-    mean = statistics.mean(run.seconds for run in runs.values())
+    position = next((place for place, run in enumerate(runs) if run.quality >= wanted), None)
+    tried = len(runs) if position is None else position + 1
     return {
         "position": position,
-        "quality": None if position is None else round(float(quality[position]), 4),
+        "quality": None if position is None else round(runs[position].quality, 4),
         "tried": tried,
-        "seconds": round(sum(runs[place].seconds if place in runs else mean for place in range(tried)), 3),
-        "projected": not set(range(tried)) <= runs.keys(),
+        "seconds": round(sum(run.seconds for run in runs[:tried]), 3),
     }
 
 
@@ -216,20 +187,20 @@ class Exploration:
         return {"nonzero_parameters": nonzero, "multiply_adds": multiply_adds(loaded)}
 
     def baseline(self, wanted):
-        """Fine-tune configurations from the smallest up, until one has the quality `wanted`, or only some of all.
+        """Fine-tune configurations from the smallest up, until one has the quality `wanted`.
 
         Returns:
-            (their numbers from the smallest up, the size of each, {position: Run}, seconds of pruning)
+            (their numbers from the smallest up, the size of each, [Run, …], seconds of pruning)
         """
         pruning, pruned = self.prune("l1"), self.folder / "pruned-l1"
         library = Library.open(pruned, self.original.identity["fingerprint"])
         configurations = read_configurations(self.folder / "conf.json")
         kept = sizes(self.original, configurations, library, "parameters", self.original.model.device)
         order = sorted(range(len(kept)), key=kept.__getitem__)
-        limit, runs = self.args.baseline_limit, {}
-        for position in range(len(kept)) if limit is None else spread(len(kept), limit):
-            runs[position] = self.run_baseline(order[position], pruned, kept[order[position]])
-            if limit is None and runs[position].quality >= wanted:
+        runs = []
+        for n in order:
+            runs.append(self.run_baseline(n, pruned, kept[n]))
+            if runs[-1].quality >= wanted:
                 break
         return order, [kept[n] for n in order], runs, pruning
 
@@ -278,7 +249,7 @@ def run(args):
     for nth, found in enumerate(explored["found"]):
         ours, finishing = exploration.finish(nth, found)
         seconds = {**library, **found["seconds"], "finishing": round(finishing, 3)}
-        theirs = project(kept, runs, found["wanted"])
+        theirs = first_good(runs, found["wanted"])
         position = theirs.pop("position")
         total, baseline_total = sum(seconds.values()), pruning + theirs["seconds"]
         figures.append(
@@ -298,7 +269,6 @@ def run(args):
                     "kept": None if position is None else round(kept[position], 4),
                     "good_enough": position is not None,
                     **theirs,
-                    "ran": len(runs),
                     "total_seconds": round(baseline_total, 3),
                 },
                 "ratio": round(baseline_total / total, 2),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from measure import build_parser, emit, machine
+from measure import build_parser, emit, in_turn, machine
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
@@ -219,7 +219,8 @@ def run(args):
         else:
             ways = classifying(models, sizes, batches[0], Path(folder))
     middle = batches[len(batches) // 2]
-    seconds = processor_seconds({way: partial(answer, middle) for way, (answer, _) in ways.items()}, args.rounds)
+    answering = {way: partial(answer, middle) for way, (answer, _) in ways.items()}
+    seconds = in_turn(answering, args.rounds, device, lambda _: time.process_time())  # this process's alone
     of_transformers = None
     for way, (answer, size) in ways.items():
         answers = [row for batch in batches for row in answer(batch)]
@@ -234,20 +235,6 @@ def run(args):
             same_answers=sum(a == b for a, b in zip(answers, of_transformers)),
         )
     return setting
-
-
-def processor_seconds(ways, rounds):
-    """Seconds that this process computes, {way: [of each round]}: on one thread the time it takes where nothing else
-    runs. A warm-up of each, then A B A B …"""
-    for way in ways.values():
-        way()
-    seconds = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - started)
-    return seconds
 
 
 def quality(opened, examples, order, answers):

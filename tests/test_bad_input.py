@@ -138,15 +138,6 @@ def test_no_network_and_no_model_cached(tmp_path):
 # --- configurations and schemes --------------------------------------------------------------------------------
 
 
-def in_conf(*keys, value):
-    def edit(content):
-        for key in keys[:-1]:
-            content = content[key]
-        content[keys[-1]] = value
-
-    return edit
-
-
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -276,10 +267,6 @@ def pickle_weights(folder, marker):
     torch.save(MakesMarker(marker), folder / "pytorch_model.bin")
 
 
-def set_config(key, value):
-    return lambda folder, marker: edited_json(folder / "config.json", folder / "config.json", in_conf(key, value=value))
-
-
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -288,12 +275,8 @@ def set_config(key, value):
         ),
         lambda folder, marker: (folder / "model.safetensors").unlink(),
         pickle_weights,
-        lambda folder, marker: (folder / "config.json").write_text("{"),
-        lambda folder, marker: (folder / "record.json").write_text("{"),
-        set_config("model_type", "bert"),
-        set_config("d_ff", 56),
     ],
-    ids=["truncated", "no weights", "pickled", "malformed config", "malformed record", "other type", "other shape"],
+    ids=["truncated", "no weights", "pickled"],
 )
 def test_bad_model_folder(refuses, workshop, tmp_path, spoil):
     folder, marker = tmp_path / "model", tmp_path / "marker"

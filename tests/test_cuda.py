@@ -13,7 +13,7 @@ from common.runtime.settings import TrainingSettings
 from common.training.block_level.teacher import BlockObjective
 from common.training.learner import Learner
 from common.training.loop import run_pass
-from common.training.losses import ModelObjective, RunningLosses
+from common.training.losses import RunningLosses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -32,25 +32,6 @@ def test_every_stage_runs_on_the_gpu_and_agrees_with_the_cpu(workshop, here, kin
         run(f"model-level_finetuning.py {common} -p {library} -n 0 -o {device} --epochs 1")
         run(f"evaluate-{kind}.py -m {device} --device {device} --limit 4")
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=1e-2)
-
-
-def test_training_steps_do_not_wait_for_the_gpu():
-    """After a first step, in which memory is allocated and kernels are loaded."""
-    device = torch.device("cuda")
-    model, data = build_model("t5").to(device), examples("t5", 16)
-    recipe = TrainingSettings(epochs=1, batch_size=4, lr=1e-3, warmup=0.0, precision="fp32")
-    learner = Learner(dict(model.named_parameters()), {}, recipe, 4)
-    runtime, tally = Runtime(device, 4, QUIET), RunningLosses(["x"])
-    order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    objective = ModelObjective(model, recipe)
-    run_pass({"x": learner}, objective, data, order[:1], runtime, "", tally)
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run_pass({"x": learner}, objective, data, order, runtime, "", tally)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    assert (learner.steps, tally.done) == (3, 3) and tally.result().losses["x"] > 0
 
 
 def block_learners(device, plan, steps=4):

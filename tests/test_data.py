@@ -143,16 +143,6 @@ def test_translations_through_torchtext_are_the_files_lines(tmp_path, split, ste
     assert read_texts(tmp_path, split, TRANSLATION) == PAIRS  # nothing but this split's files is there
 
 
-def test_reviews_with_a_validation_file_are_its_lines(tmp_path):
-    for label, split in enumerate(("train", "validation", "test")):
-        write_rows(tmp_path, split, [{"text": f"{split} é", "label": label, "id": 3}])
-    assert [read_texts(tmp_path, split, CLASSIFICATION) for split in ("train", "validation", "test")] == [
-        [("train é", 0)],
-        [("validation é", 1)],
-        [("test é", 2)],
-    ]
-
-
 def test_reviews_without_a_validation_file_hold_a_tenth_of_train_out(tmp_path):
     rows = [{"text": f"review {i}", "label": i % 2} for i in range(60)]
     write_rows(tmp_path, "train", rows)

@@ -4,12 +4,9 @@ import shutil
 
 import pytest
 import torch
-import transformers
-from helpers import build_model, build_tokenizer, fails, padded_batch, run, t5_config
+from helpers import build_model, build_tokenizer, fails, run
 
 from common.cli.paths import models_to_evaluate, the_model
-from common.models.load import load_model
-from common.models.saving import save_model
 
 T5 = ("--attention", 0.25, 0.5, 0.25, "--linear", 0.3, 0.3, 0.5, "-n", 3)
 
@@ -140,26 +137,6 @@ def test_a_checkpoint_of_another_family_or_without_the_head_is_refused(workshop,
 
 
 # --- damage ------------------------------------------------------------------------------------------------------
-
-
-def untied_t5():
-    """As T5 v1.1 and Flan are: an output layer of its own, and the decoder's output not scaled."""
-    torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(t5_config(tie_word_embeddings=False)).eval()
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    assert not model.config.scale_decoder_outputs
-    return model
-
-
-@pytest.mark.parametrize("form", ["m.pth", "m"])
-def test_an_untied_model_comes_back_untied(tmp_path, form):
-    """Oracle: the logits before."""
-    model = untied_t5()
-    save_model(tmp_path / form, model, {})
-    again = load_model(tmp_path / form).model
-    batch = padded_batch("t5")
-    with torch.no_grad():
-        assert torch.equal(again(**batch).logits, model(**batch).logits)
 
 
 def test_activations_that_overflow_end_in_one_line_and_no_json(in_folder):

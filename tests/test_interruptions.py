@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, build_model, is_one_line, load_script, outcome, read_json
+from helpers import ROOT, build_model, load_script, outcome, read_json
 
 from common.composing.library import Library
 from common.evaluation.curves import read_stats
@@ -253,35 +253,7 @@ def test_stats_of_another_run_are_kept_and_the_last_run_is_drawn(tuned, tmp_path
     )
 
 
-@pytest.mark.parametrize("name", ["s.csv", "s-blocks.csv", "s-compositions.csv"])
-def test_a_foreign_file_in_the_stats_place_is_never_replaced(tuned, tmp_path, name):
-    path, content = tmp_path / "out" / name, "a,b\n1,2\n"
-    path.parent.mkdir()
-    path.write_text(content)
-    code, result, err = tuned("joint", "out", "--overwrite")
-    assert (code, result) == (2, None) and is_one_line(err) and f"{path}: is there, and is no stats CSV" in err
-    assert path.read_text() == content and not (tmp_path / "out" / "library").exists()
-
-
 # --- numbers that are none -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["model"])
-def test_a_loss_that_is_no_number_is_said_before_any_training(tuned, tmp_path, monkeypatch, method):
-    from common.training.learner import Learner
-    from common.training.losses import ModelObjective
-
-    original = ModelObjective.losses
-
-    def losses(self, *args):
-        for loss in original(self, *args):
-            yield loss._replace(value=loss.value * float("nan"))
-
-    monkeypatch.setattr(ModelObjective, "losses", losses)
-    monkeypatch.setattr(Learner, "step", None)  # never called
-    code, result, err = tuned(method, "out", "--quiet")
-    assert (code, result) == (2, None) and is_one_line(err) and "the validation loss was never a number" in err
-    assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob("*.pth"))
 
 
 def test_weights_that_become_nan_end_the_training_and_the_best_epoch_is_kept(tuned, tmp_path, monkeypatch):
@@ -416,13 +388,11 @@ def test_an_experiment_that_is_ended_ends_its_stage(workshop, tmp_path):
 # --- closed streams ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("closed", [">&- 2>&-"])
-def test_a_closed_stream_is_no_reason_to_fail(workshop, tmp_path, closed):
+def test_a_closed_stream_is_no_reason_to_fail(workshop, tmp_path):
     """The file that is written has what it should have, and nothing of the conversation; nor has stdout."""
     script, conf = ROOT / "config_generator.py", tmp_path / "conf.json"
     flags = ["-m", workshop / "model" / "t5", "-o", conf, "--attention", "0.5", "--linear", "0.5", "-n", "1"]
     line = shlex.join(map(str, [sys.executable, script, *flags]))
-    done = subprocess.run(["bash", "-c", f"{line} {closed}"], text=True, capture_output=True, env=ENVIRONMENT)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    assert done.stdout.count("\n") == (0 if closed.startswith(">") else 1)
+    done = subprocess.run(["bash", "-c", f"{line} >&- 2>&-"], text=True, capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(read_json(conf)["configs"]) == 1

@@ -290,39 +290,6 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(here, name, words):
 
 
 @pytest.mark.parametrize(
-    "files, flags, words",
-    [
-        (
-            {"train.en": "a\nb\n", "train.fr": "a\n"},
-            {"data": "."},
-            "train.fr: has 1 lines where the other language has 2",
-        ),
-        ({"train.en": "a\nb\n", "train.fr": "a\n\n"}, {"data": "."}, "train.fr: line 2: is empty"),
-        ({"train.en": "a\n"}, {"data": "."}, "train.fr: no such file"),
-        (
-            {"x.csv": "en,de\na,b\n"},
-            {"data": "x.csv"},
-            "x.csv: train: has no column 'fr', but ['en', 'de']; say which to download_model.py (--source-lang, ",
-        ),
-        (
-            {"train.csv": "en,fr\na,b\n", "train.json": "{}"},
-            {"data": "."},
-            "has several train splits, train.csv and train.json",
-        ),
-        ({}, {"test_file": "x.csv"}, "x.csv: has no train split; give download_model.py one with --train-file"),
-    ],
-    ids=str,
-)
-def test_translations_that_cannot_be_read_are_told_in_one_line(here, files, flags, words):
-    for name, content in files.items():
-        (here / name).write_text(content)
-    source = DataSource(**{"source_lang": "en", "target_lang": "fr"} | flags)
-    with pytest.raises(UserError) as error:
-        read_texts(source, "train", TRANSLATION)
-    assert words in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
     "flags, words",
     [
         ("--data corpus --source-lang en --target-lang fr", "--prefix: is 'translate English to German: ' for a t5"),

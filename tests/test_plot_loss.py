@@ -129,16 +129,6 @@ def test_loss_and_metric_over_epochs_and_seconds(tmp_path):
     assert curves[3] == [(0, 20.5), (34, 22.5), (98, 24.5), (192, 26.5)]
 
 
-def test_losses_of_variants_that_lie_far_apart_have_a_logarithmic_axis(tmp_path):
-    """The largest is 100 times the median. Variants of blocks have no seconds."""
-    path = tmp_path / "s-blocks.csv"
-    rows = [f"b,{n},{e},,{(100 if n == 0 else 1) * (2 - e)},0" for n in range(5) for e in (0, 1)]
-    path.write_text("\n".join(["block,variant,epoch,train_loss,val_loss,seconds", *rows, ""]))
-    (axis,) = draw([read_stats(path)], ["library"]).axes
-    assert (axis.get_yscale(), axis.get_ylabel()) == ("log", "error of a block's output (NMSE)")
-    assert "knows no seconds" in fails(f"plot_loss.py {path} --over seconds -o {tmp_path}/loss.png")
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -6,11 +6,8 @@ import sys
 
 import huggingface_hub
 import pytest
-from helpers import build_model, fails, read_json, run, snippets
+from helpers import fails, read_json, run, snippets
 from huggingface_hub import ModelCard, RepoUrl
-
-from common.models.publishing import license_of
-from common.models.saving import save_model
 
 
 def card_of(folder):
@@ -54,18 +51,6 @@ def test_the_snippet_runs_as_it_stands(composed, tmp_path):
     done = subprocess.run(command, cwd=folder.parent, text=True, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[" if kind == "t5" else "LABEL_")
-
-
-def test_measured_figures_and_a_license_are_said_where_they_are_known(tmp_path):
-    record = {"task": "translation", "base_model": "a/b", "license": "mit", "measured": {"val_loss": 1.5, "what": "x"}}
-    for name, content in (("known", record), ("unknown", {})):
-        save_model(tmp_path / name, build_model("t5"), content)
-    assert "\n| val loss | 1.5 |\n" in card_of(tmp_path / "known").text
-    assert license_of(tmp_path / "known") == {"license": "mit"}
-    assert "measured" not in card_of(tmp_path / "unknown").text and license_of(tmp_path / "unknown") == {}
-    for content in (b"\xff\xfe", b"---\n: : :\n---\n", b"---\nlicense: [1]\n---\n", b"no header"):
-        (tmp_path / "README.md").write_bytes(content)
-        assert license_of(tmp_path) == {}
 
 
 def test_a_folder_is_pushed_and_a_failure_is_one_line(t5, chain, here, monkeypatch):

@@ -10,7 +10,6 @@ from common.runtime.errors import UserError
 from common.runtime.records import (
     check_files,
     content_digest,
-    differences,
     digest,
     file_digest,
     is_done,
@@ -202,14 +201,6 @@ def test_a_contents_digest_tells_all_that_torch_saves_apart():
     assert len({content_digest(value) for value in values}) == len(values)
     assert content_digest({"a": one}) == content_digest({"a": torch.arange(6.0)})
     assert content_digest((1, 2)) == content_digest([1, 2])  # a file does not tell them apart either
-
-
-def test_what_differs_is_said_setting_by_setting():
-    wanted = {"epochs": 2, "lr": 0.1}
-    assert differences({"made_from": {"epochs": 1}}, wanted) == (
-        " (epochs: 1 there, 2 asked for, lr: null there, 0.1 asked for)"
-    )
-    assert differences({"made_from": wanted}, wanted) == differences({}, wanted) == differences(None, wanted) == ""
 
 
 def test_no_file_of_ours_holds_what_json_does_not_know(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import RUNTIME, build_model, distilbert_config, fails, load_script, outcome, run
+from helpers import RUNTIME, build_model, distilbert_config, fails, load_script, outcome, read_json, run
 
 from common.evaluation import answers as evaluation
 from common.evaluation import cost as report
@@ -166,10 +166,6 @@ def models(workshop, tmp_path_factory):
 
 def command(kind, model):
     return f"{EVALUATE[kind]} -m {model} --limit 8" + (" --max-new-tokens 4" if kind == "t5" else "")
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def positive_seconds(figures, of):
@@ -332,34 +328,3 @@ def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
     assert star.get_offsets().tolist() == [[16, 33]]
     assert [text.get_text() for text in disk.texts] == list("1234")
     np.testing.assert_allclose(batch.collections[0].get_offsets(), [[10, 20], [20, 30], [30, 25], [40, 33]])
-
-
-def test_a_relative_picture_has_the_reports_ratios(reports, tmp_path):
-    """By hand. The original is at 1, whatever its own report says; a report without ratios is refused."""
-    for n, path in enumerate(reports):
-        content = read_json(path)
-        for figure in content["figures"].values():
-            figure |= {"original": 1.0, "ratio": (n + 1) / 8}
-        path.write_text(json.dumps(content))
-    pareto = load_script(PARETO)
-    points = [pareto.read_point(path, relative=True) for path in reports]
-    (panel,) = pareto.draw(
-        points, list("1234"), [""] * 4, (*points[3][:2], {"bytes_on_disk": 1.0}), ["bytes_on_disk"], relative=True
-    ).axes
-    assert panel.get_xlabel() == "bytes on disk, relative to the original"
-    dots, star = panel.collections
-    assert dots.get_offsets().tolist() == [[0.125, 20], [0.25, 30], [0.375, 25], [0.5, 33]]
-    assert star.get_offsets().tolist() == [[1, 33]]
-    alone = written(
-        tmp_path / "alone.json",
-        "bleu",
-        40.0,
-        nonzero_parameters=9e6,
-        bytes_on_disk=36e6,
-        multiply_adds=8e7,
-        seconds_per_batch=0.1,
-        seconds_per_generated_token=0.01,
-    )
-    relative = f"--relative --against multiply_adds -o {tmp_path}/p.png"
-    assert "--original" in fails(f"{PARETO} {relative} --", *reports, alone)
-    assert run(f"{PARETO} {relative} --original {alone} --", *reports)["points"] == 4

@@ -205,8 +205,6 @@ def with_config(config):
     [
         ("0.3", "must be a number such as 0.3, not '0.3'"),
         (True, "must be a number"),
-        (None, "must be a number"),
-        ([0.3], "must be a number"),
         (1.01, "outside [0, 1]"),
         (-0.1, "outside [0, 1]"),
         (10**400, "outside [0, 1]"),
@@ -238,8 +236,6 @@ def test_a_bad_rate_is_named_with_file_configuration_and_module(tmp_path, rate, 
         (with_config({}) | {"modules": {"a": {"kind": "linear", "weights": 9}}}, "'block' is missing"),
         (with_config({}) | {"version": 2}, "format version 2 where 1 belongs; make it again with config_generator.py"),
         (with_config({}) | {"model": {"name": "x"}}, "'model': 'type' is missing"),
-        ([], "holds a list of 0 where an object belongs"),
-        ("{", "malformed JSON"),
     ],
 )
 def test_a_malformed_conf_json_is_refused_by_name(tmp_path, content, words):

@@ -404,6 +404,11 @@ def test_a_learner_that_stops_is_handed_over_at_once_and_the_others_go_on(tmp_pa
     assert learners["short"].steps == 2 and learners["long"].steps == 3 and rows[-1].epoch == 3
 
 
+def test_losses_that_never_were_numbers_are_reported(tmp_path):
+    with pytest.raises(UserError, match="the validation loss was never a number"):
+        scripted_fit(tmp_path, {"x": [math.nan] * 4}, recipe())
+
+
 @pytest.mark.parametrize(
     "before, after, taken", [(2.0, 1.0, 7.0), (1.0, 2.0, 0.0), (math.nan, 1.0, 7.0), (math.nan, math.nan, 7.0)]
 )
