@@ -20,30 +20,12 @@ UNFIT = "does not fit the model; its 'modules' were changed: make conf.json agai
 
 
 def check_model(made_for, loaded, path):
-    """Make sure that configurations or a scheme were made for this model.
-
-    Args:
-        made_for: the {name, type, fingerprint} in the file.
-    Raises:
-        UserError: they are another model's.
-    """
+    """Raise a UserError if configurations or a scheme, made for the model {name, type, fingerprint}, are another's."""
     if made_for["fingerprint"] != loaded.identity["fingerprint"]:
         raise UserError(
             f"{path}: was made for another model ({made_for['name']}, {made_for['type']}) than "
             f"{loaded.path}; make it again for this one, or give the model it was made for"
         )
-
-
-def check_modules(configurations, model, path):
-    """Make sure that the modules that a `conf.json` lists are the model's, all that is said of them.
-
-    Raises:
-        UserError: naming the first that is not.
-    """
-    modules = prunable_modules(model, neurons=True)
-    for name, module in configurations.modules.items():
-        if modules.get(name) != module:
-            raise UserError(f"{path}: 'modules': {name}: {UNFIT}")
 
 
 def check_counts(scheme: Scheme, blocks: dict[str, Block], path):
@@ -67,11 +49,7 @@ def check_counts(scheme: Scheme, blocks: dict[str, Block], path):
 
 
 def warn_of_missing(library: Library, loaded, path: str | Path, talk) -> None:
-    """Say so if a library lacks variants of the model's configurations at `path`, which may be newer than it is.
-
-    Raises:
-        UserError: the file is there, and malformed.
-    """
+    """Say so if a library lacks variants of the model's configurations at `path`, which may be newer than it is."""
     if not Path(path).is_file():
         return
     configurations = read_configurations(path)
@@ -93,11 +71,7 @@ class Choice:
     rates: dict[str, float]  # the mean rate that was asked for, by kind of module
 
     def keys(self) -> dict[str, str]:
-        """What each variant and the shared parameters were made from, as digests by block: part of a model's key.
-
-        Raises:
-            UserError: the library lacks one of the variants.
-        """
+        """What each variant and the shared parameters were made from, as digests by block: part of a model's key."""
         keys = {block: self.library.entry(Pair(block, variant))["key"] for block, variant in self.variants.items()}
         shared = self.library.shared_key()
         return keys | ({SHARED: shared} if shared else {})
@@ -112,8 +86,6 @@ class Choice:
 def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:
     """What some configurations of a `conf.json` put into a model, one `Choice` for each of their numbers.
 
-    Args:
-        loaded: the original, a `models.LoadedModel`.
     Raises:
         UserError: no such configuration, or it is not this model's, or the library lacks a variant of it.
     """
@@ -121,7 +93,10 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
     scheme = make_scheme(configurations)
     chosen = [nth_configuration(scheme.configs, nth, configurations_path) for nth in numbers]
     check_model(configurations.model, loaded, configurations_path)
-    check_modules(configurations, loaded.model, configurations_path)
+    modules = prunable_modules(loaded.model, neurons=True)
+    for name, module in configurations.modules.items():
+        if modules.get(name) != module:
+            raise UserError(f"{configurations_path}: 'modules': {name}: {UNFIT}")
     library = Library.open(library_path, loaded.identity["fingerprint"])
     choices = []
     for nth, config in zip(numbers, chosen):
@@ -132,9 +107,7 @@ def choose(loaded, library_path: str | Path, configurations_path: str | Path, nu
 
 
 def compose(model, choice: Choice) -> dict:
-    """Replace blocks of `model`, in place, by the variants of a choice; other blocks stay the original's.
-
-    The shared parameters become the library's, if it has one.
+    """Replace blocks of `model`, in place, by the variants of a choice, and shared parameters by the library's.
 
     Returns:
         {parameter name: bool mask} of the composed model, for `masks.HeldMasks`.
@@ -152,11 +125,8 @@ def compose(model, choice: Choice) -> dict:
 
 @torch.no_grad()
 def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, list[int]]]:
-    """What masks remove from a model's blocks: {kind of block: {"heads", "neurons", "weights": [removed, all]}}.
-
-    Args:
-        masks: as `compose` gives them, of the model before it is made compact.
-    """
+    """What masks of `compose` remove from a model, not yet compact: {kind of block: {"heads", "neurons", "weights":
+    [removed, all]}}."""
     removed = {}
     for block in find_blocks(model).values():
         names = {linear: f"{block.root}.{linear}.weight" for linear in block.linears}
@@ -182,9 +152,7 @@ def composed_record(
 ):
     """The record of a model that was composed out of `loaded`, the original: see `records.make_record`.
 
-    Args:
-        source: where the data are; None if that is not known.
-        removed: see `removed_parts`.
+    `source`: where the data are, or None; `removed`: see `removed_parts`.
     """
     return make_record(
         script,

@@ -42,18 +42,11 @@ class Configurations:
         return {"version": FORMAT_VERSION, "model": self.model, "modules": self.modules, "configs": self.configs}
 
     def digest(self) -> str:
-        """Of the content, whatever the layout."""
         return digest(self.to_json())
 
 
 def uniform_configurations(model, modules, rates):
-    """The i-th configuration: every module at the i-th rate of its kind.
-
-    Args:
-        rates: one {kind of module: rate} a configuration.
-    Raises:
-        UserError: a rate is not usable for a module.
-    """
+    """One configuration for each of some {kind of module: rate}; a UserError if a rate is not usable for a module."""
     configs = [{name: of_kind[module["kind"]] for name, module in modules.items()} for of_kind in rates]
     for i, config in enumerate(configs):
         for name, rate in config.items():
@@ -74,12 +67,9 @@ def grid_rates(attention, linear, feed_forward=None):
 
 
 def random_configurations(model, modules, rates, count, seed):
-    """`count` configurations, all different: each block's rates are drawn, one of each kind, its Linears having one.
+    """`count` configurations, all different, the n-th the same for any count: each block's rates are drawn, one of each
+    kind, its Linears having one, from {kind of module: rates}.
 
-    The n-th is the same for any count.
-
-    Args:
-        rates: {kind of module: the rates to draw from}.
     Raises:
         UserError: a rate is not usable for a module, or there are fewer configurations than that.
     """
@@ -102,11 +92,7 @@ def random_configurations(model, modules, rates, count, seed):
 
 
 def read_configurations(path) -> Configurations:
-    """Read and check a `conf.json`.
-
-    Raises:
-        UserError: naming the file, the configuration, the module and the remedy.
-    """
+    """Read and check a `conf.json`; a UserError names the file, the configuration, the module and the remedy."""
     value = read_json(path, CONFIGURATIONS_BY)
     if "blocks" in value:
         raise UserError(
@@ -130,11 +116,7 @@ def read_configurations(path) -> Configurations:
 
 
 def nth_configuration(configs: list[dict], nth: int, path) -> dict:
-    """The n-th of the configurations that are read from `path`, or of what is made of them.
-
-    Raises:
-        UserError: there is no n-th configuration.
-    """
+    """The n-th of the configurations that are read from `path`, or of what is made of them; a UserError if none is."""
     if not 0 <= nth < len(configs):
         raise UserError(f"{path}: has no configuration {nth}; its {len(configs)} are numbered 0 to {len(configs) - 1}")
     return configs[nth]

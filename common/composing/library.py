@@ -4,9 +4,8 @@ A module file is a numpy structured array of shape () whose fields are the block
 (float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`. A library whose variants
 were tuned together has one more, of the shared parameters, those outside of blocks.
 
-The record is written after every finished file, so an interrupted run loses nothing that it had finished. What was
-tuned together is written together: the record follows once all files are there. Several processes may write to one
-library: whoever does locks the folder, and adds to the record as it is then.
+The record is written after every finished file, or after all of those that were tuned together. Several processes may
+write to one library: whoever does locks the folder, and adds to the record as it is then.
 """
 
 from pathlib import Path
@@ -62,10 +61,8 @@ class Library:
 
     @classmethod
     def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
-        """Open the library that an earlier stage made.
+        """Open the library that an earlier stage made; `stage`: if only one will do.
 
-        Args:
-            stage: PRUNED, FINE_TUNED or TOGETHER, if only one of them will do.
         Raises:
             UserError: there is none, or it was made for another model, or it is of another stage.
         """
@@ -84,11 +81,8 @@ class Library:
 
     @classmethod
     def open_or_create(cls, folder: str | Path, script: str, model: dict, stage: str) -> "Library":
-        """Open a library to write to, or start one.
+        """Open a library of the `model` {name, type, fingerprint} to write to, or start one.
 
-        Args:
-            model: {name, type, fingerprint} of the original model.
-            stage: PRUNED, FINE_TUNED or TOGETHER.
         Raises:
             UserError: the folder cannot be written, or holds something else.
         """
@@ -117,12 +111,10 @@ class Library:
         return cls.open(folder, model["fingerprint"], stage)
 
     def _lock(self):
-        """Keep other processes from writing, for as long as the context lasts."""
         return filelock.FileLock(self.folder / LOCK_NAME)
 
     def _add(self, entries, **others):
-        """Add entries of variants, and other parts, to the record, to which another process may have added meanwhile;
-        to be called under the lock."""
+        """Add entries of variants, and other parts, to the record as it is now; to be called under the lock."""
         record = _read_library_record(self.folder)
         self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
@@ -135,11 +127,7 @@ class Library:
         return [Pair(entry["block"], entry["variant"]) for entry in self.record["variants"].values()]
 
     def entry(self, pair: Pair) -> dict:
-        """The record of a variant.
-
-        Raises:
-            UserError: the library has no such variant.
-        """
+        """The record of a variant; a UserError if there is none."""
         if pair not in self:
             raise UserError(
                 f"{self.folder}: has no variant {pair.variant} of {pair.block}; run prune.py (and "
@@ -178,12 +166,10 @@ class Library:
         """Write one variant's module file, then its entry in the record.
 
         Args:
-            name: of the variant.
-            variant: its tensors and masks.
             made_from: everything that determined the tensors, see `records.make_record`.
             measured: further JSON values for the record.
         Raises:
-            UserError: the block is larger than a numpy dtype can be.
+            UserError: see `npy.check_finite` and `npy.pack`.
         """
         with self._lock():
             entry = self._write_variant(name, variant, made_from, measured)
@@ -197,10 +183,8 @@ class Library:
         shared: dict[str, torch.Tensor],
         shared_made_from: dict,
     ) -> None:
-        """Write variants that belong together, and the shared parameters with them; the record last, once.
+        """Write variants that belong together, and the shared parameters {parameter: tensor}, if any, with them.
 
-        Args:
-            shared: {parameter: tensor}; empty to leave what the library has, if anything.
         Raises:
             UserError: another process wrote shared parameters since this library was opened; or see `write`.
         """
@@ -249,11 +233,7 @@ class Library:
         return self.record["variants"].get(str(pair), {}).get("made_from", {}).get("run")
 
     def check_shared(self, shared: dict[str, torch.Tensor]) -> None:
-        """Make sure, before any long work, that shared parameters fit into a module file.
-
-        Raises:
-            UserError: see `pack`.
-        """
+        """Make sure, before any long work, that shared parameters fit into a module file, see `npy.packed_dtype`."""
         packed_dtype(
             {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in shared.items()}, f"{SHARED}.npy"
         )
@@ -267,11 +247,7 @@ class Library:
         return self.record[SHARED]["key"] if SHARED in self.record else None
 
     def read_shared(self) -> dict[str, torch.Tensor] | None:
-        """The shared parameters that the variants were tuned with, {parameter: tensor}; None if there are none.
-
-        Raises:
-            UserError: see `read`.
-        """
+        """The shared parameters that the variants were tuned with, {parameter: tensor}; None if there are none."""
         return self._read_file(self.record[SHARED]) if SHARED in self.record else None
 
     @deferred()

@@ -10,11 +10,7 @@ LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
 
 def check_finite(where, arrays):
-    """Make sure that no field holds an infinity or NaN.
-
-    Raises:
-        UserError: naming the field.
-    """
+    """Raise a UserError that names the first field that holds an infinity or NaN."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(
@@ -28,11 +24,7 @@ def to_numpy(tensor):
 
 
 def pack(arrays, file):
-    """{field: array} as one structured array of shape (), fields aligned.
-
-    Raises:
-        UserError: too large for a numpy dtype, or a header that numpy would refuse to read.
-    """
+    """{field: array} as one structured array of shape (), fields aligned."""
     packed = np.zeros((), packed_dtype(arrays, file))
     for name, array in arrays.items():
         packed[name] = array
@@ -40,13 +32,7 @@ def pack(arrays, file):
 
 
 def packed_dtype(arrays, file):
-    """The numpy dtype of such an array.
-
-    Args:
-        arrays: {field: array}, or whatever else has a shape, a dtype of numpy's and nbytes.
-    Raises:
-        UserError: see `pack`.
-    """
+    """The numpy dtype of such an array; a UserError if it is too large, or its header longer than numpy would read."""
     if sum(array.nbytes + 64 for array in arrays.values()) > LARGEST_DTYPE:
         raise UserError(f"{file}: the block is larger than the 2 GiB that one numpy record can hold")
     dtype = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
@@ -56,11 +42,7 @@ def packed_dtype(arrays, file):
 
 
 def unpack(path):
-    """The fields of a module file as arrays of their own, {field: array}. Never unpickles.
-
-    Raises:
-        UserError: not a module file.
-    """
+    """The fields of a module file, {field: array}; a UserError if it is none. Never unpickles."""
     with as_user_error(path, "is not a readable module file"):
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
         if packed.dtype.names is None or packed.shape != () or packed.dtype.hasobject:

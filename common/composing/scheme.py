@@ -1,8 +1,6 @@
 """Schemes: the distinct variants of every block over all configurations, in `conf_prune.json`.
 
-A scheme turns rates into counts, names every distinct variant of every block by what is really removed, and says which
-variant each configuration uses where. Rates that remove the same heads and weights are therefore one variant, made
-once.
+A variant is named by what is really removed: rates that remove the same heads and weights are one, made once.
 """
 
 import os
@@ -49,7 +47,7 @@ class Pair(NamedTuple):
 
 
 def by_block(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    """The pairs of each block, {block's name: [pair]}, in the order of the pairs."""
+    """{block's name: [pair]}, in the order of the pairs."""
     pairs_of = {}
     for pair in pairs:
         pairs_of.setdefault(pair.block, []).append(pair)
@@ -131,11 +129,7 @@ def looks_like_scheme(value: object) -> bool:
 
 
 def read_scheme(path) -> Scheme:
-    """Read a `conf_prune.json`.
-
-    Raises:
-        UserError: absent, malformed, or edited by hand (its digest does not match its content).
-    """
+    """Read a `conf_prune.json`; a UserError if it is absent, malformed, or edited by hand (by its digest)."""
     value = read_json(path, SCHEME_BY)
     if "configs" in value and "modules" in value:
         raise UserError(f"{path}: is a conf.json; {SCHEME_BY} makes the scheme out of it")
@@ -153,11 +147,7 @@ def source_of(configurations: Configurations, path: str | Path, scheme_path: str
 
 
 def check_current(scheme: Scheme, path: str | Path) -> None:
-    """Make sure that the configurations that a scheme at `path` was made from, if they are there, still say the same.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Raise a UserError if the configurations that a scheme at `path` was made from are there, and differ now."""
     source = Path(path).parent / scheme.made_from["path"]
     if source.is_file() and read_configurations(source).digest() != scheme.made_from["digest"]:
         raise UserError(f"{source}: is not what {path} was made from; run {SCHEME_BY} again")

@@ -1,7 +1,6 @@
 """The criteria that choose what is removed, by name. Torch is not imported here, so that flags can list them.
 
-A new criterion is a class as `Criterion` describes it, and an entry in `CRITERIA`; flags, help, experiments and
-benchmarks read the table.
+A new criterion is a class as `Criterion` describes it, and an entry in `CRITERIA`.
 """
 
 import importlib

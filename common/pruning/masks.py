@@ -32,10 +32,8 @@ class HeldMasks:
     """Keeps the removed entries of some parameters at exactly zero while they are trained.
 
     Call `mask_gradients` after the backward pass and before clipping, and `apply` after each optimizer step. The first
-    keeps removed entries out of the gradient norm and of the optimizer's moments. With AdamW and SGD that is enough: a
-    gradient that was ±0 from the first step on leaves their moments ±0, decay multiplies a +0 by 1 - lr * decay > 0
-    or adds a ±0 to the gradient, and +0 plus or minus ±0 is +0. The second makes sure, whatever the optimizer is, for
-    about a hundredth of a step.
+    keeps removed entries out of the gradient norm and of the optimizer's moments; the second makes sure, whatever the
+    optimizer is, for about a hundredth of a step.
     """
 
     def __init__(self, parameters, masks):

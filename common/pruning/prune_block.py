@@ -14,9 +14,8 @@ def prune_block(
 ) -> tuple[Variant, dict[str, int]]:
     """Prune one block: whole heads, whole neurons, and single weights of Linears.
 
-    A removed head loses its rows (and biases) in q, k and v and its columns in the out-projection; these go on top of
-    the weights that the out-projection loses at its own rate. So it is with neurons: their rows (and biases) in the
-    inner Linears and their columns in the output Linear.
+    A removed head or neuron loses its rows (and biases) in the inner Linears and its columns in the output Linear, on
+    top of the weights that these lose at their own rates.
 
     Args:
         tensors: {"q.weight": tensor, "q.bias": …}, the block's own, by Linear name.
@@ -57,8 +56,7 @@ def prune_block(
 def count_removed(block: Block, keeps: dict[str, torch.Tensor]) -> dict:
     """What masks remove of a block, for its entry in a library's record.
 
-    A head is removed if all its rows of q are; a neuron if all its weights are, those that come in and those that go
-    out.
+    A head is removed if all its rows of q are; a neuron if all its weights are.
     """
     inner, out = block.inner, block.output
     heads = neurons = 0

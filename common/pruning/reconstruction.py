@@ -2,13 +2,10 @@
 
 - Heads and neurons go by greedy backward elimination on the Gram matrix of the output Linear's inputs: at each step
   those whose removal raises the error least after the optimal update of all weights that are left. That is the optimal
-  brain surgeon (Hassibi and Stork, 1993) by groups, as in ZipLM (arXiv 2302.04089) and SlimGPT (arXiv 2412.18110). The
-  order does not depend on how many are to go, so one order serves all rates of a block.
+  brain surgeon (Hassibi and Stork, 1993) by groups, as in ZipLM (arXiv 2302.04089) and SlimGPT (arXiv 2412.18110).
 - Single weights go by ADMM with a gradual mask (arXiv 2401.02938): the unconstrained solution is pulled, step by step,
-  towards a sparse one, whose support is chosen anew each time, of the largest entries, with more and more of them
-  removed. The output Linear's mask is chosen on the features that the inner Linears produce once they are solved.
-
-Both see the data through the sums that the closed form takes; see `closed_form.statistics`.
+  towards a sparse one, whose support is chosen anew each time, with more and more entries removed. The output Linear's
+  mask is chosen on the features that the inner Linears produce once they are solved.
 """
 
 from functools import cached_property
@@ -32,7 +29,7 @@ ITERATIONS = 20  # of ADMM; the mask has its final number of weights after three
 class Reconstruction:
     """A `criteria.Criterion`: what the block's output loses, once what is left has been solved again.
 
-    The statistics need no values. All methods raise a UserError if sums of them overflowed.
+    All methods raise a UserError if sums overflowed.
     """
 
     version = 1
@@ -60,13 +57,8 @@ class Reconstruction:
         return turns
 
     def weight_mask(self, linear: str, removed: int, features: torch.Tensor, keeps: dict) -> torch.Tensor:
-        """The gradual mask of a Linear, bool (out, in), `removed` of its weights not kept.
-
-        It is chosen among the rows or columns of the heads and neurons that stay, at the rate of the whole. How many
-        fall on the others, which go anyway, is counted as if they went at that rate too.
-
-        Args: see `criteria.Criterion.weight_mask`.
-        """
+        """The gradual mask, chosen among the rows or columns of the heads and neurons that stay, at the rate of the
+        Linear. How many fall on the others, which go anyway, is counted as if they went at that rate too."""
         is_output = linear == self.block.output
         weight = self.weights[f"{linear}.weight"]
         within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)

@@ -1,8 +1,4 @@
-"""An attention block's closed-form solution: what it needs of the data, and how it is solved.
-
-The attention that the kept heads pay stays, so the block's output is linear in the out-projection, and in the value
-projections. See `solve` for the problem and its sources.
-"""
+"""An attention block's closed-form solution. See `solve` for the problem and its sources."""
 
 import contextlib
 from typing import NamedTuple
@@ -57,8 +53,7 @@ def attention_rows(call, positions, real, directions, bases):
     """What an attention block's solution needs of the data: (tokens, heads * width + heads * directions [+ 1]).
 
     Per token: the teacher's context features; then, for every head, the mean of the value projection's inputs under
-    the head's attention, in a basis of a few directions; and a one if there are biases. Where the basis has fewer
-    directions than the model, it holds the principal ones of the first batch.
+    the head's attention, in a basis of a few directions (the principal ones of the first batch); a one for biases.
 
     Args:
         positions: those to read; `real`: which rows of (batch, positions) are no padding.
@@ -88,9 +83,6 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     q and k stay, and with them each head's attention, so the block's output is linear in either projection. A value
     projection moves within the basis: V' = V + D basisᵀ.
 
-    Args:
-        sums: `AttentionSums`.
-        teacher_weights: the teacher's tensors of the block.
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
@@ -111,10 +103,7 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     weights, mask = augmented_weight(tensors, out), augmented_mask(variant, out)
     columns = torch.cat([c, torch.arange(inner, inner + len(one), device=device)])  # of the out-projection
     plain, change = torch.cat([c, one]), None  # of the rows; no change yet
-    rounds = (
-        VALUE_ROUNDS if len(heads) else 0
-    )  # a block that is left out has no value projections; its output bias is solved
-
+    rounds = VALUE_ROUNDS if len(heads) else 0  # of a block that is left out, the output bias alone is solved
     for turn in range(rounds + 1):
         if change is None:
             feature_gram, feature_cross = gram[plain][:, plain], cross[:, plain]

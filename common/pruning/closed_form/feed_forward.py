@@ -1,8 +1,4 @@
-"""A feed-forward block's closed-form solution. See `solve` for the problem and its sources.
-
-The inner Linears are solved from the teacher's inputs, then the output Linear on the features that they really produce
-for the same inputs. Where whole neurons are all that is missing, these features are the teacher's.
-"""
+"""A feed-forward block's closed-form solution. See `solve` for the problem and its sources."""
 
 from functools import cached_property
 
@@ -29,11 +25,7 @@ class FeedForwardSums:
     """What a feed-forward block's regressions need of the data: sums over the sampled tokens."""
 
     def __init__(self, teacher: torch.nn.Module, block: Block, inputs: torch.Tensor, weights: dict[str, torch.Tensor]):
-        """
-        Args:
-            inputs: of the block, (tokens, d_model).
-            weights: the teacher's tensors of the block.
-        """
+        """`inputs`: of the block, (tokens, d_model); `weights`: the teacher's tensors of the block."""
         self.teacher, self.block, self.weights = teacher, block, weights
         rows = at_least_float32(augmented_inputs(inputs, block.has_bias))
         self.inner_gram = symmetric(add_gram(None, rows))  # H of the inner Linears
@@ -70,9 +62,8 @@ class FeedForwardSums:
 def solve_feed_forward(sums: FeedForwardSums, variant: Variant, *, ridge: float) -> dict[str, torch.Tensor]:
     """Solve the inner Linears of a variant, then its output Linear on what these then produce: all its tensors.
 
-    Where nothing but whole neurons is missing, the inner rows that are left have the teacher's weights and inputs, and
-    nothing to solve. Such variants share the features' sums, and with no other mask on it, the output Linear's rows
-    share a support: one Cholesky is the exact solution.
+    Where nothing but whole neurons is missing, the features that are left are the teacher's, and all such variants
+    share their sums.
     """
     out, solved = sums.block.output, dict(variant.tensors)
     if lost_neurons_alone(sums.block, variant.keeps):

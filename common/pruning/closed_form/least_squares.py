@@ -65,8 +65,7 @@ def at_least_rounding(ridge, dtype):
 def add_gram(lower, rows):
     """Add AᵀA of rows A (tokens, in) to the lower triangle of a matrix (in, in), in place; None stands for zeros.
 
-    Four stripes of the matrix, each up to its diagonal, take five eighths of the multiplications of the whole product.
-    What is left of the upper triangle means nothing until `symmetric` fills it.
+    Four stripes, each up to its diagonal, take five eighths of the multiplications. `symmetric` fills the rest.
     """
     width = rows.shape[1]
     if lower is None:
@@ -135,7 +134,7 @@ def _cholesky_solve(matrix, target):
 
 
 def preconditioner(matrix, mask):
-    """An approximate inverse of m·matrix·m for every row m of a mask, as a function of rows.
+    """An approximate inverse of m·matrix·m for every row m of a mask: a function of (out, in), zero where not kept.
 
     With its diagonal scaled to ones, the matrix is close to τ·(I + W Wᵀ), W spanning its principal directions. Each
     mask's part of that is inverted by Woodbury's identity, with a matrix of the size of the directions.
@@ -143,8 +142,6 @@ def preconditioner(matrix, mask):
     Args:
         matrix: (in, in), symmetric, positive semi-definite.
         mask: of 0 and 1, (out, in), in the matrix's dtype.
-    Returns:
-        a function of rows (out, in), zero where not kept, to the same.
     """
     size = len(matrix)
     count = min(PRECONDITIONER_RANK, size // 4)

@@ -7,22 +7,17 @@ With the mask fixed, the kept weights of a Linear that best reproduce the teache
 where A (tokens, in) are the Linear's inputs in the pruned block, Y (tokens, out) the teacher's outputs and W the
 pruned weights. A bias is one more column of W over a constant input.
 
-- Attention: q and k of the kept heads stay, and so does the attention they pay. The out-projection is solved over
-  their context features, which are the teacher's own, so one H serves every variant of the block, and G = W H. The
-  block's output is linear in the value projections too, so these are solved next, and the out-projection once more.
-- Feed-forward: the inner Linears are solved from the teacher's inputs (one H, again for all variants), then the
-  output Linear on the features that they really produce for the same inputs. Where whole neurons are all that is
-  missing, these features are the teacher's, and one H serves all variants here too.
+- Attention: the out-projection is solved over the kept heads' context features, which are the teacher's, so one H
+  serves every variant of the block, and G = W H; then the value projections, and the out-projection once more.
+- Feed-forward: the inner Linears are solved from the teacher's inputs, then the output Linear on the features that
+  they really produce.
 
-A regression is well determined long before every token is in it, so each block uses a random part of the calibration
-tokens: about OVERSAMPLING for each unknown of a row. An attention block sums its H as the teacher runs; a feed-forward
-block keeps its inputs of those tokens, and solves from them. Bytes held in float32, for attention with h heads of
-width w, at most, and for feed-forward with d_ff neurons:
+Each block uses a random part of the calibration tokens, about OVERSAMPLING for each unknown of a row. Bytes held in
+float32, for attention with h heads of width w, at most, and for feed-forward with d_ff neurons:
 
     4 · (h·w + VALUE_WIDTH + 1)²        and        4 · OVERSAMPLING · d_ff · d_model
 
-Blocks share a teacher pass while together they stay within STATISTICS_BYTES. While a block is solved, some three
-matrices of the size of its H come on top, and for feed-forward its inputs twice over.
+While a block is solved, some three matrices of the size of its H come on top, and for feed-forward its inputs twice.
 
 Sources: SparseGPT (arXiv 2301.00774) and optimal weight updates for pruned models by ADMM (arXiv 2401.02938) for the
 layer-wise problem; LIAR (arXiv 2407.13331) and CORP (arXiv 2602.05243) for reconstruction after removing heads and
@@ -52,15 +47,11 @@ from common.pruning.closed_form.attention import (
 from common.pruning.closed_form.feed_forward import FeedForwardSums, solve_feed_forward
 from common.pruning.closed_form.least_squares import add_gram, symmetric
 from common.runtime.devices import Runtime, in_full_precision
-from common.runtime.processes import Processes
 
 VERSION = 1  # part of the key of every output; raise it when results change
 OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
 Sums = AttentionSums | FeedForwardSums
-
-
-# --- solutions -------------------------------------------------------------------------------------------------
 
 
 @in_full_precision
@@ -72,13 +63,10 @@ def reconstruct(
     *,
     ridges: Sequence[float],
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
-    """Solve all variants, in one teacher pass unless the statistics are too large for the memory allowed.
-
-    Each process has its share of the examples, and of the blocks to solve.
+    """Solve all variants. Each process has its share of the calibration examples, and of the blocks to solve.
 
     Args:
         variants: the pruned weights and masks, on the device.
-        examples: the calibration examples.
         ridges: pulls towards the pruned weights, relative to the mean of diag H.
     Returns:
         {pair: [{"o.weight": …}, all tensors of the block, for each ridge]}.
@@ -96,25 +84,19 @@ def reconstruct(
                     solved[pair][number] |= solve_attention(sums, weights, variant, ridge=ridge)
                 else:
                     solved[pair][number] |= solve_feed_forward(sums, variant, ridge=ridge)
-    exchange(solved, pruned, runtime.processes)
+    processes = runtime.processes
+    for number, block in enumerate(pruned if processes.count > 1 else ()):
+        for tensors in (tensors for pair in pruned[block] for tensors in solved[pair]):
+            for name, tensor in tensors.items():
+                tensors[name] = tensor.clone()
+                processes.spread(tensors[name], number % processes.count)
     return solved
-
-
-def exchange(solved: dict[Pair, list[dict]], pruned: dict[Block, dict], processes: Processes) -> None:
-    """Give all processes the solutions of each, in place."""
-    for number, block in enumerate(pruned):
-        for pair in pruned[block]:
-            for tensors in solved[pair]:
-                for name, tensor in tensors.items():
-                    tensors[name] = tensor = tensor.clone() if processes.count > 1 else tensor
-                    processes.spread(tensor, number % processes.count)
 
 
 def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Examples) -> str | None:
     """What speaks against solving some blocks on so few examples; None where there are enough.
 
-    A regression should have OVERSAMPLING tokens for each unknown. A classifier moreover reads one vector of each text,
-    so that there should be as many texts as that has entries.
+    A classifier reads one vector of each text, so that there should be as many texts as that has entries.
     """
     for block in blocks:
         tokens, wanted = tokens_of(block, examples), OVERSAMPLING * Regression(teacher, block).unknowns
@@ -126,14 +108,10 @@ def too_few(teacher: torch.nn.Module, blocks: Iterable[Block], examples: Example
     return None
 
 
-# --- statistics ------------------------------------------------------------------------------------------------
-
-
 class Regression:
     """The sizes of a block's largest regression.
 
-    `directions`: in how many each of its value projections may move; 0 if these are not to be solved. `unknowns`: the
-    length of a row. `bytes`: what its statistics take.
+    `directions`: in how many each value projection may move, 0 if not at all; `unknowns`: the length of a row; `bytes`.
     """
 
     def __init__(self, teacher: torch.nn.Module, block: Block, values: bool = True):
@@ -158,11 +136,7 @@ def tokens_of(block: Block, examples: Examples) -> int:
 
 
 def sample_positions(length: int, fraction: float, seed: str) -> torch.Tensor:
-    """About `fraction` of the positions 0 … length - 1, at random, but one at least: int64 (positions,).
-
-    All sequences of a batch are read there. The choice depends on the seed alone, so that a block's solution does not
-    depend on which others are solved with it.
-    """
+    """About `fraction` of the positions 0 … length - 1, at random, but one at least: int64 (positions,)."""
     count = min(length, max(1, round(fraction * length)))
     return torch.tensor(random.Random(seed).sample(range(length), count))
 
@@ -170,14 +144,12 @@ def sample_positions(length: int, fraction: float, seed: str) -> torch.Tensor:
 def statistics(
     teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, *, values: bool = True
 ) -> Iterator[tuple[Block, Sums]]:
-    """What the solutions of some blocks need of the data, in as few teacher passes as the memory allows.
+    """Yield (block, sums): what the solutions need of the data, in as few teacher passes as the memory allows.
 
     Each process has its share of the examples, and is given the sums of all for its share of the blocks.
 
     Args:
         values: whether value projections are to be solved too.
-    Yields:
-        (block, its `AttentionSums` or `FeedForwardSums`).
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
@@ -200,11 +172,7 @@ def sums_of(teacher, block, gathered) -> Sums:
 
 
 def groups(needed: dict[Block, int]) -> list[list[Block]]:
-    """Blocks that share a teacher pass: lists, in order, each within STATISTICS_BYTES or of one block.
-
-    Args:
-        needed: {block: bytes}.
-    """
+    """Blocks that share a teacher pass, of {block: bytes}: lists, each within STATISTICS_BYTES or of one block."""
     lists, room = [], 0
     for block, size in needed.items():
         if size > room:
