@@ -22,10 +22,9 @@ def translate(
     max_new_tokens: int,
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], float]:
-    """Translate all examples by `model.generate`, batched by length; each process has its share of the batches.
+    """Translate all examples by `model.generate`; each process has its share of the batches.
 
     Args:
-        beams: 1 for greedy search.
         max_new_tokens: longest translation in tokens, the end token counted in.
     Returns:
         (translations, seconds): detokenized strings in the order of the examples, and the time generation took.
@@ -49,11 +48,7 @@ def _checked(tokens, scores):
 def class_logits(
     model, examples: Examples, runtime: Runtime, after_batch: Callable[[], None] = lambda: None
 ) -> tuple[torch.Tensor, float]:
-    """A classifier's logits, batched by length. Each process has its share of the batches.
-
-    Returns:
-        (logits, seconds): float32 (examples, classes) on the CPU, in the order of the examples, and the time it took.
-    """
+    """(A classifier's logits, float32 (examples, classes) on the CPU, in the order of the examples; seconds)."""
 
     def answer(batch):
         logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
@@ -81,11 +76,7 @@ def _answers(model, answer, examples, runtime, label, after_batch):
 
 
 def check_outputs(outputs: torch.Tensor) -> None:
-    """Make sure that what a model gives is finite: of what is not, any translation or class could be made.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise a UserError if what a model gives is not finite: any translation or class could be made of that."""
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the model's outputs are not finite: its weights are damaged, or too large for float32")
 

@@ -24,12 +24,10 @@ ROUNDS, WARM_UP = 9, 2
 def original_of(
     loaded: LoadedModel, given: str | None, device: torch.device, known: dict[Path, LoadedModel]
 ) -> LoadedModel | None:
-    """The original that a model was pruned from: the flag's, else the one its record names.
+    """The original that a model was pruned from: the flag's, else the one its record names, or None.
 
     Args:
         known: models that are loaded already, by resolved path; a new one is added.
-    Returns:
-        None if there is neither.
     Raises:
         UserError: it is not the one that the model was made from, or of another task.
     """
@@ -63,10 +61,8 @@ class Reported(NamedTuple):
 
 
 def write_reports(reported: list[Reported], runtime: Runtime) -> None:
-    """Measure models beside their originals, all of them in turn, and write a report of each.
-
-    A report's "figures" are {name: {"model", "original", "ratio"}}.
-    """
+    """Measure models beside their originals, in turn, and write reports: "figures" {name: {"model", "original",
+    "ratio"}}."""
     models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
     measured = {
@@ -105,19 +101,14 @@ def sizes(loaded):
         for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
     }  # tied ones count once
     counts = parameter_counts(loaded.model)
-    return {
-        "parameters": counts["parameters"],
-        "nonzero_parameters": counts["nonzero_parameters"],
+    return {name: counts[name] for name in ("parameters", "nonzero_parameters")} | {
         "bytes_on_disk": weights.stat().st_size,
         "bytes_in_memory": sum(storages.values()),
     }
 
 
 def stated_input(loaded: LoadedModel) -> dict[str, int]:
-    """The input that multiply-adds are counted for (one example) and seconds measured with (a batch).
-
-    It is the task's example, no longer than the model has positions for.
-    """
+    """The task's example, no longer than the model has positions for."""
     stated = loaded.task.example
     most = loaded.positions or max(stated.values())
     return {name: min(size, most) if name.endswith("tokens") else size for name, size in stated.items()}
@@ -149,11 +140,7 @@ def count_products(run):
 
 
 def ways_to_run(loaded):
-    """What is timed: {figure: (function without arguments, parts that it is divided by)}.
-
-    "seconds_per_batch", of a forward pass; of a translation model also "seconds_per_generated_token", of a greedy
-    search for one example.
-    """
+    """What is timed: {figure: (function without arguments, parts that it is divided by)}."""
     model, batch = loaded.model, example_batch(loaded, loaded.task.example["batch_size"])
     ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)}
     if "decoder_input_ids" in batch:

@@ -24,12 +24,9 @@ Losses = namedtuple("Losses", "val train variants seconds metric quantity", defa
 
 
 def read_stats(path):
-    """The `Losses` in a stats CSV, of the last run where it tells of several, and of a variant's last run.
+    """The `Losses` of the last run in a stats CSV, or of each variant's last; a UserError if it is none.
 
     Variants that have stopped early keep their last loss in the median.
-
-    Raises:
-        UserError: absent, or not such a CSV.
     """
     import pandas
 
@@ -74,13 +71,7 @@ def _losses_of_variants(table):
 
 
 def draw(curves, labels, *, over=("epochs",), title=None):
-    """The figure: validation losses as solid lines, a run's training loss as a dotted one of the same colour.
-
-    Over epochs and seconds side by side; below the losses the metrics, if there are any.
-
-    Args:
-        curves: list of `Losses`. Variants' are thin, light lines, with their median as a thick one.
-    """
+    """The figure of some `Losses`: over epochs and seconds side by side; below the losses the metrics, if any."""
     from matplotlib.figure import Figure  # not pyplot: no window is wanted, and there may be no display
 
     draws = ["loss", "metric"] if any(losses.metric is not None for losses in curves) else ["loss"]

@@ -25,11 +25,7 @@ LEAST_TICKS = 4  # of an axis of values
 
 
 def check_picture(path: str | Path) -> None:
-    """Make sure, before any long work, that a picture can be written: nothing is there, or a picture of this suite.
-
-    Raises:
-        UserError: it cannot be written, or is of no format that is known, or something else is there.
-    """
+    """Raise a UserError, before any long work, if a picture cannot be written, or something else is there."""
     suffix = _suffix(path)
     if suffix not in FORMATS:
         raise UserError(f"{path}: must end in one of {', '.join('.' + name for name in FORMATS)}")
@@ -60,12 +56,7 @@ def metric_name(name: str) -> str:
 
 
 def set_ticks(axis, *, whole: bool = False, log: bool = False) -> None:
-    """Enough ticks on a matplotlib axis (`Axes.xaxis` or `yaxis`).
-
-    Args:
-        whole: at whole numbers alone, such as epochs.
-        log: on a logarithmic axis; below a decade it has few powers of ten, or none.
-    """
+    """Enough ticks on a matplotlib axis (`Axes.xaxis` or `yaxis`); `whole`: at whole numbers alone, such as epochs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = axis.get_view_interval()
@@ -83,10 +74,7 @@ def set_ticks(axis, *, whole: bool = False, log: bool = False) -> None:
 
 
 def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, fontsize: float = 8) -> None:
-    """Write a text beside each point, where it lies in the axes and covers neither a point nor another text.
-
-    The limits of the axes must be final. Where everything is full, a text covers another.
-    """
+    """Write a text beside each point, in the axes (whose limits must be final), and where it covers least."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 

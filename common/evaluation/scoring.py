@@ -1,12 +1,11 @@
 """What a variant costs a model: the loss when that one block is replaced, in few passes over the data.
 
-All variants of a block share the computation up to it. A batch goes through the model once, and every block's output is
-kept; for each variant the model then runs again, with the blocks before it answering at once from what was kept. With V
-variants of each block, that is (1 + V / 2) / V passes a variant, about.
+A batch goes through the model once, and every block's output is kept; for each variant the model then runs again, with
+the blocks before it answering at once from what was kept. With V variants of each block, that is (1 + V / 2) / V passes
+a variant, about.
 
-An attention block is skipped by its root module, which answers with what it returned. A feed-forward block may share
-its root with other things, so it is skipped by its Linears: the output Linear answers with what it returned, and the
-inner ones with a single column, which keeps what lies between them next to nothing.
+An attention block is skipped by its root module. A feed-forward block may share its root with other things, so it is
+skipped by its Linears: the inner ones answer with a single column, which keeps what lies between them next to nothing.
 """
 
 import contextlib
@@ -27,7 +26,6 @@ class Replaceable:
     """A model whose blocks can be replaced for one run, and skipped up to there."""
 
     def __init__(self, model: torch.nn.Module, blocks: dict[str, Block]):
-        """`blocks`: all of the model's."""
         self.model, self.blocks = model, blocks
         self.outputs = {}  # {block name: what its root or output Linear returned}, in the order of execution
         self.keeping = False  # whether `outputs` is being filled
@@ -114,12 +112,8 @@ def score_block(
 ) -> dict:
     """What each variant of one block does to a model that is otherwise left alone.
 
-    Each process has its share of the examples.
-
     Args:
-        model: the original, or one composed of its variants.
-        teacher: the original; may be the same.
-        blocks: all of the model's.
+        model: the original (`teacher`), or one composed of its variants.
         name: of the block; None to measure the model as it is, without variants.
         variants: {variant: {"q.weight": tensor}}, on the device.
     Returns:

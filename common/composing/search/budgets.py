@@ -53,12 +53,8 @@ def search_budgets(
 ) -> Searched:
     """The best choice for each budget, and then for the cost of each of some uniform choices, {number: choice}.
 
-    Args:
-        measure: what a budget is counted in, see `costs.count`.
-        budgets: see `limits`.
-        rounds: see `knapsack.improve`.
-    Raises:
-        UserError: a budget is infeasible.
+    `measure`: see `costs.count`; `budgets`, and the UserError of one that is infeasible: see `limits`; `rounds`: see
+    `knapsack.improve`.
     """
     runtime, talk = candidates.runtime, candidates.runtime.talk
     masks = read_masks(candidates.scheme, candidates.blocks, candidates.library)
@@ -139,11 +135,7 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
 
 def best_uniform(candidates, cost, limit, rises):
     """The configuration within a limit that has the lowest objective on the held-back examples, of up to UNIFORM that
-    the sum of `rises` says are best, and those that cost just the limit.
-
-    Returns:
-        Found, with "configuration" (the number), "loss" and "kl" there; None if none is within the limit.
-    """
+    the sum of `rises` says are best, and those that cost just the limit; None if none is within it."""
     within = {n: choice for n, choice in enumerate(candidates.configurations()) if cost.of(choice) <= limit}
     just = [n for n in within if cost.of(within[n]) == limit]
     others = sorted(within.keys() - just, key=lambda n: (candidates.predicted(within[n], rises), n))
@@ -153,11 +145,7 @@ def best_uniform(candidates, cost, limit, rises):
 
 
 def report(candidates: Candidates, searched: Searched, uniform: dict[int, dict]) -> dict:
-    """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices.
-
-    "validation" is measured on all validation examples, "held_back" on those held back, and the rest on those that the
-    scores are from.
-    """
+    """What a picture needs, as JSON values: variants with scores, errors and costs; searched and uniform choices."""
     cost, scores, found = searched
     rises = candidates.rises(scores)
 
@@ -165,22 +153,17 @@ def report(candidates: Candidates, searched: Searched, uniform: dict[int, dict])
         samples = {"held_back": HELD_BACK, "validation": VALIDATION}
         return {name: candidates.measured(choice, sample) for name, sample in samples.items()}
 
-    variants = []
-    for pair in candidates.keys:
-        name, variant = pair
-        score = scores[name][variant]
-        variants.append(
-            {
-                "block": name,
-                "variant": variant,
-                "removed": candidates.scheme.blocks[name][variant],
-                "loss": score["loss"],
-                "kl": score["kl"],
-                "nmse": candidates.library.entry(pair).get("nmse_after"),
-                "cost": cost.blocks[name][variant],
-                "fraction": cost.blocks[name][variant] / cost.blocks[name][DENSE],
-            }
-        )
+    variants = [
+        {
+            **pair._asdict(),
+            "removed": candidates.scheme.blocks[pair.block][pair.variant],
+            **{name: scores[pair.block][pair.variant][name] for name in ("loss", "kl")},
+            "nmse": candidates.library.entry(pair).get("nmse_after"),
+            "cost": cost.blocks[pair.block][pair.variant],
+            "fraction": cost.blocks[pair.block][pair.variant] / cost.blocks[pair.block][DENSE],
+        }
+        for pair in candidates.keys
+    ]
     return {
         "measure": cost.measure,
         "objective": candidates.objective,

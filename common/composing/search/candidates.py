@@ -52,14 +52,9 @@ class Candidates:
         """
         Args:
             loaded: the original.
-            configurations: those whose variants are the candidates.
-            library: holds these.
-            validation: not examples that anything was trained on.
-            number: how many of them variants and models are scored on. As many others are held back to check what
-                is found, or fewer where there are no more.
+            configurations: those whose variants are the candidates; the library has all of these, or a UserError.
+            number: how many validation examples are scored on. As many others are held back to check what is found.
             objective: "loss" or "kl", see `score_block`.
-        Raises:
-            UserError: the library lacks one of them.
         """
         self.loaded, self.library, self.objective, self.runtime = loaded, library, objective, runtime
         self.examples, others = validation.sample_and_rest(number)
@@ -93,8 +88,7 @@ class Candidates:
         return {parameter: tensor.to(self.runtime.device) for parameter, tensor in tensors.items()}
 
     def model_of(self, choice):
-        """The model of a choice, the same object each time; or the original itself if that is what it comes to, which
-        saves the teacher's passes."""
+        """The model of a choice, the same object each time; or the original itself, which saves passes."""
         if choice == self.dense_choice and not self.has_shared:
             return self.loaded.model
         for name, variant in choice.items():
@@ -104,8 +98,7 @@ class Candidates:
         return self.composed
 
     def measured(self, choice, sample=SCORED_ON):
-        """{"loss", "kl"} of the model of a choice, on the examples scored on, those held back (if there are none, on
-        the former), or all of the validation split."""
+        """{"loss", "kl"} of the model of a choice, on a sample of the examples."""
         known, key = self.measured_on[sample], tuple(choice[name] for name in self.blocks)
         if key not in known:
             started = self.runtime.now()
@@ -133,11 +126,7 @@ class Candidates:
         return self.measured(self.dense_choice)
 
     def scores(self) -> dict[str, dict[str, dict]]:
-        """What each variant alone does to the model: {block: {variant: {"loss", "kl"}}}.
-
-        What a library's record knows already, of the same variant and examples, is taken from there; what is found
-        out is written there, block by block.
-        """
+        """What each variant alone does to the model: {block: {variant: {"loss", "kl"}}}. The library keeps it."""
         self.base()
         started, scores = self.runtime.now(), {}
         for name, variants in self.scheme.blocks.items():
@@ -169,13 +158,8 @@ class Candidates:
         return self.base()[self.objective] + sum(rises[name][variant] for name, variant in choice.items())
 
     def conditional(self, choice, variants):
-        """The objective of the composed model with one block replaced, on some of the examples.
-
-        Args:
-            variants: those that are worth it, {block: [variant]}.
-        Returns:
-            {block: {variant: number}}, of these and of the choice's own.
-        """
+        """The objective of the composed model with one block replaced, on a part of the examples: {block: {variant:
+        number}}, of `variants` {block: [variant]} and of the choice's."""
         examples, objectives = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
         for name in self.blocks:
             others = [variant for variant in variants[name] if variant != choice[name]]

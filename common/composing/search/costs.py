@@ -77,11 +77,7 @@ def _dense(model, block):
 
 
 def working_parts(block, masks):
-    """The numbers of the heads or neurons that a variant has in a compact model, (kept,).
-
-    A head is gone if all its rows of the value projection are, or its columns of the out-projection; a neuron, if its
-    row in an inner Linear is, or its column in the output Linear.
-    """
+    """The numbers of the heads or neurons that a variant has in a compact model, (kept,)."""
     inner, out = block.inner, block.output
     read = masks[out].any(dim=0)
     if block.kind == "attention":
@@ -138,12 +134,9 @@ def _products(block, masks, queries, keys):
 
 
 def _seconds(loaded, blocks, keeps, device):
-    """Each variant's seconds, measured in its place: with the block's real inputs in a pass over the stated batch.
+    """({block: {variant: seconds}}, seconds outside of the blocks, at least 0), with real inputs of the stated batch.
 
     Variants with as many heads or neurons left take the same time, and are measured once.
-
-    Returns:
-        ({block: {variant: seconds}}, seconds outside of the blocks; 0 where timings of a busy machine give less).
     """
     batch = example_batch(loaded, loaded.task.example["batch_size"])
     parts = {
@@ -179,11 +172,9 @@ def _smaller(model, block, indices):
         module = model.get_submodule(block.root)
         module = modeling_compact.smaller(module, indices.tolist(), layouts_of(model.config)).eval()
         return lambda call: module(*call.args, **call.kwargs)
-    inner, out = block.inner, block.output
-    tensors = dict(block_tensors(model, block))
-    for linear in inner:
-        for name in (f"{linear}.weight", f"{linear}.bias"):
-            if name in tensors:
-                tensors[name] = tensors[name][indices].contiguous()
-    tensors[f"{out}.weight"] = tensors[f"{out}.weight"][:, indices].contiguous()
+    tensors, out = dict(block_tensors(model, block)), f"{block.output}.weight"
+    for name in tensors:
+        if name.rpartition(".")[0] in block.inner:
+            tensors[name] = tensors[name][indices].contiguous()
+    tensors[out] = tensors[out][:, indices].contiguous()
     return lambda call: call.replay(tensors)

@@ -16,16 +16,12 @@ SCALE = 1e4  # of the largest coefficient: the solver's tolerances are absolute,
 
 
 def choose(scores, costs, budget, *, current=None, changes=None):
-    """One variant for every block, so that the scores' sum is smallest and the costs' sum is within the budget.
-
-    The costs are added up in the blocks' order, and their sum is within the budget to the last bit.
+    """The {block: variant} whose scores' sum is smallest, the costs' sum being within the budget to the last bit.
 
     Args:
         scores, costs: {block: {variant: number}}; lower is better.
         budget: in the costs' unit.
         current, changes: change at most `changes` blocks of the {block: variant} `current`.
-    Returns:
-        {block: variant}.
     Raises:
         UserError: no combination is within the budget.
     """
