@@ -80,7 +80,7 @@ def run(args):
     from common.composing.compose import check_model
     from common.composing.library import Library
     from common.composing.search import Candidates, sizes
-    from common.evaluation.answers import quality
+    from common.evaluation.answers import Quality
     from experiments.smallest import Compositions
 
     opened = open_study(args)
@@ -95,7 +95,7 @@ def run(args):
     quiet = dataclasses.replace(opened.runtime, talk=Talk(quiet=True))  # there is a line for each model instead
 
     def score(model):
-        return quality(model, opened.tokenizer, validation, quiet, max_new_tokens=most)
+        return Quality(metric, validation, opened.tokenizer, quiet, most).of(model)
 
     kept = sizes(loaded, configurations, library, args.measure, quiet.device)
     scored_on = [validation.fingerprint(), most, metrics.VERSION]

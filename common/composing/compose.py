@@ -29,11 +29,7 @@ def check_model(made_for, loaded, path):
 
 
 def check_counts(scheme: Scheme, blocks: dict[str, Block], path):
-    """Make sure that what a scheme removes is in the model.
-
-    Raises:
-        UserError: it is not; someone changed the "modules" of the conf.json that the scheme was made from.
-    """
+    """Raise a UserError if what a scheme removes is not in the model: someone changed its conf.json."""
     for config in scheme.configs:
         for name, variant in config.items():
             removed = {"heads": 0, "weights": {}} if variant == DENSE else scheme.blocks[name][variant]
@@ -77,7 +73,7 @@ class Choice:
         return keys | ({SHARED: shared} if shared else {})
 
     def made_with(self) -> dict[str, object]:
-        """How the variants were made: of the settings in their entries those that all of them share."""
+        """Of the settings that the variants were made with those that all of them share."""
         entries = [self.library.entry(Pair(*item))["made_from"] for item in self.variants.items()]
         first = entries[0] if entries else {}
         return {name: value for name, value in first.items() if all(entry.get(name) == value for entry in entries)}

@@ -81,29 +81,9 @@ def check_outputs(outputs: torch.Tensor) -> None:
         raise UserError("the model's outputs are not finite: its weights are damaged, or too large for float32")
 
 
-def quality(
-    model,
-    tokenizer,
-    examples: Examples,
-    runtime: Runtime,
-    *,
-    max_new_tokens: int,
-    metric: str | None = None,
-    after_batch: Callable[[], None] = lambda: None,
-) -> float:
-    """A metric of the task, the main one without `metric`; of greedy answers, no longer than `max_new_tokens`."""
-    task = examples.task
-    if task.has_labels:
-        answers = class_logits(model, examples, runtime, after_batch)[0].argmax(-1).tolist()
-    else:
-        search = {"beams": 1, "max_new_tokens": max_new_tokens, "after_batch": after_batch}
-        answers, _ = translate(model, tokenizer, examples, runtime, **search)
-    return task.scored(answers, examples.texts, examples.targets).scores()[metric or task.metric]
-
-
 @dataclass(frozen=True)
 class Quality:
-    """A metric on fixed examples, by which training chooses its best epoch."""
+    """A metric on fixed examples, of greedy answers no longer than `max_new_tokens`."""
 
     metric: str
     examples: Examples
@@ -113,8 +93,13 @@ class Quality:
 
     def of(self, model: torch.nn.Module, after_batch: Callable[[], None] = lambda: None) -> float:
         """That of a model; higher is better."""
-        settings = {"max_new_tokens": self.max_new_tokens, "metric": self.metric, "after_batch": after_batch}
-        return quality(model, self.tokenizer, self.examples, self.runtime, **settings)
+        task, examples = self.examples.task, self.examples
+        if task.has_labels:
+            answers = class_logits(model, examples, self.runtime, after_batch)[0].argmax(-1).tolist()
+        else:
+            search = {"beams": 1, "max_new_tokens": self.max_new_tokens, "after_batch": after_batch}
+            answers, _ = translate(model, self.tokenizer, examples, self.runtime, **search)
+        return task.scored(answers, examples.texts, examples.targets).scores()[self.metric]
 
     def to_json(self) -> dict:
         """What determines it."""

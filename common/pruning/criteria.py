@@ -24,10 +24,10 @@ class Criterion(Protocol):
     def __init__(self, block: "Block", tensors: "dict[str, torch.Tensor]", sums: "Sums | None" = None):
         """
         Args:
-            tensors: the block's own, {"q.weight": tensor}.
+            tensors: the block's, {"q.weight": tensor}.
             sums: over calibration data, for a criterion that needs them: `sums.gram(linear)` is H = AᵀA, (in, in), of
-                a Linear's inputs A in the original, whose diagonal has each input's squared norm. Where the Linear
-                has a bias, its constant input comes last. Of an attention block the output Linear's alone is known.
+                a Linear's inputs A in the original, a bias's constant input last. Of an attention block the output
+                Linear's alone is known.
         """
 
     def head_scores(self) -> "torch.Tensor":
@@ -39,12 +39,9 @@ class Criterion(Protocol):
     def weight_mask(
         self, linear: str, removed: int, features: "torch.Tensor", keeps: "dict[str, torch.Tensor]"
     ) -> "torch.Tensor":
-        """Which weights of a Linear stay, bool (out, in).
+        """Which weights of a Linear stay, bool (out, in), all but `removed`.
 
-        Args:
-            removed: how many do not.
-            features: bool, the output Linear's inputs that stay.
-            keeps: {Linear: bool (out, in)}, the masks of the block's Linears before this one.
+        `features`: bool, the output Linear's inputs that stay; `keeps`: the masks of the Linears before this one.
         """
 
 

@@ -8,17 +8,9 @@ import torch
 
 
 def keep_largest(scores: torch.Tensor, removed: int) -> torch.Tensor:
-    """Keep all but the `removed` smallest scores.
+    """Keep all but the `removed` smallest scores: bool, of the scores' shape; a ValueError if there are fewer.
 
     Where no scores tie, this is the mask of `torch.nn.utils.prune.l1_unstructured` for scores |W|.
-
-    Args:
-        scores: tensor of any shape.
-        removed: how many to remove, 0 <= removed <= scores.numel().
-    Returns:
-        bool tensor of the same shape, True = kept.
-    Raises:
-        ValueError: removed is out of range.
     """
     if not 0 <= removed <= scores.numel():
         raise ValueError(f"cannot remove {removed} of {scores.numel()}")

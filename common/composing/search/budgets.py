@@ -34,9 +34,7 @@ def limits(cost: Costs, budgets: Sequence[float]) -> list[float]:
 
 
 class Found(NamedTuple):
-    """A choice, {block: variant}, and what is known of it."""
-
-    choice: dict[str, str]
+    choice: dict[str, str]  # {block: variant}
     figures: dict
 
 
@@ -79,13 +77,9 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
     It is the one that the search finds, unless a uniform choice (a configuration within the limit) has a lower
     objective on the held-back examples.
 
-    The figures are:
-        of the best choice: "returned", which is "searched" or "uniform N", N being the configuration's number; "cost",
-        of the whole model; "fraction", of the original's blocks; "loss" and "kl".
-        of the search: "predicted", the objective of the choice that is best by the sum of `rises`, and "additive", its
-        measured one; "history", the measured objective before the first and after each round of exchanges.
-        "held_back": the "history" on the held-back examples, and {"loss", "kl"} there of what was "searched" and of the
-        best "uniform" choice, with its number as "configuration"; None where no configuration is within the limit.
+    The figures are, of the best choice: "cost", of the whole model; "fraction", of the original's blocks; "loss"; "kl".
+    Of the search: "predicted", the objective of the choice that is best by the sum of `rises`, and "additive", its
+    measured one; "history", the measured objective before the first and after each round of exchanges.
     """
     started, objective = candidates.runtime.now(), candidates.objective
     efficient, found, within = knapsack.efficient(rises, cost.blocks), {}, None

@@ -100,14 +100,12 @@ def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, ro
     """Improve a choice where the blocks' scores don't add up.
 
     In each round variants are scored again, within the model of the choice so far. By these scores the best exchange
-    of any number of blocks is tried out, of half of them at most, of a quarter, and so on down to one. The one that
-    lowers the real loss most is taken, if it lowers the loss on held-back examples too. The rounds end where none is.
+    of any number of blocks is tried out, of half of them at most, and so on down to one. The one that lowers the real
+    loss most is taken, if it lowers the loss on held-back examples too. The rounds end where none is.
 
     Args:
-        chosen: {block: variant}.
         real_loss, held_back_loss: functions of a choice, the model's loss on the examples that decide and on others.
-        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}, for the
-            variants worth trying and the choice's own.
+        conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}.
     Returns:
         [the first choice, and the choice after each round that improved it].
     """
