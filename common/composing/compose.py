@@ -74,9 +74,8 @@ class Choice:
 
     def made_with(self) -> dict[str, object]:
         """Of the settings that the variants were made with those that all of them share."""
-        entries = [self.library.entry(Pair(*item))["made_from"] for item in self.variants.items()]
-        first = entries[0] if entries else {}
-        return {name: value for name, value in first.items() if all(entry.get(name) == value for entry in entries)}
+        first, *others = [self.library.entry(Pair(*item))["made_from"] for item in self.variants.items()] or [{}]
+        return {name: value for name, value in first.items() if all(entry.get(name) == value for entry in others)}
 
 
 def choose(loaded, library_path: str | Path, configurations_path: str | Path, numbers: list[int]) -> list[Choice]:

@@ -1,7 +1,6 @@
 """Configurations: what the user wants, a pruning rate for every module of a model, in `conf.json`.
 
-`conf.json` says of each Linear which block it lies in, and under which name there; an attention or feed-forward module
-has its block's name. A block is one attention or feed-forward sublayer.
+A block is one attention or feed-forward sublayer; a module of these kinds has its block's name.
 """
 
 import math

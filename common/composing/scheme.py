@@ -58,8 +58,7 @@ def by_block(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 class Scheme:
     """`conf_prune.json`.
 
-    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}}}};
-    where neurons are removed, their number is there as "neurons".
+    `blocks`: {block: {variant: {"heads": heads removed, "weights": {Linear: weights removed}, perhaps "neurons"}}}.
     `configs`: one {block: variant or "dense"} a configuration, over all blocks.
     `requested`: one {kind: mean rate} a configuration, as asked for, each module weighted by its size.
     `made_from`: {"path", "digest"} of the configurations' file, see `source_of`; empty where there is none.

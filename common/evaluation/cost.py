@@ -94,8 +94,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
 
 def sizes(loaded):
     """Counts of a model's parameters; its bytes, of the weights on disk, of parameters and buffers in memory."""
-    path = loaded.path
-    weights = path if path.is_file() else path / WEIGHTS_NAME
+    weights = loaded.path if loaded.path.is_file() else loaded.path / WEIGHTS_NAME
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*loaded.model.parameters(), *loaded.model.buffers())

@@ -26,7 +26,7 @@ LEAST_TICKS = 4  # of an axis of values
 
 def check_picture(path: str | Path) -> None:
     """Raise a UserError, before any long work, if a picture cannot be written, or something else is there."""
-    suffix = _suffix(path)
+    suffix = Path(path).suffix[1:].lower()
     if suffix not in FORMATS:
         raise UserError(f"{path}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(path, is_file=True)
@@ -38,7 +38,7 @@ def save_picture(path: str | Path, figure) -> None:
     """Write a matplotlib figure, atomically, in the format that the path ends in; an equal picture is kept."""
     import matplotlib
 
-    suffix, content = _suffix(path), io.BytesIO()
+    suffix, content = Path(path).suffix[1:].lower(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": MARK}):  # else names within an SVG are random
         figure.savefig(content, format=suffix, dpi=150, bbox_inches="tight", metadata=FORMATS[suffix])
     if not (Path(path).exists() and Path(path).read_bytes() == content.getvalue()):
@@ -95,7 +95,3 @@ def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, f
             if is_inside and not box.count_overlaps(taken):
                 break
         taken.append(box)
-
-
-def _suffix(path):
-    return Path(path).suffix[1:].lower()

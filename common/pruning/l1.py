@@ -7,8 +7,7 @@ from common.pruning.masks import keep_largest
 
 
 class L1:
-    """A `criteria.Criterion` that needs no data. Scores are sums in double precision, so that the ranking does not
-    depend on their order."""
+    """A `criteria.Criterion` that needs no data. Scores are sums in double precision."""
 
     version = 1
 

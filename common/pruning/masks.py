@@ -31,8 +31,7 @@ class HeldMasks:
     def __init__(self, parameters, masks):
         """`parameters` and `masks` are {name: tensor} of equal shapes; a parameter without a mask is left free."""
         self.parameters = {n: p for n, p in parameters.items() if n in masks and not bool(masks[n].all())}
-        # The bool masks' own memory, read as ones and zeros. A product with them takes a quarter longer than one with
-        # floats, of which joint fine-tuning would have to hold four bytes a weight; with bools twice as long.
+        # The bool masks' memory, read as ones and zeros: a quarter of what floats would take.
         self.masks = {n: masks[n].to(p.device).view(torch.uint8) for n, p in self.parameters.items()}
 
     @torch.no_grad()

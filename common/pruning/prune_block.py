@@ -54,10 +54,7 @@ def prune_block(
 
 
 def count_removed(block: Block, keeps: dict[str, torch.Tensor]) -> dict:
-    """What masks remove of a block, for its entry in a library's record.
-
-    A head is removed if all its rows of q are; a neuron if all its weights are.
-    """
+    """What masks remove of a block: a head if they do all its rows of q, a neuron if they do all its weights."""
     inner, out = block.inner, block.output
     heads = neurons = 0
     if block.heads:

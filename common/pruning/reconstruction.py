@@ -103,7 +103,7 @@ class Reconstruction:
 
 @in_full_precision
 def elimination_order(gram: torch.Tensor, weight: torch.Tensor, count: int, size: int, step: int) -> torch.Tensor:
-    """The order in which groups of inputs go, those first whose removal raises the reconstruction error least.
+    """The order (count,) in which groups of inputs go, those first whose removal raises the reconstruction error least.
 
     Args:
         gram: H, (in, in).
@@ -111,8 +111,6 @@ def elimination_order(gram: torch.Tensor, weight: torch.Tensor, count: int, size
         count: of groups, one after the other; a bias's input may follow, which stays.
         size: of each, in inputs.
         step: how many groups go at once.
-    Returns:
-        the groups' numbers, (count,).
     """
     gram, weight = gram.double(), weight.double()
     damping = RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
@@ -138,22 +136,14 @@ def elimination_order(gram: torch.Tensor, weight: torch.Tensor, count: int, size
 
 @in_full_precision
 def gradual_mask(
-    gram: torch.Tensor,
-    cross: torch.Tensor,
-    start: torch.Tensor,
-    prunable: int,
-    removed: int,
-    *,
-    iterations: int = ITERATIONS,
+    gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, prunable: int, removed: int
 ) -> torch.Tensor:
-    """Which weights stay, so that those reconstruct best, by ADMM.
+    """Which weights stay, bool (out, prunable), so that those reconstruct best, by ADMM.
 
     Args:
         gram: H, (in, in); cross: G, (out, in); start: W, (out, in).
         prunable: how many of the inputs have weights that may go; the bias's input, which follows, stays.
         removed: how many of them go.
-    Returns:
-        bool (out, prunable).
     """
     # With each input scaled to the same power, a weight's size is what it adds to the output, and one ρ suits all.
     scale = gram.diagonal().sqrt()
@@ -163,11 +153,11 @@ def gradual_mask(
     target = cross / scale + RIDGE * start
     inverse = torch.linalg.inv(gram / scale / scale[:, None] + (RIDGE + 1) * eye)  # of the damped matrix + ρ, ρ = 1
     solved, dual = start, torch.zeros_like(start)
-    for turn in range(1, iterations + 1):
-        progress = min(1.0, turn / (0.75 * iterations))
+    for turn in range(1, ITERATIONS + 1):
+        progress = min(1.0, turn / (0.75 * ITERATIONS))
         sparse = solved + dual
         sizes, gone = sparse[:, :prunable].abs(), round(removed * (1 - (1 - progress) ** 3))
-        if turn == iterations:
+        if turn == ITERATIONS:
             keep = keep_largest(sizes, gone)
         else:  # ties may go together here, and a threshold takes a tenth of the time of a full order
             keep = sizes > (sizes.flatten().kthvalue(gone).values if gone else -1)

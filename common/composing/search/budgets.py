@@ -15,11 +15,7 @@ UNIFORM = 3  # so many configurations are measured beside the choice that a sear
 
 def limits(cost: Costs, budgets: Sequence[float]) -> list[float]:
     """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
-    parameters, multiply-adds, bytes or milliseconds of the whole model.
-
-    Raises:
-        UserError: no choice costs as little; the message names the range of those that there are.
-    """
+    parameters, multiply-adds, bytes or milliseconds of the whole model. A UserError if no choice costs as little."""
     unit, name = (1e-3, "milliseconds") if cost.measure == "latency" else (1, cost.measure)
     least, most = knapsack.cost_range(cost.blocks)
     allowed = [budget * cost.original if budget <= 1 else budget * unit - cost.rest for budget in budgets]
@@ -82,7 +78,7 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
     measured one; "history", the measured objective before the first and after each round of exchanges.
     """
     started, objective = candidates.runtime.now(), candidates.objective
-    efficient, found, within = knapsack.efficient(rises, cost.blocks), {}, None
+    efficient, best, within = knapsack.efficient(rises, cost.blocks), {}, None
 
     def measured(choice):
         return candidates.measured(choice)[objective]
@@ -117,14 +113,14 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
             },
             **candidates.measured(choice),
         }
-        found[limit] = Found(choice, figures)
+        best[limit] = Found(choice, figures)
         candidates.runtime.talk.say(
             f"budget {limit / cost.original:.4f} of the blocks' {cost.measure}: {figures['fraction']:.4f} used by the "
             f"choice returned ({returned}); {objective} {figures[objective]:.4f}, on held-back examples "
             f"{held_back(choice):.4f}"
         )
     candidates.seconds["search"] += candidates.runtime.now() - started
-    return [found[limit] for limit in limits]
+    return [best[limit] for limit in limits]
 
 
 def best_uniform(candidates, cost, limit, rises):

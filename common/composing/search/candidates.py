@@ -33,10 +33,7 @@ def sizes(loaded: LoadedModel, configurations: Configurations, library: Library,
 
 
 class Candidates:
-    """The variants that a model can be composed of, and what they do to its loss.
-
-    A choice is a {block: variant, or "dense"} of all the model's blocks.
-    """
+    """The variants that a model can be composed of. A choice is a {block: variant, or "dense"} of all its blocks."""
 
     def __init__(
         self,
@@ -67,11 +64,10 @@ class Candidates:
         scored_on = [loaded.identity["fingerprint"], library.shared_key(), self.examples.fingerprint()]
         scored_on += [runtime.precision, scoring.VERSION]
         self.keys = {pair: digest([library.entry(pair)["key"], *scored_on]) for pair in self.scheme.variants()}
-        self.composed, self.inside = aliasing_copy(loaded.model), dict.fromkeys(self.blocks, DENSE)
-        shared = library.read_shared()
-        set_shared(self.composed, shared or {})
-        self.has_shared = shared is not None
         self.dense_choice = dict.fromkeys(self.blocks, DENSE)
+        self.composed, self.inside = aliasing_copy(loaded.model), dict(self.dense_choice)
+        set_shared(self.composed, library.read_shared() or {})
+        self.has_shared = library.shared_key() is not None
         self.scored, self.seconds = 0, {"one pass": None, "scores": 0.0, "search": 0.0}
 
     def configurations(self) -> list[dict[str, str]]:
@@ -121,8 +117,7 @@ class Candidates:
         return self._score(self.loaded.model, self.examples)[None] if self.has_shared else self.base()
 
     def base(self):
-        """{"loss", "kl"} of the model that variants are scored in: the original's blocks with the library's shared
-        parameters."""
+        """{"loss", "kl"} of the model that variants are scored in: the original with shared parameters."""
         return self.measured(self.dense_choice)
 
     def scores(self) -> dict[str, dict[str, dict]]:

@@ -1,8 +1,7 @@
 """What each variant of each block costs: parameters, multiply-adds, bytes or seconds of a model composed of it.
 
-All four are additive over the blocks; what lies outside of them (embeddings, norms, head) is one more number.
-Parameters are those that are kept. For the others, heads and neurons count as gone where `compact` takes them out, and
-single removed weights count as there.
+All four are additive over the blocks. Parameters are those that are kept. For the others, heads and neurons count as
+gone where `compact` takes them out, and single removed weights count as there.
 """
 
 import statistics
@@ -44,13 +43,8 @@ class Costs:
 
 
 def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) -> Costs:
-    """The costs of all variants.
-
-    Args:
-        measure: "parameters", "multiply-adds", "bytes" or "latency".
-        loaded: the original.
-        keeps: {block: {variant: {Linear: bool mask}}}.
-    """
+    """The costs of all variants of an original, {block: {variant: {Linear: bool mask}}}, in "parameters",
+    "multiply-adds", "bytes" or "latency"."""
     blocks = find_blocks(loaded.model)
     keeps = {name: {DENSE: _dense(loaded.model, block), **keeps.get(name, {})} for name, block in blocks.items()}
     if measure == "latency":
@@ -139,15 +133,13 @@ def _seconds(loaded, blocks, keeps, device):
     Variants with as many heads or neurons left take the same time, and are measured once.
     """
     batch = example_batch(loaded, loaded.task.example["batch_size"])
-    parts = {
-        name: {variant: working_parts(blocks[name], masks) for variant, masks in variants.items()}
-        for name, variants in keeps.items()
-    }
-    runs, whole_model = {}, []
-    for name, variants in parts.items():
-        by_size = {len(indices): indices for indices in variants.values()}
+    sizes, runs, whole_model = {}, {}, []  # sizes: {block: {variant: heads or neurons left}}
+    for name, variants in keeps.items():
+        parts = {variant: working_parts(blocks[name], masks) for variant, masks in variants.items()}
+        sizes[name] = {variant: len(indices) for variant, indices in parts.items()}
+        by_size = {len(indices): indices for indices in parts.values()}
         runs[name] = {size: _smaller(loaded.model, blocks[name], indices) for size, indices in by_size.items()}
-    times = {name: {size: [] for size in sizes} for name, sizes in runs.items()}
+    times = {name: {size: [] for size in of_block} for name, of_block in runs.items()}
     with torch.inference_mode():
         for _ in range(WARM_UP + ROUNDS):
             for call in block_calls(loaded.model, blocks.values(), _runnable(batch)):
@@ -159,8 +151,8 @@ def _seconds(loaded, blocks, keeps, device):
             loaded.model(**batch)
             whole_model.append(now(device) - started)
     costs = {
-        name: {variant: statistics.median(times[name][len(indices)][WARM_UP:]) for variant, indices in variants.items()}
-        for name, variants in parts.items()
+        name: {variant: statistics.median(times[name][size][WARM_UP:]) for variant, size in of_block.items()}
+        for name, of_block in sizes.items()
     }
     outside = statistics.median(whole_model[WARM_UP:]) - sum(variants[DENSE] for variants in costs.values())
     return costs, max(outside, 0.0)

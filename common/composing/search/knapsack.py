@@ -1,7 +1,6 @@
-"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly.
+"""The combination of variants that loses least within a budget: a multiple-choice knapsack, solved exactly by HiGHS.
 
-The problem is chapter 11 of Kellerer, Pferschy and Pisinger, Knapsack Problems (2004); the solver is HiGHS, a
-branch-and-bound one, as scipy has it.
+The problem is chapter 11 of Kellerer, Pferschy and Pisinger, Knapsack Problems (2004).
 """
 
 import contextlib

@@ -127,13 +127,11 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
 
 
 def _solve_values(gram, error, out, heads, ridge, *, tolerance=1e-4, max_iterations=40):
-    """The changes D_h that minimise ‖E − Σ_h Z_h D_hᵀ O_hᵀ‖² + damping ‖D‖², by conjugate gradients.
+    """The changes D (heads, width, directions) that minimise ‖E − Σ_h Z_h D_hᵀ O_hᵀ‖² + damping ‖D‖².
 
     Args:
         gram: ZᵀZ, (heads * directions, same); error: EᵀZ, (d_model, heads * directions); out: O, (d_model, heads *
             width), for the kept heads.
-    Returns:
-        D: (heads, width, directions).
     """
     width, directions = out.shape[1] // heads, len(gram) // heads
     pairs = gram.view(heads, directions, heads, directions).permute(0, 2, 1, 3)  # [h, g] = Z_hᵀ Z_g

@@ -77,12 +77,7 @@ def solve_feed_forward(sums: FeedForwardSums, variant: Variant, *, ridge: float)
 def solve_linear(
     variant: Variant, linear: str, gram: torch.Tensor, cross: torch.Tensor, *, ridge: float
 ) -> dict[str, torch.Tensor]:
-    """The new tensors of one Linear of a variant: {"wo.weight": …, "wo.bias": …}.
-
-    Args:
-        gram, cross: H (in, in) and G (out, in) of that Linear, a bias's input included; see `least_squares.solve`.
-        ridge: relative to the mean of diag H.
-    """
+    """The new tensors of one Linear of a variant, {"wo.weight": …, "wo.bias": …}; see `least_squares.solve`."""
     start, mask = augmented_weight(variant.tensors, linear), augmented_mask(variant, linear)
     return split_augmented(solve(gram, cross, start, mask, ridge=ridge), variant.tensors, linear)
 

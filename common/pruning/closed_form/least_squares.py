@@ -1,8 +1,8 @@
 """Masked least squares from sums over the data, for all rows of a weight matrix at once.
 
-Every row keeps entries of its own, so its normal equations are a different part of one Gram matrix. Solving them row
-by row would factor as many matrices; preconditioned conjugate gradients (Hestenes and Stiefel, 1952), with the masks
-inside, need one matrix product an iteration for all rows. Rows that share one support need a single Cholesky instead.
+Every row keeps other entries, so its normal equations are a different part of one Gram matrix. Preconditioned conjugate
+gradients (Hestenes and Stiefel, 1952), with the masks inside, need one matrix product an iteration for all rows. Rows
+that share one support need a single Cholesky instead.
 
 The preconditioner is a diagonal and the few directions that hold most of the features' power, found by randomized
 subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061) and restricted to each row's mask; what it does for
