@@ -1,6 +1,7 @@
 """What several test files share: tiny models and data, running scripts, oracles."""
 
 import contextlib
+import csv
 import importlib.util
 import io
 import json
@@ -22,11 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.blocks.defaults import usual_task  # noqa: E402
+from common.blocks.find import find_blocks  # noqa: E402
+from common.blocks.tensors import Variant, block_tensors  # noqa: E402
+from common.composing.scheme import Pair  # noqa: E402
 from common.data.examples import Batch, Examples  # noqa: E402
 from common.data.tasks import TASKS  # noqa: E402
 from common.evaluation import answers as evaluation  # noqa: E402
 from common.models.load import load_model  # noqa: E402
 from common.pruning import closed_form  # noqa: E402
+from common.pruning.prune_block import prune_block  # noqa: E402
 from common.runtime.devices import Runtime  # noqa: E402
 from common.runtime.progress import Talk  # noqa: E402
 from common.runtime.records import content_digest, file_digest, sealed, write_record  # noqa: E402
@@ -351,6 +356,12 @@ def is_one_line(text):
 PREFIX = "translate English to German: "
 
 
+def read_csv(path):
+    """The rows of a CSV."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -492,6 +503,21 @@ def torch_mask(method, weight, **options):
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(weight.clone())
     return method(module, "weight", **options).weight_mask.bool()
+
+
+def pruned_variants(model, heads, rate):
+    """{pair: variant} of every block, so many heads and a share of the weights removed."""
+    variants = {}
+    for name, block in find_blocks(model).items():
+        tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
+        linears = (block.output,) if block.kind == "attention" else block.linears
+        removed = {
+            "heads": heads if block.heads else 0,
+            "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears},
+        }
+        (_, pruned, keeps), _ = prune_block(block, tensors, removed)
+        variants[Pair(name, "variant")] = Variant(block, pruned, keeps)
+    return variants
 
 
 def reconstruct(teacher, variants, examples, runtime, *, ridge):

@@ -2,32 +2,19 @@
 
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, outcome, read_json
+from helpers import OPTIONS, build_model, examples, outcome, pruned_variants, read_json
 
 from common.blocks.find import find_blocks
-from common.blocks.tensors import block_tensors
-from common.composing.scheme import Pair
 from common.data.examples import Examples
 from common.data.tasks import TASKS
 from common.pruning.closed_form import reconstruct, too_few
 from common.pruning.closed_form.solve import OVERSAMPLING
-from common.pruning.prune_block import prune_block
-
-
-def variants_of(model):
-    found = {}
-    for name, block in find_blocks(model).items():
-        own = block_tensors(model, block)
-        linears = (block.output,) if block.heads else block.linears
-        counts = {linear: own[f"{linear}.weight"].numel() // 2 for linear in linears}
-        found[Pair(name, "half")], _ = prune_block(block, own, {"heads": block.heads // 2, "weights": counts})
-    return found
 
 
 @pytest.mark.parametrize("kind", ["t5", "distilbert"])
 def test_several_ridges_give_what_each_gives_alone(kind):
     model = build_model(kind).eval()
-    variants, ridges = variants_of(model), [1e-3, 1.0]
+    variants, ridges = pruned_variants(model, 2, 0.5), [1e-3, 1.0]
     together = reconstruct(model, variants, examples(kind, 30), ridges=ridges, **OPTIONS)
     for number, ridge in enumerate(ridges):
         alone = reconstruct(model, variants, examples(kind, 30), ridges=[ridge], **OPTIONS)

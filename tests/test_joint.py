@@ -4,7 +4,6 @@ The oracles are plain copies of models: composed by `composition.compose`, train
 """
 
 import contextlib
-import csv
 import shutil
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from helpers import (
     padded_batch,
     pairs_of,
     rate,
+    read_csv,
     read_json,
     recipe,
     run,
@@ -267,11 +267,6 @@ def tuning(t5, folder, conf="-c {}/conf.json"):
     return f"{JOINT} -m {t5} -p {folder}/pruned -o library {conf.format(folder)}"
 
 
-def rows_of(path):
-    with open(path, newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
 
@@ -285,23 +280,23 @@ def test_the_library_and_its_stats(joint, chain):
     assert all(shared[name].shape == original[name].shape for name in shared.dtype.names)
     assert not np.array_equal(shared["shared.weight"], original["shared.weight"].detach().numpy())
 
-    rows = rows_of(joint / "joint.csv")
+    rows = read_csv(joint / "joint.csv")
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]  # pruned, closed form, and two of training
-    compositions = rows_of(joint / "joint-compositions.csv")
+    compositions = read_csv(joint / "joint-compositions.csv")
     for row in rows:
         own = [float(each["val_loss"]) for each in compositions if each["epoch"] == row["epoch"]]
         assert len(own) == COMPOSITIONS
         assert float(row["val_loss"]) == pytest.approx(sum(own) / len(own), rel=1e-6)
     assert float(rows[-1]["val_loss"]) < float(rows[1]["val_loss"]) < float(rows[0]["val_loss"])
-    assert {row["epoch"] for row in rows_of(joint / "joint-blocks.csv")} == {"0", "1"}  # of the closed form
+    assert {row["epoch"] for row in read_csv(joint / "joint-blocks.csv")} == {"0", "1"}  # of the closed form
 
 
 def best_loss(joint, nth):
     """Of a configuration, in the epoch whose weights are kept."""
-    best = min(rows_of(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
+    best = min(read_csv(joint / "joint.csv"), key=lambda row: float(row["val_loss"]))["epoch"]
     (loss,) = (
         float(row["val_loss"])
-        for row in rows_of(joint / "joint-compositions.csv")
+        for row in read_csv(joint / "joint-compositions.csv")
         if (row["composition"], row["epoch"]) == (f"configuration {nth}", best)
     )
     return loss

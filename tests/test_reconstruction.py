@@ -3,19 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, least_squares, objective, reconstruct
+from helpers import OPTIONS, build_model, examples, least_squares, objective, pruned_variants, reconstruct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.blocks.families import family_of
 from common.blocks.find import find_blocks
-from common.blocks.tensors import Variant, block_tensors
-from common.composing.scheme import Pair
 from common.pruning.closed_form import attention
 from common.pruning.closed_form import solve as closed_form
 from common.pruning.closed_form.least_squares import add_gram, preconditioner, solve, symmetric
 from common.pruning.closed_form.solve import sample_positions
-from common.pruning.prune_block import prune_block
 from common.training.block_level.teacher import held_out_errors
 
 CPU = torch.device("cpu")
@@ -152,20 +149,6 @@ def test_sums_that_overflowed_leave_the_pruned_weights(value):
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------
-
-
-def pruned_variants(model, heads, rate):
-    variants = {}
-    for name, block in find_blocks(model).items():
-        tensors = {key: value.detach() for key, value in block_tensors(model, block).items()}
-        linears = (block.output,) if block.kind == "attention" else block.linears
-        removed = {
-            "heads": heads if block.heads else 0,
-            "weights": {linear: round(rate * tensors[f"{linear}.weight"].numel()) for linear in linears},
-        }
-        (_, pruned, keeps), _ = prune_block(block, tensors, removed)
-        variants[Pair(name, "variant")] = Variant(block, pruned, keeps)
-    return variants
 
 
 def test_a_block_with_nothing_pruned_comes_back_unchanged(setting):

@@ -1,7 +1,6 @@
 """What the stages do, on tiny models: each figure and file against an independent computation."""
 
 import contextlib
-import csv
 import functools
 import json
 import os
@@ -27,6 +26,7 @@ from helpers import (
     only_removed_is_zero,
     pairs_of,
     rate,
+    read_csv,
     read_json,
     run,
     torch_mask,
@@ -37,11 +37,6 @@ from torch.nn.utils import prune
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with
 BLOCK_LEVEL = f"block-level_finetuning.py --stats blocks.csv --method train {TRAINING}"
 SECONDS = {"train_seconds", "val_seconds", "seconds", "examples_per_second"}
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 def snapshot(folder):
