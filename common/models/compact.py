@@ -21,13 +21,9 @@ VERSION = 1  # part of the key of every output; raise it when results change
 
 @torch.no_grad()
 def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
-    """A compact form of a model (see `modeling_compact`), on the same device: a copy.
+    """A compact copy of a model (see `modeling_compact`), which may be compact already, and its masks.
 
-    Args:
-        model: one of a known family; may be compact already.
-        masks: {parameter name: bool mask}, True = kept.
-    Returns:
-        (compact model, its masks).
+    `masks`: {parameter name: bool mask}, True = kept.
     """
     full = model.state_dict()
     state, masks = dict(full), dict(masks)

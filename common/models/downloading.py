@@ -26,8 +26,7 @@ def download(
         task: what it is for; None for what a folder's record says, or else for its type's usual one.
         tokenizer: folder or hub id of the tokenizer; None for the checkpoint's own.
     Raises:
-        UserError: no such checkpoint, one of another family, one without the weights of the task's head, a damaged
-            one, or no network and nothing cached.
+        UserError: no such checkpoint, one of another family or task, a damaged one, or no network and nothing cached.
     """
     folder = Path(checkpoint)
     if folder.is_dir():

@@ -96,8 +96,7 @@ class LoadedModel:
     def prefix(self, source: DataSource) -> str:
         """What stands in front of every input text: as the source says, or as the model was trained.
 
-        Raises:
-            UserError: the source says nothing, and has other languages than the model's study.
+        A `UserError` if the source says nothing, and has other languages than the model's study.
         """
         usual = self.study.prefix
         if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
@@ -229,11 +228,8 @@ def _from_parts(path, record, settings, generation, shapes, read_state, masks=No
     """A model in float32, by classes out of our own tables, whatever classes its files name.
 
     Args:
-        settings: what its config holds.
-        generation: what its generation config holds; not looked at where it generates nothing.
+        settings, generation: what its config and its generation config hold.
         shapes: {parameter name: shape}; checked before `read_state` returns {parameter name: tensor}.
-    Raises:
-        UserError: a setting is not supported, or the names or shapes are not the model's.
     """
     of_class, config = class_and_config(settings, record.get("task"))
     dtype, tokens = stored_dtype(config), vocabularies(config)[1]

@@ -111,7 +111,7 @@ def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> 
 
 
 def _record_of(path):
-    """The record of the output at `path`, or None: nothing is there, or nothing of ours."""
+    """The record of the output at `path`; None if nothing of ours is there."""
     try:
         if path.is_dir():
             return read_json(path / RECORD_NAME, "this suite")

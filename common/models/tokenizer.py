@@ -39,11 +39,7 @@ def vocabularies(config) -> tuple[int, int]:
 
 
 def tokenizer_in(path: Path, config):
-    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's.
-
-    Raises:
-        UserError: one of them is damaged, or not for a model of that config.
-    """
+    """The tokenizer of a folder, or the pair of a source's and, in a folder within it, a target's."""
     folders = [path, path / TARGET] if (path / TARGET / "tokenizer_config.json").is_file() else [path]
     sizes = vocabularies(config) if len(folders) > 1 else [min(vocabularies(config))]
     tokenizers = []
@@ -56,9 +52,8 @@ def tokenizer_in(path: Path, config):
 def read_tokenizer(path: str | Path, vocabulary: int, local_only: bool = True):
     """The tokenizer in a folder, or of a hub id, as transformers reads it.
 
-    Args:
-        vocabulary: how many tokens the model has.
-        local_only: whether a hub id is looked for in the local cache alone.
+    `vocabulary`: how many tokens the model has; `local_only`: whether a hub id is looked for in the local cache alone.
+
     Raises:
         UserError: its class is none of transformers, it has tokens that the model lacks, or it has no padding token.
     """

@@ -27,7 +27,6 @@ class Checkpoint:
         Args:
             prefix: what the file's path begins with: the output's.
             keys: {learner: digest of everything that determines it}; a file with other keys is not used.
-            processes: those that share the run; all read the file, and the first writes it.
         """
         self.path = Path(f"{prefix}.unfinished.checkpoint")
         self.keys = {text_of(name): key for name, key in keys.items()}
@@ -49,8 +48,7 @@ class Checkpoint:
     def resume(self, learners: dict[Hashable, Learner]) -> tuple[list[EpochSeconds], dict | None]:
         """Load the learners' states, if there are any.
 
-        Returns:
-            (rows of the finished epochs, state of the epoch that it was in): ([], None) if there is no such file.
+        Returns (rows of the finished epochs, state of the epoch that it was in): ([], None) if there is no such file.
         """
         if self.content is None:
             return [], None
@@ -65,12 +63,7 @@ class Checkpoint:
     def save(
         self, learners: dict[Hashable, Learner], rows: Iterable[EpochSeconds], partial: dict | None = None
     ) -> None:
-        """Save the state of training.
-
-        Args:
-            rows: of the epochs that are finished.
-            partial: plain values that tell where in the next epoch the run is; None at its beginning.
-        """
+        """Save the state after the epochs of `rows`; `partial`: plain values of where in the next epoch the run is."""
         if self.is_first:
             content = {
                 "keys": self.keys,

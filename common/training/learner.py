@@ -17,10 +17,7 @@ BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember th
 
 
 class Epoch(NamedTuple):
-    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained.
-
-    `parts`: {name: validation loss of this part}, where the validation has parts; `metric`: None if none is measured.
-    """
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `parts`: {name: val_loss}."""
 
     epoch: int
     train_loss: float
@@ -54,7 +51,6 @@ class Learner:
     ):
         """
         Args:
-            parameters: {name: tensor to train}, on their device.
             masks: {name: bool tensor}, True = kept; names that are absent are free.
             total_steps: optimizer steps in the whole run, for the learning-rate schedule.
             shares: {name: factor on the learning rate}; 1 for names that are absent.
@@ -81,8 +77,7 @@ class Learner:
     def step(self, loss: torch.Tensor, is_whole: bool = True, processes: Processes = ALONE) -> None:
         """One optimizer step down the gradient of a scalar loss, summed over the processes.
 
-        Args:
-            is_whole: whether that is all of the loss, or the last part of it; if not, the step waits for the others.
+        If the loss is not `is_whole`, and not the last part of it either, the step waits for the others.
         """
         loss.backward()
         if not is_whole:
@@ -108,8 +103,7 @@ class Learner:
     ) -> None:
         """Note an epoch's figures; keep the weights if they are the best so far; decide whether to stop.
 
-        Args:
-            metric: the higher, the better; of equal ones, the lower loss is. None: the loss alone decides.
+        Of a `metric`, the higher is better; of equal ones, the lower loss is. None: the loss alone decides.
         """
         self.history.append(Epoch(epoch, train_loss, val_loss, parts or {}, metric))
         if metric is None or self.best is None:
@@ -138,9 +132,7 @@ class Learner:
     def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.
 
-        Args:
-            tensors: {name: solution}.
-            before, after: validation loss of the weights so far and of the solution.
+        `before`, `after`: validation loss of the weights so far and of the solution.
         """
         self.count_as_epoch(0, before)
         for name, parameter in self.parameters.items():
@@ -154,8 +146,7 @@ class Learner:
         """Put the best weights back.
 
         Raises:
-            UserError: no epoch had a finite validation loss, not even the first, before any training; or the best
-                weights are not all finite.
+            UserError: no epoch had a finite validation loss, or the best weights are not all finite.
             RuntimeError: a removed weight is not zero, which would be a bug.
         """
         if self.best is None:

@@ -54,12 +54,10 @@ def fit(
     A signal ends the training after a batch, once its state is saved (see `signals`).
 
     Args:
-        learners: by name.
-        objective: what they lose, such as `losses.ModelObjective` and `teacher.BlockObjective`.
+        objective: what the learners lose, such as `losses.ModelObjective` and `teacher.BlockObjective`.
         checkpoint: written after every epoch, and within it as often as it is due; resumed from.
         rows: of the epochs that the learners have behind them (`Learner.restart_from`).
         measure: a metric of the only learner's model, by which its best epoch is chosen; without it by the loss.
-        on_epoch: called after every epoch.
         on_finished: called with (name, learner), its best weights restored, as soon as a learner is done.
     Raises:
         UserError: a validation loss is no finite number before any training; see also `Learner.restore_best`.
@@ -149,9 +147,7 @@ def run_pass(
 ) -> None:
     """Take the examples through all learners, batch by batch; in training, every loss is a step.
 
-    Args:
-        order: the positions of each batch's examples.
-        running: the losses are added to it; so many batches as it has already are left out.
+    The losses are added to `running`; so many batches of `order` as it has already are left out.
     """
     running.start(runtime)
     for positions in runtime.talk.progress(order[running.done :], label, status=running.status):
@@ -171,8 +167,7 @@ def run_pass(
 def pieces_of(positions: list[int], examples: Examples, runtime: Runtime) -> list[tuple[list[int], float]]:
     """This process's part of a batch in pieces, each with its share of the batch's labels, whose mean the loss is.
 
-    The losses of all pieces of all processes, times these shares, add up to that of the batch. A process without an
-    example of its own takes one whose share is 0, so that its gradients are there for the sum.
+    A process without an example of its own takes one whose share is 0, so that its gradients are there for the sum.
     """
     total, mine = examples.labels_in(positions), runtime.processes.share(positions)
     pieces = [mine[start :: runtime.pieces] for start in range(runtime.pieces)]

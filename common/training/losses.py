@@ -16,10 +16,7 @@ RUNNING_BATCHES = 50  # the loss that progress is told with is the mean of so ma
 
 
 class Loss(NamedTuple):
-    """What a learner loses on a batch: a scalar, and what it counts for in the epoch's mean (a scalar too).
-
-    `part`: which part of a validation this is, where it has several; their mean is the learner's loss.
-    """
+    """What a learner loses on a batch, or a `part` of a validation: a scalar, and its weight in the epoch's mean."""
 
     learner: Hashable
     value: torch.Tensor

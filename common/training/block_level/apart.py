@@ -26,8 +26,7 @@ VERSION = 1  # of training, part of the key of every output; raise it when resul
 def tune_apart(stage: BlockStage) -> dict:
     """Solve or train the variants that are not there yet; returns the result.
 
-    Raises:
-        UserError: several processes for a training; see also `Library.has`, `Library.read`, `solve` and `loop.fit`.
+    A `UserError` for a training in several processes.
     """
     runtime, library, is_solved = stage.runtime, stage.library, stage.method == "reconstruct"
     if runtime.processes.count > 1 and not is_solved:

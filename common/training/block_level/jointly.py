@@ -29,11 +29,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     They are trained among those that are there, which stay as they are. If there are none, the shared parameters are
     trained with them.
 
-    Args:
-        configurations: {block: variant} each, those that quality is measured on.
-        sampling: the rule by which compositions are drawn, a name in `sampling.SAMPLING`.
-    Raises:
-        UserError: see `Library.has`, `Library.read`, `solve` and `loop.fit`.
+    `configurations`: {block: variant} each, those that quality is measured on. `sampling`: a name in `SAMPLING`.
     """
     library, runtime, recipe = stage.library, stage.runtime, stage.recipe
     settings = {"joint_version": VERSION, "sampling": sampling}
@@ -112,8 +108,7 @@ def start_from_solutions(
 ) -> list[EpochSeconds]:
     """Solve all variants; count the pruned weights and the solutions as the first two epochs, whose seconds it returns.
 
-    Raises:
-        UserError: the loss is no number before anything was done; see also `solve`.
+    A `UserError` if the loss is no number before that.
     """
 
     def count_as_epoch(epoch):

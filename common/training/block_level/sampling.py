@@ -57,10 +57,9 @@ def variants_by_block(pairs: Iterable[Pair]) -> dict[str, list[str]]:
 def sample_compositions(
     configurations: Iterable[dict[str, str]], new: Iterable[Pair], among: Iterable[Pair], seed: int
 ) -> dict[str, dict[str, str]]:
-    """The compositions that quality is measured on: the configurations, and where these are few, random ones.
+    """The compositions that quality is measured on: the configurations that have a new variant, then random ones.
 
-    All have a new variant, or they would tell nothing of the training. The random ones have new variants wherever there
-    are any.
+    The random ones have new variants wherever there are any.
 
     Args:
         configurations: {block: variant} each; those with a variant that is not there are passed over.

@@ -75,11 +75,7 @@ def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair,
 
 
 def measured(stage: BlockStage, variants: dict[Pair, Variant], solved: dict[Pair, list[dict]]) -> dict[Pair, Solution]:
-    """The solution of each variant whose held-out error is least.
-
-    Args:
-        solved: {pair: [tensors, for each ridge]}.
-    """
+    """The solution of each variant whose held-out error is least; `solved`: {pair: [tensors, for each ridge]}."""
     candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in variants.items()}
     errors = held_out_errors(stage.original, stage.blocks, candidates, stage.held_out, stage.runtime)
     solutions = {}

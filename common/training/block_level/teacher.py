@@ -64,8 +64,6 @@ def held_out_errors(
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
-    Each process has its share of the examples.
-
     Args:
         candidates: {pair: [tensors, …]}, on the device.
     Returns:

@@ -35,12 +35,8 @@ SCHEDULES = {
 def build(model_type: str, *, seed: int, data_path: Path, data_record: dict, device: torch.device, talk, checkpoint):
     """Write the data of a demo, and train its model.
 
-    Args:
-        model_type: "t5-demo" or "distilbert-demo".
-        data_path, data_record: the data folder to write, and its record.
-        checkpoint: a `Checkpoint`, what an interrupted training goes on from.
-    Returns:
-        (model, tokenizer, what `fit` measured).
+    `model_type`: "t5-demo" or "distilbert-demo"; `data_path`, `data_record`: the data folder to write, and its record.
+    Returns (model, tokenizer, what `fit` measured).
     """
     family = model_type.removesuffix("-demo")
     task, prefix = TASKS[usual_task(family)], study_of(family).prefix
@@ -91,10 +87,7 @@ def _translator(pairs, prefix):
 def unigram_vocabulary(sentences):
     """Pieces and log frequencies for a Unigram tokenizer, the same in every process: words, and single characters.
 
-    (The `tokenizers` trainers are not used because they may differ from run to run.)
-
-    Returns:
-        [(piece, log probability)], the special ones first.
+    (The `tokenizers` trainers are not used because they may differ from run to run.) Returns [(piece, log p)].
     """
     words = collections.Counter(word for text in sentences for word in re.findall(r"\w+|[^\w\s]", text))
     pieces = collections.Counter({"▁": 1})

@@ -32,11 +32,8 @@ def train(
 ) -> tuple:
     """Train a Marian model on a data source's training split.
 
-    Args:
-        settings: those of `USUAL`. `vocabulary`: tokens of either language, at most.
-        checkpoint: what an interrupted training goes on from.
-    Returns:
-        (model in `eval()`, tokenizer, what `fit` measured).
+    `settings`: those of `USUAL`; `vocabulary`: tokens of either language, at most. Returns (model in `eval()`,
+    tokenizer, what `fit` measured).
     """
     task = TASKS["translation"]
     columns = zip(*read_texts(source, "train", task))
