@@ -26,8 +26,6 @@ def read_texts(
 
     Args:
         source: a path or a hub id for one of which nothing else need be said.
-        split: "train", "validation" or "test".
-        task: whose inputs and targets these are, see `tasks`.
         limit: so many examples only: a sample, always the same.
         label2id: the model's labels by their names. With it, labels become the model's numbers.
     Raises:

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.data.metrics import Classes, Summaries, Translations
+from common.data.metrics import Classes, Scored, Summaries, Translations
 
 IGNORED = -100  # the label of padding, as torch's cross_entropy has it
 
@@ -11,6 +11,7 @@ class Translation:
     """From one language to another. A target is a sequence of tokens."""
 
     name = "translation"
+    scorer = Translations
     metrics = Translations.metrics
     metric = "bleu"  # the main one
     evaluated_by = "evaluate-t5.py"
@@ -24,9 +25,9 @@ class Translation:
         """Token ids."""
         return tokenize(text_target=texts)["input_ids"]
 
-    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Translations:
-        """Translations, beside the references in the pairs of texts."""
-        return Translations(answers, [reference for _, reference in texts])
+    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Scored:
+        """The answers, beside the references in the pairs of texts."""
+        return self.scorer(answers, [reference for _, reference in texts])
 
     def labels(self, targets: list[list[int]]) -> torch.Tensor:
         """A batch's labels, int64 (batch, length), IGNORED for padding."""
@@ -41,6 +42,7 @@ class Summarization(Translation):
     """A text and a shorter one that says the same."""
 
     name = "summarization"
+    scorer = Summaries
     metrics = Summaries.metrics
     metric = "rouge_l"
     columns = ("document", "summary")
@@ -52,10 +54,6 @@ class Summarization(Translation):
     def targets(self, texts: list[str], tokenize) -> list[list[int]]:
         """Token ids."""
         return tokenize(text_target=texts, longest=self.longest_target)["input_ids"]
-
-    def scored(self, answers: list[str], texts: list[tuple[str, str]], targets: list) -> Summaries:
-        """Summaries, beside the references in the pairs of texts."""
-        return Summaries(answers, [reference for _, reference in texts])
 
 
 class Classification:

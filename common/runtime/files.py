@@ -1,7 +1,7 @@
 """Writing files: never half of one, never over a file that is not ours, and nothing left behind.
 
 A file or folder is written under a temporary name beside its place, and takes its place in one step. Who writes it
-holds a lock on it, so that the next one who writes there can tell what a killed process left behind, and removes it.
+holds a lock on it, by which what a killed process left behind is told apart, and removed.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """JSON files, and the records that stages leave for the next one.
 
-Every output carries a record: the script, its arguments, the versions, what it was made from and what was
-measured. A later stage reads records, never file names. A record holds no clock times, so two runs of the same
-stage with the same seed write identical files. It carries a digest of itself, and of every file that it is about.
+Every output carries a record: the script, the versions, what it was made from and what was measured. A record holds no
+clock times, so two runs with the same seed write identical files. It carries a digest of itself, and of every file that
+it is about.
 """
 
 import hashlib
@@ -51,8 +51,7 @@ def keeps(path: str | Path, overwrite: bool, *, is_ours: bool, is_same: bool, di
 
     Args:
         is_ours: whether it is of the kind, and of the script, that is to be written; others are never replaced.
-        is_same: whether it is what would be made.
-        difference: why it is not, for the message.
+        is_same, difference: whether it is what would be made, and why it is not.
     Raises:
         UserError: it is not ours; or not the same, and `overwrite` is off.
     """
@@ -111,10 +110,8 @@ def _json_in(path, first_line=False):
 
 
 def read_json(path, made_by):
-    """The JSON object in `path`.
+    """The JSON object in `path`; `made_by`: the script that makes such a file, for the error message.
 
-    Args:
-        made_by: the script that makes such a file, for the error message.
     Raises:
         UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
     """
@@ -154,7 +151,7 @@ def file_digest(path: str | Path) -> str:
 
 def folder_digest(folder: str | Path) -> str:
     """SHA-256 (hex) of all files of a folder and their names, but for its record."""
-    return digest({name: file_digest(Path(folder) / name) for name in _files_in(folder)})
+    return digest(_file_digests(folder))
 
 
 def content_digest(value: object) -> str:
@@ -213,16 +210,17 @@ def sealed(record: dict) -> dict:
 
 def write_record(folder: str | Path, record: dict) -> None:
     """Write the record of a finished folder into it, with the digests of all its files."""
-    files = {name: file_digest(Path(folder) / name) for name in _files_in(folder)}
-    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": files}))
+    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": _file_digests(folder)}))
 
 
-def _files_in(folder):
+def _file_digests(folder):
+    digests = {}
     for parent, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
-            path = os.path.relpath(os.path.join(parent, name), folder)
-            if path != RECORD_NAME and not is_temporary(name):
-                yield path
+            path = os.path.join(parent, name)
+            if os.path.relpath(path, folder) != RECORD_NAME and not is_temporary(name):
+                digests[os.path.relpath(path, folder)] = file_digest(path)
+    return digests
 
 
 def read_record(path: str | Path, made_by: str = "this suite") -> dict:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from common.composing.compose import check_model
 from common.composing.configurations import read_configurations
-from common.composing.library import Library
-from common.composing.scheme import Pair, make_scheme
+from common.composing.scheme import make_scheme
 from common.models.load import LoadedModel
 from common.runtime.devices import give_back_memory
 from common.runtime.errors import UserError
@@ -34,7 +33,13 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     library, runtime, recipe = stage.library, stage.runtime, stage.recipe
     settings = {"joint_version": VERSION, "sampling": sampling}
     made_from = stage.made_from(**settings)
-    todo = runtime.processes.agree(missing(library, made_from, stage.overwrite))
+    todo = {
+        pair: made
+        for pair, made in made_from.items()
+        if not library.has(pair, made | {"run": library.run(pair)}, stage.overwrite)
+    }
+    # one that is there stays, whatever it was trained with
+    todo = runtime.processes.agree(todo if library.shared_is_intact() else made_from)
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
@@ -131,23 +136,10 @@ def start_from_solutions(
     return seconds
 
 
-def missing(library: Library, made_from: dict[Pair, dict], overwrite: bool) -> dict[Pair, dict]:
-    """The variants to train, {pair: what each is made from}; one that is there stays, whatever it was trained with."""
-    todo = {
-        pair: settings
-        for pair, settings in made_from.items()
-        if not library.has(pair, settings | {"run": library.run(pair)}, overwrite)
-    }
-    return todo if library.shared_is_intact() else made_from
-
-
 def read_configurations_of(loaded: LoadedModel, path: str | None) -> list[dict[str, str]]:
     """The configurations of a model in a conf.json, {block: variant} each.
 
-    Args:
-        path: None for ./conf.json, which need not be there, nor be this model's.
-    Raises:
-        UserError: it cannot be read, or is another model's.
+    `path`: None for ./conf.json, which need not be there, nor be this model's; a `UserError` if another one is not.
     """
     if path is None and not Path(USUAL).exists():
         return []
