@@ -13,10 +13,7 @@ from common.runtime.records import digest
 
 
 class Batch(dict):
-    """Tensors of a batch on a device, by name; and in `host` as they are in the CPU's memory.
-
-    What depends on their values, such as which tokens are padding, is found out there: nothing waits for the device.
-    """
+    """Tensors of a batch on a device, by name; and in `host` on the CPU, so that nothing waits to learn of padding."""
 
     def __init__(self, host: dict[str, torch.Tensor], device: torch.device):
         super().__init__({name: to_device(tensor, device) for name, tensor in host.items()})
@@ -47,8 +44,7 @@ def rows_of(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 class Examples:
     """A tokenized split. `inputs`: token ids; `targets`: token ids (translation) or a label (classification).
 
-    `texts`: the pairs they came from; an input of two texts is a tuple. `types`: which of two texts a token belongs to,
-    for models that want to know.
+    `texts`: the pairs they came from; an input of two texts is a tuple. `types`: which of two a token belongs to.
     """
 
     task: Translation | Classification

@@ -132,11 +132,7 @@ class Classes(Scored):
 
 
 def intervals(scored: Scored, resamples: int) -> dict[str, list[float]]:
-    """The percentile bootstrap's confidence interval of each metric (Efron, 1979), {metric: [lower, upper]}.
-
-    Args:
-        resamples: how often as many examples as there are, are drawn with replacement.
-    """
+    """The percentile bootstrap's confidence interval of each metric (Efron, 1979), {metric: [lower, upper]}."""
     draw, count = np.random.default_rng(BOOTSTRAP_SEED), scored.count
     scores = [scored.scores(draw.integers(count, size=count)) for _ in range(resamples)]
     ends = 50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)  # in percent

@@ -14,10 +14,7 @@ SPLITS = ("train", "validation", "test")
 class DataSource:
     """Which data a model is used on, and how its examples are read; the names are those of the flags.
 
-    `data`: a hub id, a folder, or the file of a train split; `data_config`: of a hub data set.
-    `train_file`, …: a file for one split, in place of what `data` has for it.
-    `source_lang`, `target_lang`: the keys of a row's "translation", or names of columns, or the ends of text files.
-    `prefix`: in front of every input text; None for what suits the model.
+    A file for one split stands in place of what `data` has for it.
     """
 
     data: str | None = setting(None, "a hub id (NAME or OWNER/NAME), a folder, or a file to train on")

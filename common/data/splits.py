@@ -20,9 +20,7 @@ FIXED_SEED = 2024  # of held-out and limited examples: every stage must choose t
 def read_texts(
     source: DataSource | str | Path, split: str, task, *, limit: int | None = None, label2id: dict | None = None
 ) -> list[tuple]:
-    """The examples of a split as they are: [(input, target)].
-
-    An input is a text, or (text, second text). A target is a text, or a label as it stands there.
+    """The examples of a split: [(input, target)]. An input is a text, or (text, second text).
 
     Args:
         source: a path or a hub id for one of which nothing else need be said.

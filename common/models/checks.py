@@ -129,10 +129,7 @@ def check_shapes(skeleton: torch.nn.Module, shapes: dict[str, tuple]) -> None:
 
 
 def check_loading(report: dict, of_class: type, computed: set[str], may_hold_more: bool = False) -> None:
-    """Make sure that a file's weights are those of a class: all of them, and unless it may, no more.
-
-    `report`: what `from_pretrained` says of them; `computed`: see `computed_weights`; they need not be there.
-    """
+    """Make sure, by `from_pretrained`'s report, that a file's weights are those of a class but for computed ones."""
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     missing = set(report["missing_keys"]) - computed
     for what, names in (("lacks", missing), ("has a foreign", [] if may_hold_more else foreign)):
@@ -141,8 +138,5 @@ def check_loading(report: dict, of_class: type, computed: set[str], may_hold_mor
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers of a tensor are finite; no memory of its size is taken where the answer is yes.
-
-    A sum is finite only if all its terms are. That of finite ones may still overflow.
-    """
+    """Whether all numbers of a tensor are finite. A sum is so only if all its terms are, and takes no memory."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

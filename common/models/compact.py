@@ -94,10 +94,8 @@ def working_heads(block, tensors):
 
 
 def working_neurons(model, block):
-    """The numbers of the neurons whose part in a feed-forward block's output depends on its input.
-
-    Returns:
-        (index, constant): constant (d_model,), what the others add to the output; None if that is nothing.
+    """(numbers of the neurons whose part in a feed-forward block's output depends on its input,
+    what the others add to the output, (d_model,), or None if that is nothing).
     """
     tensors = block_tensors(model, block)
     inner, out = block.inner, block.output

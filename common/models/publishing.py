@@ -1,7 +1,6 @@
 """Model folders for others: the card, a README.md that says what the model is, and pushing to the hub.
 
-A card says what the record and the model say, and nothing else: equal models have equal cards, and no path of this
-machine is in them.
+A card says what the record and the model say, and nothing else: equal models have equal cards.
 """
 
 import json

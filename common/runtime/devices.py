@@ -17,18 +17,14 @@ from common.runtime.progress import Talk
 
 @dataclass(frozen=True)
 class Runtime:
-    """How data go through a model: on which device, in batches of which size, and who tells of the progress.
-
-    `processes`: those that share the work. `pieces`: in how many parts each of them takes a whole model's batch through
-    training, one after another. `precision`: see `computing`.
-    """
+    """How data go through a model. `pieces`: the parts that each process takes a whole model's training batch in."""
 
     device: torch.device
     batch_size: int
     talk: Talk
     processes: Processes = ALONE
     pieces: int = 1
-    precision: str = "fp32"
+    precision: str = "fp32"  # see `computing`
 
     def now(self) -> float:
         """Seconds of a monotonic clock, once the device has done what it was given."""
@@ -36,11 +32,7 @@ class Runtime:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a `--device` flag; of several processes on a machine each has a GPU of its own.
-
-    Raises:
-        UserError: no such device here.
-    """
+    """The torch device of a `--device` flag; of several processes on a machine each has a GPU of its own."""
     gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if name == "auto":
         return torch.device(gpu if torch.cuda.is_available() else "cpu")

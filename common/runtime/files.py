@@ -26,10 +26,7 @@ LONGEST_STEM = 60  # characters of a file's own name in its temporary one: names
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator["_Handle"]:
-    """A binary file handle whose content becomes `path` when the block ends well, and nothing otherwise.
-
-    A signal waits until it is there. A symbolic link is replaced, and what it leads to stays as it is.
-    """
+    """A binary file handle whose content becomes `path` when the block ends well; a symbolic link is replaced."""
     path, handle = Path(path), _Handle()
     try:
         with _temporary_beside(path, is_folder=False) as (temporary, descriptor):
@@ -63,10 +60,7 @@ class _Handle:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, in place of what was there.
-
-    A signal waits until it is there. A symbolic link stays, and the folder that it leads to is written.
-    """
+    """A temporary folder that becomes `path`, or what that links to, when the block ends well."""
     path = real(path)
     with _temporary_beside(path, is_folder=True) as (temporary, _):
         yield temporary

@@ -18,7 +18,7 @@ from common.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number, from 0, and how many there are; both the same in all stages of a run.
+    """This process's number, from 0, and how many there are.
 
     `control`: a group for what lies in the CPU's memory, so that the decision of `any`, once a step, waits for no GPU.
     """

@@ -184,12 +184,10 @@ def _hash(sha, value):
 
 
 def make_record(script: str, made_from: dict, **content) -> dict:
-    """A record: which script made the output, from what, under which versions.
+    """A record: which script made the output, from what, under which versions, and further content.
 
-    Args:
-        made_from: everything that determined the output, {name: JSON value}: inputs by their digests, settings as they
-            are. It is kept in plain, so that a reader sees how the output was made, and as a digest, the "key".
-        content: further JSON values.
+    `made_from`: everything that determined the output, {name: JSON value}: inputs by their digests, settings as they
+    are. It is kept in plain, and as a digest, the "key".
     """
     versions = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
     return {

@@ -19,11 +19,7 @@ NAMES = {str: "text", float: "a number", dict: "an object", list: "a list"}
 
 
 def check(where: object, value: object, schema, remedy: str = "") -> None:
-    """Make sure that a value of the file `where` is what its schema says.
-
-    Raises:
-        UserError: naming the file, the keys that lead to it, what is there, what belongs there, and the remedy.
-    """
+    """Make sure that a value of the file `where` is what its schema says; a `UserError` says what belongs there."""
     fault = fault_in(value, schema)
     if fault:
         raise UserError(f"{where}: {fault}" + (f"; {remedy}" if remedy else ""))

@@ -1,7 +1,7 @@
 """The CSVs that fine-tuning leaves, losses and seconds of every epoch, and the trackers that are told of them.
 
 Each row says in its last column which run wrote it: the first digits of the run's key. A run replaces its own rows.
-Those of other runs stay, so that the file of a library that grew tells of all that it took, and nothing is ever lost.
+Those of other runs stay, so that the file of a library that grew tells of all that it took.
 """
 
 import csv
@@ -48,9 +48,7 @@ def _checked_rows(path, columns):
 def write_csv(path, columns, rows, run, metric=None):
     """Write the rows of a run into a stats CSV, atomically; NaN becomes an empty cell, floats keep all their digits.
 
-    Args:
-        rows: without the column of the run; what they have beyond the columns is the metric's.
-        metric: what the run measures besides.
+    `rows`: without the column of the run; what they have beyond the columns is the metric's.
     """
     names = [*columns[:-1], metric]
     lines = [row for row in _checked_rows(path, columns) if row["run"] != run]
@@ -66,10 +64,7 @@ def write_csv(path, columns, rows, run, metric=None):
 def write_stats(path, histories, seconds, run, metric=None):
     """The stats CSV: per epoch the mean losses of all learners, those that have stopped at their last value.
 
-    Args:
-        histories: {learner: [`Epoch`]}.
-        seconds: [`EpochSeconds`].
-        metric: the name of theirs, if they have one; it is a column more.
+    `histories`: {learner: [`Epoch`]}; `seconds`: [`EpochSeconds`]; `metric`: its name, a column more, if there is one.
     """
     names = ["train_loss", "val_loss", *["metric"] * bool(metric)]
     figures = [{row.epoch: [getattr(row, name) for name in names] for row in history} for history in histories.values()]
@@ -128,12 +123,9 @@ def last_run(path):
 
 
 def read_seconds(path, runs=None) -> dict[str, float]:
-    """What a fine-tuning took, by its stats CSV: seconds of the "closed form", of "training" and of "validation".
+    """What fine-tuning took, by its stats CSV: seconds of the "closed form", of "training" and of "validation".
 
-    A closed form is an epoch that has seconds and no training loss.
-
-    Args:
-        runs: which runs count; without it all that the file tells of.
+    A closed form is an epoch that has seconds and no training loss. `runs`: which count; None for all in the file.
     """
     seconds = dict.fromkeys(("closed form", "training", "validation"), 0.0)
     for row in _rows(path):

@@ -54,9 +54,7 @@ class Tracking:
         from accelerate import Accelerator
 
         name = f"{Path(output).name.removesuffix('.pth')}.{run}"
-        settings = {
-            key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(recipe).items()
-        }
+        settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(recipe).items()}
         try:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the result's
                 (folder_of(output) / name).mkdir(parents=True, exist_ok=True)
@@ -78,18 +76,18 @@ class Tracking:
                 figures["learning_rate"] = last_rate(self.recipe, self.steps, epoch - first + 1)
             if epoch > self.last:
                 self.last = epoch
-                self._try(lambda figures=figures, epoch=epoch: self.accelerator.log(figures, step=epoch))
+                self._try("log", figures, step=epoch)
 
     def close(self) -> None:
         """Tell what is left, and let the trackers end."""
         self.tell()
-        self._try(lambda: self.accelerator.end_training())
+        self._try("end_training")
 
-    def _try(self, function):
+    def _try(self, method, *args, **kwargs):
         if self.accelerator:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    function()
+                    getattr(self.accelerator, method)(*args, **kwargs)
             except Exception as error:  # of any service: the training is worth more
                 self.talk.say(f"--track: tells of nothing more ({error})")
                 self.accelerator = None

@@ -36,9 +36,7 @@ class Solution(NamedTuple):
 
 
 def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair, Solution], list[EpochSeconds]]]:
-    """Solve pruned variants with each ridge, as many blocks at a time as share a teacher pass.
-
-    Nothing of a pass is held any longer once the next is asked for, so that a library may be larger than the memory.
+    """Solve pruned variants with each ridge, as many blocks at a time as share a teacher pass, and fit the memory.
 
     Returns:
         of each pass the solutions, and the seconds of all passes so far: before, and of the closed form as epoch 1.

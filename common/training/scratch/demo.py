@@ -1,8 +1,7 @@
 """The embedded studies: made-up data that lie beside this file, and a small model trained on them on the spot.
 
-The data are copied to a folder such as Multi30K and IMDb come in, so every later stage treats them, and the models,
-like any other. The sizes and rates here were chosen so that training takes about a minute on two cores, pruning visibly
-hurts, and fine-tuning visibly helps.
+The data are copied to a folder such as Multi30K and IMDb come in. The sizes and rates were chosen so that training takes
+about a minute on two cores, pruning visibly hurts, and fine-tuning visibly helps.
 """
 
 import collections
