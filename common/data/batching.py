@@ -8,7 +8,7 @@ SORTED_BATCHES = 50  # shuffled examples are sorted by length in pools of so man
 def training_batches(examples, batch_size: int, seed: int, epoch: int, size: int | None = None) -> list[list[int]]:
     """Positions of one epoch's batches: shuffled, but examples of like length together.
 
-    The order depends on (seed, epoch) alone, so that a resumed run sees what the interrupted one would have seen.
+    The order depends on (seed, epoch) alone, so that resuming is exact.
 
     Args:
         epoch: counted from 1.

@@ -1,7 +1,6 @@
 """What lies in a model's folder or file, checked where transformers does not check it; `UserError`s name the fault.
 
-Nothing in it is run, and nothing in it decides what is imported: the classes come out of our own tables. How much
-memory a model takes is decided by its weights file, whose shapes are compared with the config first.
+Nothing in it is run or decides what is imported. Shapes in the weights file are compared with the config first.
 """
 
 import math

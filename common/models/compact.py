@@ -1,8 +1,7 @@
 """Making a model really smaller: taking out the heads and feed-forward neurons that no longer do anything.
 
 A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
-inner Linear or its column in the output Linear is. A block that loses all of them is left out: only the bias of its
-output Linear stays. What is left computes the same function, up to the order of sums.
+inner Linear or its column in the output Linear is. What is left computes the same function, up to the order of sums.
 """
 
 import copy

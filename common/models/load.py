@@ -124,8 +124,7 @@ class LoadedModel:
 def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 (hex) over a model's blocks and the names, shapes and values of its parameters; tied ones count once.
 
-    What else its files hold counts too, unless it is zero throughout: BART and Marian add a bias to the logits that is
-    no parameter.
+    Saved buffers that are not zero throughout count too: BART and Marian add one to the logits.
     """
     sha = hashlib.sha256(repr([(block.name, block.heads) for block in find_blocks(model).values()]).encode())
     saved = model.state_dict().keys()
@@ -162,8 +161,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     """Load a model folder or `.pth` in float32, in `eval()`.
 
     Raises:
-        UserError: nothing there, not a model, a `.pth` that holds code, a model type that is not supported, weights
-            that are not those of the model's class, or some that are not finite.
+        UserError: nothing there, not a model that is supported, or a damaged one.
     """
     path = Path(path)
     if not (path.is_dir() or path.is_file()):

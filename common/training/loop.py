@@ -121,8 +121,7 @@ def fit(
 def save_within(checkpoint, learners, rows, running, runtime, validating=False):
     """After a batch: save the state if that is due or a signal came, and stop if one came; all processes at once.
 
-    Validation keeps the state that it began with, and begins again. Of several processes each has its own number of
-    batches there, so that a signal waits for its end.
+    Validation begins again. Of several processes each has its own number of batches there: a signal waits for its end.
     """
     if validating and runtime.processes.count > 1:
         return

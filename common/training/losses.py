@@ -95,7 +95,7 @@ class RunningLosses:
         self.seconds, self.started = self.seconds + now - self.started, now
 
     def result(self, processes: Processes = ALONE) -> Pass:
-        """The means, over what all processes have; NaN of a pass without batches."""
+        """The means over all processes; NaN of a pass without batches."""
         losses, parts = {}, {}
         for name, rows in self.losses.items():
             mine, sums = {part: torch.cat(pairs).cpu().double().sum(0) for part, pairs in rows.items()}, {}

@@ -1,7 +1,6 @@
-"""One pass of the teacher that serves all blocks.
+"""One pass of the teacher, the original model, that serves all variants of all blocks.
 
-The teacher is the original model, in `eval()` and without gradients. Once it has run on a batch, every variant of
-every block can be run on the very inputs that the block had, and be compared with the output that it gave.
+Each variant is run on the very inputs that its block had, and is compared with the output that it gave.
 """
 
 import torch
@@ -19,8 +18,7 @@ from common.training.losses import Loss, forward
 class BlockObjective:
     """The loss of block variants, for learners named by their `scheme.Pair`.
 
-    It is the mean squared error over real tokens, divided by the mean square of the teacher's output, so that no
-    block drowns another.
+    It is the mean squared error over real tokens, divided by the mean square of the teacher's output.
     """
 
     def __init__(self, teacher: torch.nn.Module, blocks: dict[str, Block], recipe: TrainingSettings):

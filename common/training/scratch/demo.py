@@ -1,6 +1,6 @@
 """The embedded studies: made-up data that lie beside this file, and a small model trained on them on the spot.
 
-The data are copied to a folder such as Multi30K and IMDb come in. The sizes and rates were chosen so that training takes
+The data are copied to a folder such as Multi30K and IMDb come in. Sizes and rates were chosen so that training takes
 about a minute on two cores, pruning visibly hurts, and fine-tuning visibly helps.
 """
 
