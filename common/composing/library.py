@@ -275,7 +275,10 @@ class Library:
         """The fields of a module file as torch tensors."""
         path = self.folder / entry["file"]
         check_file(path, entry["sha256"], REMEDY)
-        return {field: torch.from_numpy(array) for field, array in unpack(path).items()}
+        arrays = unpack(path)
+        if {field: list(array.shape) for field, array in arrays.items()} != entry["shapes"]:
+            raise UserError(f"{path}: does not hold the tensors that its record lists; {REMEDY}")
+        return {field: torch.from_numpy(array) for field, array in arrays.items()}
 
 
 def _read_library_record(folder):

@@ -136,6 +136,10 @@ def read_scheme(path) -> Scheme:
     if sealed(value) != value:
         raise UserError(f"{path}: was changed after it was made; regenerate it from conf.json with {SCHEME_BY}")
     check(path, value, SCHEME, f"regenerate it from conf.json with {SCHEME_BY}")
+    for config in value["configs"]:
+        for block, variant in config.items():
+            if variant != DENSE and variant not in value["blocks"].get(block, {}):
+                raise UserError(f"{path}: {block}: {variant} is none of its variants; regenerate it with {SCHEME_BY}")
     return Scheme(value["model"], value["blocks"], value["configs"], value["requested"], value["made_from"])
 
 

@@ -272,7 +272,7 @@ def data_source(given: DataSource | str | None, loaded: LoadedModel) -> DataSour
     """Which data a model is used on: as given, and for the rest as in its record, else its study's; None for none."""
     given = given if isinstance(given, DataSource) else DataSource(data=given)
     recorded = loaded.record.get("data")
-    source = given.over(recorded and DataSource.from_json(recorded, loaded.path))
+    source = given.over(DataSource.from_json(recorded, loaded.path) if recorded else None)
     source = source if source.is_located else replace(source, data=loaded.study.data)
     return source if source.is_located else None
 
