@@ -264,12 +264,16 @@ class Library:
         Raises:
             UserError: the variant is missing, or its file is not what was written.
         """
-        tensors = self._read_file(self.entry(Pair(block.name, name)))
-        return Variant(
-            block,
-            {field: tensor for field, tensor in tensors.items() if not field.endswith(KEEP)},
-            {field.removesuffix(KEEP): tensor for field, tensor in tensors.items() if field.endswith(KEEP)},
-        )
+        entry = self.entry(Pair(block.name, name))
+        fields = self._read_file(entry)
+        tensors = {field: tensor for field, tensor in fields.items() if not field.endswith(KEEP)}
+        keeps = {field.removesuffix(KEEP): keep for field, keep in fields.items() if field.endswith(KEEP)}
+        weights = {linear: tensors.get(f"{linear}.weight") for linear in block.linears}
+        if keeps.keys() != weights.keys() or any(
+            weights[linear] is None or keep.shape != weights[linear].shape for linear, keep in keeps.items()
+        ):
+            raise UserError(f"{self.folder / entry['file']}: its masks are not of its weights; {REMEDY}")
+        return Variant(block, tensors, keeps)
 
     def _read_file(self, entry):
         """The fields of a module file as torch tensors."""

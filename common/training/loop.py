@@ -22,7 +22,7 @@ from common.runtime.progress import duration
 from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
 from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
-from common.training.losses import ModelObjective, Pass, RunningLosses
+from common.training.losses import ModelObjective, Objective, Pass, RunningLosses
 
 VERSION = 1  # of model-level training, part of the key of every output; raise it when results change
 
@@ -37,7 +37,7 @@ class Measure(NamedTuple):
 @signals.deferred()
 def fit(
     learners: dict[Hashable, Learner],
-    objective,
+    objective: Objective,
     train: Examples,
     validation: Examples,
     recipe: TrainingSettings,
@@ -135,7 +135,7 @@ def save_within(checkpoint, learners, rows, running, runtime, validating=False):
 
 def run_pass(
     learners: dict[Hashable, Learner],
-    objective,
+    objective: Objective,
     examples: Examples,
     order: list[list[int]],
     runtime: Runtime,
@@ -175,7 +175,7 @@ def pieces_of(positions: list[int], examples: Examples, runtime: Runtime) -> lis
 
 def validate(
     learners: dict[Hashable, Learner],
-    objective,
+    objective: Objective,
     examples: Examples,
     recipe: TrainingSettings,
     runtime: Runtime,

@@ -1,8 +1,8 @@
-"""What training makes smaller: the loss of a whole model, and the losses of a pass so far."""
+"""What training makes smaller: the protocol, the loss of a whole model, and the losses of a pass so far."""
 
 import contextlib
 from collections.abc import Hashable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -22,6 +22,13 @@ class Loss(NamedTuple):
     value: torch.Tensor
     weight: torch.Tensor
     part: str | None = None
+
+
+class Objective(Protocol):
+    """What each learner loses on a batch."""
+
+    def losses(self, batch: Batch, learners: dict[Hashable, Learner], training: bool) -> Iterator[Loss]:
+        """A loss for each learner, or in validation one for each of its parts."""
 
 
 class ModelObjective:

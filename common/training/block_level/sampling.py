@@ -1,15 +1,26 @@
 """What is composed in joint fine-tuning: at each step, by a rule of the table `SAMPLING`, and for validation.
 
-Another rule is a class that has the methods of `Even`, and an entry in the table.
+Another rule is a class as `Sampling` describes it, and an entry in the table.
 """
 
 import random
 from collections.abc import Iterable
+from typing import Protocol
 
 from common.composing.scheme import DENSE, Pair, by_block
 
 COMPOSITIONS = 8  # how many validation measures
 NEW_SHARE = 0.5  # of the draws of a block that has new variants and old ones, the new have at least so much
+
+
+class Sampling(Protocol):
+    """A rule that draws a composition for each step."""
+
+    def __init__(self, new: dict[str, list[str]], old: dict[str, list[str]], seed: int):
+        """`new`, `old`: {block: variants}, those to train, and those that they are trained among."""
+
+    def draw(self, step: int) -> dict[str, str]:
+        """{block: variant}, at least one of them new; by the seed and the step alone, so that resuming is exact."""
 
 
 class Even:
@@ -19,11 +30,9 @@ class Even:
     """
 
     def __init__(self, new: dict[str, list[str]], old: dict[str, list[str]], seed: int):
-        """`new`, `old`: {block: variants}, those to train, and those that they are trained among."""
         self.new, self.old, self.seed = new, old, seed
 
     def draw(self, step: int) -> dict[str, str]:
-        """{block: variant}, at least one of them new; by the seed and the step alone, so that resuming is exact."""
         rng = random.Random(f"{self.seed}/step {step}")
         while True:
             choice = {name: self._draw(rng, step, name) for name in {**self.new, **self.old}}
@@ -42,7 +51,7 @@ class Even:
 SAMPLING = {"even": Even}
 
 
-def make_sampling(rule: str, new: Iterable[Pair], among: Iterable[Pair], seed: int) -> Even:
+def make_sampling(rule: str, new: Iterable[Pair], among: Iterable[Pair], seed: int) -> Sampling:
     """The rule of that name. `new`: the variants to train; `among`: all that there are, these included."""
     new = set(new)
     parts = [[pair for pair in among if (pair in new) == is_new] for is_new in (True, False)]
