@@ -5,6 +5,7 @@ import numpy as np
 from common.runtime.errors import UserError, as_user_error
 
 KEEP = ".keep"  # how the names of masks end
+TENSOR_TYPE, MASK_TYPE = np.dtype("<f4"), np.dtype(bool)
 LARGEST_DTYPE = 2**31 - 1  # numpy counts a dtype's bytes in a C int and overflows silently
 LARGEST_HEADER = 10_000  # numpy.load refuses longer ones
 
@@ -48,6 +49,7 @@ def unpack(path):
         if packed.dtype.names is None or packed.shape != () or packed.dtype.hasobject:
             raise UserError(f"{path}: is a plain array, not a module file with named fields")
         for name, (dtype, _) in packed.dtype.fields.items():
-            if dtype.base not in (np.dtype("<f4"), np.dtype(bool)):
-                raise UserError(f"{path}: its {name} is {dtype.base} where float32 or bool belongs")
+            wanted = MASK_TYPE if name.endswith(KEEP) else TENSOR_TYPE
+            if dtype.base != wanted:
+                raise UserError(f"{path}: its {name} is {dtype.base} where {wanted} belongs")
     return {name: np.array(packed[name]) for name in packed.dtype.names}  # copied out of the read-only map
