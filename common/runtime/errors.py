@@ -7,7 +7,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake in the input, told in one line: what was found, what was expected, what to do.
 
-    `common.cli.flags.launch` prints it on stderr and exits with 2. Anything else that escapes a script is a bug.
+    `common.cli.launch.launch` prints it on stderr and exits with 2. Anything else that escapes a script is a bug.
     """
 
 
