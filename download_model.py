@@ -4,8 +4,8 @@
 With --checkpoint, a model of your own is adopted: a folder that save_pretrained wrote, or a hub id. What is said of its
 data, here, belongs to the model from then on: no later stage need be told. See docs/data.md.
 
-t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are part of the
-suite (copied to ./data/), and a small model is trained on them on the spot, to its end, in two to three minutes.
+t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are part of
+the suite (copied to ./data/), and a small model is trained on them on the spot, to its end, in two to three minutes.
 seq2seq is a Marian with two vocabularies, trained from scratch on the data given with --data, or a small one on the
 captions of t5-demo.
 """
