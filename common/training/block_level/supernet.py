@@ -14,7 +14,7 @@ from common.blocks.find import Block
 from common.blocks.tensors import Variant, aliasing_copy, block_tensors, parameter_masks, set_shared, shared_parameters
 from common.composing.scheme import DENSE, Pair
 from common.runtime.settings import TrainingSettings
-from common.training.block_level.sampling import Even
+from common.training.block_level.sampling import Sampling
 from common.training.learner import Learner
 from common.training.losses import ModelObjective
 
@@ -99,7 +99,7 @@ class JointObjective:
         self,
         supernet: Supernet,
         recipe: TrainingSettings,
-        sampling: Even,
+        sampling: Sampling,
         compositions: dict[str, dict[str, str]],
         teacher: torch.nn.Module | None = None,
     ):
