@@ -88,11 +88,16 @@ def run(args):
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
     started = opened.runtime.now()
-    need_data = {pair: made_from[pair] for pair in todo if "calibration_examples" in made_from[pair]}
-    for pair in talk.progress([pair for pair in todo if pair not in need_data], "pruning"):
-        prune_one(library, pair, blocks[pair.block], tensors[pair.block], made_from[pair])
+    pairs_of = by_block(todo)
+    need_data = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
+    for name in talk.progress([name for name in pairs_of if name not in need_data], "pruning"):
+        prune_variants(library, pairs_of[name], blocks[name], tensors[name], made_from)
     if need_data:
-        prune_by_data(library, need_data, opened, calibration)
+        from common.pruning.closed_form import statistics
+
+        reading = [block for name, block in blocks.items() if name in need_data]
+        for block, sums in statistics(loaded.model, reading, calibration, opened.runtime, values=False):
+            prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, sums)
     seconds = opened.runtime.now() - started if todo else 0.0
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
@@ -137,38 +142,21 @@ def chosen_by(removed, names, examples):
     return settings
 
 
-def prune_by_data(library, made_from, opened, calibration):
-    """Prune variants, {pair: what each is made from}, by statistics of a pass of the model over the data."""
-    from common.blocks.find import find_blocks
-    from common.blocks.tensors import block_tensors
-    from common.pruning.closed_form import statistics
+def prune_variants(library, pairs, block, tensors, made_from, sums=None):
+    """Prune variants of a block, and write them with the counts of what was removed, measured on their masks.
 
-    model, of_block = opened.loaded.model, by_block(made_from)
-    blocks = [block for name, block in find_blocks(model).items() if name in of_block]
-    for block, sums in statistics(model, blocks, calibration, opened.runtime, values=False):
-        scorers = {}
-        for pair in of_block[block.name]:
-            tensors = block_tensors(model, block)
-            prune_one(library, pair, block, tensors, made_from[pair], scorers, sums)
-
-
-def prune_one(library, pair, block, tensors, made_from, scorers=None, sums=None):
-    """Prune a variant, and write it with the counts of what was removed, measured on its masks.
-
-    Args:
-        scorers: {criterion's name: criterion} of the block; those that are missing are added.
+    `made_from`: of each variant; `sums`: of the block, see `closed_form.statistics`, for criteria that need data.
     """
     from common.pruning.prune_block import count_removed, prune_block
 
-    scorers = {} if scorers is None else scorers
-    for name in made_from["criteria"].values():
-        if name not in scorers:
-            scorers[name] = criterion_class(name)(block, tensors, sums)
-    chosen = {kind: scorers[name] for kind, name in made_from["criteria"].items()}
-    variant, by_rate = prune_block(block, tensors, made_from["removed"], chosen)
-    library.write(
-        pair.variant, variant, made_from, weights_removed_by_rate=by_rate, **count_removed(block, variant.keeps)
-    )
+    names = {name for pair in pairs for name in made_from[pair]["criteria"].values()}
+    criteria_of = {name: criterion_class(name)(block, tensors, sums) for name in sorted(names)}
+    variants, measured = {}, {}
+    for pair in pairs:
+        chosen = {kind: criteria_of[name] for kind, name in made_from[pair]["criteria"].items()}
+        variants[pair], by_rate = prune_block(block, tensors, made_from[pair]["removed"], chosen)
+        measured[pair] = {"weights_removed_by_rate": by_rate, **count_removed(block, variants[pair].keeps)}
+    library.write(variants, made_from, measured)
 
 
 def measure(library, config, blocks, tensors):

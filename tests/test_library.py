@@ -44,7 +44,7 @@ def open_library(folder, **changes):
 def library(tmp_path):
     """A library that holds one variant under the key "k"."""
     made = open_library(tmp_path / "lib")
-    made.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K, sparsity=0.5)
+    made.write({PAIR: Variant(BLOCK, *tensors_and_keeps())}, {PAIR: K}, {PAIR: {"sparsity": 0.5}})
     return made
 
 
@@ -166,11 +166,11 @@ def test_a_kill_between_the_first_file_and_its_entry_does_not_lock_the_folder(tm
             raise KeyboardInterrupt
 
         patch.setattr(library_module, "write_json", kill)
-        made.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
+        made.write({PAIR: Variant(BLOCK, *tensors_and_keeps())}, {PAIR: K})
     assert (tmp_path / "lib" / "encoder.0.ff.wi-3.npy").exists()
     again = open_library(tmp_path / "lib")
     assert again.has(PAIR, K, overwrite=False) is False
-    again.write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
+    again.write({PAIR: Variant(BLOCK, *tensors_and_keeps())}, {PAIR: K})
     assert again.has(PAIR, K, overwrite=False) is True
 
 
@@ -227,8 +227,9 @@ def test_many_writers_at_once_lose_nothing(tmp_path):
         start.wait()
         library = open_library(tmp_path / "lib")
         for i in range(each):
-            library.write(f"{writer}-{i}", variant, {"writer": writer, "i": i})
-            library.write("shared", variant, K)
+            pair = Pair(BLOCK.name, f"{writer}-{i}")
+            library.write({pair: variant}, {pair: {"writer": writer, "i": i}})
+            library.write({Pair(BLOCK.name, "shared"): variant}, {Pair(BLOCK.name, "shared"): K})
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
@@ -247,7 +248,7 @@ def test_a_library_whose_first_writing_was_killed_is_begun_again(tmp_path, left)
     (tmp_path / "lib").mkdir()
     for name in left:
         (tmp_path / "lib" / name).write_bytes(b"{")
-    open_library(tmp_path / "lib").write(VARIANT, Variant(BLOCK, *tensors_and_keeps()), K)
+    open_library(tmp_path / "lib").write({PAIR: Variant(BLOCK, *tensors_and_keeps())}, {PAIR: K})
     assert {path.name for path in (tmp_path / "lib").iterdir()} == {".lock", "record.json", f"{PAIR}.npy"}
 
 
@@ -256,11 +257,11 @@ def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
     first, second = (Library.open_or_create(tmp_path / "lib", "b.py", MODEL, TOGETHER) for _ in range(2))
     for library, name in ((first, "a"), (second, "b")):
         write = functools.partial(
-            library.write_together,
+            library.write,
             {Pair(BLOCK.name, name): Variant(BLOCK, *tensors_and_keeps())},
             {Pair(BLOCK.name, name): K},
-            {"norm.weight": torch.ones(3)},
-            {"of": name},
+            shared={"norm.weight": torch.ones(3)},
+            shared_made_from={"of": name},
         )
         if library is first:
             write()

@@ -113,11 +113,6 @@ class Library:
     def _lock(self):
         return filelock.FileLock(self.folder / LOCK_NAME)
 
-    def _add(self, entries, **others):
-        """Add entries of variants, and other parts, to the record as it is now; to be called under the lock."""
-        record = _read_library_record(self.folder)
-        self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
-
     def _write_record(self, record):
         write_json(self.folder / RECORD_NAME, sealed(record))
         self.record = record
@@ -162,37 +157,29 @@ class Library:
         return path.exists() and file_digest(path) == entry["sha256"]
 
     @deferred()
-    def write(self, name: str, variant: Variant, made_from: dict, **measured) -> None:
-        """Write one variant's module file, then its entry in the record.
+    def write(
+        self,
+        variants: dict[Pair, Variant],
+        made_from: dict[Pair, dict],
+        measured: dict[Pair, dict] | None = None,
+        shared: dict[str, torch.Tensor] | None = None,
+        shared_made_from: dict | None = None,
+    ) -> None:
+        """Write the module files of variants, and of shared parameters {parameter: tensor}; then the record, once.
 
         Args:
             made_from: everything that determined the tensors, see `records.make_record`.
             measured: further JSON values for the record.
         Raises:
-            UserError: see `npy.check_finite` and `npy.pack`.
+            UserError: another process wrote shared parameters since this library was opened; see also
+                `npy.check_finite` and `npy.pack`.
         """
         with self._lock():
-            entry = self._write_variant(name, variant, made_from, measured)
-            self._add({str(Pair(variant.block.name, name)): entry})
-
-    @deferred()
-    def write_together(
-        self,
-        variants: dict[Pair, Variant],
-        made_from: dict[Pair, dict],
-        shared: dict[str, torch.Tensor],
-        shared_made_from: dict,
-    ) -> None:
-        """Write variants that belong together, and the shared parameters {parameter: tensor}, if any, with them.
-
-        Raises:
-            UserError: another process wrote shared parameters since this library was opened; or see `write`.
-        """
-        with self._lock():
-            if _read_library_record(self.folder).get(SHARED) != self.record.get(SHARED):
+            record = _read_library_record(self.folder)
+            if record.get(SHARED) != self.record.get(SHARED):
                 raise UserError(f"{self.folder}: another process tuned variants there meanwhile; run this again")
             entries = {
-                str(pair): self._write_variant(pair.variant, variant, made_from[pair], {})
+                str(pair): self._write_variant(pair.variant, variant, made_from[pair], (measured or {}).get(pair, {}))
                 for pair, variant in variants.items()
             }
             others = {}
@@ -200,7 +187,7 @@ class Library:
                 arrays = {name: to_numpy(tensor) for name, tensor in shared.items()}
                 check_finite(self.folder / f"{SHARED}.npy", arrays)
                 others[SHARED] = self._write_file(f"{SHARED}.npy", arrays, shared_made_from)
-            self._add(entries, **others)
+            self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
     def _write_variant(self, name, variant, made_from, measured):
         """Write a variant's module file; returns its entry for the record."""
@@ -254,9 +241,13 @@ class Library:
     def annotate(self, block: str, scores: dict) -> None:
         """Add a "score" to the entries of some of a block's variants: {variant's name: JSON value}."""
         with self._lock():
-            entries = _read_library_record(self.folder)["variants"]
-            pairs = {str(Pair(block, variant)): score for variant, score in scores.items()}
-            self._add({pair: {**entries[pair], "score": score} for pair, score in pairs.items() if pair in entries})
+            record = _read_library_record(self.folder)
+            entries = dict(record["variants"])
+            for variant, score in scores.items():
+                pair = str(Pair(block, variant))
+                if pair in entries:
+                    entries[pair] = {**entries[pair], "score": score}
+            self._write_record({**record, "variants": entries})
 
     def read(self, block: Block, name: str) -> Variant:
         """One variant as torch tensors (float32, masks bool), checked against its digest.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from common.blocks.tensors import parameter_masks
+from common.blocks.tensors import Variant, parameter_masks
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
 from common.runtime.records import digest
@@ -84,11 +84,13 @@ class Apart:
                     for row, past in zip(seconds, before)
                 ]
             self.note({pair: solution.history for pair, solution in solutions.items()}, seconds)
+            variants, measured = {}, {}
             for pair, solution in solutions.items():
-                taken, error = solution.pruned, solution.before
+                variants[pair], error = solution.pruned, solution.before
                 if solution.is_better:
-                    taken, error = taken._replace(tensors=solution.tensors), solution.after
-                self.write(pair, taken, solution.before, error, int(solution.is_better), solution.ridge)
+                    variants[pair], error = solution.pruned._replace(tensors=solution.tensors), solution.after
+                measured[pair] = self.measured(solution.before, error, int(solution.is_better), solution.ridge)
+            self.write(variants, measured)
 
     def train(self) -> None:
         """Go down the gradient, from the solutions if that is the method."""
@@ -109,7 +111,8 @@ class Apart:
         def write(pair, learner):
             variant = variants[pair]._replace(tensors=learner.parameters)
             ridge = checkpoint.notes.get(text_of(pair))
-            self.write(pair, variant, learner.history[0].val_loss, learner.best_loss, learner.best_epoch, ridge)
+            before = learner.history[0].val_loss
+            self.write({pair: variant}, {pair: self.measured(before, learner.best_loss, learner.best_epoch, ridge)})
 
         checkpoint = stage.open_checkpoint({pair: digest(self.made_from[pair]) for pair in self.todo})
         seconds = []
@@ -144,11 +147,13 @@ class Apart:
             write_stats(self.stage.stats_file, self.histories, seconds, self.run)
             write_variant_stats(beside(self.stage.stats_file, "blocks"), self.histories, self.run)
 
-    def write(self, pair, variant, before: float, after: float, best_epoch: int, ridge: float | None) -> None:
-        """Write a variant that is done to the library; `before`, `after`: its held-out errors."""
-        self.errors[pair] = after
+    def measured(self, before: float, after: float, best_epoch: int, ridge: float | None) -> dict:
+        """What the record says of a variant that is done; `before`, `after`: its held-out errors."""
+        figures = {"nmse_before": before, "nmse_after": after, "best_epoch": best_epoch}
+        return figures | ({"ridge": ridge} if len(self.stage.ridges) > 1 and ridge is not None else {})
+
+    def write(self, variants: dict[Pair, Variant], measured: dict[Pair, dict]) -> None:
+        """Write variants that are done to the library."""
+        self.errors |= {pair: figures["nmse_after"] for pair, figures in measured.items()}
         if self.stage.runtime.processes.is_first:
-            measured = {"nmse_before": before, "nmse_after": after, "best_epoch": best_epoch}
-            if len(self.stage.ridges) > 1 and ridge is not None:
-                measured["ridge"] = ridge
-            self.stage.library.write(pair.variant, variant, self.made_from[pair], **measured)
+            self.stage.library.write(variants, self.made_from, measured)

@@ -83,11 +83,11 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     fit(learners, objective, stage.train, stage.held_out, recipe, runtime, checkpoint, rows=seconds, on_epoch=on_epoch)
     tracking.close()
     if runtime.processes.is_first:
-        library.write_together(
+        library.write(
             {pair: supernet.new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
             {pair: made | {"run": key} for pair, made in todo.items()},
-            supernet.shared if trains_shared else {},
-            stage.settings() | settings | {"run": key},
+            shared=supernet.shared if trains_shared else None,
+            shared_made_from=stage.settings() | settings | {"run": key},
         )
     checkpoint.remove()
     before, after = learner.history[0].val_loss, learner.best_loss
