@@ -39,7 +39,8 @@ sys.path[:0] = str(ROOT), str(ROOT / "tests")  # `common` and the tests' tiny mo
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from helpers import load_script, make_workshop  # noqa: E402
+from helpers import load_script  # noqa: E402
+from tiny import make_workshop  # noqa: E402
 
 from common.cli.flags import Parser, add_seed  # noqa: E402
 from common.cli.launch import launch  # noqa: E402

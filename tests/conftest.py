@@ -7,7 +7,8 @@ import signal
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, KINDS, build_model, build_tokenizer, make_workshop, run, t5_config, transformers
+from helpers import run
+from tiny import CLASSIFIERS, KINDS, build_model, build_tokenizer, make_workshop, t5_config, transformers
 
 from common.evaluation import cost as report
 from common.runtime import progress

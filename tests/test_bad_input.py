@@ -13,7 +13,6 @@ import torch
 from helpers import (
     FEED_FORWARD,
     SCRIPTS,
-    build_tokenizer,
     call_apart,
     command_of,
     edited_json,
@@ -25,6 +24,7 @@ from helpers import (
     run,
     save_forged,
 )
+from tiny import build_tokenizer
 
 from common.runtime.records import file_digest
 

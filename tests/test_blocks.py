@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, MODELS, build_model, padded_batch
+from tiny import CLASSIFIERS, MODELS, build_model, padded_batch
 
 from common.blocks.calls import block_calls, token_mask
 from common.blocks.find import find_blocks, prunable_modules

@@ -16,20 +16,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import transformers
-from helpers import (
-    PREFIX,
-    T5_BLOCKS,
-    files_in,
-    is_one_line,
-    load_script,
-    loss_per_token,
-    outcome,
-    pairs_of,
-    read_json,
-    run,
-)
+from helpers import files_in, is_one_line, load_script, outcome, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import loss_per_token
+from tiny import PREFIX, T5_BLOCKS, pairs_of
 
 from common.composing.configurations import Configurations, grid_rates, read_configurations
 from common.composing.scheme import make_scheme

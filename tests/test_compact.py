@@ -15,21 +15,11 @@ import sys
 import pytest
 import torch
 import transformers
-from helpers import (
-    DISTILBERT_BLOCKS,
-    ENDS,
-    ROOT,
-    T5_BLOCKS,
-    fails,
-    is_attention,
-    lively,
-    run,
-    same_state,
-    t5_blocks,
-    t5_config,
-)
+from helpers import ROOT, fails, run
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from oracles import same_state
+from tiny import DISTILBERT_BLOCKS, ENDS, T5_BLOCKS, is_attention, lively, t5_blocks, t5_config
 
 from common.blocks.find import find_blocks
 from common.models.compact import make_compact

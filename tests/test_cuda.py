@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import QUIET, build_model, examples, run
+from helpers import run
+from tiny import QUIET, build_model, examples
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    build_model,
-    build_tokenizer,
     call_apart,
     command_of,
     edited_json,
@@ -20,6 +18,7 @@ from helpers import (
     save_forged,
 )
 from safetensors.torch import load_file, save_file
+from tiny import build_model, build_tokenizer
 
 from common.models.load import load_model
 from common.models.saving import save_model

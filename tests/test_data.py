@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from helpers import PREFIX, build_tokenizer
+from tiny import PREFIX, build_tokenizer
 
 from common.data.batching import evaluation_batches, training_batches
 from common.data.examples import Examples, load_examples

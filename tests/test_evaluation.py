@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 import transformers
-from helpers import ENDS, LIMIT, build_tokenizer, t5_config, token_rows, translated
+from oracles import LIMIT, token_rows, translated
+from tiny import ENDS, build_tokenizer, t5_config
 
 from common.data.examples import Examples
 from common.data.tasks import TASKS

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, loss_per_token, pairs_of, read_json, run
+from helpers import ROOT, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import loss_per_token
+from tiny import pairs_of
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import parameter_counts

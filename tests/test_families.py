@@ -9,24 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from helpers import (
-    CLASSIFIERS,
-    DEBERTA,
-    MODELS,
-    QUIET,
-    ROOT,
-    build_model,
-    build_tokenizer,
-    fails,
-    lively,
-    logits,
-    padded_batch,
-    read_json,
-    run,
-    same_state,
-    snippets,
-)
+from helpers import ROOT, fails, read_json, run, snippets
 from huggingface_hub.dataclasses import strict
+from oracles import logits, same_state
+from tiny import CLASSIFIERS, DEBERTA, MODELS, QUIET, build_model, build_tokenizer, lively, padded_batch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from common.blocks import defaults as studies

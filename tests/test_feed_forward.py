@@ -11,21 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    OPTIONS,
-    build_model,
-    examples,
-    fails,
-    least_squares,
-    objective,
-    only_removed_is_zero,
-    read_json,
-    reconstruct,
-    run,
-    torch_mask,
-)
+from helpers import fails, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import least_squares, objective, only_removed_is_zero, reconstruct, torch_mask
+from tiny import OPTIONS, build_model, examples
 from torch.nn.utils import prune
 
 from common.blocks.families import family_of

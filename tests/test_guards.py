@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, outcome, pruned_variants, read_json
+from helpers import outcome, read_json
+from oracles import pruned_variants
+from tiny import OPTIONS, build_model, examples
 
 from common.blocks.find import find_blocks
 from common.data.examples import Examples

@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers import QUIET, build_model, examples
+from tiny import QUIET, build_model, examples
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 
 from common.blocks.find import find_blocks

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 import torch
-from helpers import build_model, build_tokenizer, fails, run
+from helpers import fails, run
+from tiny import build_model, build_tokenizer
 
 from common.cli.paths import models_to_evaluate, the_model
 

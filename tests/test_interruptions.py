@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, build_model, load_script, outcome, read_json
+from helpers import ROOT, load_script, outcome, read_json
+from tiny import build_model
 
 from common.composing.library import Library
 from common.evaluation.curves import read_stats

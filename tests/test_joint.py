@@ -12,24 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from helpers import (
-    FEED_FORWARD,
-    QUIET,
-    RUNTIME,
-    build_model,
-    edited_json,
-    examples,
-    fails,
-    loss_per_token,
-    padded_batch,
-    pairs_of,
-    rate,
-    read_csv,
-    read_json,
-    recipe,
-    run,
-    touched,
-)
+from helpers import FEED_FORWARD, edited_json, fails, rate, read_csv, read_json, run, touched
+from oracles import loss_per_token
+from tiny import QUIET, RUNTIME, build_model, examples, padded_batch, pairs_of, recipe
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks, set_block

@@ -8,7 +8,9 @@ import re
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, OPTIONS, build_model, edited_json, examples, fails, logits, read_json, reconstruct, run
+from helpers import edited_json, fails, read_json, run
+from oracles import logits, reconstruct
+from tiny import CLASSIFIERS, OPTIONS, build_model, examples
 
 from common.blocks.calls import block_calls, token_mask
 from common.blocks.find import find_blocks

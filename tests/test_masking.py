@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers import build_model, torch_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import torch_mask
+from tiny import build_model
 from torch.nn.utils import prune
 
 from common.blocks.find import Block, find_blocks

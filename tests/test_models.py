@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import build_model, build_tokenizer, same_state, without_digests
+from helpers import without_digests
+from oracles import same_state
+from tiny import build_model, build_tokenizer
 
 from common.models.load import data_source, fingerprint, load_model, load_tokenizer, reference, resolve
 from common.models.saving import damage, is_made, read_measured, save_model

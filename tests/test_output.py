@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 import transformers
-from helpers import build_model, fails, loss_per_token, padded_batch, pairs_of, read_json, run
+from helpers import fails, read_json, run
+from oracles import loss_per_token
 from safetensors.torch import load_file
+from tiny import build_model, padded_batch, pairs_of
 
 from common.models.load import load_model
 from common.models.saving import damage, save_model

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import MODELS, ROOT, build_model, build_tokenizer, fails, read_json, run, transformers
+import transformers
+from helpers import ROOT, fails, read_json, run
+from tiny import MODELS, build_model, build_tokenizer
 
 from common.data.examples import load_examples
 from common.data.sources import DataSource

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build_model, examples, fails, run
+from helpers import ROOT, fails, run
+from tiny import build_model, examples
 
 from common.runtime import processes
 from common.runtime.devices import Runtime, computing, in_full_precision

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from helpers import CPU, build_model, examples, recipe
+from tiny import CPU, build_model, examples, recipe
 
 from common.runtime import progress
 from common.runtime.devices import Runtime

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import OPTIONS, build_model, examples, least_squares, objective, pruned_variants, reconstruct
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import least_squares, objective, pruned_variants, reconstruct
+from tiny import OPTIONS, build_model, examples
 
 from common.blocks.families import family_of
 from common.blocks.find import find_blocks

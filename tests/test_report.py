@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import RUNTIME, build_model, distilbert_config, fails, load_script, outcome, read_json, run
+from helpers import fails, load_script, outcome, read_json, run
+from tiny import RUNTIME, build_model, distilbert_config
 
 from common.evaluation import answers as evaluation
 from common.evaluation import cost as report

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import QUIET, distilbert_config, lively
+from tiny import QUIET, distilbert_config, lively
 
 from common.blocks.calls import block_calls
 from common.blocks.find import find_blocks

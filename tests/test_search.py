@@ -6,9 +6,9 @@ import random
 import signal
 
 import pytest
-from helpers import RUNTIME
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tiny import RUNTIME
 
 from common.composing.search import budgets
 from common.composing.search import knapsack as search

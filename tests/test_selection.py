@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, OPTIONS, build_model, examples, load_script, read_json, reconstruct
+from helpers import load_script, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import reconstruct
+from tiny import KINDS, OPTIONS, build_model, examples
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors

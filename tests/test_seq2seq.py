@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_script, padded_batch, pairs_of, read_json, run
+from helpers import load_script, read_json, run
+from tiny import padded_batch, pairs_of
 
 from common.models.load import load_model, load_tokenizer
 from common.models.tokenizer import PairedTokenizer

@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import build_tokenizer, distilbert_config, section, snippets, t5_config, transformers
+import transformers
+from helpers import section, snippets
+from tiny import build_tokenizer, distilbert_config, t5_config
 
 from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import block_tensors, parameter_masks, set_block

@@ -17,21 +17,9 @@ import sacrebleu
 import safetensors.torch
 import torch
 import transformers
-from helpers import (
-    FEED_FORWARD,
-    PREFIX,
-    ROOT,
-    edited_json,
-    loss_per_token,
-    only_removed_is_zero,
-    pairs_of,
-    rate,
-    read_csv,
-    read_json,
-    run,
-    torch_mask,
-    touched,
-)
+from helpers import FEED_FORWARD, ROOT, edited_json, rate, read_csv, read_json, run, touched
+from oracles import loss_per_token, only_removed_is_zero, torch_mask
+from tiny import PREFIX, pairs_of
 from torch.nn.utils import prune
 
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with

@@ -3,7 +3,8 @@
 import csv
 
 import pytest
-from helpers import fails, recipe, run
+from helpers import fails, run
+from tiny import recipe
 
 from common.runtime.settings import TRACKERS
 from common.training.learner import schedule

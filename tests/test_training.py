@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import RUNTIME, build_model, padded_batch, recipe
+from tiny import RUNTIME, build_model, padded_batch, recipe
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks
