@@ -80,14 +80,14 @@ def formula(stage, shape, model, library, examples):
     compact = model - library / 2  # half the heads and neurons
     attention, feed_forward = 3 * layers, 2 * layers
     sums = 4 * (width + VALUE_WIDTH + 1) ** 2
-    statistics = min(STATISTICS_BYTES, attention * sums + feed_forward * 4 * examples * width)
+    statistics = attention * sums + feed_forward * 4 * examples * width
     solving = 3 * 4 * max(width + VALUE_WIDTH, neurons) ** 2
     masks = library / 4
     held = HELD * library
     return {
         "configurations": model,
         "prune": model + SORTING * block,
-        "closed form": model + max(3 * library, 2 * library + statistics + solving),
+        "closed form": model + min(2 * library + statistics, STATISTICS_BYTES) + solving,
         "joint": 6 * model + masks + HELD_IN_JOINT * library,
         "compose": model + masks + held,
         "compact": model + masks + held + compact,
@@ -139,6 +139,8 @@ def measure(size, shape, args, code):
         code: {stage: bytes} that do not depend on the model; None to find them.
     """
     peaks = {}
+    if args.work:
+        Path(args.work).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work, prefix=f"memory-{size}-") as folder:
         # In a process of its own: a child's peak is at least what its parent holds when it starts it.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -1,8 +1,7 @@
 """The table of model families: where a model's blocks are, and how to run them.
 
-A family is one entry in `FAMILIES` (and, for --compact, a call in `modeling_compact`). What its models are used for is
-in `tasks`, and what suits a checkpoint that was studied is in `studies`. Nothing else in the suite knows a model type
-by name.
+A family is one entry in `FAMILIES` (and, for --compact, a call in `modeling_compact`). What its models are used for,
+and what suits them, is in `defaults`. Nothing else in the suite knows a model type by name.
 """
 
 from collections.abc import Callable
