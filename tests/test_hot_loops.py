@@ -104,9 +104,10 @@ def test_training_all_variants_together(fakes, monkeypatch):
             "common.training.block_level.supernet.aliasing_copy", lambda each: fake(fakes, each).requires_grad_(False)
         )
         supernet = Supernet(model, find_blocks(model), new, {})
+    supernet.masks = {
+        pair: {name: fakes.from_tensor(mask) for name, mask in masks.items()} for pair, masks in supernet.masks.items()
+    }
     learner = supernet.make_learner(RECIPE, 2, 1.0)
-    assert learner.held.masks  # there are some to hold
-    learner.held.masks = {name: fakes.from_tensor(mask) for name, mask in learner.held.masks.items()}
     train(
         fakes,
         {"library": learner},

@@ -261,7 +261,7 @@ def test_a_rest_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
             {Pair(BLOCK.name, name): Variant(BLOCK, *tensors_and_keeps())},
             {Pair(BLOCK.name, name): K},
             shared={"norm.weight": torch.ones(3)},
-            shared_made_from={"of": name},
+            beside_made_from={"of": name},
         )
         if library is first:
             write()

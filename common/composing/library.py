@@ -2,7 +2,8 @@
 
 A module file is a numpy structured array of shape () whose fields are the block's tensors and masks: "q.weight"
 (float32) and "q.keep" (bool, True = kept). Plain numpy opens it: `np.load(file)["wo.weight"]`. A library whose variants
-were tuned together has one more, of the shared parameters, those outside of blocks.
+were tuned together has more: one of the shared parameters, those outside of blocks, and one for each block, of the
+update that its variants share, which is part of their weights and what later variants begin with.
 
 The record is written after every finished file, or after all of those that were tuned together. Several processes may
 write to one library: whoever does locks the folder, and adds to the record as it is then.
@@ -39,6 +40,7 @@ from common.runtime.signals import deferred
 PRUNED, FINE_TUNED = "pruned", "fine-tuned"  # what a library holds; never both
 TOGETHER = "tuned-together"  # fine-tuned jointly, perhaps with the shared parameters
 SHARED = "shared"  # in the record, and the name of its file
+UPDATES = "updates"  # in the record; BLOCK.update.npy are the files
 FILE = {"file": str, "key": str, "made_from": {str: object}, "sha256": str, str: object}
 RECORD = {
     "digest": str,
@@ -46,6 +48,7 @@ RECORD = {
     "model": MODEL,
     "variants": {str: {"block": str, "variant": str, **FILE}},
     f"{SHARED}?": FILE,
+    f"{UPDATES}?": {str: FILE},
     str: object,
 }
 LOCK_NAME = ".lock"
@@ -163,9 +166,11 @@ class Library:
         made_from: dict[Pair, dict],
         measured: dict[Pair, dict] | None = None,
         shared: dict[str, torch.Tensor] | None = None,
-        shared_made_from: dict | None = None,
+        updates: dict[str, dict[str, torch.Tensor]] | None = None,
+        beside_made_from: dict | None = None,
     ) -> None:
-        """Write the module files of variants, and of shared parameters {parameter: tensor}; then the record, once.
+        """Write the module files of variants, of shared parameters {parameter: tensor} and of updates {block: tensors};
+        then the record, once.
 
         Args:
             made_from: everything that determined the tensors, see `records.make_record`.
@@ -184,9 +189,13 @@ class Library:
             }
             others = {}
             if shared:
-                arrays = {name: to_numpy(tensor) for name, tensor in shared.items()}
-                check_finite(self.folder / f"{SHARED}.npy", arrays)
-                others[SHARED] = self._write_file(f"{SHARED}.npy", arrays, shared_made_from)
+                others[SHARED] = self._write_tensors(f"{SHARED}.npy", shared, beside_made_from)
+            if updates:
+                written = {
+                    block: self._write_tensors(f"{block}.update.npy", tensors, beside_made_from)
+                    for block, tensors in updates.items()
+                }
+                others[UPDATES] = record.get(UPDATES, {}) | written
             self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
 
     def _write_variant(self, name, variant, made_from, measured):
@@ -202,6 +211,12 @@ class Library:
                 raise ValueError(f"{path}: {name} is not zero everywhere that its mask removes")
         written = self._write_file(path.name, arrays, made_from)
         return {"block": pair.block, "variant": pair.variant, **written, **measured}
+
+    def _write_tensors(self, file, tensors, made_from):
+        """Write a file of tensors that are none of a variant; returns its entry for the record."""
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+        check_finite(self.folder / file, arrays)
+        return self._write_file(file, arrays, made_from)
 
     def _write_file(self, file, arrays, made_from):
         """Write a module file; returns its entry for the record."""
@@ -225,9 +240,10 @@ class Library:
             {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in shared.items()}, f"{SHARED}.npy"
         )
 
-    def shared_is_intact(self) -> bool:
-        """Whether the file of the shared parameters, if there is one, is what was written."""
-        return SHARED not in self.record or self._is_intact(self.record[SHARED])
+    def is_intact_beside(self) -> bool:
+        """Whether the files beside the variants', those of shared parameters and updates, are what was written."""
+        shared = [self.record[SHARED]] if SHARED in self.record else []
+        return all(map(self._is_intact, [*shared, *self.record.get(UPDATES, {}).values()]))
 
     def shared_key(self) -> str | None:
         """What the shared parameters were made from, as a digest; None if there are none."""
@@ -236,6 +252,10 @@ class Library:
     def read_shared(self) -> dict[str, torch.Tensor] | None:
         """The shared parameters that the variants were tuned with, {parameter: tensor}; None if there are none."""
         return self._read_file(self.record[SHARED]) if SHARED in self.record else None
+
+    def read_updates(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The update of each block whose variants were tuned together, {block: {"q.weight": tensor}}."""
+        return {block: self._read_file(entry) for block, entry in self.record.get(UPDATES, {}).items()}
 
     @deferred()
     def annotate(self, block: str, scores: dict) -> None:

@@ -18,15 +18,15 @@ from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
 from common.training.loop import fit, steps_of, validate
 from common.training.stats import RUN_DIGITS, seconds_of, write_composition_stats, write_stats, write_variant_stats
 
-VERSION = 1  # part of the key of every output; raise it when results change
+VERSION = 2  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there
 
 
 def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sampling: str = "even") -> dict:
     """Train the variants that are not there yet within composed models; returns the result.
 
-    They are trained among those that are there, which stay as they are. If there are none, the shared parameters are
-    trained with them.
+    They are trained among those that are there, which stay as they are, and begin with what these have learnt. If there
+    are none, the shared parameters are trained with them.
 
     `configurations`: {block: variant} each, those that quality is measured on. `sampling`: a name in `SAMPLING`.
     """
@@ -39,7 +39,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
         if not library.has(pair, made | {"run": library.run(pair)}, stage.overwrite)
     }
     # one that is there stays, whatever it was trained with
-    todo = runtime.processes.agree(todo if library.shared_is_intact() else made_from)
+    todo = runtime.processes.agree(todo if library.is_intact_beside() else made_from)
     skipped = len(made_from) - len(todo)
     runtime.talk.say(f"{len(todo)} variants to fine-tune together, {skipped} are there already")
     if not todo:
@@ -58,14 +58,15 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
         stage.variants(stage.pruned, todo),
         stage.variants(library, old),
         library.read_shared() if old else None,
+        library.read_updates() if old else None,
     )
     trains_shared = not old and recipe.shared_rate > 0
     if trains_shared:
         library.check_shared(supernet.shared)
     learner = supernet.make_learner(recipe, steps_of(stage.train, recipe), recipe.shared_rate if trains_shared else 0)
     learners = {"library": learner}
-    compositions = sample_compositions(configurations, todo, supernet.tensors, recipe.seed)
-    rule = make_sampling(sampling, todo, supernet.tensors, recipe.seed)
+    compositions = sample_compositions(configurations, todo, supernet.pairs(), recipe.seed)
+    rule = make_sampling(sampling, todo, supernet.pairs(), recipe.seed)
     objective = JointObjective(supernet, recipe, rule, compositions, stage.original)
     checkpoint, tracking = stage.open_checkpoint({"library": key}), stage.open_tracking(run)
 
@@ -79,15 +80,19 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     if checkpoint.content is None:
         seconds = start_from_solutions(stage, supernet, learner, objective, run)
         on_epoch(seconds)
+        checkpoint.notes |= {str(pair): variant.tensors for pair, variant in supernet.new.items()}
         checkpoint.save(learners, seconds)
+    else:
+        supernet.start_from({pair: checkpoint.notes[str(pair)] for pair in todo})
     fit(learners, objective, stage.train, stage.held_out, recipe, runtime, checkpoint, rows=seconds, on_epoch=on_epoch)
     tracking.close()
     if runtime.processes.is_first:
         library.write(
-            {pair: supernet.new[pair]._replace(tensors=supernet.tensors[pair]) for pair in todo},
+            supernet.fold(),
             {pair: made | {"run": key} for pair, made in todo.items()},
             shared=supernet.shared if trains_shared else None,
-            shared_made_from=stage.settings() | settings | {"run": key},
+            updates=supernet.updates,
+            beside_made_from=stage.settings() | settings | {"run": key},
         )
     checkpoint.remove()
     before, after = learner.history[0].val_loss, learner.best_loss
@@ -123,7 +128,7 @@ def start_from_solutions(
         learner.count_as_epoch(epoch, validated.losses["library"], validated.parts["library"])
 
     count_as_epoch(0)
-    histories = {}
+    pruned, histories = {pair: variant.tensors for pair, variant in supernet.new.items()}, {}
     for solutions, seconds_so_far in solve(stage, list(supernet.new)):
         seconds = seconds_so_far
         supernet.start_from({pair: solution.tensors for pair, solution in solutions.items() if solution.is_better})
@@ -131,6 +136,8 @@ def start_from_solutions(
     del solutions
     give_back_memory()  # of the solutions, before the optimizer needs as much and more
     count_as_epoch(1)
+    if learner.best_epoch == 0:
+        supernet.start_from(pruned)
     if stage.runtime.processes.is_first:
         write_variant_stats(beside(stage.stats_file, "blocks"), histories, run)
     return seconds

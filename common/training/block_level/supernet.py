@@ -1,11 +1,17 @@
 """Joint fine-tuning: all variants of all blocks at once, within models that are composed of them at random.
 
-Each step draws one variant for every block, composes that model, and takes one ordinary step on the task's loss. It
-updates those variants, and at a share of the rate the shared parameters (embeddings, norms, position biases, head).
-A step costs what a step of a whole model costs, and every composition comes out good, also one that was never drawn.
+Each step draws one variant for every block, composes that model, and takes one ordinary step on the task's loss. The
+variants of a block begin at their own closed-form solutions and share one update:
 
-The idea of one path at a time is from single-path one-shot (Guo et al., arXiv 1904.00420); see also once-for-all (arXiv
-1908.09791) and DynaBERT (arXiv 2004.04037). There the sub-networks share their weights. Here each variant has its own.
+    variant v = mask_v · (solution_v + update of the block)
+
+so that each learns from all draws of its block, and the optimizer's state is that of one model. At a multiple of the
+rate the shared parameters (embeddings, norms, position biases, head) are trained with them. A step costs what a step of
+a whole model costs, and every composition comes out good, also one that was never drawn.
+
+One path at a time is from single-path one-shot (Guo et al., arXiv 1904.00420), sub-networks that share their weights
+from once-for-all (arXiv 1908.09791), DynaBERT (arXiv 2004.04037) and MatFormer (arXiv 2310.07707). There the weights
+themselves are shared; here it is what they learn, since each variant's closed form differs.
 """
 
 import torch
@@ -22,8 +28,8 @@ from common.training.losses import ModelObjective
 class Supernet:
     """The original, in which every block can be any of its variants, and what of it is trained.
 
-    Blocks are not copied. A variant's tensors become the parameters of the block's Linears; the original's own are put
-    back in the same way.
+    It is called as the model is, with the variants of the last `compose`. Nothing of the original is copied but the
+    shared parameters, if they are trained.
     """
 
     def __init__(
@@ -33,63 +39,85 @@ class Supernet:
         new: dict[Pair, Variant],
         old: dict[Pair, Variant],
         shared: dict[str, torch.Tensor] | None = None,
+        updates: dict[str, dict[str, torch.Tensor]] | None = None,
     ):
         """
         Args:
-            new: the variants to train; their tensors are trained in place.
+            new: the variants to train, as they begin.
             old: those that they are trained among, and which stay as they are.
             shared: {parameter: tensor}, those that the old variants were trained with; they then stay, too.
+            updates: {block: {"q.weight": tensor}}, what the old variants were updated by: new ones begin with it.
         """
-        self.model, self.blocks, self.new = aliasing_copy(original), blocks, new
-        self.shared = {name: self.model.get_parameter(name) for name in shared_parameters(original, blocks)}
-        self.own = {name: block_tensors(self.model, block) for name, block in blocks.items()}
-        self.inside = dict.fromkeys(blocks, DENSE)
-        set_shared(self.model, shared or {})
-        self.tensors = {
-            pair: {
-                name: torch.nn.Parameter(tensor, requires_grad=pair in new)
-                for name, tensor in variant.to(self.model.device).tensors.items()
+        self.model, self.blocks = aliasing_copy(original), blocks
+        self.config, device = self.model.config, self.model.device
+        self.new, self.old = ({pair: variant.to(device) for pair, variant in each.items()} for each in (new, old))
+        self.masks = {pair: parameter_masks(variant.block, variant.keeps) for pair, variant in self.new.items()}
+        self.updates = {}
+        for name in dict.fromkeys(pair.block for pair in new):
+            own, given = block_tensors(self.model, blocks[name]), (updates or {}).get(name, {})
+            self.updates[name] = {
+                path: given[path].to(device) if path in given else torch.zeros_like(tensor)
+                for path, tensor in own.items()
             }
-            for pair, variant in {**old, **new}.items()
-        }
+        self.shared = {name: self.model.get_parameter(name) for name in shared_parameters(original, blocks)}
+        set_shared(self.model, shared or {})
+        self.inside = {}
+
+    def pairs(self) -> list[Pair]:
+        """All variants: those that are trained, and the old ones."""
+        return [*self.old, *self.new]
 
     def make_learner(self, recipe: TrainingSettings, total_steps: int, shared_factor: float) -> Learner:
-        """The learner of the new variants and, at a multiple of the rate, of the shared parameters; 0 leaves them."""
-        parameters = {_key(pair, name): tensor for pair in self.new for name, tensor in self.tensors[pair].items()}
-        masks = {
-            _key(pair, name): mask
-            for pair, (block, _, keeps) in self.new.items()
-            for name, mask in parameter_masks(block, keeps).items()
+        """The learner of the updates and, at a multiple of the rate, of the shared parameters; 0 leaves them."""
+        parameters = {
+            f"{name}/{path}": update.requires_grad_()
+            for name, updates in self.updates.items()
+            for path, update in updates.items()
         }
         shares = {}
         if shared_factor:
             set_shared(self.model, {name: tensor.clone() for name, tensor in self.shared.items()})
-            shares = {_key("", name): shared_factor for name in self.shared}
-            parameters |= {_key("", name): tensor.requires_grad_() for name, tensor in self.shared.items()}
-        return Learner(parameters, masks, recipe, total_steps, shares)
+            shares = dict.fromkeys(self.shared, shared_factor)
+            parameters |= {name: tensor.requires_grad_() for name, tensor in self.shared.items()}
+        return Learner(parameters, {}, recipe, total_steps, shares)
+
+    def start_from(self, solutions: dict[Pair, dict[str, torch.Tensor]]) -> None:
+        """Give new variants other tensors to begin with."""
+        for pair, tensors in solutions.items():
+            self.new[pair] = self.new[pair]._replace(tensors=tensors).to(self.model.device)
+
+    def tensors(self, pair: Pair) -> dict[str, torch.Tensor]:
+        """A variant's tensors as they are now, by name within the block."""
+        if pair in self.old:
+            return self.old[pair].tensors
+        solution, masks, updates = self.new[pair].tensors, self.masks[pair], self.updates[pair.block]
+        updated = {name: tensor + updates[name] for name, tensor in solution.items()}
+        return {name: torch.where(masks[name], t, 0.0) if name in masks else t for name, t in updated.items()}
 
     @torch.no_grad()
-    def start_from(self, tensors: dict[Pair, dict[str, torch.Tensor]]) -> None:
-        """Give the new variants other tensors to begin with."""
-        for pair, solution in tensors.items():
-            for name, tensor in solution.items():
-                self.tensors[pair][name].copy_(tensor)
+    def fold(self) -> dict[Pair, Variant]:
+        """The new variants as they are now, in the memory of what they began with: nothing can be computed after."""
+        for pair, variant in self.new.items():
+            for name, tensor in self.tensors(pair).items():
+                variant.tensors[name].copy_(tensor)
+        return self.new
 
     def compose(self, choice: dict[str, str]) -> None:
-        """Put variants into their blocks, {block: variant}; `DENSE` is the original's own."""
-        for name, variant in choice.items():
-            if self.inside[name] == variant:
-                continue
-            root = self.model.get_submodule(self.blocks[name].root)
-            for path, tensor in (self.own[name] if variant == DENSE else self.tensors[Pair(name, variant)]).items():
-                linear, _, parameter = path.rpartition(".")
-                setattr(root.get_submodule(linear), parameter, tensor)
-            self.inside[name] = variant
+        """Choose the variants that calls are to compute with, {block: variant}; `DENSE` is the original's own."""
+        self.inside = {name: variant for name, variant in choice.items() if variant != DENSE}
 
+    def __call__(self, **inputs):
+        """What the composed model gives for a batch."""
+        tensors = {
+            f"{self.blocks[name].root}.{path}": tensor
+            for name, variant in self.inside.items()
+            for path, tensor in self.tensors(Pair(name, variant)).items()
+        }
+        return torch.func.functional_call(self.model, tensors, kwargs=inputs, tie_weights=False)
 
-def _key(pair, name):
-    """The name that a learner has for a variant's parameter; for a shared one, the pair is ""."""
-    return f"{pair}/{name}"
+    def train(self, mode: bool) -> None:
+        """As a model's."""
+        self.model.train(mode)
 
 
 class JointObjective:
@@ -109,7 +137,7 @@ class JointObjective:
             compositions: {name: {block: variant}}, those that validation measures.
         """
         self.supernet, self.sampling, self.compositions = supernet, sampling, compositions
-        self.model_objective = ModelObjective(supernet.model, recipe, teacher)
+        self.model_objective = ModelObjective(supernet, recipe, teacher)
 
     def losses(self, batch, learners, training):
         """The `Loss` of the only learner; in validation one for each composition, which is its part."""
