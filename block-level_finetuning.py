@@ -100,6 +100,8 @@ def run(args):
         configurations = read_configurations_of(loaded, args.configurations)
     else:
         refuse_unused(args, JOINT_FLAGS, "goes with --method joint")
+    if method != "reconstruct":
+        refuse_unused(args, ["rounds"], "goes with --method reconstruct")
     recipe = training_settings(args, loaded, "joint" if is_joint else "block")
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     warn_of_missing(pruned, loaded, args.configurations or "conf.json", runtime.talk)
@@ -118,6 +120,7 @@ def run(args):
         calibration=train.sample(calibration.calibration or study.calibration),
         held_out=validation.sample(held_out),
         ridges=calibration.ridge,
+        rounds=calibration.rounds,
         recipe=recipe,
         runtime=runtime,
         overwrite=args.overwrite,

@@ -191,18 +191,18 @@ def solved(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("target, name, when", [(Library, "write", 2)])
-def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatch, solved, target, name, when):
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_blocks_that_are_solved_are_not_solved_again(tuned, tmp_path, monkeypatch, solved, rounds):
     """Oracle: the undisturbed run in one pass."""
     from common.pruning.closed_form import solve
 
-    more = ("--ridge", 1e-3, 1e-2)
+    more = ("--ridge", 1e-3, 1e-2, "--rounds", rounds)
     with monkeypatch.context() as patched:
         patched.setattr(solve, "STATISTICS_BYTES", 2**30)
         assert " of 8: " not in tuned("reconstruct", "whole", *more)[2]
     expected = len(solved)
     with monkeypatch.context() as patched:
-        kill_at(patched, target, name, when)
+        kill_at(patched, Library, "write", 2)
         assert tuned("reconstruct", "parts", *more)[0] == 130
     before = len(solved)
     code, result, err = tuned("reconstruct", "parts", *more)

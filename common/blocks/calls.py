@@ -1,7 +1,7 @@
 """Watching and replaying the calls of a model's blocks."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.func import functional_call
@@ -61,16 +61,20 @@ class BlockCall:
 
     def replay(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The block's output (batch, length, d_model) on the very same inputs, with `tensors` for its own."""
+        return self.again(tensors).output
+
+    def again(self, tensors: dict[str, torch.Tensor]) -> "BlockCall":
+        """The same call of the block with `tensors` for its own."""
         if self.block.kind == "feed_forward":
             rows = features(self.model, self.block, tensors, self.inputs[self.block.inner[0]])
-            return _apply(tensors, self.block.output, rows)
+            return replace(self, output=_apply(tensors, self.block.output, rows))
         root, found = self.model.get_submodule(self.block.root), []
-        output = root.get_submodule(self.block.output)
-        handle = output.register_forward_hook(lambda module, args, output: found.append(output))
+        handles = list(_hooks(self.model, self.block, found.append))
         try:
             functional_call(root, tensors, self.args, self.kwargs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return found[0]
 
 

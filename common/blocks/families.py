@@ -61,6 +61,7 @@ class Family:
     `run`: (model, batch): every block, but neither the head nor the loss.
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
     `positions`: (config): how many tokens there are positions for; None where they are relative.
+    `norm_first`: whether the hidden states are normalized before a block, and not after its output was added to them.
     """
 
     model_classes: dict[str, str]
@@ -68,6 +69,7 @@ class Family:
     run: Callable
     decoder: str = ""
     positions: Callable = lambda config: getattr(config, "max_position_embeddings", None)
+    norm_first: bool = False
 
     def __post_init__(self):
         """What can translate can summarize: to the model it is one task."""
@@ -151,18 +153,32 @@ def _after_padding(config):
 
 
 FAMILIES = {
-    "t5": Family({"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder"),
-    "mt5": Family({"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder"),
-    "umt5": Family({"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder"),
+    "t5": Family(
+        {"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder", norm_first=True
+    ),
+    "mt5": Family(
+        {"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder", norm_first=True
+    ),
+    "umt5": Family(
+        {"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder", norm_first=True
+    ),
     "bart": Family(
         {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
     ),
     "mbart": Family(
-        {"translation": "MBartForConditionalGeneration"}, _bart_like("MBart"), _run_encoder_decoder, "model.decoder"
+        {"translation": "MBartForConditionalGeneration"},
+        _bart_like("MBart"),
+        _run_encoder_decoder,
+        "model.decoder",
+        norm_first=True,
     ),
     "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
     "pegasus": Family(
-        {"translation": "PegasusForConditionalGeneration"}, _bart_like("Pegasus"), _run_encoder_decoder, "model.decoder"
+        {"translation": "PegasusForConditionalGeneration"},
+        _bart_like("Pegasus"),
+        _run_encoder_decoder,
+        "model.decoder",
+        norm_first=True,
     ),
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},

@@ -72,6 +72,10 @@ class Examples:
         rest = [position for position in range(len(self)) if position not in taken]
         return self._at(sorted(taken)), self._at(rest)
 
+    def part(self, number: int, count: int) -> "Examples":
+        """Every `count`-th example, from the one with this number on."""
+        return self._at(range(number, len(self), count))
+
     def _at(self, positions):
         columns = {name: getattr(self, name) for name in ("inputs", "targets", "texts", "types")}
         return replace(self, **{name: column and [column[i] for i in positions] for name, column in columns.items()})

@@ -93,6 +93,13 @@ class CalibrationSettings:
         "each variant's held-out error is least with",
         least=0,
     )
+    rounds: int = setting(
+        0,
+        "how often all variants are solved again where the others are pruned too, with --method reconstruct; 2 pays "
+        "where much is removed and no training follows",
+        least=0,
+        most=MOST,
+    )
 
 
 @dataclass(frozen=True)

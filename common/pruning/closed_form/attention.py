@@ -27,6 +27,7 @@ class AttentionSums(NamedTuple):
 
     products: torch.Tensor
     basis: torch.Tensor | None  # of the directions in which value projections may move, (d_model, directions)
+    cross: torch.Tensor | None = None  # of wanted outputs with those rows, (d_model, rows); None: the original's own
 
     def gram(self, linear: str) -> torch.Tensor:
         """H (in, in) of the output Linear's inputs in the original; for sums without directions."""
@@ -86,7 +87,7 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     Returns:
         the changed tensors: none where nothing was removed, or where the sums overflowed.
     """
-    (gram, basis), (block, tensors, keeps) = sums, variant
+    (gram, basis, cross), (block, tensors, keeps) = sums, variant
     values, out = block.values, block.output
     if bool(keeps[values].all() & keeps[out].all()) or not finite(gram):
         return {}
@@ -96,8 +97,9 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()  # their context features
     z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
     one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
-    teacher_rows = torch.cat([torch.arange(inner, device=device), one])
-    cross = augmented_weight(teacher_weights, out).to(gram.dtype) @ gram[teacher_rows]  # teacher's output by rows
+    if cross is None:
+        teacher_rows = torch.cat([torch.arange(inner, device=device), one])
+        cross = augmented_weight(teacher_weights, out).to(gram.dtype) @ gram[teacher_rows]
     if not finite(cross):
         return {}
     weights, mask = augmented_weight(tensors, out), augmented_mask(variant, out)

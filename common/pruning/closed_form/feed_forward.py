@@ -24,14 +24,29 @@ CHUNK = 4096  # tokens that go through a feed-forward block at once
 class FeedForwardSums:
     """What a feed-forward block's regressions need of the data: sums over the sampled tokens."""
 
-    def __init__(self, teacher: torch.nn.Module, block: Block, inputs: torch.Tensor, weights: dict[str, torch.Tensor]):
-        """`inputs`: of the block, (tokens, d_model); `weights`: the teacher's tensors of the block."""
+    def __init__(
+        self,
+        teacher: torch.nn.Module,
+        block: Block,
+        inputs: torch.Tensor,
+        weights: dict[str, torch.Tensor],
+        targets: torch.Tensor | None = None,
+    ):
+        """
+        Args:
+            inputs: of the block, (tokens, d_model).
+            weights: the teacher's tensors of the block.
+            targets: wanted outputs, (tokens, d_model); None: what these give.
+        """
         self.teacher, self.block, self.weights = teacher, block, weights
         rows = at_least_float32(augmented_inputs(inputs, block.has_bias))
         self.inner_gram = symmetric(add_gram(None, rows))  # H of the inner Linears
         self.chunks = inputs.split(CHUNK)
-        weight = augmented_weight(weights, block.output).to(rows)
-        self.targets = [self._features(weights, chunk) @ weight.T for chunk in self.chunks]
+        if targets is None:
+            weight = augmented_weight(weights, block.output).to(rows)
+            self.targets = [self._features(weights, chunk) @ weight.T for chunk in self.chunks]
+        else:
+            self.targets = at_least_float32(targets).split(CHUNK)
 
     def gram(self, linear: str) -> torch.Tensor:
         """H (in, in) of a Linear's inputs in the original."""

@@ -12,6 +12,8 @@ pruned weights. A bias is one more column of W over a constant input.
 - Feed-forward: the inner Linears are solved from the teacher's inputs, then the output Linear on the features that
   they really produce.
 
+The inputs are the original's own, or those of a `context`.
+
 Each block uses a random part of the calibration tokens, about OVERSAMPLING for each unknown of a row. Bytes held in
 float32, for attention with h heads of width w, at most, and for feed-forward with d_ff neurons:
 
@@ -44,11 +46,12 @@ from common.pruning.closed_form.attention import (
     solve_attention,
     value_directions,
 )
+from common.pruning.closed_form.context import calls_in
 from common.pruning.closed_form.feed_forward import FeedForwardSums, solve_feed_forward
 from common.pruning.closed_form.least_squares import add_gram, symmetric
 from common.runtime.devices import Runtime, in_full_precision
 
-VERSION = 1  # part of the key of every output; raise it when results change
+VERSION = 2  # part of the key of every output; raise it when results change
 OVERSAMPLING = 8  # tokens for each unknown of a row
 STATISTICS_BYTES = 2**30  # of the blocks that share a teacher pass
 Sums = AttentionSums | FeedForwardSums
@@ -62,12 +65,14 @@ def reconstruct(
     runtime: Runtime,
     *,
     ridges: Sequence[float],
+    context: torch.nn.Module | None = None,
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
     """Solve all variants. Each process has its share of the calibration examples, and of the blocks to solve.
 
     Args:
         variants: the pruned weights and masks, on the device.
         ridges: pulls towards the pruned weights, relative to the mean of diag H.
+        context: see `context`; None for the original.
     Returns:
         {pair: [{"o.weight": …}, all tensors of the block, for each ridge]}.
     """
@@ -76,7 +81,7 @@ def reconstruct(
     for pair, variant in variants.items():
         if not all(bool(keep.all()) for keep in variant.keeps.values()):
             pruned.setdefault(variant.block, {})[pair] = variant
-    for block, sums in statistics(teacher, list(pruned), examples, runtime):
+    for block, sums in statistics(teacher, list(pruned), examples, runtime, context=context):
         weights = block_tensors(teacher, block)
         for number, ridge in enumerate(ridges):
             for pair, variant in pruned[block].items():
@@ -142,7 +147,13 @@ def sample_positions(length: int, fraction: float, seed: str) -> torch.Tensor:
 
 
 def statistics(
-    teacher: torch.nn.Module, blocks: list[Block], examples: Examples, runtime: Runtime, *, values: bool = True
+    teacher: torch.nn.Module,
+    blocks: list[Block],
+    examples: Examples,
+    runtime: Runtime,
+    *,
+    values: bool = True,
+    context: torch.nn.Module | None = None,
 ) -> Iterator[tuple[Block, Sums]]:
     """Yield (block, sums): what the solutions need of the data, in as few teacher passes as the memory allows.
 
@@ -150,13 +161,14 @@ def statistics(
 
     Args:
         values: whether value projections are to be solved too.
+        context: see `context`; None for the original.
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
     owner = {block: number % processes.count for number, block in enumerate(blocks)}
     regressions = {block: Regression(teacher, block, values) for block in blocks}
     for group in groups({block: regression.bytes for block, regression in regressions.items()}):
-        gathered = gather(teacher, [regressions[block] for block in group], examples, runtime)
+        gathered = gather(teacher, [regressions[block] for block in group], examples, runtime, context)
         mine = {block: gathered[block] for block in group if owner[block] == processes.number}
         del gathered
         for block in list(mine):
@@ -168,7 +180,8 @@ def sums_of(teacher, block, gathered) -> Sums:
     """Those of a block, from what `gather` has of it."""
     if block.kind == "attention":
         return gathered
-    return FeedForwardSums(teacher, block, gathered, block_tensors(teacher, block))
+    inputs, targets = gathered
+    return FeedForwardSums(teacher, block, inputs, block_tensors(teacher, block), targets)
 
 
 def groups(needed: dict[Block, int]) -> list[list[Block]]:
@@ -189,29 +202,44 @@ def blocks_by_pass(teacher: torch.nn.Module, sizes: dict[Block, int]) -> list[li
 
 
 @in_full_precision
-def gather(teacher: torch.nn.Module, regressions: list[Regression], examples: Examples, runtime: Runtime) -> dict:
+def gather(
+    teacher: torch.nn.Module,
+    regressions: list[Regression],
+    examples: Examples,
+    runtime: Runtime,
+    context: torch.nn.Module | None = None,
+) -> dict:
     """What the sums of some blocks are made of, in one teacher pass: {block: `AttentionSums`, or of a feed-forward
-    block its inputs of the sampled tokens, (tokens, d_model)}."""
+    block its inputs and wanted outputs of the sampled tokens, (tokens, d_model) each}. See `statistics`."""
     processes, regression_of = runtime.processes, {regression.block: regression for regression in regressions}
-    grams, bases, inputs = {}, {}, {block: {} for block in regression_of}  # inputs: {number of a batch: rows}
+    grams, crosses, bases = {}, {}, {}
+    inputs, targets = ({block: {} for block in regression_of} for _ in range(2))  # {number of a batch: rows}
 
-    def read(batch, number, call):
+    def read(batch, number, call, target=None):
         block = call.block
         positions = regression_of[block].positions(number, token_mask(block, batch.host).shape[1], examples)
         real, positions = real_rows(block, batch, positions), to_device(positions, runtime.device)
+        wanted = None if target is None else rows_of(target[:, positions], real)
         if block.kind == "attention":
             rows = attention_rows(call, positions, real, regression_of[block].directions, bases)
             grams[block] = add_gram(grams.get(block), rows)
+            if wanted is not None:
+                crosses[block] = crosses.get(block, 0) + wanted.to(rows).T @ rows
         else:
             inputs[block][number] = rows_of(call.inputs[block.inner[0]][:, positions], real)
+            targets[block][number] = wanted
 
     def run(batches):
         for number, positions in runtime.talk.progress(batches, "statistics"):
             batch = examples.batch(positions, runtime.device)
-            watch(teacher, regression_of, batch, partial(read, batch, number))
+            if context is None:
+                watch(teacher, regression_of, batch, partial(read, batch, number))
+            else:
+                for call, target in calls_in(context, teacher, regression_of, batch):
+                    read(batch, number, call, target)
 
     batches = processes.share(list(enumerate(evaluation_batches(examples, runtime.batch_size))))
-    with attention_probabilities(teacher):
+    with attention_probabilities(context or teacher):
         if processes.count > 1:  # the bases are those of the first batch, for all
             run(batches[:1] if processes.is_first else [])
             bases = processes.agree({block.name: basis.cpu() for block, basis in bases.items()})
@@ -219,12 +247,18 @@ def gather(teacher: torch.nn.Module, regressions: list[Regression], examples: Ex
         run(batches[1:] if processes.count > 1 and processes.is_first else batches)
     gathered = {}
     for block, regression in regression_of.items():
+        like = next(iter(block_tensors(teacher, block).values()))
         if block.kind == "attention":
             size = regression.unknowns
-            gram = grams.pop(block, None)
-            gram = torch.zeros(size, size, device=runtime.device) if gram is None else gram
-            processes.add([gram])
-            gathered[block] = AttentionSums(symmetric(gram), bases.get(block))
+            sums = [grams.pop(block, like.new_zeros(size, size, dtype=torch.float32))]
+            if context is not None:
+                d_model = block_tensors(teacher, block)[f"{block.output}.weight"].shape[0]
+                zeros = like.new_zeros(d_model, size, dtype=torch.float32)
+                sums.append(crosses.pop(block, zeros))
+            processes.add(sums)
+            gathered[block] = AttentionSums(symmetric(sums[0]), bases.get(block), *sums[1:])
         else:
-            gathered[block] = processes.join_rows(inputs.pop(block), next(iter(block_tensors(teacher, block).values())))
+            joined = [processes.join_rows(inputs.pop(block), like)]
+            joined.append(None if context is None else processes.join_rows(targets.pop(block), like))
+            gathered[block] = joined
     return gathered

@@ -6,9 +6,10 @@ from common.blocks.tensors import Variant, parameter_masks
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
 from common.runtime.records import digest
-from common.training.block_level.solutions import solve
+from common.training.block_level.solutions import add_seconds, levels_of, solve, solve_in_context, typical_solutions
 from common.training.block_level.stage import BlockStage, beside
 from common.training.block_level.teacher import BlockObjective
+from common.training.checkpoints import Checkpoint
 from common.training.learner import Epoch, EpochSeconds, Learner, text_of
 from common.training.loop import fit, steps_of
 from common.training.stats import (
@@ -75,22 +76,34 @@ class Apart:
 
     def solve(self) -> None:
         """Solve variants, and write those of some blocks before the next blocks are solved."""
-        stage = self.stage
-        before = read_seconds_of_epochs(stage.stats_file, self.run) if self.histories else []  # of an interrupted run
-        for solutions, seconds in solve(stage, self.todo):
+        stage, solving, before = self.stage, None, []
+        if stage.rounds:
+            levels, checkpoint = levels_of(stage), self.open_checkpoint()
+            before, _ = checkpoint.resume({})
+            if not before:
+                typical, before = typical_solutions(stage, self.todo, levels)
+                checkpoint.notes |= {text_of(pair): tensors for pair, tensors in typical.items()}
+                checkpoint.save({}, before)
+            beside = {pair for level in levels for pair in level.beside.values()}
+            typical = {pair: checkpoint.notes[text_of(pair)] for pair in beside}
+            solving = solve_in_context(stage, self.todo, levels, typical)
+        if self.histories:  # of an interrupted run
+            before = read_seconds_of_epochs(stage.stats_file, self.run)
+        for solutions, seconds in solving or solve(stage, self.todo):
             if before:
-                seconds = [
-                    EpochSeconds(row.epoch, row.train + past.train, row.validation + past.validation)
-                    for row, past in zip(seconds, before)
-                ]
+                seconds = [add_seconds(*rows) for rows in zip(seconds, before)]
             self.note({pair: solution.history for pair, solution in solutions.items()}, seconds)
             variants, measured = {}, {}
             for pair, solution in solutions.items():
-                variants[pair], error = solution.pruned, solution.before
-                if solution.is_better:
-                    variants[pair], error = solution.pruned._replace(tensors=solution.tensors), solution.after
+                variants[pair] = solution.pruned._replace(tensors=solution.best)
+                error = min(solution.before, solution.after)
                 measured[pair] = self.measured(solution.before, error, int(solution.is_better), solution.ridge)
             self.write(variants, measured)
+        if stage.rounds:
+            checkpoint.remove()
+
+    def open_checkpoint(self) -> Checkpoint:
+        return self.stage.open_checkpoint({pair: digest(self.made_from[pair]) for pair in self.todo})
 
     def train(self) -> None:
         """Go down the gradient, from the solutions if that is the method."""
@@ -114,7 +127,7 @@ class Apart:
             before = learner.history[0].val_loss
             self.write({pair: variant}, {pair: self.measured(before, learner.best_loss, learner.best_epoch, ridge)})
 
-        checkpoint = stage.open_checkpoint({pair: digest(self.made_from[pair]) for pair in self.todo})
+        checkpoint = self.open_checkpoint()
         seconds = []
         if stage.method == "both" and checkpoint.content is None:
             for solutions, seconds_so_far in solve(stage, self.todo):

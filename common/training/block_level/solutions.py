@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from common.blocks.tensors import Variant
+from common.blocks.tensors import Variant, aliasing_copy, set_block
 from common.composing.scheme import Pair, by_block
 from common.pruning.closed_form import blocks_by_pass, reconstruct, too_few
 from common.runtime.devices import give_back_memory
@@ -14,6 +15,8 @@ from common.runtime.errors import UserError
 from common.training.block_level.stage import BlockStage
 from common.training.block_level.teacher import held_out_errors
 from common.training.learner import Epoch, EpochSeconds
+
+LEVELS = 3  # of removal, each with a context of its own
 
 
 class Solution(NamedTuple):
@@ -30,14 +33,26 @@ class Solution(NamedTuple):
         return self.after < self.before
 
     @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """The pruned weights where the solution is no better."""
+        return self.tensors if self.is_better else self.pruned.tensors
+
+    @property
     def history(self) -> list[Epoch]:
         """The errors as the first two epochs."""
         return [Epoch(epoch, float("nan"), error) for epoch, error in enumerate((self.before, self.after))]
 
 
-def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair, Solution], list[EpochSeconds]]]:
+Context = dict[str, dict[str, torch.Tensor]]  # {block: tensors of one of its variants}
+
+
+def solve(
+    stage: BlockStage, pairs: Sequence[Pair], context: Context | None = None
+) -> Iterator[tuple[dict[Pair, Solution], list[EpochSeconds]]]:
     """Solve pruned variants with each ridge, as many blocks at a time as share a teacher pass, and fit the memory.
 
+    Args:
+        context: what the other blocks hold, see `closed_form.context`; None for the original's own.
     Returns:
         of each pass the solutions, and the seconds of all passes so far: before, and of the closed form as epoch 1.
     Raises:
@@ -47,6 +62,11 @@ def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair,
     shortage = too_few(teacher, [blocks[name] for name in variants_of], stage.calibration)
     if shortage:
         runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
+    model = None
+    if context is not None:
+        model = aliasing_copy(teacher).eval()
+        for name, tensors in context.items():
+            set_block(model, blocks[name], tensors)
     sizes = {}  # {block: bytes of its variants, pruned and solved, in float32}
     for name, variants in variants_of.items():
         entries = sum(math.prod(shape) for _, shape in blocks[name].shapes)
@@ -58,9 +78,9 @@ def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair,
             runtime.talk.say(f"blocks {done + 1} to {done + len(group)} of {len(sizes)}: {len(variants)} variants")
         done += len(group)
         started = runtime.now()
-        solved = reconstruct(teacher, variants, stage.calibration, runtime, ridges=stage.ridges)
+        solved = reconstruct(teacher, variants, stage.calibration, runtime, ridges=stage.ridges, context=model)
         finished = runtime.now()
-        solutions = measured(stage, variants, solved)
+        solutions = measured(stage, variants, solved, model)
         training, validation = training + finished - started, validation + runtime.now() - finished
         before, after = (
             sum(getattr(solution, name) for solution in solutions.values()) / len(solutions)
@@ -72,10 +92,84 @@ def solve(stage: BlockStage, pairs: Sequence[Pair]) -> Iterator[tuple[dict[Pair,
         give_back_memory()
 
 
-def measured(stage: BlockStage, variants: dict[Pair, Variant], solved: dict[Pair, list[dict]]) -> dict[Pair, Solution]:
+class Level(NamedTuple):
+    """Variants that about as much is removed from, and what is typically beside them: {block: variant}."""
+
+    pairs: list[Pair]
+    beside: dict[str, Pair]
+
+
+def levels_of(stage: BlockStage) -> list[Level]:
+    """All pruned variants in up to LEVELS levels, by the share of their block that is removed."""
+    ranked = {
+        name: sorted(variants, key=lambda pair: kept(stage.pruned.read(stage.blocks[pair.block], pair.variant)))[::-1]
+        for name, variants in by_block(stage.pruned.variants()).items()
+    }
+    count = min(LEVELS, max(map(len, ranked.values())))
+    levels = [Level([], {}) for _ in range(count)]
+    for name, variants in ranked.items():
+        for place, pair in enumerate(variants):
+            levels[(2 * place + 1) * count // (2 * len(variants))].pairs.append(pair)
+        for number, level in enumerate(levels):
+            level.beside[name] = variants[(2 * number + 1) * len(variants) // (2 * count)]
+    return levels
+
+
+def solve_in_context(
+    stage: BlockStage, todo: Sequence[Pair], levels: list[Level], typical: dict[Pair, dict[str, torch.Tensor]]
+) -> Iterator[tuple[dict[Pair, Solution], list[EpochSeconds]]]:
+    """Solve those of `todo` level by level, each in its context, on its part of the calibration examples; see `solve`.
+
+    `typical`: the tensors of what is beside a level's variants.
+    """
+    spent = [EpochSeconds(0, 0.0, 0.0)] * 2
+    for number, level in enumerate(levels):
+        pairs = [pair for pair in level.pairs if pair in todo]
+        part = replace(stage, calibration=stage.calibration.part(number, len(levels)))
+        seconds = spent
+        for solutions, own in solve(part, pairs, {name: typical[pair] for name, pair in level.beside.items()}):
+            seconds = [add_seconds(*rows) for rows in zip(spent, own)]
+            yield solutions, seconds
+        spent = seconds
+
+
+def typical_solutions(
+    stage: BlockStage, todo: Sequence[Pair], levels: list[Level]
+) -> tuple[dict[Pair, dict[str, torch.Tensor]], list[EpochSeconds]]:
+    """The tensors of the variants that contexts are made of, and the seconds that it took.
+
+    Those of `todo` are solved on the original's inputs, and then in context as often as `stage.rounds` says, the last
+    time left out; the library has the others.
+    """
+    pairs = dict.fromkeys(pair for level in levels for pair in level.beside.values())
+    new = [pair for pair in pairs if pair in todo]
+    typical = {pair: variant.tensors for pair, variant in stage.variants(stage.library, pairs.keys() - new).items()}
+    spent = [EpochSeconds(0, 0.0, 0.0)] * 2
+    for number in range(stage.rounds):
+        found, seconds = {}, spent
+        for solutions, own in solve_in_context(stage, new, levels, typical) if number else solve(stage, new):
+            found |= {pair: solution.best for pair, solution in solutions.items()}
+            seconds = [add_seconds(*rows) for rows in zip(spent, own)]
+        typical, spent = typical | found, seconds
+    return typical, spent
+
+
+def add_seconds(one: EpochSeconds, other: EpochSeconds) -> EpochSeconds:
+    """What two parts of an epoch took."""
+    return EpochSeconds(one.epoch, one.train + other.train, one.validation + other.validation)
+
+
+def kept(variant: Variant) -> int:
+    """How many weights are left of a variant's block."""
+    return sum(int(keep.sum()) for keep in variant.keeps.values())
+
+
+def measured(
+    stage: BlockStage, variants: dict[Pair, Variant], solved: dict[Pair, list[dict]], context: torch.nn.Module | None
+) -> dict[Pair, Solution]:
     """The solution of each variant whose held-out error is least; `solved`: {pair: [tensors, for each ridge]}."""
     candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in variants.items()}
-    errors = held_out_errors(stage.original, stage.blocks, candidates, stage.held_out, stage.runtime)
+    errors = held_out_errors(stage.original, stage.blocks, candidates, stage.held_out, stage.runtime, context)
     solutions = {}
     for pair, (before, *after) in errors.items():
         if not math.isfinite(before):

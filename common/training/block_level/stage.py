@@ -36,6 +36,7 @@ class BlockStage:
     calibration: Examples
     held_out: Examples
     ridges: Sequence[float]
+    rounds: int
     recipe: TrainingSettings
     runtime: Runtime
     overwrite: bool
@@ -54,6 +55,8 @@ class BlockStage:
             ridge = self.ridges if len(self.ridges) > 1 else self.ridges[0]  # the key of one is that of a number
             settings |= {"calibration_examples": self.calibration.fingerprint(), "ridge": ridge}
             settings["closed_form_version"] = closed_form.VERSION
+        if self.method == "reconstruct":
+            settings["rounds"] = self.rounds
         if self.method != "reconstruct":
             settings |= {"training_examples": self.train.fingerprint(), **self.recipe.to_json()}
         return settings

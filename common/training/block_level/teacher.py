@@ -10,6 +10,7 @@ from common.blocks.find import Block
 from common.composing.scheme import Pair, by_block
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
+from common.pruning.closed_form.context import calls_in
 from common.runtime.devices import Runtime, in_full_precision
 from common.runtime.settings import TrainingSettings
 from common.training.losses import Loss, forward
@@ -59,23 +60,30 @@ def held_out_errors(
     candidates: dict[Pair, list[dict[str, torch.Tensor]]],
     examples: Examples,
     runtime: Runtime,
+    context: torch.nn.Module | None = None,
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
     Args:
         candidates: {pair: [tensors, …]}, on the device.
+        context: see `closed_form.context`; None for the original.
     Returns:
-        {pair: [NMSE, …]}: squared error over real tokens, relative to the teacher's squared output.
+        {pair: [NMSE, …]}: squared error over real tokens, relative to the wanted output's square.
     """
     teacher.eval()
     pairs = by_block(candidates)
+    wanted = [blocks[name] for name in pairs]
     rows = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
     order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
     for positions in runtime.talk.progress(order, "held-out error"):
         batch = examples.batch(positions, runtime.device)
-        for call in block_calls(teacher, [blocks[name] for name in pairs], batch):
+        if context is None:
+            calls = ((call, call.output) for call in block_calls(teacher, wanted, batch))
+        else:
+            calls = calls_in(context, teacher, wanted, batch)
+        for call, output in calls:
             real = real_rows(call.block, batch)
-            target = _rows(call.output, real)
+            target = _rows(output, real)
             power = target.pow(2).sum()
             for pair in pairs[call.block.name]:  # errors are read at the end: nothing waits here
                 errors = [_squared_error(call.replay(tensors), real, target) for tensors in candidates[pair]]
