@@ -34,9 +34,9 @@ class Objective(Protocol):
 class ModelObjective:
     """The loss of a whole model, for the only learner there is.
 
-    It is the task's mean cross-entropy, over tokens or examples; in training, with the recipe's share `distill`, the
-    divergence KL(teacher || model) of the predicted distributions takes its place (Hinton et al., arXiv 1503.02531,
-    at temperature 1). Validation is by the task's loss alone, so that runs with and without compare.
+    It is the task's mean cross-entropy, over tokens or examples. In training the teacher's predictions take the labels'
+    place as targets, with the recipe's share `distill` (Hinton et al., arXiv 1503.02531, at temperature 1). Validation
+    is by the labels alone, so that runs with and without compare.
     """
 
     def __init__(self, model: torch.nn.Module, recipe: TrainingSettings, teacher: torch.nn.Module | None = None):
@@ -51,17 +51,26 @@ class ModelObjective:
         """The `Loss` of the only learner; its weight is the number of tokens or examples."""
         (name,) = learners
         self.model.train(training and self.recipe.dropout)
-        distill = self.recipe.distill if training else 0.0
+        distill, real = self.recipe.distill if training else 0.0, batch.labelled()
         with forward(batch["labels"].device, self.recipe, training):
-            output = self.model(**batch, **self.settings)
-            real, loss = batch.labelled(), output.loss
             if distill:
-                with torch.no_grad():
-                    wanted = rows_of(self.teacher(**batch, **self.settings).logits, real).float().log_softmax(-1)
-                predicted = rows_of(output.logits, real).float().log_softmax(-1)  # (tokens, classes)
-                divergence = torch.nn.functional.kl_div(predicted, wanted, reduction="batchmean", log_target=True)
-                loss = (1 - distill) * loss + distill * divergence
+                loss = self.distilled(batch, real, distill)
+            else:
+                loss = self.model(**batch, **self.settings).loss
         yield Loss(name, loss, torch.full((), float(len(real)), device=loss.device))
+
+    def distilled(self, batch: Batch, real: torch.Tensor, share: float) -> torch.Tensor:
+        """The mean cross-entropy with targets that are the teacher's predictions with a share, and the labels."""
+        inputs, labels = dict(batch), batch["labels"]
+        del inputs["labels"]  # or the model would compute a loss of its own
+        if self.settings:
+            inputs["decoder_input_ids"] = self.teacher.prepare_decoder_input_ids_from_labels(labels)
+        with torch.no_grad():
+            targets = share * rows_of(self.teacher(**inputs, **self.settings).logits, real).float().softmax(-1)
+            numbers = labels.flatten()[real][:, None]  # (tokens, 1)
+            targets.scatter_add_(1, numbers, torch.full_like(numbers, 1 - share, dtype=targets.dtype))
+        predicted = rows_of(self.model(**inputs, **self.settings).logits, real).float()  # (tokens, classes)
+        return torch.nn.functional.cross_entropy(predicted, targets)
 
 
 @contextlib.contextmanager
