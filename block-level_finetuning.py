@@ -34,6 +34,8 @@ NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
 JOINT_FLAGS = ["configurations", "shared_rate", "distill", "accumulate"]
 JOINT_EPOCHS = 2  # by default; one for the other methods
+APART_EARLY_STOP = 2  # by default; a joint loss may rise half way, and be the better for it at the end
+JOINT_DISTILL = 0.5  # by default: at equal seconds as good as labels alone in short runs, and better in long ones
 
 
 def build_parser():
@@ -67,7 +69,7 @@ def build_parser():
     )
     add_settings(parser, CalibrationSettings, "closed form")
     add_settings(parser, DataSettings, DATA)
-    add_settings(parser, TrainingSettings, TRAINING, early_stop=2)
+    add_settings(parser, TrainingSettings, TRAINING, early_stop=None)
     add_seed(parser)
     add_compute(parser)
     add_settings(parser, TrackingSettings, TRACKING)
@@ -96,16 +98,19 @@ def run(args):
     is_joint = method == "joint"
     if args.epochs is None:
         args.epochs = JOINT_EPOCHS if is_joint else 1
+    if args.early_stop is None:
+        args.early_stop = 0 if is_joint else APART_EARLY_STOP
     if is_joint:
         configurations = read_configurations_of(loaded, args.configurations)
     else:
         refuse_unused(args, JOINT_FLAGS, "goes with --method joint")
     if method != "reconstruct":
         refuse_unused(args, ["rounds"], "goes with --method reconstruct")
-    recipe = training_settings(args, loaded, "joint" if is_joint else "block")
     pruned = Library.open(args.library, loaded.identity["fingerprint"], PRUNED)
     warn_of_missing(pruned, loaded, args.configurations or "conf.json", runtime.talk)
     train, validation = opened.split("train"), opened.split("validation")
+    start, distill = ("tuned", JOINT_DISTILL) if is_joint else ("block", 0.0)
+    recipe = training_settings(args, loaded, start, train, distill)
     calibration = settings_from(args, CalibrationSettings)
     held_out = calibration.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS))
     stage = BlockStage(

@@ -72,6 +72,7 @@ def run(args):
     )
     from common.cli.open import open_quality, open_study, training_settings
     from common.composing.compose import choose
+    from common.composing.library import PRUNED
     from common.models.publishing import check_push, push
     from common.training.stats import check_stats
     from common.training.tracking import check_trackers
@@ -84,7 +85,8 @@ def run(args):
     opened = open_study(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
     train, validation = opened.split("train"), opened.split("validation")
-    recipe = training_settings(args, opened.loaded, "model")
+    start = "pruned" if choices[0].library.record["stage"] == PRUNED else "tuned"
+    recipe = training_settings(args, opened.loaded, start, train)
     quality = open_quality(args.metric_for_best, opened, validation)
     results = [
         finetune(

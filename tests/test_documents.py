@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPTS, load_script, read_json, section, snippets
 
-from common.blocks.defaults import study_of
+from common.blocks.defaults import TYPICAL_STEPS, study_of
 from common.blocks.families import FAMILIES, REFUSED
 from common.data.tasks import TASKS
 
@@ -83,8 +83,8 @@ def test_the_tables_of_families_and_tasks_are_the_codes():
 def test_the_table_of_defaults_is_the_codes():
     rows = table_below(
         section("docs/how-it-works.md", "Defaults"),
-        *("model type", "task", "method", "calibration", "model-level rate", "shared", "joint rate", "shared"),
-        *("rate apart", "dropout"),
+        *("model type", "task", "method", "calibration", "pruned", "shared", "tuned", "shared"),
+        *("apart", "dropout"),
     )
     named = {tuple(row[:2]): row[2:] for row in rows}
     for name, family in FAMILIES.items():
@@ -92,10 +92,9 @@ def test_the_table_of_defaults_is_the_codes():
             row = next(named[kind, task] for kind in (name, "others", "all") if (kind, task) in named)
             study, rates = study_of(name, task), [row[2], row[4], row[6]]
             assert [study.method, str(study.calibration)] == row[:2], (name, task)
-            for level, cell in zip(("model", "joint", "block"), rates):
-                assert study.learning_rate(level, 128) == float(cell.split()[0]), (name, task, level)
-                assert (study.learning_rate(level, 256) < study.learning_rate(level, 128)) == cell.endswith(" w")
-            assert [study.model_shared_rate, study.joint_shared_rate] == [float(row[3]), float(row[5])]
+            for start, cell in zip(("pruned", "tuned", "block"), rates):
+                assert study.learning_rate(start, 128, TYPICAL_STEPS) == float(cell), (name, task, start)
+            assert [study.pruned_shared_rate, study.tuned_shared_rate] == [float(row[3]), float(row[5])]
             assert study.dropout == (row[7] == "yes")
 
 

@@ -276,10 +276,7 @@ def test_distillation_by_hand(kind):
         p, q = (m.eval()(**batch).logits.double().softmax(-1) for m in (teacher, model))
     teachers = -(p * q.log()).sum(-1)[batch["labels"] != -100].sum().item() / count
     assert abs(teachers - task) > 1e-3
-    assert found == {
-        True: pytest.approx(0.75 * task + 0.25 * teachers, rel=1e-4),
-        False: pytest.approx(task, rel=1e-5),
-    }
+    assert found == {True: pytest.approx(0.75 * task + 0.25 * teachers, rel=1e-4), False: pytest.approx(task, rel=1e-5)}
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -9,68 +9,73 @@ from dataclasses import dataclass, replace
 
 from common.blocks.families import FAMILIES, family_name
 
+TYPICAL_STEPS = 200  # that the peak rates of tuned blocks are given for
+LEAST, MOST = 0.5, 2.5  # what fewer or more steps make of them
+
 
 @dataclass(frozen=True)
 class Study:
-    """Where to get a model and its data, and how to fine-tune it."""
+    """Where to get a model and its data, and how to fine-tune it.
 
-    model_lr: float  # peak learning rate of whole models; of width 128, if it `falls_with_width`
+    Peak rates are those of a model of width 128; see `learning_rate`.
+    """
+
+    pruned_lr: float  # of a whole model whose blocks are as they were pruned
+    tuned_lr: float  # of a library or a whole model whose blocks were solved or tuned, in TYPICAL_STEPS steps
     dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
-    block_lr: float  # of blocks of width 128, in inverse proportion to the width (μP, arXiv 2203.03466)
-    joint_lr: float  # of variants that are tuned together, likewise
+    block_lr: float  # of blocks apart
     calibration: int  # training examples that make a well-determined closed form
     method: str = "joint"  # of block-level fine-tuning
-    model_shared_rate: float = 1.0  # the rest's learning rate in model-level fine-tuning, as a multiple of the blocks'
-    joint_shared_rate: float = 1.0  # and in joint fine-tuning
-    falls_with_width: bool = False  # whether model_lr is in inverse proportion to the width too
+    pruned_shared_rate: float = 1.0  # the rest's learning rate beside pruned blocks, as a multiple of the blocks'
+    tuned_shared_rate: float = 1.0  # and beside solved or tuned ones
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
     data: str | None = None  # hub id of the data set
 
-    def learning_rate(self, level: str, width: int) -> float:
-        """The peak rate of "model", "block" or "joint" fine-tuning for a model of some width (d_model)."""
-        falls = level != "model" or self.falls_with_width
-        return getattr(self, f"{level}_lr") * (128 / width if falls else 1)
+    def learning_rate(self, start: str, width: int, steps: int) -> float:
+        """The peak rate for a model of some width (d_model) in a run of some optimizer steps.
+
+        It is in inverse proportion to the width (μP, arXiv 2203.03466). What was solved or tuned has something to lose:
+        in few steps noise has no time to average out, so there the rate grows with their square root, within bounds.
+
+        `start`: "pruned", "tuned" or "block", as the fields are named.
+        """
+        length = min(max((steps / TYPICAL_STEPS) ** 0.5, LEAST), MOST) if start == "tuned" else 1.0
+        return getattr(self, f"{start}_lr") * 128 / width * length
 
 
 STUDIES = {
     ("t5", "translation"): Study(
-        model_lr=3e-3,
-        falls_with_width=True,
-        model_shared_rate=8.0,
-        joint_shared_rate=24.0,
+        pruned_lr=3e-3,
+        tuned_lr=1e-3,
+        pruned_shared_rate=4.0,
+        tuned_shared_rate=3.0,
         dropout=False,
         block_lr=1e-2,
-        joint_lr=1e-3,
         calibration=2000,
         prefix="translate English to German: ",
         checkpoint="google-t5/t5-small",
         data="bentrevett/multi30k",
     ),
     ("distilbert", "classification"): Study(
-        model_lr=2e-5,
-        dropout=True,
+        pruned_lr=6e-4,
+        tuned_lr=4e-4,
+        dropout=False,
         block_lr=3e-3,
-        joint_lr=3e-4,
         method="reconstruct",
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
         data="stanfordnlp/imdb",
-    ),
-    # Of width 128, 3 + 3 layers: model_lr is the best of 5e-4, 1e-3 and 3e-3; the rest at the blocks' rate is better
-    # than at three times that. joint_lr is the best of 2e-4, 5e-4 and 1e-3. Dropout and block_lr were not tried.
-    ("marian", "translation"): Study(
-        model_lr=1e-3, falls_with_width=True, dropout=False, block_lr=3e-3, joint_lr=5e-4, calibration=2000
     ),
 }
 # Of T5's kin nothing was measured. They differ in their vocabulary, and were not trained on a task with a prefix.
 for name in ("mt5", "umt5"):
     STUDIES[name, "translation"] = replace(STUDIES["t5", "translation"], prefix="", checkpoint=None, data=None)
 USUAL = {
-    "translation": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=2000),
-    "summarization": Study(model_lr=5e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=500),
+    "translation": Study(pruned_lr=1e-3, tuned_lr=6e-4, dropout=False, block_lr=3e-3, calibration=2000),
+    "summarization": Study(pruned_lr=1e-3, tuned_lr=6e-4, dropout=False, block_lr=3e-3, calibration=500),
     "classification": Study(
-        model_lr=2e-5, dropout=True, block_lr=3e-3, joint_lr=3e-4, calibration=800, method="reconstruct"
+        pruned_lr=6e-4, tuned_lr=4e-4, dropout=False, block_lr=3e-3, calibration=800, method="reconstruct"
     ),
 }
 

@@ -164,19 +164,21 @@ def form_from(args, loaded: LoadedModel) -> Form:
     return Form(args.compact, args.dtype or loaded.dtype)
 
 
-def training_settings(args, loaded: LoadedModel, level: str) -> TrainingSettings:
+def training_settings(args, loaded: LoadedModel, start: str, train: Examples, distill: float = 0.0) -> TrainingSettings:
     """The settings of a script's training flags, with what suits the model in the place of None.
 
     Args:
-        level: of training, "model", "block" or "joint".
+        start: what the training begins with: "pruned" or "tuned" blocks of a whole model, or a "block" apart.
+        distill: the usual share of the original's predictions.
     """
     settings, study = settings_from(args, TrainingSettings), loaded.study
-    usual_rate = getattr(study, f"{level}_shared_rate", 1.0)
+    usual_rate = getattr(study, f"{start}_shared_rate", 1.0)
     return replace(
         settings,
-        lr=settings.lr or loaded.learning_rate(level),
+        lr=settings.lr or loaded.learning_rate(start, steps_of(train, settings)),
         shared_rate=usual_rate if settings.shared_rate is None else settings.shared_rate,
-        dropout=level != "block" and study.dropout,
+        distill=distill if settings.distill is None else settings.distill,
+        dropout=start != "block" and study.dropout,
     )
 
 

@@ -106,9 +106,9 @@ class LoadedModel:
             )
         return usual if source.prefix is None else source.prefix
 
-    def learning_rate(self, level: str) -> float:
-        """The peak rate that suits it in "model", "block" or "joint" fine-tuning."""
-        return self.study.learning_rate(level, self.model.config.hidden_size)
+    def learning_rate(self, start: str, steps: int) -> float:
+        """The peak rate that suits it, see `Study.learning_rate`."""
+        return self.study.learning_rate(start, self.model.config.hidden_size, steps)
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -114,13 +114,18 @@ class TrainingSettings:
     epoch_size: int | None = setting(
         None, "examples an epoch, with a validation after each; without it the whole training split", least=1
     )
-    lr: float | None = setting(None, "peak learning rate; without it what suits the model", above=0)
+    lr: float | None = setting(
+        None, "peak learning rate; without it what suits the model, its start and the length of the run", above=0
+    )
     warmup: float = setting(
         0.1, "fraction of the steps in which the learning rate rises; it falls linearly afterwards", least=0, most=1
     )
     weight_decay: float = setting(0.01, "AdamW's decoupled decay", least=0)
     early_stop: int = setting(
-        0, "stop after this many epochs without a better validation loss; 0 never stops early", least=0
+        0,
+        "stop after this many epochs without a better validation loss; 0 never stops early; without it 2 for blocks "
+        "apart, else 0",
+        least=0,
     )
     shared_rate: float | None = setting(
         None,
@@ -129,8 +134,12 @@ class TrainingSettings:
         least=0,
         metavar="FACTOR",
     )
-    distill: float = setting(
-        0.0, "share of the original's predictions in the training loss (0: the labels alone)", least=0, most=1
+    distill: float | None = setting(
+        None,
+        "share of the original's predictions in the training loss; 0: the labels alone; without it 0.5 in joint "
+        "fine-tuning, else 0",
+        least=0,
+        most=1,
     )
     batch_size: int = 32
     precision: str = "fp32"
