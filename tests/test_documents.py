@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPTS, load_script, read_json, section, snippets
 
-from common.blocks.defaults import TYPICAL_STEPS, study_of
+from common.blocks.defaults import study_of
 from common.blocks.families import FAMILIES, REFUSED
 from common.data.tasks import TASKS
 
@@ -83,19 +83,30 @@ def test_the_tables_of_families_and_tasks_are_the_codes():
 def test_the_table_of_defaults_is_the_codes():
     rows = table_below(
         section("docs/how-it-works.md", "Defaults"),
-        *("model type", "task", "method", "calibration", "pruned", "shared", "tuned", "shared"),
-        *("apart", "dropout"),
+        *("model type", "task", "method", "calibration", "rate", "shared", "apart", "dropout"),
     )
     named = {tuple(row[:2]): row[2:] for row in rows}
     for name, family in FAMILIES.items():
         for task in family.model_classes:
             row = next(named[kind, task] for kind in (name, "others", "all") if (kind, task) in named)
-            study, rates = study_of(name, task), [row[2], row[4], row[6]]
+            study = study_of(name, task)
             assert [study.method, str(study.calibration)] == row[:2], (name, task)
-            for start, cell in zip(("pruned", "tuned", "block"), rates):
-                assert study.learning_rate(start, 128, TYPICAL_STEPS) == float(cell), (name, task, start)
-            assert [study.pruned_shared_rate, study.tuned_shared_rate] == [float(row[3]), float(row[5])]
-            assert study.dropout == (row[7] == "yes")
+            assert [study.lr, study.shared_rate, study.block_lr] == [float(cell) for cell in row[2:5]], (name, task)
+            assert study.dropout == (row[5] == "yes")
+
+
+def test_rates_grow_with_the_run_and_fall_with_the_width():
+    """By hand, from the document: 200 steps, between half and 2.5 times, and twice for what was only pruned."""
+    study = study_of("t5", "translation")
+    for start, width, steps, rate in (
+        ("tuned", 128, 200, 1e-3),
+        ("tuned", 512, 200, 2.5e-4),
+        ("tuned", 128, 450, 1.5e-3),
+        ("tuned", 128, 1, 5e-4),
+        ("pruned", 128, 10**6, 5e-3),
+        ("block", 256, 450, 5e-3),
+    ):
+        assert study.learning_rate(start, width, steps) == pytest.approx(rate)
 
 
 def test_every_file_of_common_has_its_place_in_the_document():

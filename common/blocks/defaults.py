@@ -9,25 +9,21 @@ from dataclasses import dataclass, replace
 
 from common.blocks.families import FAMILIES, family_name
 
-TYPICAL_STEPS = 200  # that the peak rates of tuned blocks are given for
+TYPICAL_STEPS = 200  # that peak rates are given for
 LEAST, MOST = 0.5, 2.5  # what fewer or more steps make of them
+PRUNED = 2.0  # what weights as they were pruned make of them: solved and tuned ones have more to lose
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where to get a model and its data, and how to fine-tune it.
+    """Where to get a model and its data, and how to fine-tune it. Peak rates are those of a model of width 128."""
 
-    Peak rates are those of a model of width 128; see `learning_rate`.
-    """
-
-    pruned_lr: float  # of a whole model whose blocks are as they were pruned
-    tuned_lr: float  # of a library or a whole model whose blocks were solved or tuned, in TYPICAL_STEPS steps
-    dropout: bool  # whether a short fine-tuning of a whole pruned model goes better with the model's own dropout
+    lr: float  # of a library or a whole model whose blocks were solved or tuned, in TYPICAL_STEPS steps
     block_lr: float  # of blocks apart
+    dropout: bool  # whether fine-tuning goes better with the model's own dropout
     calibration: int  # training examples that make a well-determined closed form
     method: str = "joint"  # of block-level fine-tuning
-    pruned_shared_rate: float = 1.0  # the rest's learning rate beside pruned blocks, as a multiple of the blocks'
-    tuned_shared_rate: float = 1.0  # and beside solved or tuned ones
+    shared_rate: float = 1.0  # the rest's learning rate, as a multiple of the blocks'
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
     data: str | None = None  # hub id of the data set
@@ -35,33 +31,32 @@ class Study:
     def learning_rate(self, start: str, width: int, steps: int) -> float:
         """The peak rate for a model of some width (d_model) in a run of some optimizer steps.
 
-        It is in inverse proportion to the width (μP, arXiv 2203.03466). What was solved or tuned has something to lose:
-        in few steps noise has no time to average out, so there the rate grows with their square root, within bounds.
+        It is in inverse proportion to the width (μP, arXiv 2203.03466), and grows with the square root of the steps,
+        within bounds: in few of them noise has no time to average out. For blocks apart it does not.
 
-        `start`: "pruned", "tuned" or "block", as the fields are named.
+        `start`: what training begins with: "pruned" or "tuned" blocks of whole models, or a "block" apart.
         """
-        length = min(max((steps / TYPICAL_STEPS) ** 0.5, LEAST), MOST) if start == "tuned" else 1.0
-        return getattr(self, f"{start}_lr") * 128 / width * length
+        if start == "block":
+            return self.block_lr * 128 / width
+        length = min(max((steps / TYPICAL_STEPS) ** 0.5, LEAST), MOST)
+        return self.lr * (PRUNED if start == "pruned" else 1.0) * 128 / width * length
 
 
 STUDIES = {
     ("t5", "translation"): Study(
-        pruned_lr=3e-3,
-        tuned_lr=1e-3,
-        pruned_shared_rate=4.0,
-        tuned_shared_rate=3.0,
-        dropout=False,
+        lr=1e-3,
+        shared_rate=3.0,
         block_lr=1e-2,
+        dropout=False,
         calibration=2000,
         prefix="translate English to German: ",
         checkpoint="google-t5/t5-small",
         data="bentrevett/multi30k",
     ),
     ("distilbert", "classification"): Study(
-        pruned_lr=6e-4,
-        tuned_lr=4e-4,
-        dropout=False,
+        lr=4e-4,
         block_lr=3e-3,
+        dropout=False,
         method="reconstruct",
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
@@ -72,11 +67,9 @@ STUDIES = {
 for name in ("mt5", "umt5"):
     STUDIES[name, "translation"] = replace(STUDIES["t5", "translation"], prefix="", checkpoint=None, data=None)
 USUAL = {
-    "translation": Study(pruned_lr=1e-3, tuned_lr=6e-4, dropout=False, block_lr=3e-3, calibration=2000),
-    "summarization": Study(pruned_lr=1e-3, tuned_lr=6e-4, dropout=False, block_lr=3e-3, calibration=500),
-    "classification": Study(
-        pruned_lr=6e-4, tuned_lr=4e-4, dropout=False, block_lr=3e-3, calibration=800, method="reconstruct"
-    ),
+    "translation": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=2000),
+    "summarization": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=500),
+    "classification": Study(lr=4e-4, block_lr=3e-3, dropout=False, calibration=800, method="reconstruct"),
 }
 
 
