@@ -83,7 +83,8 @@ def test_the_tables_of_families_and_tasks_are_the_codes():
 def test_the_table_of_defaults_is_the_codes():
     rows = table_below(
         section("docs/how-it-works.md", "Defaults"),
-        *("model type", "task", "method", "calibration", "rate", "shared", "apart", "dropout"),
+        *("model type", "task", "method", "calibration", "rate", "most", "shared", "apart"),
+        "dropout",
     )
     named = {tuple(row[:2]): row[2:] for row in rows}
     for name, family in FAMILIES.items():
@@ -91,18 +92,21 @@ def test_the_table_of_defaults_is_the_codes():
             row = next(named[kind, task] for kind in (name, "others", "all") if (kind, task) in named)
             study = study_of(name, task)
             assert [study.method, str(study.calibration)] == row[:2], (name, task)
-            assert [study.lr, study.shared_rate, study.block_lr] == [float(cell) for cell in row[2:5]], (name, task)
-            assert study.dropout == (row[5] == "yes")
+            rates = [study.lr, study.most, study.shared_rate, study.block_lr]
+            assert rates == [float(cell) for cell in row[2:6]], (name, task)
+            assert study.dropout == (row[6] == "yes")
 
 
 def test_rates_grow_with_the_run_and_fall_with_the_width():
-    """By hand, from the document: 200 steps, between half and 2.5 times, and twice for what was only pruned."""
+    """By hand, from the document: for 200 steps, and twice for what was only pruned."""
     study = study_of("t5", "translation")
     for start, width, steps, rate in (
         ("tuned", 128, 200, 1e-3),
         ("tuned", 512, 200, 2.5e-4),
-        ("tuned", 128, 450, 1.5e-3),
-        ("tuned", 128, 1, 5e-4),
+        ("tuned", 128, 50, 3.5355e-4),
+        ("tuned", 128, 1, 2.5e-4),
+        ("tuned", 128, 10**6, 2.5e-3),
+        ("pruned", 128, 450, 3e-3),
         ("pruned", 128, 10**6, 5e-3),
         ("block", 256, 450, 5e-3),
     ):

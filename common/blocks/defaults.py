@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from common.blocks.families import FAMILIES, family_name
 
 TYPICAL_STEPS = 200  # that peak rates are given for
-LEAST, MOST = 0.5, 2.5  # what fewer or more steps make of them
-PRUNED = 2.0  # what weights as they were pruned make of them: solved and tuned ones have more to lose
+LEAST = 0.25  # what the shortest runs make of them
+PRUNED = 2.0  # what weights as they were pruned make of them: they have less to lose
+GROWTH = {"pruned": 0.5, "tuned": 0.75}  # the power of a run's length that they grow with
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Study:
     dropout: bool  # whether fine-tuning goes better with the model's own dropout
     calibration: int  # training examples that make a well-determined closed form
     method: str = "joint"  # of block-level fine-tuning
+    most: float = 1.0  # what the longest runs make of `lr`
     shared_rate: float = 1.0  # the rest's learning rate, as a multiple of the blocks'
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
@@ -31,21 +33,22 @@ class Study:
     def learning_rate(self, start: str, width: int, steps: int) -> float:
         """The peak rate for a model of some width (d_model) in a run of some optimizer steps.
 
-        It is in inverse proportion to the width (μP, arXiv 2203.03466), and grows with the square root of the steps,
-        within bounds: in few of them noise has no time to average out. For blocks apart it does not.
+        It is in inverse proportion to the width (μP, arXiv 2203.03466), and grows with the steps, within bounds: in few
+        of them noise has no time to average out. For blocks apart it does not.
 
         `start`: what training begins with: "pruned" or "tuned" blocks of whole models, or a "block" apart.
         """
         if start == "block":
             return self.block_lr * 128 / width
-        length = min(max((steps / TYPICAL_STEPS) ** 0.5, LEAST), MOST)
+        length = min(max((steps / TYPICAL_STEPS) ** GROWTH[start], LEAST), self.most)
         return self.lr * (PRUNED if start == "pruned" else 1.0) * 128 / width * length
 
 
 STUDIES = {
     ("t5", "translation"): Study(
         lr=1e-3,
-        shared_rate=3.0,
+        most=2.5,
+        shared_rate=4.0,
         block_lr=1e-2,
         dropout=False,
         calibration=2000,
@@ -54,7 +57,7 @@ STUDIES = {
         data="bentrevett/multi30k",
     ),
     ("distilbert", "classification"): Study(
-        lr=4e-4,
+        lr=5e-4,
         block_lr=3e-3,
         dropout=False,
         method="reconstruct",
@@ -69,7 +72,7 @@ for name in ("mt5", "umt5"):
 USUAL = {
     "translation": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=2000),
     "summarization": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=500),
-    "classification": Study(lr=4e-4, block_lr=3e-3, dropout=False, calibration=800, method="reconstruct"),
+    "classification": Study(lr=5e-4, block_lr=3e-3, dropout=False, calibration=800, method="reconstruct"),
 }
 
 
