@@ -35,7 +35,7 @@ TINY = (64, 128, 1, 4)  # (width, neurons, layers, heads)
 WORDS, VOCABULARY = 400, 32128  # of the tokenizer, and of the model
 SORTING = 10  # sizes of the largest block that pruning it takes: measured with T5-small
 HELD = 0.3  # of a model's variants, the freed pieces that the C library holds once they are read: with T5-base as well
-HELD_IN_JOINT = 1.5  # the same in joint training
+HELD_IN_JOINT = 2.0  # the same in joint training, with the weights of the variants drawn
 RATES = ["--attention", "0.5", "--linear", "0.5", "--feed-forward", "0.5", "-n", "1"]
 
 
@@ -88,7 +88,7 @@ def formula(stage, shape, model, library, examples):
         "configurations": model,
         "prune": model + SORTING * block,
         "closed form": model + min(2 * library + statistics, STATISTICS_BYTES) + solving,
-        "joint": 6 * model + masks + HELD_IN_JOINT * library,
+        "joint": 6 * model + masks + (1 + HELD_IN_JOINT) * library,
         "compose": model + masks + held,
         "compact": model + masks + held + compact,
         "model level": 5 * model + masks + held,

@@ -103,7 +103,7 @@ def test_rates_grow_with_the_run_and_fall_with_the_width():
     for start, width, steps, rate in (
         ("tuned", 128, 200, 1e-3),
         ("tuned", 512, 200, 2.5e-4),
-        ("tuned", 128, 50, 3.5355e-4),
+        ("tuned", 128, 50, 3.5355339e-4),
         ("tuned", 128, 1, 2.5e-4),
         ("tuned", 128, 10**6, 2.5e-3),
         ("pruned", 128, 450, 3e-3),

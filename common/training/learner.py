@@ -13,7 +13,7 @@ from common.runtime.settings import TrainingSettings
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 PLAIN = ("steps", "last_epoch", "best", "best_loss", "best_metric", "best_epoch", "finished")  # of a learner's state
-BETAS = (0.9, 0.98)  # of AdamW; the runs are short, and 0.999 would remember their first steps to the end
+BETAS = (0.9, 0.995)  # of AdamW: joint runs of a few hundred steps end better than with 0.98
 
 
 class Epoch(NamedTuple):

@@ -24,7 +24,7 @@ from common.training.checkpoints import Checkpoint
 from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
 from common.training.losses import ModelObjective, Objective, Pass, RunningLosses
 
-VERSION = 1  # of model-level training, part of the key of every output; raise it when results change
+VERSION = 2  # of model-level training, part of the key of every output; raise it when results change
 
 
 class Measure(NamedTuple):
