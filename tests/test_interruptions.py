@@ -241,15 +241,15 @@ def test_stats_and_means_of_a_resumed_run_are_those_of_all_its_variants(tuned, t
 
 def test_stats_of_another_run_are_kept_and_the_last_run_is_drawn(tuned, tmp_path):
     """One file for two runs. Oracle: each run's own file."""
-    assert tuned("model", "one")[0] == 0 and tuned("model", "two", "--lr", 1e-3)[0] == 0
+    assert tuned("model", "one")[0] == 0 and tuned("model", "two", "--lr", 3e-3)[0] == 0
     shared = tmp_path / "both" / "s.csv"
     assert tuned("model", "both")[0] == 0
-    assert tuned("model", "both", "--lr", 1e-3, "--overwrite")[0] == 0
+    assert tuned("model", "both", "--lr", 3e-3, "--overwrite")[0] == 0
     one, two = (losses_of(tmp_path / name)["s.csv"] for name in ("one", "two"))
     assert losses_of(tmp_path / "both")["s.csv"] == one + two[1:] and one[1][-1] != two[1][-1]
     drawn = read_stats(shared)
     assert drawn.val.tolist() == [float(row[2]) for row in two[1:]]
-    assert tuned("model", "both", "--lr", 1e-3)[1]["seconds"] == pytest.approx(
+    assert tuned("model", "both", "--lr", 3e-3)[1]["seconds"] == pytest.approx(
         sum(read_seconds(shared, {two[1][-1]}).values())
     )
 
