@@ -17,6 +17,7 @@ from common.training.block_level.teacher import held_out_errors
 from common.training.learner import Epoch, EpochSeconds
 
 LEVELS = 3  # of removal, each with a context of its own
+NO_TIME = (EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, 0.0, 0.0))  # that a closed form has taken so far
 
 
 class Solution(NamedTuple):
@@ -87,7 +88,7 @@ def solve(
             for name in ("before", "after")
         )
         runtime.talk.say(f"closed form: mean held-out error {before:.4f} -> {after:.4f}, {finished - started:.1f} s")
-        yield solutions, [EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, training, validation)]
+        yield solutions, [NO_TIME[0], EpochSeconds(1, training, validation)]
         del variants, solved, solutions
         give_back_memory()
 
@@ -122,7 +123,7 @@ def solve_in_context(
 
     `typical`: the tensors of what is beside a level's variants.
     """
-    spent = [EpochSeconds(0, 0.0, 0.0)] * 2
+    spent = NO_TIME
     for number, level in enumerate(levels):
         pairs = [pair for pair in level.pairs if pair in todo]
         part = replace(stage, calibration=stage.calibration.part(number, len(levels)))
@@ -144,7 +145,7 @@ def typical_solutions(
     pairs = dict.fromkeys(pair for level in levels for pair in level.beside.values())
     new = [pair for pair in pairs if pair in todo]
     typical = {pair: variant.tensors for pair, variant in stage.variants(stage.library, pairs.keys() - new).items()}
-    spent = [EpochSeconds(0, 0.0, 0.0)] * 2
+    spent = NO_TIME
     for number in range(stage.rounds):
         found, seconds = {}, spent
         for solutions, own in solve_in_context(stage, new, levels, typical) if number else solve(stage, new):
