@@ -106,7 +106,7 @@ class CalibrationSettings:
 class TrainingSettings:
     """How to train. Flags leave None for what suits the model, which `cli.open.training_settings` fills in.
 
-    `clip`: largest norm of a gradient; `dropout`: whether the model's own is used; `target_loss`: stop once the
+    `clip`: largest norm of a gradient; `beta2`: of AdamW, for runs that begin with a trained model; `dropout`: whether the model's own is used; `target_loss`: stop once the
     validation loss is no higher, None = never.
     """
 
@@ -145,6 +145,7 @@ class TrainingSettings:
     precision: str = "fp32"
     seed: int = 0
     clip: float = 1.0
+    beta2: float = 0.995
     dropout: bool = False
     target_loss: float | None = None
 

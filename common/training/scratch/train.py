@@ -20,6 +20,7 @@ from common.training.loop import fit_model
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")  # in the order of their ids, which the model's config names
 LEAST = 2  # how often two pieces must stand side by side to be made one
 HEADS = 8
+BETA2 = 0.98  # of AdamW: from scratch gradients change fast
 POSITIONS = 512
 # What is trained unless flags say otherwise: the model of the study on some ten thousands of pairs or more, a small one
 # on the demo's captions.
@@ -50,7 +51,7 @@ def fit(
     model, train: Examples, validation: Examples, schedule: dict, precision, seed, device, talk, checkpoint
 ) -> dict:
     """Train a new model by a schedule of "epochs", "batch_size" and "lr"; returns {"val_loss", "epochs", "seconds"}."""
-    recipe = TrainingSettings(**schedule, precision=precision, seed=seed, dropout=True)
+    recipe = TrainingSettings(**schedule, precision=precision, seed=seed, beta2=BETA2, dropout=True)
     millions = model.num_parameters() / 1e6
     talk.say(f"training {millions:.1f} million parameters on {len(train)} examples for {recipe.epochs} epochs")
     runtime = Runtime(device, recipe.batch_size, talk)
