@@ -106,8 +106,8 @@ class CalibrationSettings:
 class TrainingSettings:
     """How to train. Flags leave None for what suits the model, which `cli.open.training_settings` fills in.
 
-    `clip`: largest norm of a gradient; `beta2`: of AdamW, for runs that begin with a trained model; `dropout`: whether the model's own is used; `target_loss`: stop once the
-    validation loss is no higher, None = never.
+    `clip`: largest norm of a gradient; `beta2`: of AdamW, where a trained model goes on; `dropout`: whether the model's
+    own is used; `target_loss`: stop once the validation loss is no higher, None = never.
     """
 
     epochs: int | None = setting(None, "epochs, at most", least=0, most=MOST)
