@@ -31,15 +31,14 @@ if [[ $type == t5-demo ]] && ! was_given model; then  # short runs: the demo is 
     block_args="--epochs 1 --epoch-size 5000 --distill 0 --calibration 1000 $block_args"
     model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
-if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning, and higher rates, than IMDb
+if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning than IMDb
     if ! { was_given attention || was_given linear || was_given feed_forward; }; then
         attention="0.5 0.5 0.75 0.75 0.5 0.5 0.75 0.75"
         linear="0.5 0.7 0.5 0.7 0.5 0.7 0.5 0.7"
         feed_forward="0 0 0 0 0.75 0.75 0.75 0.75"
     fi
     if ! was_given model; then
-        block_args="--lr 2e-3 $block_args"
-        model_args="--epochs 2 --epoch-size 4000 --lr 3e-3 $model_args"
+        model_args="--epochs 2 --epoch-size 4000 $model_args"
     fi
 fi
 

@@ -27,7 +27,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 if [[ $type == *-demo && -z $model_args ]] && ! was_given model; then
     model_args="--epochs 1"
-    [[ $type == t5-demo ]] || model_args+=" --lr 1e-3"
 fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------

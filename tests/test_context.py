@@ -1,5 +1,7 @@
 """Solving blocks among pruned ones: what has drifted there, what is wanted, and the solutions."""
 
+import copy
+
 import pytest
 import torch
 from oracles import pruned_variants, reconstruct
@@ -7,19 +9,23 @@ from tiny import MODELS, OPTIONS, build_model, examples, padded_batch
 
 from common.blocks.calls import block_calls
 from common.blocks.find import find_blocks
-from common.blocks.tensors import aliasing_copy, set_block
+from common.blocks.tensors import set_block
 from common.pruning import closed_form
 from common.pruning.closed_form import context as contexts
-from common.pruning.closed_form.context import calls_in
+from common.pruning.closed_form.context import Context
 from common.training.block_level.teacher import held_out_errors
 
 
+def context_of(model, variants):
+    return Context(model, {pair.block: variant.tensors for pair, variant in variants.items()})
+
+
 def composed(model, variants):
-    """A copy of a model with variants in its blocks."""
-    context = aliasing_copy(model).eval()
+    """A copy of a model with variants in its blocks, made without a context."""
+    copied = copy.deepcopy(model)
     for block, tensors, _ in variants.values():
-        set_block(context, block, tensors)
-    return context
+        set_block(copied, block, tensors)
+    return copied
 
 
 def hidden_states(model, batch, side):
@@ -33,15 +39,16 @@ def test_what_has_drifted_is_what_enters_a_layer(kind, monkeypatch):
     monkeypatch.setattr(contexts, "ANSWER", 0.0)
     monkeypatch.setattr(contexts, "DRIFT", 1.0)
     model, batch = build_model(kind), padded_batch(kind)
-    context = composed(model, pruned_variants(model, 2, 0.5))
+    variants = pruned_variants(model, 2, 0.5)
+    pruned = composed(model, variants)
     layers = {"encoder": -1, "decoder": -1}
-    for call, wanted in calls_in(context, model, find_blocks(model).values(), batch):
+    for call, wanted in context_of(model, variants).calls(find_blocks(model).values(), batch):
         block = call.block
         is_first_of_layer = block.heads and "cross" not in block.name.lower() and "encdec" not in block.name.lower()
         if not is_first_of_layer or "encoder_attn" in block.name:
             continue
         layers[block.side] += 1
-        states = [hidden_states(each, batch, block.side)[layers[block.side]] for each in (model, context)]
+        states = [hidden_states(each, batch, block.side)[layers[block.side]] for each in (model, pruned)]
         torch.testing.assert_close(wanted - call.output, states[0] - states[1], rtol=1e-4, atol=1e-5)
         assert layers[block.side] == 0 or (states[0] - states[1]).abs().max() > 1e-3
     assert max(layers.values()) > 0
@@ -52,10 +59,7 @@ def test_calls_in_a_context_are_the_original_blocks_on_what_reaches_them_there(k
     """Oracle: the context with one block put back at a time."""
     model, batch = build_model(kind), padded_batch(kind)
     variants = pruned_variants(model, 2, 0.5)
-    calls = {
-        call.block: call
-        for call, _ in calls_in(composed(model, variants), model, list(find_blocks(model).values()), batch)
-    }
+    calls = {call.block: call for call, _ in context_of(model, variants).calls(find_blocks(model).values(), batch)}
     for block in find_blocks(model).values():
         others = {pair: variant for pair, variant in variants.items() if pair.block != block.name}
         (expected,) = block_calls(composed(model, others), [block], batch)
@@ -67,7 +71,7 @@ def test_in_the_original_as_a_context_the_solution_is_the_plain_one(kind):
     model, data = build_model(kind), examples(kind, 96)
     variants = pruned_variants(model, 2, 0.3)
     plain = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
-    found = closed_form.reconstruct(model, variants, data, **OPTIONS, ridges=[1e-3], context=composed(model, {}))
+    found = closed_form.reconstruct(model, variants, data, **OPTIONS, ridges=[1e-3], context=context_of(model, {}))
     candidates = {pair: [variant.tensors, plain[pair], *found[pair]] for pair, variant in variants.items()}
     errors = held_out_errors(model, find_blocks(model), candidates, examples(kind, 64, seed=9), **OPTIONS)
     for pair, (before, once, again) in errors.items():
@@ -92,7 +96,7 @@ def test_blocks_solved_in_context_compose_to_what_is_nearer_to_the_original(kind
     solved = reconstruct(model, variants, data, ridge=1e-3, **OPTIONS)
     first = distance(solved)
     for _ in range(2):
-        context = composed(model, {p: variant._replace(tensors=solved[p]) for p, variant in variants.items()})
+        context = context_of(model, {p: variant._replace(tensors=solved[p]) for p, variant in variants.items()})
         found = closed_form.reconstruct(model, variants, data, **OPTIONS, ridges=[1e-3], context=context)
         solved = {pair: tensors for pair, (tensors,) in found.items()}
     assert distance(solved) < 0.95 * first

@@ -29,8 +29,16 @@ SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 # --- the mechanism -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def not_ignored():
+    """SIGHUP as it is where nobody ignores it, as nohup does for the tests too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name, code", SIGNALS.items())
-def test_a_signal_interrupts_what_runs_and_waits_for_what_must_not_be_torn_apart(name, code):
+def test_a_signal_interrupts_what_runs_and_waits_for_what_must_not_be_torn_apart(name, code, not_ignored):
     number, done = getattr(signal, name), []
     with pytest.raises(Interrupted) as found, heeded():
         with deferred():

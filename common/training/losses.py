@@ -63,7 +63,7 @@ class ModelObjective:
         """The mean cross-entropy with targets that are the teacher's predictions with a share, and the labels."""
         inputs, labels = dict(batch), batch["labels"]
         del inputs["labels"]  # or the model would compute a loss of its own
-        if self.settings:
+        if self.model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = self.teacher.prepare_decoder_input_ids_from_labels(labels)
         with torch.no_grad():
             targets = share * rows_of(self.teacher(**inputs, **self.settings).logits, real).float().softmax(-1)

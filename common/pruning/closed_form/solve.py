@@ -12,7 +12,7 @@ pruned weights. A bias is one more column of W over a constant input.
 - Feed-forward: the inner Linears are solved from the teacher's inputs, then the output Linear on the features that
   they really produce.
 
-The inputs are the original's own, or those of a `context`.
+The inputs are the original's own, or those among pruned blocks; see `context`.
 
 Each block uses a random part of the calibration tokens, about OVERSAMPLING for each unknown of a row. Bytes held in
 float32, for attention with h heads of width w, at most, and for feed-forward with d_ff neurons:
@@ -46,7 +46,7 @@ from common.pruning.closed_form.attention import (
     solve_attention,
     value_directions,
 )
-from common.pruning.closed_form.context import calls_in
+from common.pruning.closed_form.context import Context
 from common.pruning.closed_form.feed_forward import FeedForwardSums, solve_feed_forward
 from common.pruning.closed_form.least_squares import add_gram, symmetric
 from common.runtime.devices import Runtime, in_full_precision
@@ -65,14 +65,14 @@ def reconstruct(
     runtime: Runtime,
     *,
     ridges: Sequence[float],
-    context: torch.nn.Module | None = None,
+    context: Context | None = None,
 ) -> dict[Pair, list[dict[str, torch.Tensor]]]:
     """Solve all variants. Each process has its share of the calibration examples, and of the blocks to solve.
 
     Args:
         variants: the pruned weights and masks, on the device.
         ridges: pulls towards the pruned weights, relative to the mean of diag H.
-        context: see `context`; None for the original.
+        context: where the blocks stand; None for the original.
     Returns:
         {pair: [{"o.weight": …}, all tensors of the block, for each ridge]}.
     """
@@ -153,7 +153,7 @@ def statistics(
     runtime: Runtime,
     *,
     values: bool = True,
-    context: torch.nn.Module | None = None,
+    context: Context | None = None,
 ) -> Iterator[tuple[Block, Sums]]:
     """Yield (block, sums): what the solutions need of the data, in as few teacher passes as the memory allows.
 
@@ -161,7 +161,7 @@ def statistics(
 
     Args:
         values: whether value projections are to be solved too.
-        context: see `context`; None for the original.
+        context: where the blocks stand; None for the original.
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
@@ -207,7 +207,7 @@ def gather(
     regressions: list[Regression],
     examples: Examples,
     runtime: Runtime,
-    context: torch.nn.Module | None = None,
+    context: Context | None = None,
 ) -> dict:
     """What the sums of some blocks are made of, in one teacher pass: {block: `AttentionSums`, or of a feed-forward
     block its inputs and wanted outputs of the sampled tokens, (tokens, d_model) each}. See `statistics`."""
@@ -235,11 +235,11 @@ def gather(
             if context is None:
                 watch(teacher, regression_of, batch, partial(read, batch, number))
             else:
-                for call, target in calls_in(context, teacher, regression_of, batch):
+                for call, target in context.calls(regression_of, batch):
                     read(batch, number, call, target)
 
     batches = processes.share(list(enumerate(evaluation_batches(examples, runtime.batch_size))))
-    with attention_probabilities(context or teacher):
+    with attention_probabilities(context.model if context else teacher):
         if processes.count > 1:  # the bases are those of the first batch, for all
             run(batches[:1] if processes.is_first else [])
             bases = processes.agree({block.name: basis.cpu() for block, basis in bases.items()})

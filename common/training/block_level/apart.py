@@ -1,6 +1,6 @@
 """Fine-tuning of variants apart: each against the original's block, whatever the others are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from common.blocks.tensors import Variant, parameter_masks
 from common.composing.scheme import Pair
@@ -76,20 +76,13 @@ class Apart:
 
     def solve(self) -> None:
         """Solve variants, and write those of some blocks before the next blocks are solved."""
-        stage, solving, before = self.stage, None, []
+        stage, before, solving = self.stage, [], solve(self.stage, self.todo)
         if stage.rounds:
-            levels, checkpoint = levels_of(stage), self.open_checkpoint()
-            before, _ = checkpoint.resume({})
-            if not before:
-                typical, before = typical_solutions(stage, self.todo, levels)
-                checkpoint.notes |= {text_of(pair): tensors for pair, tensors in typical.items()}
-                checkpoint.save({}, before)
-            beside = {pair for level in levels for pair in level.beside.values()}
-            typical = {pair: checkpoint.notes[text_of(pair)] for pair in beside}
-            solving = solve_in_context(stage, self.todo, levels, typical)
+            checkpoint = self.open_checkpoint()
+            solving, before = self.among_pruned(checkpoint)
         if self.histories:  # of an interrupted run
             before = read_seconds_of_epochs(stage.stats_file, self.run)
-        for solutions, seconds in solving or solve(stage, self.todo):
+        for solutions, seconds in solving:
             if before:
                 seconds = [add_seconds(*rows) for rows in zip(seconds, before)]
             self.note({pair: solution.history for pair, solution in solutions.items()}, seconds)
@@ -101,6 +94,20 @@ class Apart:
             self.write(variants, measured)
         if stage.rounds:
             checkpoint.remove()
+
+    def among_pruned(self, checkpoint: Checkpoint) -> tuple[Iterator, list[EpochSeconds]]:
+        """The solutions among pruned blocks, as `solve` yields them, and the seconds of what is needed before.
+
+        That is kept in the checkpoint, so that an interrupted run solves in the same contexts.
+        """
+        stage, levels = self.stage, levels_of(self.stage)
+        spent, _ = checkpoint.resume({})
+        if not spent:
+            typical, spent = typical_solutions(stage, self.todo, levels)
+            checkpoint.notes |= {text_of(pair): tensors for pair, tensors in typical.items()}
+            checkpoint.save({}, spent)
+        typical = {pair: checkpoint.notes[text_of(pair)] for level in levels for pair in level.beside.values()}
+        return solve_in_context(stage, self.todo, levels, typical), spent
 
     def open_checkpoint(self) -> Checkpoint:
         return self.stage.open_checkpoint({pair: digest(self.made_from[pair]) for pair in self.todo})

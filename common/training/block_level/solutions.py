@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from common.blocks.tensors import Variant, aliasing_copy, set_block
+from common.blocks.tensors import Variant
 from common.composing.scheme import Pair, by_block
-from common.pruning.closed_form import blocks_by_pass, reconstruct, too_few
+from common.pruning.closed_form import Context, blocks_by_pass, reconstruct, too_few
 from common.runtime.devices import give_back_memory
 from common.runtime.errors import UserError
 from common.training.block_level.stage import BlockStage
@@ -44,16 +44,13 @@ class Solution(NamedTuple):
         return [Epoch(epoch, float("nan"), error) for epoch, error in enumerate((self.before, self.after))]
 
 
-Context = dict[str, dict[str, torch.Tensor]]  # {block: tensors of one of its variants}
-
-
 def solve(
     stage: BlockStage, pairs: Sequence[Pair], context: Context | None = None
 ) -> Iterator[tuple[dict[Pair, Solution], list[EpochSeconds]]]:
     """Solve pruned variants with each ridge, as many blocks at a time as share a teacher pass, and fit the memory.
 
     Args:
-        context: what the other blocks hold, see `closed_form.context`; None for the original's own.
+        context: where the blocks stand; None for the original.
     Returns:
         of each pass the solutions, and the seconds of all passes so far: before, and of the closed form as epoch 1.
     Raises:
@@ -63,11 +60,6 @@ def solve(
     shortage = too_few(teacher, [blocks[name] for name in variants_of], stage.calibration)
     if shortage:
         runtime.talk.say(f"few examples to solve on: {shortage}; give more with --calibration")
-    model = None
-    if context is not None:
-        model = aliasing_copy(teacher).eval()
-        for name, tensors in context.items():
-            set_block(model, blocks[name], tensors)
     sizes = {}  # {block: bytes of its variants, pruned and solved, in float32}
     for name, variants in variants_of.items():
         entries = sum(math.prod(shape) for _, shape in blocks[name].shapes)
@@ -79,9 +71,9 @@ def solve(
             runtime.talk.say(f"blocks {done + 1} to {done + len(group)} of {len(sizes)}: {len(variants)} variants")
         done += len(group)
         started = runtime.now()
-        solved = reconstruct(teacher, variants, stage.calibration, runtime, ridges=stage.ridges, context=model)
+        solved = reconstruct(teacher, variants, stage.calibration, runtime, ridges=stage.ridges, context=context)
         finished = runtime.now()
-        solutions = measured(stage, variants, solved, model)
+        solutions = measured(stage, variants, solved, context)
         training, validation = training + finished - started, validation + runtime.now() - finished
         before, after = (
             sum(getattr(solution, name) for solution in solutions.values()) / len(solutions)
@@ -128,7 +120,8 @@ def solve_in_context(
         pairs = [pair for pair in level.pairs if pair in todo]
         part = replace(stage, calibration=stage.calibration.part(number, len(levels)))
         seconds = spent
-        for solutions, own in solve(part, pairs, {name: typical[pair] for name, pair in level.beside.items()}):
+        context = Context(stage.original, {name: typical[pair] for name, pair in level.beside.items()})
+        for solutions, own in solve(part, pairs, context):
             seconds = [add_seconds(*rows) for rows in zip(spent, own)]
             yield solutions, seconds
         spent = seconds
@@ -166,7 +159,7 @@ def kept(variant: Variant) -> int:
 
 
 def measured(
-    stage: BlockStage, variants: dict[Pair, Variant], solved: dict[Pair, list[dict]], context: torch.nn.Module | None
+    stage: BlockStage, variants: dict[Pair, Variant], solved: dict[Pair, list[dict]], context: Context | None
 ) -> dict[Pair, Solution]:
     """The solution of each variant whose held-out error is least; `solved`: {pair: [tensors, for each ridge]}."""
     candidates = {pair: [variant.tensors, *solved[pair]] for pair, variant in variants.items()}

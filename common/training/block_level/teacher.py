@@ -10,7 +10,7 @@ from common.blocks.find import Block
 from common.composing.scheme import Pair, by_block
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples, rows_of
-from common.pruning.closed_form.context import calls_in
+from common.pruning.closed_form import Context
 from common.runtime.devices import Runtime, in_full_precision
 from common.runtime.settings import TrainingSettings
 from common.training.losses import Loss, forward
@@ -60,13 +60,13 @@ def held_out_errors(
     candidates: dict[Pair, list[dict[str, torch.Tensor]]],
     examples: Examples,
     runtime: Runtime,
-    context: torch.nn.Module | None = None,
+    context: Context | None = None,
 ) -> dict[Pair, list[float]]:
     """The error of blocks with given tensors on examples that no solution has seen, in one teacher pass.
 
     Args:
         candidates: {pair: [tensors, …]}, on the device.
-        context: see `closed_form.context`; None for the original.
+        context: where the blocks stand; None for the original.
     Returns:
         {pair: [NMSE, …]}: squared error over real tokens, relative to the wanted output's square.
     """
@@ -80,7 +80,7 @@ def held_out_errors(
         if context is None:
             calls = ((call, call.output) for call in block_calls(teacher, wanted, batch))
         else:
-            calls = calls_in(context, teacher, wanted, batch)
+            calls = context.calls(wanted, batch)
         for call, output in calls:
             real = real_rows(call.block, batch)
             target = _rows(output, real)
