@@ -119,7 +119,7 @@ def run(args):
         blocks=find_blocks(loaded.model),
         pruned=pruned,
         library=Library.open_shared(
-            args.output, NAME, loaded.identity, TOGETHER if is_joint else FINE_TUNED, runtime.processes
+            args.output, NAME, loaded.identity, TOGETHER if is_joint else FINE_TUNED, runtime.processes, args.overwrite
         ),
         train=train,
         calibration=train.sample(calibration.calibration or study.calibration),

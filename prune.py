@@ -84,20 +84,22 @@ def run(args):
             "removed": removed,
             **chosen_by(removed, names, examples),
         }
-    library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED)
+    library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED, args.overwrite)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
     started = opened.runtime.now()
     pairs_of = by_block(todo)
     need_data = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
     for name in talk.progress([name for name in pairs_of if name not in need_data], "pruning"):
-        prune_variants(library, pairs_of[name], blocks[name], tensors[name], made_from)
+        prune_variants(library, pairs_of[name], blocks[name], tensors[name], made_from, talk)
     if need_data:
         from common.pruning.closed_form import statistics
 
         reading = [block for name, block in blocks.items() if name in need_data]
-        for block, sums in statistics(loaded.model, reading, calibration, opened.runtime, values=False):
-            prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, sums)
+        for block, sums in statistics(
+            loaded.model, reading, calibration, opened.runtime, values=False, label="pruning"
+        ):
+            prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, talk, sums)
     seconds = opened.runtime.now() - started if todo else 0.0
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
@@ -142,7 +144,7 @@ def chosen_by(removed, names, examples):
     return settings
 
 
-def prune_variants(library, pairs, block, tensors, made_from, sums=None):
+def prune_variants(library, pairs, block, tensors, made_from, talk, sums=None):
     """Prune variants of a block, and write them with the counts of what was removed, measured on their masks.
 
     `made_from`: of each variant; `sums`: of the block, see `closed_form.statistics`, for criteria that need data.
@@ -152,7 +154,7 @@ def prune_variants(library, pairs, block, tensors, made_from, sums=None):
     names = {name for pair in pairs for name in made_from[pair]["criteria"].values()}
     criteria_of = {name: criterion_class(name)(block, tensors, sums) for name in sorted(names)}
     variants, measured = {}, {}
-    for pair in pairs:
+    for pair in talk.progress(pairs, block.name):
         chosen = {kind: criteria_of[name] for kind, name in made_from[pair]["criteria"].items()}
         variants[pair], by_rate = prune_block(block, tensors, made_from[pair]["removed"], chosen)
         measured[pair] = {"weights_removed_by_rate": by_rate, **count_removed(block, variants[pair].keeps)}

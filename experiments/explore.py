@@ -18,7 +18,7 @@ from common.cli.launch import launch
 from common.cli.values import int_between, number
 from common.composing.configurations import looks_like_configurations, read_configurations
 from common.data import metrics
-from common.runtime.files import check_apart, check_writable
+from common.runtime.files import check_apart, check_writable, damage_in
 from common.runtime.progress import Talk
 from common.runtime.records import check_report, keeps_existing, read_json, write_json
 from common.runtime.schema import check
@@ -136,7 +136,7 @@ def run(args):
 
 def read_rows(path):
     """What an earlier report says of models that were measured; [] where there is none."""
-    if path is None or not Path(path).exists():
+    if path is None or not Path(path).exists() or damage_in(path):
         return []
     report = read_json(path, "this program")
     check(path, report, REPORT, "delete it, or give --report another file")

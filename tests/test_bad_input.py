@@ -230,6 +230,33 @@ def test_damaged_module_file(refuses, chain, tmp_path, how):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "script, flag, name, there",
+    [
+        ("config_generator.py", "-m", "model/t6", ["model/distilbert", "model/t5"]),
+        ("compose_model.py", "-p", "tunes", ["pruned", "tuned"]),
+        ("compose_model.py", "-c", "config.json", ["conf.json", "conf_prune.json"]),
+        ("prune.py", "-c", "prune.json", ["conf.json", "conf_prune.json"]),
+        ("evaluate-t5.py", "-m", "tuned-1.pth", ["composed-0", "composed-1", "composed-2", "pruned-0.pth"]),
+    ],
+)
+def test_a_name_that_is_not_there_brings_those_that_are(refuses, workshop, chain, script, flag, name, there):
+    place = workshop if name.startswith("model/") else chain
+    paths = ", ".join(str(place / path) for path in there)
+    assert all_in([f"{place / name}: no such ", f"; there are {paths}"], refuses(script, {flag: place / name}))
+
+
+@pytest.mark.parametrize("flag", ["--report", "--save-predictions"])
+def test_a_file_for_each_of_two_models_that_are_called_alike_is_refused_before_any_work(refuses, chain, tmp_path, flag):
+    """Neither model is there to be loaded."""
+    models = [tmp_path / folder / "0" for folder in ("tuned", "other")]
+    for model in models:
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+    err = refuses("evaluate-t5.py", {"-m": models, flag: tmp_path / "{name}.json"})
+    assert all_in([flag, f"{models[0]} and {models[1]} would have one file", "evaluated one by one"], err)
+
+
 # --- models and tokenizers -------------------------------------------------------------------------------------
 
 
@@ -353,6 +380,31 @@ def test_a_derived_output_follows_its_input_and_a_foreign_file_stays(refuses, co
         file.write(b'{"of": "the user"}')
         file.truncate()
     assert f"{output}: exists already and is no" in refuses(script, remakes[script])
+
+
+@pytest.mark.parametrize(
+    "script, name, content",
+    [
+        ("download_model.py", "tokenizer/t5/record.json", b""),
+        ("config_generator.py", "conf.json", bytes(5000)),
+        ("prune_scheme_generator.py", "conf_prune.json", bytes(2**20 + 1)),
+        ("prune.py", "library/record.json", b""),
+        ("block-level_finetuning.py", "library/record.json", bytes(5000)),
+        ("compose_model.py", "composed/record.json", bytes(5000)),
+        ("model-level_finetuning.py", "model.pth", b""),
+        ("plot_loss.py", "loss.png", bytes(5000)),
+    ],
+)
+def test_what_a_full_disk_has_left_of_an_output_is_made_again(refuses, command, tmp_path, script, name, content):
+    """Nothing, or zeros alone: no file of somebody else's. Oracle: the file as it was made at first."""
+    run(command(script, {}))
+    path = tmp_path / name
+    before = files_in(tmp_path)[path]
+    path.write_bytes(content)
+    if script not in DERIVED:
+        assert all_in([path, "as a full disk leaves a file", "--overwrite"], refuses(script, {}))
+    run(command(script, {}) + (" --overwrite" if script != "prune_scheme_generator.py" else ""))
+    assert files_in(tmp_path)[path] == before
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------

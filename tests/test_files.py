@@ -10,7 +10,16 @@ from helpers import ROOT
 
 from common.runtime import files
 from common.runtime.errors import UserError
-from common.runtime.files import atomic_file, atomic_folder, check_apart, check_writable, remove_leftovers, write_bytes
+from common.runtime.files import (
+    atomic_file,
+    atomic_folder,
+    check_apart,
+    check_writable,
+    damage_in,
+    remove_leftovers,
+    write_bytes,
+)
+from common.training.stats import check_stats
 
 
 class Interruption(Exception):
@@ -149,3 +158,22 @@ def test_a_link_to_a_folder_stays_and_one_to_a_file_is_replaced(tmp_path):
         (folder / "a").write_text("new")
     assert not (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
     assert names(tmp_path / "disk") == ["folder"] and names(tmp_path / "folder") == ["a"]
+
+
+# --- what a full disk leaves ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(b"", "is empty"), (bytes(10), "is all zeros"), (bytes(2**21), "is all zeros"), (bytes(2**21) + b"x", "")],
+)
+def test_a_file_that_holds_nothing_is_damaged(tmp_path, content, words):
+    path = tmp_path / "stats.csv"
+    path.write_bytes(content)
+    assert words in (damage_in(path) or "") and bool(damage_in(path)) == bool(words)
+    assert damage_in(tmp_path) is damage_in(tmp_path / "none") is None
+    if words:
+        check_stats(path)  # lost rows are no one else's file
+    else:
+        with pytest.raises(UserError, match="is no stats CSV"):
+            check_stats(path)

@@ -42,9 +42,24 @@ def test_plain_lines_are_sparse_and_say_the_time_left(clock):
     stream = io.StringIO()
     list(Talk(stream=stream).progress(range(50), "translating"))
     lines = stream.getvalue().splitlines()
-    assert lines == ["translating: 15/50, 37 s left", "translating: 31/50, 20 s left", "translating: 47/50, 3 s left"]
+    assert lines == ["translating: 14/50, 39 s left", "translating: 30/50, 21 s left", "translating: 46/50, 4 s left"]
     list(Talk(stream=stream).progress(range(20), "epoch 2 of 3", status=lambda: "loss 2.5000"))
-    assert stream.getvalue().splitlines()[-1] == "epoch 2 of 3: 15/20, loss 2.5000, 5 s left"
+    assert stream.getvalue().splitlines()[-1] == "epoch 2 of 3: 14/20, loss 2.5000, 6 s left"
+
+
+def test_many_short_loops_within_a_long_one_are_told_of(clock):
+    """12 blocks of 5 batches, at 7 looks at the clock a block; by hand, a line every 16 of them."""
+    stream = io.StringIO()
+    talk = Talk(stream=stream)
+    for block in talk.progress(range(12), "scoring"):
+        list(talk.progress(range(5), f"block {block}"))
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == [
+        "scoring: 2/12, 1 min 15 s left",
+        "scoring: 4/12, 1 min 4 s left; block 4: 0/5",
+        "scoring: 6/12, 49 s left; block 6: 2/5, 4 s left",
+    ]
+    assert len(lines) == 5
 
 
 def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):

@@ -35,14 +35,15 @@ def names(folder):
     [
         (None, "no such file; maker.py makes it"),
         (b"{", "malformed JSON"),
-        (b"", "malformed JSON"),
+        (b"", "is empty, as a full disk leaves a file; make it again with maker.py"),
+        (bytes(10), "is all zeros, as a full disk leaves a file; make it again with maker.py"),
         (b"[" * 100_000, "malformed JSON"),
         (b"[1]", "holds a list of 1 where an object belongs; maker.py makes one"),
         (b"\xff\xfe", "malformed JSON: 'utf-8' codec"),
         (b"1" * 5000, "malformed JSON"),
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice in one object"),
     ],
-    ids=["absent", "cut", "empty", "deep", "list", "binary", "huge", "twins"],
+    ids=["absent", "cut", "empty", "zeros", "deep", "list", "binary", "huge", "twins"],
 )
 def test_what_is_no_json_object_is_refused_by_name(tmp_path, content, words):
     path = tmp_path / "x.json"
@@ -119,7 +120,7 @@ def record_of(made_from, script="maker.py"):
 )
 def test_an_output_is_done_if_it_is_there_under_the_same_key(tmp_path, there, record, overwrite, done):
     if there:
-        (tmp_path / "x").write_text("")
+        (tmp_path / "x").write_text("x")
     assert is_done(tmp_path / "x", record, "k", overwrite, "maker.py") is done
 
 
@@ -132,13 +133,13 @@ def test_an_output_is_done_if_it_is_there_under_the_same_key(tmp_path, there, re
     ],
 )
 def test_an_output_of_something_else_is_not_overwritten(tmp_path, record, overwrite, words):
-    (tmp_path / "x").write_text("")
+    (tmp_path / "x").write_text("x")
     with pytest.raises(UserError, match=words):
         is_done(tmp_path / "x", record, "k", overwrite, "maker.py")
 
 
 def test_a_damaged_output_is_made_again_if_that_is_asked_for(tmp_path):
-    (tmp_path / "x").write_text("")
+    (tmp_path / "x").write_text("x")
     with pytest.raises(UserError, match="x: is cut short, or pass --overwrite"):
         is_done(tmp_path / "x", record_of("k"), "k", False, "maker.py", lambda: "x: is cut short")
     assert not is_done(tmp_path / "x", record_of("k"), "k", True, "maker.py", lambda: "x: is cut short")

@@ -56,14 +56,12 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         check_report(predictions.get(path), script, lines=True)
     results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
     for path in paths:
-        with talk.waiting(f"loading {path}"):
-            opened = open_study(args, path, script)
+        opened = open_study(args, path, script)
         loaded = opened.loaded
         if settings.report:  # it is measured after all models have been evaluated, beside the others
             known.setdefault(real(path), loaded)
             original = original_of(loaded, settings.original, opened.runtime.device, known)
-        with talk.waiting(f"reading {opened.source} ({settings.split} split), and tokenizing it"):
-            examples = opened.split(settings.split)
+        examples = opened.split(settings.split)
         with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
             answered = answer(opened, examples)
         results.append(scores_of(opened, path, examples, answered, settings))
@@ -115,11 +113,16 @@ def files_of(template: str | None, flag: str, paths: list[Path]) -> dict[Path, s
     """Where a file of each model goes, {path: file}; `{name}` in the template stands for the model's name.
 
     Raises:
-        UserError: two models would have one file.
+        UserError: two models would have one file, as those of two folders that are called alike.
     """
     if template is None:
         return {}
     files = {path: template.replace("{name}", path.stem if path.suffix == ".pth" else path.name) for path in paths}
-    if len(set(files.values())) < len(files):
-        raise UserError(f"{flag} {template}: several models would have one file; use {{name}}, or other names")
+    for file in files.values():
+        alike = [str(other) for other in files if files[other] == file]
+        if len(alike) > 1:
+            remedy = "which stands for the model's name"
+            if "{name}" in template:
+                remedy = "and models that are called alike are evaluated one by one, with a file each"
+            raise UserError(f"{flag} {template}: {' and '.join(alike)} would have one file; use {{name}}, {remedy}")
     return files

@@ -13,7 +13,7 @@ from common.models import compact
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
 from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
-from common.runtime.processes import join
+from common.runtime.processes import join, own_number
 from common.runtime.progress import Talk
 from common.runtime.settings import ComputeSettings, DataSettings, TrainingSettings
 from common.training.loop import steps_of
@@ -35,17 +35,18 @@ class Opened:
 
     def split(self, name: str) -> Examples:
         """A split of its data: "train", "validation" or "test"."""
-        return load_examples(
-            self.source,
-            name,
-            self.tokenizer,
-            self.loaded.task,
-            prefix=self.loaded.prefix(self.source),
-            label2id=self.loaded.label2id,
-            positions=self.loaded.positions,
-            max_length=self.data.max_length,
-            limit=self.data.limit,
-        )
+        with self.runtime.talk.waiting(f"reading {self.source} ({name} split), and tokenizing it"):
+            return load_examples(
+                self.source,
+                name,
+                self.tokenizer,
+                self.loaded.task,
+                prefix=self.loaded.prefix(self.source),
+                label2id=self.loaded.label2id,
+                positions=self.loaded.positions,
+                max_length=self.data.max_length,
+                limit=self.data.limit,
+            )
 
 
 def open_model(args, path: str | Path | None = None) -> Opened:
@@ -55,10 +56,11 @@ def open_model(args, path: str | Path | None = None) -> Opened:
         UserError: there is none, or it cannot be loaded.
     """
     compute, data = settings_from(args, ComputeSettings), settings_from(args, DataSettings)
-    device = resolve_device(compute.device)
-    loaded = load_model(path or the_model(args.model), device)
+    device, path = resolve_device(compute.device), path or the_model(args.model)
+    talk = Talk(args.quiet or own_number() > 0)
+    with talk.waiting(f"loading {path}"):
+        loaded = load_model(path, device)
     processes = join(device)
-    talk = Talk(args.quiet or not processes.is_first)
     runtime = Runtime(device, data.batch_size, talk, processes, pieces=compute.accumulate, precision=compute.precision)
     return Opened(loaded, runtime, data=data)
 

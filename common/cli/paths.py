@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common.cli.flags import FINE_TUNED, MODELS
 from common.runtime.errors import UserError
+from common.runtime.files import A_MODEL, no_such
 
 
 def the_model(given: str | Path | None) -> Path:
@@ -14,7 +15,7 @@ def the_model(given: str | Path | None) -> Path:
     """
     path = the_one(given or MODELS, "config.json", "model", "-m")
     if not path.exists():
-        raise UserError(f"{path}: no such model; download_model.py saves one to ./{MODELS}/")
+        raise no_such(path, "model", f"download_model.py saves one to ./{MODELS}/", *A_MODEL, f"{MODELS}/*/config.json")
     return path
 
 
@@ -25,7 +26,7 @@ def the_library(path: str) -> Path:
         UserError: there is none.
     """
     if not Path(path).is_dir():
-        raise UserError(f"{path}: no such library folder; prune.py or block-level_finetuning.py makes one")
+        raise no_such(path, "library folder", "prune.py or block-level_finetuning.py makes one", "*/*.npy")
     return Path(path)
 
 
@@ -48,7 +49,7 @@ def the_file(path: str, made_by: str) -> Path:
         UserError: it is not there.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; {made_by} makes it")
+        raise no_such(path, "file", f"{made_by} makes it", f"*{Path(path).suffix}")
     return Path(path)
 
 

@@ -21,7 +21,15 @@ from common.composing.configurations import MODEL
 from common.composing.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
 from common.composing.scheme import Pair
 from common.runtime.errors import UserError
-from common.runtime.files import atomic_file, check_writable, is_temporary, real, remove_leftovers_in
+from common.runtime.files import (
+    atomic_file,
+    check_writable,
+    damage_in,
+    is_temporary,
+    no_such,
+    real,
+    remove_leftovers_in,
+)
 from common.runtime.processes import Processes
 from common.runtime.records import (
     RECORD_NAME,
@@ -29,6 +37,7 @@ from common.runtime.records import (
     differences,
     digest,
     file_digest,
+    is_lost,
     make_record,
     read_record,
     sealed,
@@ -71,7 +80,7 @@ class Library:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such library folder; prune.py or block-level_finetuning.py makes one")
+            raise no_such(folder, "library folder", "prune.py or block-level_finetuning.py makes one", "*/*.npy")
         record = _read_library_record(folder)
         if record["model"]["fingerprint"] != model_fingerprint:
             raise UserError(
@@ -83,33 +92,42 @@ class Library:
         return cls(folder, record)
 
     @classmethod
-    def open_or_create(cls, folder: str | Path, script: str, model: dict, stage: str) -> "Library":
+    def open_or_create(
+        cls, folder: str | Path, script: str, model: dict, stage: str, overwrite: bool = False
+    ) -> "Library":
         """Open a library of the `model` {name, type, fingerprint} to write to, or start one.
 
+        `overwrite`: whether one whose record is lost, see `files.damage_in`, is started anew.
+
         Raises:
-            UserError: the folder cannot be written, or holds something else.
+            UserError: the folder cannot be written, or holds something else, or its record is lost.
         """
         folder = Path(folder)
         check_writable(folder)
         check_writable(folder / RECORD_NAME, is_file=True)
         remove_leftovers_in(folder)
         files = list(folder.iterdir()) if folder.is_dir() else []  # first: another process may be beginning the library
-        if not (folder / RECORD_NAME).exists():
-            if not all(path.name == LOCK_NAME or is_temporary(path.name) for path in files):
+        record_path = folder / RECORD_NAME
+        is_damaged = is_lost(damage_in(record_path), overwrite)
+        if is_damaged or not record_path.exists():
+            ours = (RECORD_NAME, ".npy") if is_damaged else ()
+            if not all(path.name == LOCK_NAME or is_temporary(path.name) or path.name.endswith(ours) for path in files):
                 raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
             real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
             made_from = {"model": model["fingerprint"], "stage": stage}
             library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
             with library._lock():
-                if not (folder / RECORD_NAME).exists():  # at once: an interrupted run must know its folder again
-                    library._write_record(library.record)
+                if damage_in(record_path) or not record_path.exists():  # another process may have been faster
+                    library._write_record(library.record)  # at once: an interrupted run must know its folder again
         return cls.open(folder, model["fingerprint"], stage)
 
     @classmethod
-    def open_shared(cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes) -> "Library":
+    def open_shared(
+        cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes, overwrite: bool
+    ) -> "Library":
         """The same by several processes: the first starts it, the others wait for that."""
         if processes.is_first:
-            cls.open_or_create(folder, script, model, stage)
+            cls.open_or_create(folder, script, model, stage, overwrite)
         processes.agree(None)
         return cls.open(folder, model["fingerprint"], stage)
 

@@ -156,7 +156,7 @@ def speeds(models: dict[str, LoadedModel], runtime: Runtime) -> dict[str, dict[s
     """Median seconds of several models, taken in turn, after a warm-up: {name: {figure: seconds}}."""
     ways = {name: ways_to_run(loaded) for name, loaded in models.items()}
     seconds = {name: {figure: [] for figure in of_model} for name, of_model in ways.items()}
-    for _ in range(WARM_UP + ROUNDS):
+    for _ in runtime.talk.progress(range(WARM_UP + ROUNDS), "timing"):
         for name, of_model in ways.items():
             for figure, (run, parts) in of_model.items():
                 started = runtime.now()

@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 
 from common.runtime.errors import UserError
-from common.runtime.files import check_writable, write_bytes
+from common.runtime.files import check_writable, damage_in, write_bytes
 
 MARK = "composable-pruning plot_loss.py"  # in every picture, so that we know our own again
 # Metadata: our mark, and without the date and version that matplotlib adds.
@@ -30,7 +30,7 @@ def check_picture(path: str | Path) -> None:
     if suffix not in FORMATS:
         raise UserError(f"{path}: must end in one of {', '.join('.' + name for name in FORMATS)}")
     check_writable(path, is_file=True)
-    if Path(path).exists() and MARK.encode() not in Path(path).read_bytes():
+    if Path(path).exists() and not damage_in(path) and MARK.encode() not in Path(path).read_bytes():
         raise UserError(f"{path}: exists already and is no picture of this suite; choose another output")
 
 

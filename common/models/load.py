@@ -38,6 +38,7 @@ from common.models.checks import (
 )
 from common.models.tokenizer import tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error
+from common.runtime.files import A_MODEL, no_such
 from common.runtime.records import FORMAT_VERSION, RECORD_NAME, check_files, content_digest, read_json, read_record
 from common.runtime.schema import check
 
@@ -165,7 +166,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     """
     path = Path(path)
     if not (path.is_dir() or path.is_file()):
-        raise UserError(f"{path}: no such model; download_model.py saves one to ./model/")
+        raise no_such(path, "model", "download_model.py saves one to ./model/", *A_MODEL)
     with as_user_error(path, "cannot be loaded as a model"):
         loaded = load_folder(path) if path.is_dir() else load_pth(path)
     for name, tensor in loaded.model.state_dict().items():

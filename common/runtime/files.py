@@ -18,6 +18,8 @@ from common.runtime.errors import UserError
 from common.runtime.signals import deferred
 
 TEMPORARY = ".pruning-part"  # how temporary names end
+MOST_NAMED = 8  # of what is there instead of what was asked for
+A_MODEL = ("*.pth", "*/config.json")  # what shows that there is one, see `no_such`
 LONGEST_STEM = 60  # characters of a file's own name in its temporary one: names may have 255 bytes
 
 
@@ -183,6 +185,38 @@ def _lock(descriptor):
     except BlockingIOError:
         return False
     return os.fstat(descriptor).st_nlink > 0
+
+
+# --- what is there ---------------------------------------------------------------------------------------------------
+
+
+def no_such(path: str | Path, what: str, made_by: str, *patterns: str) -> UserError:
+    """The error that a path is not there: which script makes such a thing, and which ones lie where it was looked for.
+
+    `patterns`: what shows one, as "*.json", or "*/config.json" for the folder of such a file.
+    """
+    there = {found.parent if "/" in pattern else found for pattern in patterns for found in _beside(path, pattern)}
+    names, more = sorted(map(str, there)), len(there) - MOST_NAMED
+    listed = f"; there are {', '.join(names[:MOST_NAMED])}{f' and {more} more' if more > 0 else ''}" if names else ""
+    return UserError(f"{path}: no such {what}; {made_by}{listed}")
+
+
+def _beside(path, pattern):
+    with contextlib.suppress(OSError):  # a folder that may not be read
+        yield from Path(path).parent.glob(pattern)
+
+
+def damage_in(path: str | Path) -> str | None:
+    """What a full disk or a power cut has left of a file: nothing, or zeros alone; None of any other, or of none."""
+    if not os.path.isfile(path):  # a pipe or a device may have no end
+        return None
+    with open(path, "rb") as handle:
+        while part := handle.read(2**20):
+            if part.strip(b"\0"):
+                return None
+    return (
+        f"{path}: is {'all zeros' if os.path.getsize(path) else 'empty'}, as a full disk leaves a file; make it again"
+    )
 
 
 # --- may it be written? --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 from common.runtime import signals
 
@@ -22,16 +23,26 @@ def duration(seconds):
     return f"{seconds} s"
 
 
+def _how_far(level, now):
+    """A level of `Talk.progress` in words: "pruning: 3/36, 4 min left"."""
+    left = (now - level.started) / level.done * (level.total - level.done) if level.done else None
+    words = [f"{level.done}/{level.total}", level.status() if level.status else ""]
+    return f"{level.label}: {', '.join(filter(None, [*words, '' if left is None else f'{duration(left)} left']))}"
+
+
 class Talk:
     """The conversation on stderr: log lines and progress. `quiet` switches all of it off."""
 
     def __init__(self, quiet=False, stream=None):
         self.quiet = quiet
         self.stream = stream or sys.stderr
+        self.levels = []  # what `progress` is at, from the outermost on
+        self.spoken = time.monotonic()  # when the last line was
 
     def say(self, text):
         """One log line. Where nobody reads it any more, there is nothing more to say."""
         if not self.quiet:
+            self.spoken = time.monotonic()
             try:
                 print(text, file=self.stream, flush=True)
             except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed stream
@@ -51,7 +62,8 @@ class Talk:
     def progress(self, items, label, status=None):
         """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval.
 
-        `status` gives what else is to be said, such as a loss; it is asked once per interval.
+        One may run within another: a line then tells of both. An interval goes on from one to the next, so that many
+        short ones are told of too. `status` gives what else is to be said, such as a loss; asked once per interval.
         """
         for item in self._shown(items, label, status):
             signals.stop_if_asked()
@@ -63,15 +75,17 @@ class Talk:
         elif self.stream.isatty():
             yield from self._bar(items, label, status)
         else:
-            started = spoken = time.monotonic()
-            for index, item in enumerate(items):
-                now = time.monotonic()
-                if now - spoken > PLAIN_INTERVAL_SECONDS:
-                    spoken = now
-                    left = f"{duration((now - started) / index * (len(items) - index))} left" if index else ""
-                    more = [f"{index}/{len(items)}", status() if status else "", left]
-                    self.say(f"{label}: {', '.join(filter(None, more))}")
-                yield item
+            level = SimpleNamespace(label=label, status=status, total=len(items), done=0, started=time.monotonic())
+            self.levels.append(level)
+            try:
+                for level.done, item in enumerate(items):
+                    now = time.monotonic()
+                    if now - self.spoken > PLAIN_INTERVAL_SECONDS:
+                        shown = [each for each in self.levels if each.total > 1 or each is level]
+                        self.say("; ".join(_how_far(each, now) for each in shown))
+                    yield item
+            finally:
+                self.levels.remove(level)
 
     def _bar(self, items, label, status):
         from tqdm import tqdm

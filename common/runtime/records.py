@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common import __version__
 from common.runtime.errors import UserError
-from common.runtime.files import check_writable, is_temporary, write_bytes
+from common.runtime.files import check_writable, damage_in, is_temporary, no_such, write_bytes
 from common.runtime.schema import shown
 
 FORMAT_VERSION = 1  # of configurations, schemes and .pth files
@@ -74,9 +74,18 @@ def keeps_existing(path: str | Path, content: dict, overwrite: bool, *, is_ours:
     """
     if not Path(path).exists():
         return False
+    if is_lost(damage_in(path), overwrite):
+        return False
     value = _json_in(path)
     of_kind = value is not None and is_ours(value)
     return keeps(path, overwrite, is_ours=of_kind, is_same=value == content, difference="with other content")
+
+
+def is_lost(damage: str | None, overwrite: bool) -> bool:
+    """Whether an output that is there is made again because of some damage; a `UserError` if `overwrite` is off."""
+    if damage and not overwrite:
+        raise UserError(f"{damage}, or pass --overwrite")
+    return damage is not None
 
 
 def check_report(path: str | Path | None, script: str, *, lines: bool = False) -> None:
@@ -89,7 +98,7 @@ def check_report(path: str | Path | None, script: str, *, lines: bool = False) -
     if path is None:
         return
     check_writable(path, is_file=True)
-    if Path(path).exists():
+    if Path(path).exists() and not damage_in(path):
         report = _json_in(path, lines)
         is_ours = isinstance(report, dict) and report.get("script") == script and "key" not in report  # of a record
         keeps(path, True, is_ours=is_ours, is_same=False, difference="")
@@ -116,7 +125,9 @@ def read_json(path, made_by):
         UserError: absent, unreadable, malformed, a key given twice, or no JSON object.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; {made_by} makes it")
+        raise no_such(path, "file", f"{made_by} makes it", f"*{Path(path).suffix}")
+    if damage := damage_in(path):
+        raise UserError(f"{damage} with {made_by}")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except OSError as error:
@@ -272,13 +283,13 @@ def is_done(
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
+    if is_lost(damage_in(path / RECORD_NAME if path.is_dir() else path), overwrite):
+        return False
     is_ours = record is not None and record.get("script") == script
     is_same = is_ours and record.get("key") == digest(made_from)
-    reason = damage() if is_same else None
-    if reason and not overwrite:
-        raise UserError(f"{reason}, or pass --overwrite")
+    is_damaged = is_same and is_lost(damage(), overwrite)
     difference = f"made from other inputs or settings{differences(record, made_from)}"
-    return keeps(path, overwrite, is_ours=is_ours, is_same=is_same and not reason, difference=difference)
+    return keeps(path, overwrite, is_ours=is_ours, is_same=is_same and not is_damaged, difference=difference)
 
 
 def differences(record: dict | None, wanted: dict) -> str:

@@ -57,7 +57,8 @@ class Checkpoint:
             learner.load_state(content["learners"][text_of(name)])
         rows, partial = [EpochSeconds(*row) for row in content["rows"]], content["partial"]
         within = f" and {partial['done']} batches" if partial else ""
-        self.talk.say(f"resuming after epoch {rows[-1].epoch}{within} from {self.path}")
+        epochs = max((learner.trained(rows[-1].epoch) for learner in learners.values()), default=0)
+        self.talk.say(f"resuming after epoch {epochs}{within} from {self.path}")
         return rows, partial
 
     def save(

@@ -127,6 +127,10 @@ class Learner:
         self.last_epoch = self.recipe.epochs + 1
         self.observe(epoch, float("nan"), val_loss, parts)
 
+    def trained(self, epoch: int) -> int:
+        """How many epochs of training an epoch is the end of: a closed form that was counted as one is none."""
+        return max(epoch - (self.last_epoch - self.recipe.epochs), 0)
+
     @torch.no_grad()
     def restart_from(self, tensors: dict[str, torch.Tensor], before: float, after: float) -> None:
         """Count a closed-form solution as epoch 1, and go on from the better of it and the weights so far.

@@ -73,7 +73,8 @@ def fit(
             return rows
         epoch = rows[-1].epoch + 1 if rows else 0
         last_epoch = max(learner.last_epoch for learner in going.values())
-        label = f"epoch {epoch} of {last_epoch}"
+        count = max(going.values(), key=lambda learner: learner.last_epoch).trained
+        label = f"epoch {count(epoch)} of {count(last_epoch)}"
         running = RunningLosses(going)
         save = partial(save_within, checkpoint, learners, rows, running, runtime)
         if epoch > 0:
@@ -100,13 +101,13 @@ def fit(
             if not math.isfinite(loss) and not all(map(is_finite, learner.parameters.values())):
                 learner.finished = True  # they will never be numbers again
                 runtime.talk.say(
-                    f"epoch {epoch}: the weights are no longer finite numbers; those of epoch {learner.best_epoch} are "
-                    "kept. A lower --lr may help"
+                    f"epoch {count(epoch)}: the weights are no longer finite numbers; those of epoch "
+                    f"{count(learner.best_epoch)} are kept. A lower --lr may help"
                 )
         rows.append(EpochSeconds(epoch, trained.seconds, seconds))
         mean, left = sum(validated.losses.values()) / len(going), (last_epoch - epoch) * (trained.seconds + seconds)
         runtime.talk.say(
-            f"epoch {epoch}: validation loss {mean:.4f}"
+            f"epoch {count(epoch)}: validation loss {mean:.4f}"
             + (f" (mean of {len(going)} variants)" if len(learners) > 1 else "")
             + (f", {measure.name} {metric:.4f}" if measure else "")
             + (f", {trained.seconds:.1f} s" if epoch else "")

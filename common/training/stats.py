@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.metrics import Classes, Summaries, Translations
 from common.runtime.errors import UserError
-from common.runtime.files import check_writable, write_bytes
+from common.runtime.files import check_writable, damage_in, write_bytes
 from common.training.learner import Epoch, EpochSeconds
 
 RUN_DIGITS = 12  # of a run's key, in the rows
@@ -32,11 +32,11 @@ def check_stats(path, columns=STATS_COLUMNS):
 
 def _checked_rows(path, columns):
     """The rows of a stats CSV, as `_rows` reads them; a `UserError` if it is no CSV of these columns."""
-    if not Path(path).is_file():
+    if not Path(path).is_file() or damage_in(path):
         return []
     try:
         with open(path, encoding="utf-8", newline="") as handle:
-            header, *rows = list(csv.reader(handle, strict=True)) or [list(columns)]
+            header, *rows = csv.reader(handle, strict=True)
     except (ValueError, csv.Error):
         header, rows = [], []
     metrics = [name for name in METRICS if name in header and columns == STATS_COLUMNS]
@@ -90,7 +90,7 @@ def write_composition_stats(path, history, run):
 
 def _rows(path):
     """All rows of a stats CSV, {column: text} each; [] without a file."""
-    if not Path(path).is_file():
+    if not Path(path).is_file() or damage_in(path):
         return []
     with open(path, encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))

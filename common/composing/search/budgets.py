@@ -51,8 +51,9 @@ def search_budgets(
     `knapsack.improve`.
     """
     runtime, talk = candidates.runtime, candidates.runtime.talk
-    masks = read_masks(candidates.scheme, candidates.blocks, candidates.library)
-    cost = runtime.processes.agree(count(measure, candidates.loaded, masks, runtime.device))
+    with talk.waiting(f"measuring what {len(candidates.keys)} variants cost ({measure})"):
+        masks = read_masks(candidates.scheme, candidates.blocks, candidates.library)
+        cost = runtime.processes.agree(count(measure, candidates.loaded, masks, runtime.device))
     allowed = limits(cost, budgets) + [cost.of(choice) for choice in uniform.values()]
     if not candidates.held_back:
         talk.say(
@@ -91,7 +92,7 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
         within = candidates.conditional(choice, efficient)
         return within
 
-    for limit in sorted(set(limits), reverse=True):
+    for limit in candidates.runtime.talk.progress(sorted(set(limits), reverse=True), "budgets"):
         additive = start = knapsack.choose(rises, cost.blocks, limit)
         if within:  # what was found out in the model of the budget above
             start = min(additive, knapsack.choose(within, cost.blocks, limit), key=measured)

@@ -123,19 +123,22 @@ class Candidates:
     def scores(self) -> dict[str, dict[str, dict]]:
         """What each variant alone does to the model: {block: {variant: {"loss", "kl"}}}. The library keeps it."""
         self.base()
-        started, scores = self.runtime.now(), {}
+        started, scores, unscored = self.runtime.now(), {}, {}
         for name, variants in self.scheme.blocks.items():
-            known = {variant: self.library.entry(Pair(name, variant)).get("score") for variant in variants}
-            keys = {variant: self.keys[Pair(name, variant)] for variant in variants}
-            unscored = [variant for variant in variants if (known[variant] or {}).get("key") != keys[variant]]
-            if unscored:
-                measured = self._score(self.model_of(self.dense_choice), self.examples, name, unscored)
-                new = {variant: {"key": keys[variant], **measured[variant]} for variant in unscored}
-                if self.runtime.processes.is_first:
-                    self.library.annotate(name, new)
-                known |= new
-                self.scored += len(new)
-            scores[name] = known
+            known = scores[name] = {
+                variant: self.library.entry(Pair(name, variant)).get("score") for variant in variants
+            }
+            new = [
+                variant for variant in variants if (known[variant] or {}).get("key") != self.keys[Pair(name, variant)]
+            ]
+            unscored |= {name: new} if new else {}
+        for name in self.runtime.talk.progress(list(unscored), "scoring"):
+            measured = self._score(self.model_of(self.dense_choice), self.examples, name, unscored[name])
+            new = {variant: {"key": self.keys[Pair(name, variant)], **measured[variant]} for variant in unscored[name]}
+            if self.runtime.processes.is_first:
+                self.library.annotate(name, new)
+            scores[name] |= new
+            self.scored += len(new)
         self.seconds["scores"] += self.runtime.now() - started
         return scores
 
@@ -156,7 +159,7 @@ class Candidates:
         """The objective of the composed model with one block replaced, on a part of the examples: {block: {variant:
         number}}, of `variants` {block: [variant]} and of the choice's."""
         examples, objectives = self.examples.sample(max(len(self.examples) // FEWER, 1)), {}
-        for name in self.blocks:
+        for name in self.runtime.talk.progress(list(self.blocks), "scoring"):
             others = [variant for variant in variants[name] if variant != choice[name]]
             scores = self._score(self.model_of(choice), examples, name, others)
             scores = {choice[name]: scores.pop(None), **scores}

@@ -83,8 +83,8 @@ def reconstruct(
             pruned.setdefault(variant.block, {})[pair] = variant
     for block, sums in statistics(teacher, list(pruned), examples, runtime, context=context):
         weights = block_tensors(teacher, block)
-        for number, ridge in enumerate(ridges):
-            for pair, variant in pruned[block].items():
+        for pair, variant in runtime.talk.progress(list(pruned[block].items()), block.name):
+            for number, ridge in enumerate(ridges):
                 if block.kind == "attention":
                     solved[pair][number] |= solve_attention(sums, weights, variant, ridge=ridge)
                 else:
@@ -154,6 +154,7 @@ def statistics(
     *,
     values: bool = True,
     context: Context | None = None,
+    label: str = "solving",
 ) -> Iterator[tuple[Block, Sums]]:
     """Yield (block, sums): what the solutions need of the data, in as few teacher passes as the memory allows.
 
@@ -162,16 +163,18 @@ def statistics(
     Args:
         values: whether value projections are to be solved too.
         context: where the blocks stand; None for the original.
+        label: what is done with a block's sums, for the progress.
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
     owner = {block: number % processes.count for number, block in enumerate(blocks)}
     regressions = {block: Regression(teacher, block, values) for block in blocks}
-    for group in groups({block: regression.bytes for block, regression in regressions.items()}):
+    passes = groups({block: regression.bytes for block, regression in regressions.items()})
+    for group in runtime.talk.progress(passes, "passes"):
         gathered = gather(teacher, [regressions[block] for block in group], examples, runtime, context)
         mine = {block: gathered[block] for block in group if owner[block] == processes.number}
         del gathered
-        for block in list(mine):
+        for block in runtime.talk.progress(list(mine), label):
             yield block, sums_of(teacher, block, mine.pop(block))
 
 

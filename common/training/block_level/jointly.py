@@ -98,7 +98,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
     before, after = learner.history[0].val_loss, learner.best_loss
     runtime.talk.say(
         f"{library.folder}: mean loss of {len(compositions)} composed models {before:.4f} -> {after:.4f} "
-        f"(epoch {learner.best_epoch})"
+        f"(epoch {learner.trained(learner.best_epoch)})"
     )
     return {
         "fine_tuned": len(todo),

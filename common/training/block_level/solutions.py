@@ -65,7 +65,7 @@ def solve(
         entries = sum(math.prod(shape) for _, shape in blocks[name].shapes)
         sizes[blocks[name]] = 4 * entries * len(variants) * (1 + len(stage.ridges))
     passes, done, training, validation = blocks_by_pass(teacher, sizes), 0, 0.0, 0.0
-    for group in passes:
+    for group in runtime.talk.progress(passes, "passes"):
         variants = stage.pruned_on_device([pair for block in group for pair in variants_of[block.name]])
         if len(passes) > 1:
             runtime.talk.say(f"blocks {done + 1} to {done + len(group)} of {len(sizes)}: {len(variants)} variants")
