@@ -101,6 +101,7 @@ def run(args):
     from common.blocks.tensors import parameter_counts
     from common.cli.open import check_data
     from common.models.downloading import download, origin_of
+    from common.models.languages import set_languages
     from common.models.load import data_source, load_model, reference
     from common.models.saving import is_made, round_to, save_model, save_tokenizer
     from common.runtime.devices import resolve_device
@@ -164,6 +165,9 @@ def run(args):
         loaded, tokenizer = download(checkpoint, family, talk, task=args.task, tokenizer=args.tokenizer)
         model, task, measured = loaded.model, loaded.task.name, {}
         source = data_source(given, loaded)
+        languages = source and set_languages(tokenizer, model, source, loaded.task)
+        if languages:
+            talk.say(f"{checkpoint}: its tokenizer takes inputs as {languages[0]}, targets as {languages[1]}")
         if given != DataSource():
             if source is None:
                 raise UserError("--data: say which data these are; or give --train-file")

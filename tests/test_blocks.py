@@ -97,7 +97,7 @@ EXPECTED = {
     **{kind: bert_blocks("roberta") for kind in ("roberta", "xlm-roberta")},
     **{kind: bert_blocks("deberta", DEBERTA_LINEARS) for kind in ("deberta-v2", "deberta-v2-unshared")},
     **{kind: t5_blocks(("wi_0", "wi_1", "wo")) for kind in ("t5-gated", "t5-flan", "mt5", "umt5")},
-    **{kind: bart_blocks() for kind in ("bart", "mbart", "marian", "pegasus")},
+    **{kind: bart_blocks() for kind in ("bart", "mbart", "m2m_100", "marian", "pegasus")},
 }
 
 

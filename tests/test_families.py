@@ -191,6 +191,7 @@ REAL = {  # model type: (class of its config, what checkpoints on the hub have b
     "electra": ("ElectraConfig", dict(summary_type="first", summary_use_proj=True), 512),
     "deberta-v2": ("DebertaV2Config", DEBERTA | dict(position_buckets=256, vocab_size=128100), None),
     "mbart": ("MBartConfig", dict(scale_embedding=True, decoder_start_token_id=2, forced_bos_token_id=5), 1024),
+    "m2m_100": ("M2M100Config", dict(scale_embedding=True, decoder_start_token_id=2, encoder_layerdrop=0.05), 1024),
     "pegasus": (
         "PegasusConfig",
         dict(static_position_embeddings=True, num_beams=8, length_penalty=0.8, task_specific_params={"a": {}}),

@@ -92,7 +92,7 @@ def bart_settings(**changes):
 
 
 # The special values are those of the checkpoints that people use: roberta-base, xlm-roberta-base, electra-small,
-# deberta-v3-base (and -v2-xlarge), mbart-large-50, pegasus-large, mt5-small, umt5-small, flan-t5-small.
+# deberta-v3-base (and -v2-xlarge), mbart-large-50, m2m100_418M, pegasus-large, mt5-small, umt5-small, flan-t5-small.
 ROBERTA = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1, layer_norm_eps=1e-5)
 DEBERTA = dict(
     relative_attention=True,
@@ -146,6 +146,7 @@ MODELS = {
     "mbart": lambda: seq2seq(
         "MBart", {"forced_bos_token_id": 7}, scale_embedding=True, decoder_start_token_id=1
     ),  # generation begins with the language's token, 7
+    "m2m_100": lambda: seq2seq("M2M100", {"forced_bos_token_id": 7}, scale_embedding=True),
     "pegasus": lambda: seq2seq("Pegasus", scale_embedding=True, activation_function="relu"),
     "marian": lambda: transformers.MarianMTModel(transformers.MarianConfig(**bart_settings())),
     "mt5": lambda: t5_like("MT5"),

@@ -77,6 +77,15 @@ class Family:
             self.model_classes.setdefault("summarization", self.model_classes["translation"])
 
 
+def decoder_inputs(model, labels):
+    """The decoder's inputs (batch, length) that a model makes of labels, which are shifted by one."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels)
+    from transformers.models.bart.modeling_bart import shift_tokens_right  # M2M100's is the same
+
+    return shift_tokens_right(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+
+
 def _run_t5(model, batch):
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     # The causal mask alone keeps target padding, which is at the end, out of the real positions.
@@ -92,7 +101,7 @@ def _run_encoder_decoder(model, batch):
     model.base_model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        decoder_input_ids=decoder_inputs(model, batch["labels"]),
         use_cache=False,
     )
 
@@ -168,6 +177,13 @@ FAMILIES = {
     "mbart": Family(
         {"translation": "MBartForConditionalGeneration"},
         _bart_like("MBart"),
+        _run_encoder_decoder,
+        "model.decoder",
+        norm_first=True,
+    ),
+    "m2m_100": Family(  # and NLLB
+        {"translation": "M2M100ForConditionalGeneration"},
+        _bart_like("M2M100"),
         _run_encoder_decoder,
         "model.decoder",
         norm_first=True,

@@ -10,6 +10,7 @@ from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
 from common.evaluation.answers import Quality
 from common.models import compact
+from common.models.languages import set_languages
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
 from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
@@ -86,7 +87,9 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
         raise UserError(f"{loaded.path}: its record names no data; give a folder or a hub id with --data")
     check_source(source, task)
     loaded.prefix(source)  # refuses what cannot be known
-    return replace(opened, tokenizer=open_tokenizer(args, loaded), source=source)
+    opened = replace(opened, tokenizer=open_tokenizer(args, loaded), source=source)
+    set_languages(opened.tokenizer, loaded.model, source, task)
+    return opened
 
 
 def open_tokenizer(args, loaded: LoadedModel):

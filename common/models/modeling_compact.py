@@ -264,6 +264,7 @@ for original in (
     transformers.UMT5ForConditionalGeneration,
     transformers.BartForConditionalGeneration,
     transformers.MBartForConditionalGeneration,
+    transformers.M2M100ForConditionalGeneration,
     transformers.MarianMTModel,
     transformers.PegasusForConditionalGeneration,
     transformers.BertForSequenceClassification,

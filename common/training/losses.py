@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from common.blocks.families import decoder_inputs
 from common.data.examples import Batch, rows_of
 from common.runtime.devices import Runtime, computing
 from common.runtime.processes import ALONE, Processes
@@ -64,7 +65,7 @@ class ModelObjective:
         inputs, labels = dict(batch), batch["labels"]
         del inputs["labels"]  # or the model would compute a loss of its own
         if self.model.config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = self.teacher.prepare_decoder_input_ids_from_labels(labels)
+            inputs["decoder_input_ids"] = decoder_inputs(self.teacher, labels)
         with torch.no_grad():
             targets = share * rows_of(self.teacher(**inputs, **self.settings).logits, real).float().softmax(-1)
             numbers = labels.flatten()[real][:, None]  # (tokens, 1)
