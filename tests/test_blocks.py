@@ -11,7 +11,15 @@ from common.blocks.find import find_blocks, prunable_modules
 from common.blocks.tensors import aliasing_copy, block_tensors, set_block, set_shared, shared_parameters
 from common.runtime.errors import UserError
 
-KINDS = ["t5", "t5-gated", "bart", "bert", "distilbert", "deberta-v2"]  # each with modules of a kind of its own
+KINDS = [
+    "t5",
+    "t5-gated",
+    "bart",
+    "bert",
+    "distilbert",
+    "deberta-v2",
+    "modernbert",
+]  # each with modules of a kind of its own
 
 
 def plain_outputs(model, batch, names):
@@ -56,6 +64,16 @@ def t5_blocks(forward):
     return expected
 
 
+def modernbert_blocks():
+    expected = []
+    for i in range(2):
+        expected += [
+            (f"model.layers.{i}.attn", ("Wqkv", "Wo"), 4, "encoder"),
+            (f"model.layers.{i}.mlp", ("Wi", "Wo"), 0, "encoder"),
+        ]
+    return expected
+
+
 def distilbert_blocks():
     expected = []
     for i in range(2):
@@ -94,6 +112,7 @@ EXPECTED = {
     "t5": t5_blocks(("wi", "wo")),
     "distilbert": distilbert_blocks(),
     **{kind: bert_blocks(base) for kind, base in (("bert", "bert"), ("electra", "electra"))},
+    "modernbert": modernbert_blocks(),
     **{kind: bert_blocks("roberta") for kind in ("roberta", "xlm-roberta")},
     **{kind: bert_blocks("deberta", DEBERTA_LINEARS) for kind in ("deberta-v2", "deberta-v2-unshared")},
     **{kind: t5_blocks(("wi_0", "wi_1", "wo")) for kind in ("t5-gated", "t5-flan", "mt5", "umt5")},
@@ -107,7 +126,7 @@ def test_blocks_by_hand(kind):
     blocks, expected = find_blocks(build_model(kind)), EXPECTED[kind]
     assert [(b.name, b.linears, b.heads, b.side) for b in blocks.values()] == expected
     for name, block in blocks.items():
-        assert block.name == name and block.has_bias == ("t5" not in kind)
+        assert block.name == name and block.has_bias == ("t5" not in kind and kind != "modernbert")
         assert block.kind == ("attention" if block.heads else "feed_forward")
 
 

@@ -12,7 +12,7 @@ import transformers
 from helpers import ROOT, fails, read_json, run, snippets
 from huggingface_hub.dataclasses import strict
 from oracles import logits, same_state
-from tiny import CLASSIFIERS, DEBERTA, MODELS, QUIET, build_model, build_tokenizer, lively, padded_batch
+from tiny import CLASSIFIERS, DEBERTA, MODELS, MODERN, QUIET, build_model, build_tokenizer, lively, padded_batch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from common.blocks import defaults as studies
@@ -190,6 +190,7 @@ REAL = {  # model type: (class of its config, what checkpoints on the hub have b
     "xlm-roberta": ("XLMRobertaConfig", dict(max_position_embeddings=514, output_past=True, vocab_size=250002), 512),
     "electra": ("ElectraConfig", dict(summary_type="first", summary_use_proj=True), 512),
     "deberta-v2": ("DebertaV2Config", DEBERTA | dict(position_buckets=256, vocab_size=128100), None),
+    "modernbert": ("ModernBertConfig", MODERN | dict(reference_compile=None, local_attention=128), 8192),
     "mbart": ("MBartConfig", dict(scale_embedding=True, decoder_start_token_id=2, forced_bos_token_id=5), 1024),
     "m2m_100": ("M2M100Config", dict(scale_embedding=True, decoder_start_token_id=2, encoder_layerdrop=0.05), 1024),
     "pegasus": (

@@ -67,8 +67,26 @@ MODELS = {  # kind: (model class, settings)
         "DistilBertForSequenceClassification",
         dict(vocab_size=64, dim=32, n_heads=4, n_layers=3, hidden_dim=48, max_position_embeddings=64, num_labels=3),
     ),
+    "modernbert": (
+        "ModernBertForSequenceClassification",
+        dict(
+            vocab_size=64,
+            hidden_size=32,
+            num_attention_heads=4,
+            num_hidden_layers=3,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            local_attention=4,
+            global_attn_every_n_layers=2,
+            attention_bias=True,
+            mlp_bias=True,
+            num_labels=3,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1),
+            pad_token_id=0,
+        ),
+    ),
 }
-MODELS |= {f"{kind}-left-out": MODELS[kind] for kind in ("t5", "bart", "bert")}
+MODELS |= {f"{kind}-left-out": MODELS[kind] for kind in ("t5", "bart", "bert", "modernbert")}
 KINDS = list(MODELS)  # of those "left-out", whole blocks go
 WRITERS = [kind for kind, (name, _) in MODELS.items() if "Classification" not in name]  # those that generate
 TIED = ["bart", "bart-left-out"]
@@ -83,6 +101,7 @@ class Block(NamedTuple):
     out: str
     parts: int  # heads or neurons
     is_attention: bool = True
+    folds: int = 1  # roles that share a Linear, one after the other
 
 
 def blocks(kind):
@@ -116,6 +135,10 @@ def blocks(kind):
             root = f"distilbert.transformer.layer.{layer}"
             found[f"{root}.attention"] = Block(("q_lin", "k_lin", "v_lin"), "out_lin", 4)
             found[f"{root}.ffn"] = Block(("lin1",), "lin2", 48, False)
+        elif kind.startswith("modernbert"):
+            root = f"model.layers.{layer}"
+            found[f"{root}.attn"] = Block(("Wqkv",), "Wo", 4, folds=3)
+            found[f"{root}.mlp"] = Block(("Wi",), "Wo", 48, False, folds=2)
     return found
 
 
@@ -165,8 +188,11 @@ def what_is_left(kind):
 
 def rows_of(model, root, block, kept):
     """Which rows of the inner Linears, and columns of the output one, belong to some parts."""
-    width = model.get_submodule(f"{root}.{block.out}").in_features // block.parts
-    return torch.tensor([part * width + i for part in kept for i in range(width)], dtype=torch.long)
+    size = model.get_submodule(f"{root}.{block.out}").in_features
+    width = size // block.parts
+    columns = [part * width + i for part in kept for i in range(width)]
+    rows = [fold * size + column for fold in range(block.folds) for column in columns]
+    return torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
 
 
 @torch.no_grad()
@@ -177,14 +203,15 @@ def masked_and_compact(kind):
     for root, kept in drawn_cut(kind).items():
         block = of[root]
         out = masked.get_submodule(f"{root}.{block.out}")
-        rows, gone = rows_of(masked, root, block, kept), torch.ones(out.in_features, dtype=torch.bool)
-        gone[rows] = False
+        rows, columns = rows_of(masked, root, block, kept)
+        gone = torch.ones(out.in_features, dtype=torch.bool)
+        gone[columns] = False
         for name in (f"{root}.{linear}.{part}" for linear in block.inner for part in ("weight", "bias")):
             if name in state:
-                masked.get_parameter(name)[gone] = 0
+                masked.get_parameter(name)[gone.repeat(block.folds)] = 0
                 state[name] = state[name][rows]
         out.weight[:, gone] = 0
-        state[f"{root}.{block.out}.weight"] = state[f"{root}.{block.out}.weight"][:, rows]
+        state[f"{root}.{block.out}.weight"] = state[f"{root}.{block.out}.weight"][:, columns]
     compact_class = getattr(modeling_compact, f"Compact{MODELS[kind][0]}")
     settings = {name: value for name, value in masked.config.to_dict().items() if name not in ("model_type", "dtype")}
     compact, report = compact_class.from_pretrained(
@@ -275,7 +302,7 @@ def test_translations_stay(case):
     assert len({tuple(row) for row in greedy}) > 3 and len({token for row in greedy for token in row}) > 12
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart-left-out", "bert"])
+@pytest.mark.parametrize("kind", ["t5", "bart-left-out", "bert", "modernbert"])
 def test_gradients_of_what_is_left_stay(kind):
     """Oracle: the masked model's gradients, cut by hand.
 
@@ -292,11 +319,11 @@ def test_gradients_of_what_is_left_stay(kind):
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     expected, of = gradients[0], blocks(kind)
     for root, kept in drawn_cut(kind).items():
-        block, rows = of[root], rows_of(masked, root, of[root], kept)
+        block, (rows, columns) = of[root], rows_of(masked, root, of[root], kept)
         for name in (f"{root}.{linear}.{part}" for linear in block.inner for part in ("weight", "bias")):
             if name in expected:
                 expected[name] = expected[name][rows]
-        expected[f"{root}.{block.out}.weight"] = expected[f"{root}.{block.out}.weight"][:, rows]
+        expected[f"{root}.{block.out}.weight"] = expected[f"{root}.{block.out}.weight"][:, columns]
     assert gradients[1].keys() == expected.keys()
     for name, gradient in expected.items():
         if gradient is None:  # Marian's positions; shared embeddings that are not shared

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny import QUIET, distilbert_config, lively
+from tiny import CLASSIFIERS, QUIET, distilbert_config, lively
 
 from common.blocks.calls import block_calls
 from common.blocks.find import find_blocks
@@ -28,7 +28,7 @@ from common.models.saving import save_model
 from common.pruning.prune_block import prune_block
 from common.runtime.devices import Runtime
 
-KINDS = ["t5", "t5-gated", "distilbert"]
+KINDS = ["t5", "t5-gated", "distilbert", "modernbert"]
 CPU = torch.device("cpu")
 COUNT = 5
 OPTIONS = {"runtime": Runtime(CPU, 2, QUIET)}  # batches of 2, 2 and 1
@@ -42,7 +42,7 @@ def random_examples(kind):
         return [draw.randrange(3, 64) for _ in range(draw.randint(least, most))]
 
     inputs = [tokens(2, 9) for _ in range(COUNT)]
-    if kind == "distilbert":
+    if kind in CLASSIFIERS:
         return Examples(TASKS["classification"], inputs, [i % 2 for i in range(COUNT)], [("", 0)] * COUNT, pad=0)
     return Examples(TASKS["translation"], inputs, [tokens(1, 6) for _ in range(COUNT)], [("", "")] * COUNT, pad=0)
 
@@ -176,6 +176,8 @@ def all_different(kind):
     """A tiny model without a single zero, that takes an input of the stated length."""
     if kind != "distilbert":
         model = lively(kind)
+        if kind in CLASSIFIERS:
+            torch.nn.init.normal_(model.classifier.bias)
     else:
         model = transformers.DistilBertForSequenceClassification(distilbert_config(max_position_embeddings=128)).eval()
         for name, parameter in model.named_parameters():

@@ -92,7 +92,8 @@ def bart_settings(**changes):
 
 
 # The special values are those of the checkpoints that people use: roberta-base, xlm-roberta-base, electra-small,
-# deberta-v3-base (and -v2-xlarge), mbart-large-50, m2m100_418M, pegasus-large, mt5-small, umt5-small, flan-t5-small.
+# deberta-v3-base (and -v2-xlarge), ModernBERT-base, mbart-large-50, m2m100_418M, pegasus-large, mt5-small, umt5-small,
+# flan-t5-small.
 ROBERTA = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1, layer_norm_eps=1e-5)
 DEBERTA = dict(
     relative_attention=True,
@@ -106,6 +107,19 @@ DEBERTA = dict(
     layer_norm_eps=1e-7,
 )
 UNSHARED = DEBERTA | dict(share_att_key=False, position_biased_input=True, conv_kernel_size=3, conv_act="gelu")
+MODERN = dict(
+    local_attention=4,  # two tokens to either side
+    global_attn_every_n_layers=2,
+    global_rope_theta=160000.0,
+    local_rope_theta=10000.0,
+    classifier_pooling="mean",
+    position_embedding_type="absolute",
+    pad_token_id=0,
+    bos_token_id=2,
+    eos_token_id=3,
+    cls_token_id=2,
+    sep_token_id=3,
+)
 GATED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
@@ -142,6 +156,7 @@ MODELS = {
     "electra": lambda: classifier("Electra", embedding_size=24),
     "deberta-v2": lambda: classifier("DebertaV2", **DEBERTA),
     "deberta-v2-unshared": lambda: classifier("DebertaV2", **UNSHARED),
+    "modernbert": lambda: classifier("ModernBert", **MODERN),
     "bart": lambda: seq2seq("Bart"),
     "mbart": lambda: seq2seq(
         "MBart", {"forced_bos_token_id": 7}, scale_embedding=True, decoder_start_token_id=1
@@ -153,7 +168,17 @@ MODELS = {
     "umt5": lambda: t5_like("UMT5"),
     "t5-flan": lambda: t5_like("T5"),
 }
-CLASSIFIERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2", "deberta-v2-unshared", "toy")
+CLASSIFIERS = (
+    "distilbert",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "electra",
+    "deberta-v2",
+    "deberta-v2-unshared",
+    "modernbert",
+    "toy",
+)
 
 
 def build_model(kind):

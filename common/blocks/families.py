@@ -16,21 +16,22 @@ COMPACT = "compact-"  # in front of a model type: heads and neurons are gone, se
 class Attention:
     """An attention block: the module of some class, with its query, key, value and output Linear somewhere in it.
 
-    Dotted paths within the module: of the Linears, and of the attribute that counts the heads. The block's output is
-    what `output` returns.
+    Dotted paths within the module: of the Linears, and of the attribute that says how wide a head is. A Linear that is
+    named several times has the rows of all these roles, one role after the other. The block's output is what `output`
+    returns.
     """
 
     queries: str
     keys: str
     values: str
     output: str
-    heads: str
+    width: str
     beside: tuple[str, ...] = ()  # Linears that some models have, whose rows are the heads' too; they are never pruned
     kind = "attention"
     name = ""  # the block is named after its module
 
     @property
-    def inner(self) -> tuple[str, ...]:
+    def roles(self) -> tuple[str, ...]:
         """The Linears whose rows are the heads'."""
         return self.queries, self.keys, self.values
 
@@ -39,13 +40,13 @@ class Attention:
 class FeedForward:
     """A feed-forward block: Linears of a module, which may hold other things too.
 
-    `inner`, `output`: dotted paths within the module, of one inner Linear or several, which have the same input, and of
-    the output Linear.
+    `roles`, `output`: dotted paths within the module, of one inner Linear or several, which have the same input, and of
+    the output Linear. An inner Linear that is named several times has several rows a neuron, as `Attention`'s.
     `between`: (module, output of each inner Linear): what enters the output Linear, entry by entry, without dropout.
     `name`: what is added to the module's name; "" where the module holds nothing else.
     """
 
-    inner: tuple[str, ...]
+    roles: tuple[str, ...]
     output: str
     between: Callable
     name: str = ""
@@ -119,7 +120,7 @@ def _run_deberta(model, batch):
 def _t5_like(prefix: str) -> dict:
     """Blocks of a T5-like model; the gated feed-forward is that of T5 1.1 and later."""
     return {
-        f"{prefix}Attention": Attention("q", "k", "v", "o", heads="n_heads"),
+        f"{prefix}Attention": Attention("q", "k", "v", "o", width="key_value_proj_dim"),
         f"{prefix}DenseActDense": FeedForward(("wi",), "wo", lambda module, hidden: module.act(hidden)),
         f"{prefix}DenseGatedActDense": FeedForward(
             ("wi_0", "wi_1"), "wo", lambda module, gate, hidden: module.act(gate) * hidden
@@ -131,7 +132,7 @@ def _bart_like(prefix: str) -> dict:
     """Blocks of a BART-like model: its feed-forward Linears lie in the layer itself."""
     feed_forward = FeedForward(("fc1",), "fc2", lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
     return {
-        f"{prefix}Attention": Attention("q_proj", "k_proj", "v_proj", "out_proj", heads="num_heads"),
+        f"{prefix}Attention": Attention("q_proj", "k_proj", "v_proj", "out_proj", width="head_dim"),
         f"{prefix}EncoderLayer": feed_forward,
         f"{prefix}DecoderLayer": feed_forward,
     }
@@ -141,7 +142,7 @@ def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> 
     """Blocks of a BERT-like model: the Linears of either lie in several modules. Its head and pooler are no blocks."""
     return {
         f"{prefix}Attention": Attention(
-            *(f"self.{name}" for name in projections), "output.dense", heads="self.num_attention_heads", **beside
+            *(f"self.{name}" for name in projections), "output.dense", width="self.attention_head_size", **beside
         ),
         f"{prefix}Layer": FeedForward(
             ("intermediate.dense",),
@@ -150,6 +151,11 @@ def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> 
             "feed_forward",
         ),
     }
+
+
+def _gated_modernbert(module, hidden):
+    gated, gate = hidden.chunk(2, dim=-1)
+    return module.act(gated) * gate
 
 
 def _after_padding(config):
@@ -199,7 +205,7 @@ FAMILIES = {
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},
         {
-            "DistilBertSelfAttention": Attention("q_lin", "k_lin", "v_lin", "out_lin", heads="n_heads"),
+            "DistilBertSelfAttention": Attention("q_lin", "k_lin", "v_lin", "out_lin", width="attention_head_size"),
             "FFN": FeedForward(("lin1",), "lin2", lambda module, hidden: module.activation(hidden)),
         },
         _run_encoder,
@@ -225,6 +231,15 @@ FAMILIES = {
         ),
         _run_deberta,
         positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
+    ),
+    "modernbert": Family(
+        {"classification": "ModernBertForSequenceClassification"},
+        {
+            "ModernBertAttention": Attention("Wqkv", "Wqkv", "Wqkv", "Wo", width="head_dim"),
+            "ModernBertMLP": FeedForward(("Wi", "Wi"), "Wo", _gated_modernbert),
+        },
+        _run_encoder,
+        norm_first=True,
     ),
 }
 REFUSED = {  # model types that look as if they belonged here

@@ -19,7 +19,7 @@ class Block:
     name: str  # in configurations, schemes and libraries
     root: str  # dotted path of the module that holds the Linears
     kind: str  # "attention" or "feed_forward"
-    inner: tuple[str, ...]  # dotted paths within the root, of the Linears whose rows are the heads' or neurons'
+    roles: tuple[str, ...]  # dotted paths within the root, of the Linears whose rows are the heads' or neurons'
     output: str  # and of the output Linear, whose columns are theirs
     heads: int  # 0 for a feed-forward block
     neurons: int  # 0 for an attention block
@@ -29,6 +29,11 @@ class Block:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of its tensors, by name; empty where they are not known
 
     @property
+    def inner(self) -> tuple[str, ...]:
+        """The Linears of its roles, each once."""
+        return tuple(dict.fromkeys(self.roles))
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """All of its Linears."""
         return *self.inner, self.output
@@ -36,15 +41,24 @@ class Block:
     @property
     def queries(self) -> str:
         """The Linear of an attention block's queries; so `keys` and `values`."""
-        return self.inner[0]
+        return self.roles[0]
 
     @property
     def keys(self) -> str:
-        return self.inner[1]
+        return self.roles[1]
 
     @property
     def values(self) -> str:
-        return self.inner[2]
+        return self.roles[2]
+
+    @property
+    def folds(self) -> int:
+        """How many roles' rows each inner Linear has, one role after the other."""
+        return len(self.roles) // len(self.inner)
+
+    def by_role(self, tensors: dict[str, torch.Tensor], ending: str = "") -> list[torch.Tensor]:
+        """Views of each role's rows, (heads * width or neurons, …), of {Linear + ending: tensor}."""
+        return [rows for linear in self.inner for rows in tensors[f"{linear}{ending}"].chunk(self.folds)]
 
 
 def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
@@ -59,22 +73,22 @@ def find_blocks(model: torch.nn.Module) -> dict[str, Block]:
         layout = next((family.layouts[c.__name__] for c in type(module).__mro__ if c.__name__ in family.layouts), None)
         if layout is None:
             continue
-        is_attention = layout.kind == "attention"
+        is_attention, size = layout.kind == "attention", module.get_submodule(layout.output).in_features
         found.append(
             Block(
                 name=f"{root}.{layout.name}" if layout.name else root,
                 root=root,
                 kind=layout.kind,
-                inner=layout.inner,
+                roles=layout.roles,
                 output=layout.output,
-                heads=_attribute(module, layout.heads) if is_attention else 0,
-                neurons=0 if is_attention else module.get_submodule(layout.output).in_features,
+                heads=size // _attribute(module, layout.width) if is_attention else 0,
+                neurons=0 if is_attention else size,
                 side="decoder" if family.decoder and f"{root}.".startswith(f"{family.decoder}.") else "encoder",
-                has_bias=module.get_submodule(layout.inner[0]).bias is not None,
+                has_bias=module.get_submodule(layout.roles[0]).bias is not None,
                 between=None if is_attention else layout.between,
                 shapes=tuple(
                     (f"{linear}.{name}", tuple(parameter.shape))
-                    for linear in (*layout.inner, layout.output)
+                    for linear in dict.fromkeys((*layout.roles, layout.output))
                     for name, parameter in module.get_submodule(linear).named_parameters()
                 ),
             )

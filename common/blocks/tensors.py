@@ -91,8 +91,8 @@ def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, t
     if block.has_bias and block.kind == "attention":
         masks |= {f"{name}.bias": keeps[name].any(dim=1) for name in inner}
     elif block.has_bias:
-        used = torch.stack([keeps[out].any(dim=0), *(keeps[name].any(dim=1) for name in inner)]).any(dim=0)
-        masks |= {f"{name}.bias": used for name in inner}
+        used = torch.stack([keeps[out].any(dim=0), *(keep.any(dim=1) for keep in block.by_role(keeps))]).any(dim=0)
+        masks |= {f"{name}.bias": used.repeat(block.folds) for name in inner}
     return masks
 
 

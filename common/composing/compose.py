@@ -130,7 +130,7 @@ def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, 
             for linear, name in names.items()
         }
         # A part is gone if all its weights are.
-        used = torch.stack([keeps[block.output].any(dim=0), *(keeps[linear].any(dim=1) for linear in block.inner)])
+        used = torch.stack([keeps[block.output].any(dim=0), *(keep.any(dim=1) for keep in block.by_role(keeps))])
         used = used.any(dim=0)  # (width,)
         parts = "heads" if block.kind == "attention" else "neurons"
         if block.heads:

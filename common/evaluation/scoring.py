@@ -5,7 +5,7 @@ the blocks before it answering at once from what was kept. With V variants of ea
 a variant, about.
 
 An attention block is skipped by its root module. A feed-forward block may share its root with other things, so it is
-skipped by its Linears: the inner ones answer with a single column, which keeps what lies between them next to nothing.
+skipped by its Linears: the inner ones answer with a single neuron, which keeps what lies between them next to nothing.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Replaceable:
                 continue
             for linear in block.linears:
                 module = root.get_submodule(linear)
-                module.forward = self._linear(name, linear, linear == block.output, module.forward)
+                module.forward = self._linear(name, linear, block, module.forward)
                 modules.append(module)
         try:
             yield self
@@ -67,10 +67,12 @@ class Replaceable:
 
         return run
 
-    def _linear(self, name, linear, is_output, forward):
+    def _linear(self, name, linear, block, forward):
+        is_output = linear == block.output
+
         def run(rows):
             if name in self.skipped:
-                return self.outputs[name] if is_output else rows[..., :1]
+                return self.outputs[name] if is_output else rows[..., : block.folds]
             tensors = self.replaced.get(name)
             if tensors is not None:
                 return apply_linear(rows, tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias"))

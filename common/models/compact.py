@@ -34,28 +34,28 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
     kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
     settings["layouts"] = layouts = layouts_of(model.config)
 
-    def cut(name, dimension, index):
+    def cut(name, kept):
         for tensors in (state, masks):
             if name in tensors:
-                tensors[name] = tensors[name].index_select(dimension, index.to(tensors[name].device))
+                tensors[name] = tensors[name][kept]
 
     for block in find_blocks(model).values():
         inner, out = modeling_compact.inner_linears(model.get_submodule(block.root), layouts), block.output
         if block.kind == "attention":
-            heads = working_heads(block, block_tensors(model, block))
+            works = working_heads(block, block_tensors(model, block))
             numbers = kept_heads.get(block.root, range(block.heads))
-            kept_heads[block.root] = [numbers[head] for head in heads.tolist()]
-            width = state[f"{block.root}.{out}.weight"].shape[1] // block.heads
-            index = (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
+            kept_heads[block.root] = [numbers[head] for head in works.nonzero().flatten().tolist()]
+            works = works.repeat_interleave(state[f"{block.root}.{out}.weight"].shape[1] // block.heads)
         else:
-            index, constant = working_neurons(model, block)
-            kept_neurons[block.root] = len(index)
+            works, constant = working_neurons(model, block)
+            kept_neurons[block.root] = int(works.sum())
             if constant is not None:
                 state[f"{block.root}.{out}.bias"] = state[f"{block.root}.{out}.bias"] + constant
+        works = works.cpu()  # masks may lie elsewhere than the model
         for linear in inner:
-            cut(f"{block.root}.{linear}.weight", 0, index)
-            cut(f"{block.root}.{linear}.bias", 0, index)
-        cut(f"{block.root}.{out}.weight", 1, index)
+            for name in ("weight", "bias"):
+                cut(f"{block.root}.{linear}.{name}", works.repeat(block.folds))
+        cut(f"{block.root}.{out}.weight", (slice(None), works))
 
     state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is full.get(name)})
     compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
@@ -75,31 +75,30 @@ def layouts_of(config) -> dict[str, dict]:
     """Where a model's blocks lie, as compact configs hold it, see `modeling_compact`."""
     layouts = {}
     for name, layout in family_of(config).layouts.items():
-        layouts[name] = {"inner": list(layout.inner), "output": layout.output}
+        layouts[name] = {"inner": list(dict.fromkeys(layout.roles)), "output": layout.output}
         if layout.kind == "attention":
-            layouts[name] |= {"inner": [*layout.inner, *layout.beside], "heads": layout.heads}
+            layouts[name]["inner"] += layout.beside
+            layouts[name]["width"] = layout.width
     return layouts
 
 
 def working_heads(block, tensors):
-    """The numbers of the heads that have a part in an attention block's output, (kept,)."""
-    values, out = block.values, block.output
-    silent = (tensors[f"{values}.weight"] == 0).all(dim=1)  # (heads * width,)
+    """Which heads have a part in an attention block's output, bool (heads,)."""
+    silent = (block.by_role(tensors, ".weight")[2] == 0).all(dim=1)  # (heads * width,)
     if block.has_bias:
-        silent &= tensors[f"{values}.bias"] == 0
-    unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (heads * width,)
-    works = ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
-    return works.nonzero().flatten()
+        silent &= block.by_role(tensors, ".bias")[2] == 0
+    unread = (tensors[f"{block.output}.weight"] == 0).all(dim=0)  # (heads * width,)
+    return ~(silent.view(block.heads, -1).all(dim=1) | unread.view(block.heads, -1).all(dim=1))
 
 
 def working_neurons(model, block):
-    """(numbers of the neurons whose part in a feed-forward block's output depends on its input,
+    """(which neurons' part in a feed-forward block's output depends on its input, bool (neurons,),
     what the others add to the output, (d_model,), or None if that is nothing).
     """
     tensors = block_tensors(model, block)
     inner, out = block.inner, block.output
     unread = (tensors[f"{out}.weight"] == 0).all(dim=0)  # (neurons,)
-    empty = torch.stack([(tensors[f"{name}.weight"] == 0).all(dim=1) for name in inner])  # (inner, neurons)
+    empty = torch.stack([(rows == 0).all(dim=1) for rows in block.by_role(tensors, ".weight")])  # (roles, neurons)
     probe = torch.linspace(-1, 1, tensors[f"{inner[0]}.weight"].shape[1]).to(tensors[f"{out}.weight"])
     values = features(model, block, tensors, probe[None])[0]  # (neurons,)
     # With no weights in any inner Linear, a neuron is constant; without those of one of a gated block's two, it is
@@ -109,4 +108,4 @@ def working_neurons(model, block):
         constant &= values == 0
     gone = unread | constant
     added = tensors[f"{out}.weight"][:, gone] @ values[gone]
-    return (~gone).nonzero().flatten(), added if bool(added.any()) else None
+    return ~gone, added if bool(added.any()) else None

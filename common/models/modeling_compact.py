@@ -6,8 +6,8 @@ wherever these two are, with `trust_remote_code=True`; in a process that has imp
 A compact config is the original's and, by the dotted path of a block's root module, what is left: `kept_heads`, the
 numbers that the heads have in the original, and `kept_neurons`, a count. A module that is not named is whole. Where no
 head or neuron is left, the block is left out: its Linears have no weights, and it adds its output Linear's bias alone.
-`layouts` says, by the class of a root module, where a block's Linears lie in it and which attribute counts its heads:
-{"inner": [path, ...], "output": path, "heads": path}. Not every module has all inner ones; neurons are not counted.
+`layouts` says, by the class of a root module, where a block's Linears lie in it and which attribute is a head's width:
+{"inner": [path, ...], "output": path, "width": path}. Not every module has all inner ones; a neuron has no width.
 
 A further family is a call of `compact_classes`.
 """
@@ -56,15 +56,16 @@ def keep_parts(module, parts, layouts):
     """
     layout = layout_of(module, layouts)
     out, width = module.get_submodule(layout["output"]), len(parts)
-    if "heads" in layout:
-        owner, _, count = layout["heads"].rpartition(".")
+    if "width" in layout:
+        owner, _, size = layout["width"].rpartition(".")
         owner = module.get_submodule(owner)
-        width *= out.in_features // getattr(owner, count)
+        width *= getattr(owner, size)
         if hasattr(module, "relative_attention_num_buckets"):  # T5's and its kin's
             note_heads(module, parts)
-        setattr(owner, count, len(parts))
-        for name in {"inner_dim", "all_head_size", "dim"} & vars(owner).keys():
-            setattr(owner, name, width)
+        sizes = dict.fromkeys(("n_heads", "num_heads", "num_attention_heads"), len(parts))
+        sizes |= dict.fromkeys(("inner_dim", "all_head_size", "dim"), width)
+        for name in sizes.keys() & vars(owner).keys():
+            setattr(owner, name, sizes[name])
         if not width and not isinstance(owner, CompactT5Attention):
             put_before(owner, AttentionWithoutHeads, "WithoutHeads")
             owner.output_linear = layout["output"] if owner is module else None
@@ -84,12 +85,13 @@ def layout_of(module, layouts):
 
 @torch.no_grad()
 def shrink(inner, out, width):
-    """Cut what lies between some Linears and the one that they feed down to `width`."""
+    """Cut what lies between some Linears and the one that they feed down to `width`, or a multiple where they are
+    several in one."""
     for linear in inner:
-        linear.out_features = width
-        linear.weight = nn.Parameter(linear.weight[:width].clone())  # (width, in)
+        linear.out_features = rows = width * (linear.out_features // out.in_features)
+        linear.weight = nn.Parameter(linear.weight[:rows].clone())  # (rows, in)
         if linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias[:width].clone())
+            linear.bias = nn.Parameter(linear.bias[:rows].clone())
     out.in_features = width
     out.weight = nn.Parameter(out.weight[:, :width].clone())  # (out, width)
 
@@ -273,5 +275,6 @@ for original in (
     transformers.ElectraForSequenceClassification,
     transformers.DebertaV2ForSequenceClassification,
     transformers.DistilBertForSequenceClassification,
+    transformers.ModernBertForSequenceClassification,
 ):
     globals().update({made.__name__: made for made in compact_classes(original)})

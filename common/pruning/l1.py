@@ -14,7 +14,7 @@ class L1:
     def __init__(self, block: Block, tensors: dict[str, torch.Tensor], sums=None):
         self.block = block
         self.weights = {linear: tensors[f"{linear}.weight"].detach() for linear in block.linears}
-        self.inner = [self.weights[linear] for linear in block.inner]
+        self.inner = block.by_role(self.weights)
 
     def head_scores(self) -> torch.Tensor:
         """l1 norm of every head's rows in the three projections together, (heads,)."""

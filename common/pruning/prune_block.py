@@ -43,7 +43,7 @@ def prune_block(
             keep = criteria["linear"].weight_mask(name, count, features, keeps)
         if name in removed["weights"]:
             by_rate[name] = int((~keep).sum())
-        keeps[name] = keep & (features[None, :] if name == out else features[:, None])
+        keeps[name] = keep & (features[None, :] if name == out else features.repeat(block.folds)[:, None])
     masks = parameter_masks(block, keeps)
     # where, not a product, which would leave -0.0 in the place of negative weights
     pruned = {
@@ -55,12 +55,11 @@ def prune_block(
 
 def count_removed(block: Block, keeps: dict[str, torch.Tensor]) -> dict:
     """What masks remove of a block: a head if they do all its rows of q, a neuron if they do all its weights."""
-    inner, out = block.inner, block.output
-    heads = neurons = 0
+    rows, heads, neurons = block.by_role(keeps), 0, 0
     if block.heads:
-        heads = int((~keeps[inner[0]].reshape(block.heads, -1)).all(dim=1).sum())
+        heads = int((~rows[0].reshape(block.heads, -1)).all(dim=1).sum())
     if block.neurons:
-        kept = torch.stack([keeps[out].any(dim=0), *(keeps[linear].any(dim=1) for linear in inner)]).any(dim=0)
+        kept = torch.stack([keeps[block.output].any(dim=0), *(keep.any(dim=1) for keep in rows)]).any(dim=0)
         neurons = int((~kept).sum())
     return {
         "heads_removed": heads,

@@ -61,7 +61,8 @@ class Reconstruction:
         Linear. How many fall on the others, which go anyway, is counted as if they went at that rate too."""
         is_output = linear == self.block.output
         weight = self.weights[f"{linear}.weight"]
-        within = features.expand(weight.shape) if is_output else features[:, None].expand(weight.shape)
+        rows = features.repeat(self.block.folds)  # of an inner Linear
+        within = features.expand(weight.shape) if is_output else rows[:, None].expand(weight.shape)
         inside = min(round(removed * int(within.sum()) / within.numel()), int(within.sum()))
         inside = max(inside, removed - int((~within).sum()))
         keep = torch.ones_like(weight, dtype=torch.bool)
@@ -72,7 +73,7 @@ class Reconstruction:
             used = torch.cat([features, features.new_ones(len(gram) - len(features))])  # the bias's column too
             gram, cross, start = gram[used][:, used], cross[:, used], start[:, used]
         else:
-            cross, start = cross[features], start[features]
+            cross, start = cross[rows], start[rows]
         prunable = start.shape[1] - self.block.has_bias
         if start[:, :prunable].numel():
             keep[within] = gradual_mask(gram, cross, start, prunable, inside).flatten()

@@ -71,22 +71,19 @@ def _dense(model, block):
 
 
 def working_parts(block, masks):
-    """The numbers of the heads or neurons that a variant has in a compact model, (kept,)."""
-    inner, out = block.inner, block.output
-    read = masks[out].any(dim=0)
+    """Which heads or neurons a variant has in a compact model, bool (heads or neurons,)."""
+    read, rows = masks[block.output].any(dim=0), [mask.any(dim=1) for mask in block.by_role(masks)]
     if block.kind == "attention":
-        works = read.view(block.heads, -1).any(dim=1) & masks[inner[-1]].view(block.heads, -1).any(dim=1)
-    else:
-        works = read & torch.stack([masks[linear].any(dim=1) for linear in inner]).all(dim=0)
-    return works.nonzero().flatten()
+        return read.view(block.heads, -1).any(dim=1) & rows[2].view(block.heads, -1).any(dim=1)
+    return read & torch.stack(rows).all(dim=0)
 
 
 def _compact(block, masks):
     """A variant's masks without the heads and neurons that are gone: {Linear: bool (out, in)}."""
-    inner, out = block.inner, block.output
-    width = masks[out].shape[1] // (block.heads or block.neurons)
-    index = (working_parts(block, masks)[:, None] * width + torch.arange(width)).flatten()
-    return {linear: masks[linear][index] for linear in inner} | {out: masks[out][:, index]}
+    out = block.output
+    works = working_parts(block, masks).repeat_interleave(masks[out].shape[1] // (block.heads or block.neurons))
+    rows = works.repeat(block.folds)
+    return {linear: masks[linear][rows] for linear in block.inner} | {out: masks[out][:, works]}
 
 
 def _parameters(block, masks):
@@ -119,11 +116,11 @@ def _runnable(batch):
 def _products(block, masks, queries, keys):
     """Multiply-adds of a block's matrix products for so many tokens."""
     compact = _compact(block, masks)
-    sizes = [mask.numel() for mask in compact.values()]
+    out, width = compact[block.output].numel(), compact[block.output].shape[1]
+    sizes = [mask.numel() for mask in block.by_role(compact)]
     if block.kind == "feed_forward":
-        return queries * sum(sizes)
-    q, k, v, out = sizes
-    width = compact[block.output].shape[1]
+        return queries * (sum(sizes) + out)
+    q, k, v = sizes
     return queries * (q + out) + keys * (k + v) + 2 * width * queries * keys  # the last: scores and context
 
 
@@ -136,9 +133,9 @@ def _seconds(loaded, blocks, keeps, device):
     sizes, runs, whole_model = {}, {}, []  # sizes: {block: {variant: heads or neurons left}}
     for name, variants in keeps.items():
         parts = {variant: working_parts(blocks[name], masks) for variant, masks in variants.items()}
-        sizes[name] = {variant: len(indices) for variant, indices in parts.items()}
-        by_size = {len(indices): indices for indices in parts.values()}
-        runs[name] = {size: _smaller(loaded.model, blocks[name], indices) for size, indices in by_size.items()}
+        sizes[name] = {variant: int(works.sum()) for variant, works in parts.items()}
+        by_size = {int(works.sum()): works for works in parts.values()}
+        runs[name] = {size: _smaller(loaded.model, blocks[name], works) for size, works in by_size.items()}
     times = {name: {size: [] for size in of_block} for name, of_block in runs.items()}
     with torch.inference_mode():
         for _ in range(WARM_UP + ROUNDS):
@@ -158,15 +155,15 @@ def _seconds(loaded, blocks, keeps, device):
     return costs, max(outside, 0.0)
 
 
-def _smaller(model, block, indices):
+def _smaller(model, block, works):
     """A function of a block's call that runs the block with some of its heads or neurons."""
     if block.kind == "attention":
         module = model.get_submodule(block.root)
-        module = modeling_compact.smaller(module, indices.tolist(), layouts_of(model.config)).eval()
+        module = modeling_compact.smaller(module, works.nonzero().flatten().tolist(), layouts_of(model.config)).eval()
         return lambda call: module(*call.args, **call.kwargs)
     tensors, out = dict(block_tensors(model, block)), f"{block.output}.weight"
     for name in tensors:
         if name.rpartition(".")[0] in block.inner:
-            tensors[name] = tensors[name][indices].contiguous()
-    tensors[out] = tensors[out][:, indices].contiguous()
+            tensors[name] = tensors[name][works.repeat(block.folds)]
+    tensors[out] = tensors[out][:, works].contiguous()
     return lambda call: call.replay(tensors)

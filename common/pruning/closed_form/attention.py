@@ -89,11 +89,12 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     """
     (gram, basis, cross), (block, tensors, keeps) = sums, variant
     values, out = block.values, block.output
-    if bool(keeps[values].all() & keeps[out].all()) or not finite(gram):
+    kept_values = block.by_role(keeps)[2]
+    if bool(kept_values.all() & keeps[out].all()) or not finite(gram):
         return {}
-    width, directions = tensors[f"{values}.weight"].shape[0] // block.heads, basis.shape[1]
+    width, directions = tensors[f"{out}.weight"].shape[1] // block.heads, basis.shape[1]
     inner, device = block.heads * width, gram.device
-    heads = keeps[values].view(block.heads, -1).all(dim=1).nonzero().flatten()  # (kept heads,)
+    heads = kept_values.view(block.heads, -1).all(dim=1).nonzero().flatten()  # (kept heads,)
     c = (heads[:, None] * width + torch.arange(width, device=device)).flatten()  # their context features
     z = (inner + heads[:, None] * directions + torch.arange(directions, device=device)).flatten()
     one = torch.arange(len(gram) - 1, len(gram), device=device) if block.has_bias else c[:0]
@@ -124,7 +125,8 @@ def solve_attention(sums, teacher_weights, variant, *, ridge):
     if change is None:
         return split_augmented(weights, tensors, out)
     moved = tensors[f"{values}.weight"].clone()
-    moved.view(block.heads, width, -1)[heads] += (change @ basis.T).to(moved.dtype)
+    rows = moved.chunk(block.folds)[-1].view(block.heads, width, -1)  # the values' come last
+    rows[heads] += (change @ basis.T).to(moved.dtype)
     return split_augmented(weights, tensors, out) | {f"{values}.weight": moved}
 
 

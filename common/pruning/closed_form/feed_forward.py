@@ -99,7 +99,7 @@ def solve_linear(
 
 def lost_neurons_alone(block, keeps):
     """Whether each neuron has all its rows in the inner Linears, or none of them and no column in the output Linear."""
-    inner, out = block.inner, block.output
-    intact = torch.stack([keeps[linear].all(dim=1) for linear in inner]).all(dim=0)  # (neurons,)
-    gone = ~torch.stack([*(keeps[linear].any(dim=1) for linear in inner), keeps[out].any(dim=0)]).any(dim=0)
+    rows = block.by_role(keeps)
+    intact = torch.stack([keep.all(dim=1) for keep in rows]).all(dim=0)  # (neurons,)
+    gone = ~torch.stack([*(keep.any(dim=1) for keep in rows), keeps[block.output].any(dim=0)]).any(dim=0)
     return bool((intact | gone).all())
