@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import metrics
-from common.data.metrics import Classes, Summaries, Translations, intervals
+from common.data.metrics import Classes, Summaries, Translations, intervals, tokenization
 
 WORDS = ["ein", "Hund", "sieht", "Über", "die", "Straße!", "(ja)", "Kind", "a,b", "1.5", "rot"]
 
@@ -43,6 +43,29 @@ def test_bleu_and_chrf_are_sacrebleus(count, seed):
     signatures = Translations(answers, references).signatures()
     assert signatures["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert signatures["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
+
+
+@pytest.mark.parametrize(
+    "tokens, suited, answer, reference",
+    [
+        ("zh", "zh", "一只狗在公园里跑得很快。", "一只黑色的狗在公园里跑。"),
+        ("char", "ja-mecab", "犬が公園を走っている。", "黒い犬が公園を走っています。"),
+        ("char", "ko-mecab", "개가 공원에서 달린다.", "검은 개가 공원에서 달린다."),
+        ("char", "char", "สุนัขวิ่งในสวนสาธารณะ", "สุนัขสีดำวิ่งในสวน"),
+        ("13a", "13a", "der Hund 狗 läuft im Park herum", "der Hund 狗 läuft im Park"),
+    ],
+)
+def test_bleu_counts_words_as_their_script_has_them(tokens, suited, answer, reference):
+    """Oracle: sacrebleu, told the tokenization; mecab's needs packages that the tests do without."""
+    assert tokenization([reference]) == suited
+    found = Translations([answer], [reference])
+    expected = sacrebleu.corpus_bleu([answer], [[reference]], tokenize=tokens).score
+    assert found.scores()["bleu"] == pytest.approx(expected) and expected > 10
+    assert f"|tok:{tokens}|" in found.signatures()["signature"]
+    assert (f"{tokens!r}" in found.note, f"install sacrebleu[{suited[:2]}]" in found.note) == (
+        tokens != "13a",
+        tokens != suited,
+    )
 
 
 def test_the_interval_is_that_of_sacrebleus_bootstrap(monkeypatch):
@@ -80,7 +103,8 @@ def test_rouge_is_that_of_rouge_score(answer, reference, expected):
 
 
 def test_rouge_knows_words_of_every_script():
-    """By hand: two of three words of either side, and no pair of neighbours but the first."""
+    """By hand: two of three words of either side, and no pair of neighbours but the first; of four letters three."""
+    assert metrics.rouge("猫喜欢鱼", "猫喜欢狗") == pytest.approx([75, 200 / 3, 75])
     assert metrics.rouge("Ärzte über Öl", "ärzte über Straßen") == pytest.approx([200 / 3, 50, 200 / 3])
 
 

@@ -176,7 +176,7 @@ def test_data_come_from_the_flag_the_record_or_the_family_in_this_order(workshop
 # --- tokenizers ----------------------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_comes_from_the_flag_the_record_or_the_models_folder_in_this_order(tmp_path, workshop):
+def test_a_tokenizer_comes_from_the_flag_the_models_folder_or_the_record_in_this_order(tmp_path, workshop):
     """The three hold different vocabularies, so the length tells which it was."""
     folder = shutil.copytree(workshop / "model" / "t5", tmp_path / "model" / "t5")
     lengths = {}
@@ -187,9 +187,9 @@ def test_a_tokenizer_comes_from_the_flag_the_record_or_the_models_folder_in_this
         lengths[name] = len(tokenizer)
     loaded = load_model(folder)
     assert len(load_tokenizer(tmp_path / "given", loaded)) == lengths["given"]
-    assert len(load_tokenizer(None, loaded)) == lengths["tokenizer/t5"]
-    loaded.record = {}
     assert len(load_tokenizer(None, loaded)) == lengths["model/t5"]
+    (folder / "tokenizer_config.json").unlink()
+    assert len(load_tokenizer(None, loaded)) == lengths["tokenizer/t5"]
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,11 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(here, name, words):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--data corpus --source-lang en --target-lang fr", "--prefix: is 'translate English to German: ' for a t5"),
+        ("--data corpus --source-lang en --target-lang de --task summarization", "--prefix: is 'summarize: ' as a t5"),
+        (
+            "--data corpus --source-lang en --target-lang fr",
+            "--prefix: is 'translate English to German: ' as a t5 model was first trained",
+        ),
         ("--data corpus --source-lang en", "--source-lang and --target-lang: go together; give both"),
         ("--data corpus --text-column en", "--text-column: has no part in translation, which has --source-lang"),
         ("--data corpus --data-config de-en", "--data-config de-en: belongs to a data set of the hub"),

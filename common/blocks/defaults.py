@@ -74,6 +74,7 @@ USUAL = {
     "summarization": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=500),
     "classification": Study(lr=5e-4, block_lr=3e-3, dropout=False, calibration=800, method="reconstruct"),
 }
+STUDIES["t5", "summarization"] = replace(USUAL["summarization"], prefix="summarize: ")
 
 
 def usual_task(model_type: str) -> str:

@@ -83,7 +83,7 @@ def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered
     scores = scored.scores()
     bounds = intervals(scored, settings.bootstrap) if settings.bootstrap else {}
     shown = ", ".join(score_text(name, value, bounds.get(name)) for name, value in scores.items())
-    opened.runtime.talk.say(f"{path}: {shown} on {len(examples)} examples of {opened.source}")
+    opened.runtime.talk.say(f"{path}: {shown} on {len(examples)} examples of {opened.source}{scored.note}")
     return {
         "model": str(path),
         "task": task.name,

@@ -5,12 +5,19 @@ from collections import Counter
 
 import numpy as np
 
-VERSION = 1  # of the scores, part of the key of what was measured by them; raise it when a score changes
+VERSION = 2  # of the scores, part of the key of what was measured by them; raise it when a score changes
 RESAMPLES = 1000  # by default
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 2024  # whatever the scripts' --seed: intervals of one model's answers are always the same
-WORD = re.compile(r"[^\W_]+")  # for ROUGE: letters and digits, of any script
 ALL = slice(None)  # positions of all examples
+SCRIPTS = {  # how sacrebleu splits texts of these letters; those of Thai, Lao, Tibetan, Burmese and Khmer singly
+    "zh": "\u3400-\u9fff",
+    "ja-mecab": "\u3041-\u30ff",
+    "ko-mecab": "\uac00-\ud7a3",
+    "char": "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff",
+}
+UNSPACED = SCRIPTS["zh"] + SCRIPTS["ja-mecab"] + SCRIPTS["char"]  # written without spaces between words
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")  # for ROUGE: letters and digits, of any script
 
 
 class Scored:
@@ -24,6 +31,8 @@ class Scored:
         if len(answers) != len(references) or not references:
             raise ValueError(f"{len(answers)} answers for {len(references)} references")
         self.count = len(references)
+
+    note = ""  # for the conversation, on how they were counted
 
     def signatures(self) -> dict[str, str]:
         """What says how the scores were counted."""
@@ -39,7 +48,17 @@ class Translations(Scored):
         from sacrebleu.metrics import BLEU, CHRF
 
         super().__init__(answers, references)
-        self.scorers = {"bleu": BLEU(), "chrf": CHRF()}
+        suited = tokens = tokenization(references)
+        try:
+            bleu = BLEU(tokenize=tokens)
+        except RuntimeError:  # it needs a package that is not there
+            tokens = "char"
+            bleu = BLEU(tokenize=tokens)
+        if tokens != "13a":
+            self.note = f"; BLEU counts tokens of {tokens!r}, as the references are written"
+        if suited != tokens:
+            self.note += f" (for {suited!r}, install sacrebleu[{suited[:2]}])"
+        self.scorers = {"bleu": bleu, "chrf": CHRF()}
         self.counts = {  # (examples, n-gram counts), which are summed up to a score
             name: np.array(scorer._extract_corpus_statistics(answers, [references]))
             for name, scorer in self.scorers.items()
@@ -58,10 +77,22 @@ class Translations(Scored):
         return {"signature": bleu, "chrf_signature": chrf}
 
 
+def tokenization(references: list[str]) -> str:
+    """The name of sacrebleu's tokenization for the script that most letters of the references belong to."""
+    text = " ".join(references)
+    counts = {name: len(re.findall(f"[{letters}]", text)) for name, letters in SCRIPTS.items()}
+    if 2 * sum(counts.values()) < len(re.findall(r"[^\W\d_]", text)) or not any(counts.values()):
+        return "13a"
+    if counts["ja-mecab"] > 0.1 * counts["zh"]:  # Japanese is written in Chinese letters too
+        counts["ja-mecab"] += counts["zh"]
+    return max(counts, key=counts.get)
+
+
 class Summaries(Scored):
     """Summaries beside their references: means of ROUGE-1, ROUGE-2 and ROUGE-L, as F-measures (0-100).
 
-    Words are runs of letters and digits in lower case, not stemmed, and a summary is one sequence of them (Lin, 2004).
+    Words are runs of letters and digits in lower case, not stemmed, or single letters of a script without spaces, and a
+    summary is one sequence of them (Lin, 2004).
     """
 
     metrics = ("rouge_1", "rouge_2", "rouge_l")

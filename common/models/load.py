@@ -97,13 +97,14 @@ class LoadedModel:
     def prefix(self, source: DataSource) -> str:
         """What stands in front of every input text: as the source says, or as the model was trained.
 
-        A `UserError` if the source says nothing, and has other languages than the model's study.
+        A `UserError` if the source says nothing, and is unlike the data of the model's study.
         """
         usual = self.study.prefix
-        if source.prefix is None and usual and source.columns(self.task) != list(self.task.columns):
+        is_known = self.study.data and source.columns(self.task) == list(self.task.columns)
+        if source.prefix is None and usual and not is_known:
             raise UserError(
-                f"--prefix: is {usual!r} for a {self.model.config.model_type} model, unless you say what stands in "
-                f"front of the inputs of {source} ('' for nothing)"
+                f"--prefix: is {usual!r} as a {self.model.config.model_type} model was first trained; say to "
+                f"download_model.py what stands in front of the inputs of {source} ('' for nothing)"
             )
         return usual if source.prefix is None else source.prefix
 
@@ -255,9 +256,11 @@ def _from_parts(path, record, settings, generation, shapes, read_state, masks=No
 
 
 def load_tokenizer(path: str | Path | None, loaded: LoadedModel):
-    """The tokenizer in `path`, or without one that of the model's record, or the one in the model's own folder."""
+    """The tokenizer in `path`, or without one that in the model's own folder, or the one of the model's record."""
     if path is None:
-        path = resolve(loaded.record.get("tokenizer"), loaded.path) or loaded.path
+        is_inside = (loaded.path / "tokenizer_config.json").is_file()
+        path = None if is_inside else resolve(loaded.record.get("tokenizer"), loaded.path)
+        path = path or loaded.path
         hint = "; give its folder with -t"
     else:
         hint = "; download_model.py saves one to ./tokenizer/"
