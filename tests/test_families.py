@@ -225,10 +225,48 @@ def test_the_longest_input_of_a_roberta_does_not_crash(tmp_path):
         loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def test_albert_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(transformers.AlbertConfig().to_dict()))
-    err = fails(f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1")
-    assert "model type 'albert' is not supported: all of its layers share one block's parameters" in err
+REASONS = {
+    "share one block's parameters": ["Albert"],
+    "share a Linear head by head": ["Deberta"],
+    "its layers shorten the text": ["Funnel"],
+    "its attention has no Linears": ["XLNet"],
+    "cuts the text into windows": ["LED", "Longformer", "LongT5", "BigBird", "BigBirdPegasus"],
+    "it is a decoder alone": ["GPT2", "Llama", "Qwen2"],
+    "not supported; known are t5, ": ["Blenderbot", "ViT"],
+}
+
+
+@pytest.mark.parametrize("reason, name", [(reason, name) for reason, names in REASONS.items() for name in names])
+def test_other_model_types_are_refused_with_the_reason(reason, name, tmp_path):
+    settings = getattr(transformers, f"{name}Config")().to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    for command in (
+        f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1",
+        f"download_model.py --checkpoint {tmp_path} -o {tmp_path}/m",
+    ):
+        err = fails(command)
+        assert f"model type {settings['model_type']!r} is not supported" in err and reason in err
+
+
+@pytest.mark.parametrize(
+    "kind, head",
+    [
+        ("bart", "BartForSequenceClassification"),
+        ("t5", "T5ForSequenceClassification"),
+        ("t5", "T5EncoderModel"),
+        ("modernbert", "ModernBertForTokenClassification"),
+    ],
+)
+def test_a_model_with_another_head_is_refused(kind, head, tmp_path):
+    """Weights of the last one have the names and shapes of a classifier's of whole texts."""
+    getattr(transformers, head)(build_model(kind).config).save_pretrained(tmp_path)
+    build_tokenizer(kind).save_pretrained(tmp_path)
+    for command in (
+        f"config_generator.py -m {tmp_path} --attention 0.5 --linear 0 -n 1",
+        f"download_model.py --checkpoint {tmp_path} -o {tmp_path}/m",
+    ):
+        assert f"'architectures': {head} has another head than" in fails(command)
 
 
 def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_trained(tmp_path):

@@ -243,7 +243,14 @@ FAMILIES = {
     ),
 }
 REFUSED = {  # model types that look as if they belonged here
-    "albert": "all of its layers share one block's parameters, so no layer can be pruned on its own"
+    "albert": "all of its layers share one block's parameters, so no layer can be pruned on its own",
+    "deberta": "its queries, keys and values share a Linear head by head; versions 2 and 3 are supported",
+    "funnel": "its layers shorten the text, so that a block's tokens are not those of the input",
+    "xlnet": "its attention has no Linears",
+    **dict.fromkeys(
+        ("led", "longformer", "longt5", "big_bird", "bigbird_pegasus"),
+        "its attention cuts the text into windows, so that a block's tokens or probabilities are not its",
+    ),
 }
 
 
@@ -257,8 +264,18 @@ def family_name(model_type: str) -> str:
     if name in REFUSED:
         raise UserError(f"model type {model_type!r} is not supported: {REFUSED[name]}")
     if name not in FAMILIES:
-        raise UserError(f"model type {model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+        reason = ": it is a decoder alone, and not an encoder or encoder-decoder" if _only_continues(name) else ""
+        raise UserError(f"model type {model_type!r} is not supported{reason}; known are {', '.join(FAMILIES)}")
     return name
+
+
+def _only_continues(model_type):
+    """Whether transformers has a model type for causal language modelling, and for nothing else that writes or fills
+    gaps."""
+    from transformers.models.auto import modeling_auto as auto
+
+    others = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() | auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+    return model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - others
 
 
 def family_named(model_type: str) -> Family:

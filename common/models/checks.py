@@ -24,6 +24,11 @@ DTYPES = ("float32", "bfloat16", "float16")  # that models are written in
 LIMITS = {"layers": 1000, "positions": 2**15, "position_embeddings": 2**15, "num_labels": 10**5}
 # Settings with which transformers would fetch or run other code than that of the class.
 CODE = ("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation")
+# How the names of classes end whose heads are not for what a family's classes are.
+HEADS = (
+    *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"),
+    *("ForNextSentencePrediction", "ForCausalLM", "EncoderModel"),
+)
 # Numbers and switches of a generation config. Some others stand for modes that run code from the hub.
 GENERATION = (
     "max_length min_length max_new_tokens min_new_tokens num_beams no_repeat_ngram_size encoder_no_repeat_ngram_size "
@@ -60,6 +65,16 @@ def check_single_label(config) -> None:
     problem = "regression" if config.num_labels == 1 else config.problem_type
     if problem not in (None, "single_label_classification"):
         raise UserError(f"config.json: {problem} is not supported; give a model for single_label_classification")
+
+
+def check_head(config, of_class: type) -> None:
+    """Make sure that a config names no class with another head, whose weights may have the same names and shapes."""
+    for name in config.architectures or []:
+        if name.endswith(tuple(end for end in HEADS if not of_class.__name__.endswith(end))):
+            raise UserError(
+                f"config.json: 'architectures': {name} has another head than {of_class.__name__}, which is the class "
+                f"of {config.model_type} models here"
+            )
 
 
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:

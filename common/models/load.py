@@ -25,6 +25,7 @@ from common.models.checks import (
     WEIGHTS_NAME,
     check_config,
     check_generation,
+    check_head,
     check_loading,
     check_shapes,
     check_single_label,
@@ -151,6 +152,7 @@ def class_and_config(settings: dict, task: str | None) -> tuple:
     check_config(settings)
     of_class = model_class(settings["model_type"], task)
     config = of_class.config_class.from_dict(settings)
+    check_head(config, of_class)
     check_single_label(config)
     family_of(config).positions(config)  # refuses what cannot be
     return of_class, config
