@@ -4,7 +4,17 @@
 import copy
 import sys
 
-from common.cli.flags import COMPOSED, DATA, Parser, add_compute, add_configurations, add_settings, check_form, numbered
+from common.cli.flags import (
+    COMPOSED,
+    DATA,
+    Parser,
+    add_compute,
+    add_configurations,
+    add_settings,
+    check_form,
+    numbered,
+    refuse_unused,
+)
 from common.cli.launch import launch
 from common.cli.paths import check_inputs
 from common.runtime.files import check_apart, check_writable
@@ -21,7 +31,7 @@ def build_parser():
         overwrite=True,
     )
     add_configurations(parser, library_help="the pruned or the fine-tuned library", output=f"{COMPOSED}/{{n}}")
-    add_settings(parser, DataSettings, DATA, omit=("data", "max_length", "limit", "batch_size"))
+    add_settings(parser, DataSettings, DATA, omit=("max_length", "limit", "batch_size"))
     add_compute(parser, omit=("precision", "accumulate"))
     return parser
 
@@ -34,15 +44,17 @@ def run(args):
     for output in outputs.values():
         check_writable(output, is_file=output.endswith(".pth"))
     check_form(args)
+    if args.vocabulary is None:
+        refuse_unused(args, ["data"], "is read for --vocabulary alone")
     check_inputs(args)
-    from common.cli.open import open_model, open_tokenizer
+    from common.cli.open import open_model, open_study, open_tokenizer, open_vocabulary
     from common.composing.compose import choose
     from common.models.publishing import check_push, push
 
     check_push(repositories.values())
-    opened = open_model(args)
+    opened = open_vocabulary(args, open_study(args)) if args.vocabulary else open_model(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
-    tokenizer = open_tokenizer(args, opened.loaded)
+    tokenizer = opened.tokenizer or open_tokenizer(args, opened.loaded)
     results = []
     for choice in choices:
         counts = compose_one(args, opened, choice, tokenizer, outputs[choice.nth], is_last=choice is choices[-1])
@@ -72,25 +84,23 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     from common.blocks.tensors import parameter_counts
     from common.cli.open import form_from
     from common.composing.compose import compose, composed_record, removed_parts
-    from common.models.compact import make_compact
     from common.models.load import data_source, load_model
     from common.models.saving import is_made, round_to, save_model
 
     loaded = opened.loaded
-    form = form_from(args, loaded)
+    form = form_from(args, opened)
     made_from = {"model": loaded.identity["fingerprint"], "variants": choice.keys(), **form.to_json()}
     if is_made(output, made_from, args.overwrite, NAME):
-        return parameter_counts(load_model(output).model)
+        return parameter_counts(load_model(output).model) | form.figures()
     model = loaded.model if is_last else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
-    if form.compact:
-        model, masks = make_compact(model, masks)
+    model, masks = form.made(model, masks)
     round_to(output, model, form.dtype)
-    source = data_source(None, loaded)
-    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed)
+    source = opened.source or data_source(None, loaded)
+    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed, **form.figures())
     save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype)
-    return parameter_counts(model)
+    return parameter_counts(model) | form.figures()
 
 
 def main(argv=None):

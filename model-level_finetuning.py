@@ -70,7 +70,7 @@ def run(args):
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
         {"-m": args.model, "-p": args.library, "-c": args.configurations, "-t": args.tokenizer, "--data": args.data},
     )
-    from common.cli.open import open_quality, open_study, training_settings
+    from common.cli.open import open_quality, open_study, open_vocabulary, training_settings
     from common.composing.compose import choose
     from common.composing.library import PRUNED
     from common.models.publishing import check_push, push
@@ -84,6 +84,7 @@ def run(args):
     check_push(repositories.values())
     opened = open_study(args)
     choices = choose(opened.loaded, args.library, args.configurations, args.nth)
+    opened = open_vocabulary(args, opened)
     train, validation = opened.split("train"), opened.split("validation")
     start = "pruned" if choices[0].library.record["stage"] == PRUNED else "tuned"
     recipe = training_settings(args, opened.loaded, start, train)
@@ -118,7 +119,6 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     from common.blocks.tensors import shared_parameters
     from common.cli.open import form_from, open_tracking
     from common.composing.compose import compose, removed_parts
-    from common.models.compact import make_compact
     from common.models.saving import check_range, is_made, read_measured, round_to
     from common.training import loop
     from common.training.checkpoints import Checkpoint
@@ -128,7 +128,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     from common.training.stats import RUN_DIGITS, read_stats, seconds_of, write_stats
 
     loaded, talk, processes = opened.loaded, opened.runtime.talk, opened.runtime.processes
-    form = form_from(args, loaded)
+    form = form_from(args, opened)
     trained_from = {
         "model": loaded.identity["fingerprint"],
         "variants": choice.keys(),
@@ -145,18 +145,23 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     if processes.agree(is_made(output, made_from, args.overwrite, NAME) and read_stats(stats_file, run)):
         talk.say(f"{output}: is there already, made from the same inputs and settings")
         Checkpoint(output, {}, talk, processes).remove()
-        there = {"output": output, "configuration": choice.nth, "skipped": True, **read_measured(output)}
+        there = {
+            "output": output,
+            "configuration": choice.nth,
+            "skipped": True,
+            **read_measured(output),
+            **form.figures(),
+        }
         return {**there, "seconds": seconds_of(stats_file, {run}), "stats": stats_file}
 
     model = loaded.model if is_last and not recipe.distill else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
-    if form.compact:
-        model, masks = make_compact(model, masks)
+    model, masks = form.made(model, masks)
     shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), recipe.shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
-    teacher = loaded.model if recipe.distill else None
+    teacher = form.teacher(loaded.model) if recipe.distill else None
     objective = ModelObjective(model, recipe, teacher)
     checkpoint = Checkpoint(output, {"model": key}, talk, processes)
     tracking = open_tracking(args, output, stats_file, run, recipe, train, opened.runtime)
@@ -204,6 +209,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
         "configuration": choice.nth,
         "skipped": False,
         **measured,
+        **form.figures(),
         "seconds": seconds_of(stats_file, {run}),
         "stats": stats_file,
     }
@@ -226,6 +232,7 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
         opened.source,
         removed,
         measured=measured | counts,
+        **form.figures(),
     )
     if opened.runtime.processes.is_first:
         save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, dtype=form.dtype)

@@ -7,7 +7,7 @@ import types
 import typing
 
 from common import __version__
-from common.cli.values import int_between, number
+from common.cli.values import int_between, number, vocabulary
 from common.runtime.errors import UserError
 from common.runtime.settings import ComputeSettings
 
@@ -206,6 +206,13 @@ def add_configurations(parser: Parser, *, library_help: str, output: str) -> Non
     )
     add_dtype(parser)
     group.add_argument(
+        "--vocabulary",
+        type=vocabulary,
+        metavar="N|data",
+        help="leave out the tokens that the training data do not need (data), or keep the N most frequent there; "
+        "special tokens and what any text is spelt with stay. The folder's own tokenizer knows what is left",
+    )
+    group.add_argument(
         "--push-to-hub",
         metavar="ID",
         help="upload the finished folder to this repository of the hub, as the user of the last login or of HF_TOKEN; "
@@ -223,13 +230,15 @@ def add_dtype(parser: Parser) -> None:
 
 
 def check_form(args: argparse.Namespace) -> None:
-    """Make sure that an output of `add_configurations` can be pushed, if it is to be.
+    """Make sure that an output of `add_configurations` is a folder, if it is to be pushed or to hold a tokenizer.
 
     Raises:
         UserError: it is a .pth.
     """
     if args.push_to_hub and args.output.endswith(".pth"):
         raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
+    if args.vocabulary and args.output.endswith(".pth"):
+        raise UserError(f"--vocabulary: {args.output} is a .pth, which holds no tokenizer; give -o a folder")
 
 
 def numbered(template: str, flag: str, numbers: list[int]) -> dict[int, str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from common.cli.flags import settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
@@ -10,8 +12,10 @@ from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
 from common.evaluation.answers import Quality
 from common.models import compact
+from common.models.compact import make_compact
 from common.models.languages import set_languages
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
+from common.models.vocabulary import DATA, Vocabulary, check_same, choose_vocabulary, growth
 from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
 from common.runtime.processes import join, own_number
@@ -33,9 +37,10 @@ class Opened:
     tokenizer: object = None
     source: DataSource | None = None
     data: DataSettings = DataSettings()
+    vocabulary: Vocabulary | None = None  # of --vocabulary; `tokenizer` is then its own, and `loaded` as it was
 
-    def split(self, name: str) -> Examples:
-        """A split of its data: "train", "validation" or "test"."""
+    def split(self, name: str, whole: bool = False) -> Examples:
+        """A split of its data: "train", "validation" or "test"; `whole`: without truncation."""
         with self.runtime.talk.waiting(f"reading {self.source} ({name} split), and tokenizing it"):
             return load_examples(
                 self.source,
@@ -47,6 +52,7 @@ class Opened:
                 positions=self.loaded.positions,
                 max_length=self.data.max_length,
                 limit=self.data.limit,
+                whole=whole,
             )
 
 
@@ -77,7 +83,10 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
     """
     opened = open_model(args, path)
     loaded, task = opened.loaded, opened.loaded.task
-    for flag, length in (("--max-length", args.max_length), ("--max-new-tokens", vars(args).get("max_new_tokens"))):
+    for flag, length in (
+        ("--max-length", vars(args).get("max_length")),
+        ("--max-new-tokens", vars(args).get("max_new_tokens")),
+    ):
         if length and loaded.positions and length > loaded.positions:
             raise UserError(f"{flag} {length}: {loaded.path} has positions for {loaded.positions} tokens")
     if script not in (None, task.evaluated_by):
@@ -100,6 +109,29 @@ def open_tokenizer(args, loaded: LoadedModel):
     """
     path = None if args.tokenizer is None else the_one(args.tokenizer, "tokenizer_config.json", "tokenizer", "-t")
     return load_tokenizer(path, loaded)
+
+
+def open_vocabulary(args, opened: Opened) -> Opened:
+    """The same with the vocabulary of the flag --vocabulary, if it was given.
+
+    Raises:
+        UserError: it cannot be made smaller so; with "data", a text of the training data would be tokenized otherwise.
+    """
+    if args.vocabulary is None:
+        return opened
+    train, validation = opened.split("train", whole=True), opened.split("validation", whole=True)
+    vocabulary = choose_vocabulary(args.vocabulary, opened.loaded.model, opened.tokenizer, train)
+    smaller = replace(opened, tokenizer=vocabulary.tokenizer, vocabulary=vocabulary)
+    if args.vocabulary == DATA:
+        check_same(train, smaller.split("train", whole=True), vocabulary)
+    figures = growth(validation, smaller.split("validation", whole=True), opened.tokenizer, smaller.tokenizer)
+    longer = 100 * (figures["tokens_after"] / figures["tokens_before"] - 1)
+    opened.runtime.talk.say(
+        f"vocabulary: {figures['vocabulary_after']:,} of {figures['vocabulary_before']:,} tokens stay; "
+        f"{figures['examples']:,} validation examples take {longer:.2f} % more tokens, of which "
+        f"{figures['unknown_after']:,} are unknown ({figures['unknown_before']:,} before)"
+    )
+    return replace(smaller, vocabulary=replace(vocabulary, figures=figures))
 
 
 def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
@@ -154,6 +186,7 @@ class Form:
 
     compact: bool
     dtype: str
+    vocabulary: Vocabulary | None = None
 
     def to_json(self) -> dict:
         """Its part of what a model is made from."""
@@ -161,12 +194,26 @@ class Form:
 
     def structure(self) -> dict:
         """The part of it that training depends on."""
-        return {"compact": self.compact} | ({"compact_version": compact.VERSION} if self.compact else {})
+        vocabulary = self.vocabulary.to_json() if self.vocabulary else {}
+        return {"compact": self.compact} | ({"compact_version": compact.VERSION} if self.compact else {}) | vocabulary
+
+    def made(self, model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
+        """A model, and the masks of what is removed from it, in this form, but for the type; `model` is used up."""
+        model = self.teacher(model)
+        return make_compact(model, masks) if self.compact else (model, masks)
+
+    def teacher(self, model: torch.nn.Module) -> torch.nn.Module:
+        """A model that knows the tokens of this form, and is otherwise as it was."""
+        return self.vocabulary.trim(model) if self.vocabulary else model
+
+    def figures(self) -> dict:
+        """What to report of it."""
+        return {"vocabulary": self.vocabulary.figures} if self.vocabulary else {}
 
 
-def form_from(args, loaded: LoadedModel) -> Form:
+def form_from(args, opened: Opened) -> Form:
     """The form of a script's flags; the type is the original's if they say none."""
-    return Form(args.compact, args.dtype or loaded.dtype)
+    return Form(args.compact, args.dtype or opened.loaded.dtype, opened.vocabulary)
 
 
 def training_settings(args, loaded: LoadedModel, start: str, train: Examples, distill: float = 0.0) -> TrainingSettings:

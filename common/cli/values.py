@@ -60,3 +60,8 @@ rate = number(float, least=0, most=1, called="a pruning rate: the fraction remov
 rate_below_1 = number(
     float, least=0, below=1, called="a pruning rate of weights: the fraction removed, from 0 to below 1"
 )
+
+
+def vocabulary(text: str) -> int | str:
+    """An argparse type: "data", or a number of tokens."""
+    return text if text == "data" else number(int, least=1, called="a number of tokens, or data")(text)

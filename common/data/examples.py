@@ -118,6 +118,7 @@ def load_examples(
     positions: int | None = None,
     max_length: int | None = None,
     limit: int | None = None,
+    whole: bool = False,
 ) -> Examples:
     """Read and tokenize a split, once.
 
@@ -126,6 +127,7 @@ def load_examples(
         positions: how many tokens the model has positions for; None for any number.
         max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
             task's.
+        whole: without truncation.
         limit: use so many examples only: a sample, since hub data are often sorted by label, but always the same.
     Raises:
         UserError: see `read_texts`; or a text that the tokenizer cannot take.
@@ -134,8 +136,8 @@ def load_examples(
     max_length = max_length or min(tokenizer.model_max_length, positions or task.longest, task.longest)
 
     def tokenize(*texts, longest=max_length, **other):
-        settings = {"max_length": min(longest, max_length), "truncation": True, "return_attention_mask": False}
-        return tokenizer(*texts, **other, **settings)
+        settings = {} if whole else {"max_length": min(longest, max_length), "truncation": True}
+        return tokenizer(*texts, **other, **settings, return_attention_mask=False)
 
     texts = [text if isinstance(text, tuple) else (text,) for text, _ in pairs]
     with as_user_error(source, f"cannot be tokenized by {tokenizer.name_or_path}"):

@@ -17,6 +17,7 @@ from common.runtime.schema import shown
 
 WEIGHTS_NAME = "model.safetensors"  # of a folder's weights
 DTYPES = ("float32", "bfloat16", "float16")  # that models are written in
+TOKEN_IDS = ("token_id", "bad_words_ids")  # how settings end that name tokens by their numbers
 
 # --- config.json and generation_config.json ----------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ def check_head(config, of_class: type) -> None:
 def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
     """Make sure that the ids of tokens in a config are tokens of the model."""
     for name, value in settings.items():
-        if value is None or not name.endswith(("token_id", "bad_words_ids")):
+        if value is None or not name.endswith(TOKEN_IDS):
             continue
         rows = value if isinstance(value, list) else [value]
         ids = [token for row in rows for token in (row if isinstance(row, list) else [row])]
@@ -94,7 +95,7 @@ def check_generation(where: object, settings: dict, vocabulary: int) -> None:
     usual = transformers.GenerationConfig().to_dict()
     for name, value in settings.items():
         is_plain = name in GENERATION.split() and isinstance(value, int | float)
-        is_other = name.endswith(("token_id", "bad_words_ids", "early_stopping", "transformers_version"))
+        is_other = name.endswith((*TOKEN_IDS, "early_stopping", "transformers_version"))
         if not (is_plain or is_other or value in (None, False, usual.get(name))):
             raise UserError(f"{where}: {name!r}: {shown(value)} is not supported; remove it")
 

@@ -38,7 +38,10 @@ A {{ "pruned " if pruned }}`{{ kind }}`{{ " for " + task if task }}{{ ", made of
 |---|---|
 {% for figure, value in measured.items() if value is number -%}
 | {{ figure.replace("_", " ") }} | {{ "{:.6g}".format(value) }} |
-{% endfor %}{% endif %}
+{% endfor %}{% endif %}{% if vocabulary %}
+It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original's
+{{ "{:,}".format(vocabulary.vocabulary_before) }}, chosen by its training data; use the tokenizer in this folder.
+{% endif %}
 ```python
 from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }}
 
@@ -88,7 +91,7 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) 
     card = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
-        **{key: record.get(key) for key in ("task", "script", "removed", "measured")},
+        **{key: record.get(key) for key in ("task", "script", "removed", "measured", "vocabulary")},
         **parameter_counts(model),
         name=name,
         dtype=dtype,
