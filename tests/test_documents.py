@@ -71,7 +71,7 @@ def test_the_tables_of_families_and_tasks_are_the_codes():
         for name, family in FAMILIES.items()
     ]
     for name, reason in REFUSED.items():
-        assert f"`{name}`: {reason}" in families
+        assert f"`{name}`" in families and reason in " ".join(families.split())
     measuring = section("docs/how-it-works.md", "Measuring")
     rows = table_below(measuring, "task", "script", "metrics, the main one first")
     assert [row[:2] for row in rows] == [[task.name, task.evaluated_by] for task in TASKS.values()]
