@@ -77,7 +77,7 @@ def run(args):
 
 
 def compose_one(args, opened, choice, tokenizer, output, is_last):
-    """Compose and save a configuration's model, unless it is there; returns its counts of parameters.
+    """Compose and save a configuration's model, unless it is there; returns its counts of parameters and its form.
 
     The last one is made of the original itself, so that there is no second model in memory.
     """
@@ -85,13 +85,15 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     from common.cli.open import form_from
     from common.composing.compose import compose, composed_record, removed_parts
     from common.models.load import data_source, load_model
+    from common.models.plain import form_of
     from common.models.saving import is_made, round_to, save_model
 
     loaded = opened.loaded
     form = form_from(args, opened)
     made_from = {"model": loaded.identity["fingerprint"], "variants": choice.keys(), **form.to_json()}
     if is_made(output, made_from, args.overwrite, NAME):
-        return parameter_counts(load_model(output).model) | form.figures()
+        there = load_model(output).model
+        return parameter_counts(there) | form_of(there) | form.figures()
     model = loaded.model if is_last else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
@@ -100,7 +102,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     source = opened.source or data_source(None, loaded)
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed, **form.figures())
     save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype)
-    return parameter_counts(model) | form.figures()
+    return parameter_counts(model) | form_of(model) | form.figures()
 
 
 def main(argv=None):

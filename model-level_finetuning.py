@@ -216,12 +216,14 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
 
 
 def save(form, opened, choice, model, masks, removed, measured, made_from, output):
-    """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters."""
+    """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters and its
+    form."""
     from common.blocks.tensors import parameter_counts
     from common.composing.compose import composed_record
+    from common.models.plain import form_of
     from common.models.saving import save_model
 
-    counts = parameter_counts(model)
+    counts = parameter_counts(model) | form_of(model)
     record = composed_record(
         NAME,
         made_from,

@@ -112,7 +112,10 @@ def test_blocks_are_left_out_at_every_stage(kind, library_of, tmp_path):
         expected = logits(f"masked-{n}", kind)
         torch.testing.assert_close(logits(f"compact-{n}", kind), expected, rtol=1e-5, atol=1e-5)
         small = load_model(f"compact-{n}").model
-        assert blocks.keys() - find_blocks(small).keys() == names
+        if kind == "t5-gated" and n == 2:  # without its first layers it is plain, and the second ones are the first
+            assert compact[n]["plain"] and find_blocks(small).keys() == names
+            continue
+        assert not compact[n]["plain"] and blocks.keys() - find_blocks(small).keys() == names
         for name in names:
             left = {each: tensor.numel() for each, tensor in block_tensors(small, blocks[name]).items()}
             assert {each for each, size in left.items() if size} == (
@@ -132,7 +135,7 @@ def test_blocks_are_left_out_at_every_stage(kind, library_of, tmp_path):
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_a_model_with_blocks_left_out_is_pruned_and_fine_tuned_further(kind, library_of, tmp_path):
-    """Its first layers have no modules any more. Oracle for the compact model: the masked one."""
+    """Its first layers have no modules any more, in a T5 no numbers. Oracle for the compact model: the masked one."""
     library_of(kind, "--method", "reconstruct")
     tuned = run("model-level_finetuning.py -n 2 --epochs 1 --batch-size 8 --compact -o small")
     assert tuned["parameters"] == parameter_counts(load_model("small").model)["parameters"]
@@ -140,7 +143,8 @@ def test_a_model_with_blocks_left_out_is_pruned_and_fine_tuned_further(kind, lib
     further = ("-m", "small", "-c", "further.json")
     rates = ("--attention", 1, "--linear", 0.2, "--feed-forward", 0.5, "-n", 1)
     run("config_generator.py -m small -o further.json", *rates)
-    assert not list(filter(in_first_layer, read_json(tmp_path / "further.json")["modules"]))
+    (layer,) = {re.search(r"\d", name)[0] for name in read_json(tmp_path / "further.json")["modules"]}
+    assert layer == ("0" if kind == "t5" else "1")
     run("prune_scheme_generator.py -i further.json -o scheme.json")
     run("prune.py -m small -c scheme.json -o pruned")
     run("block-level_finetuning.py -m small -p pruned -o tuned", *TUNING)

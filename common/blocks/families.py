@@ -5,7 +5,7 @@ and what suits them, is in `defaults`. Nothing else in the suite knows a model t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.runtime.errors import UserError
 
@@ -63,6 +63,10 @@ class Family:
     `decoder`: the part of the model whose blocks see the target's tokens; "" if it has none.
     `positions`: (config): how many tokens there are positions for; None where they are relative.
     `norm_first`: whether the hidden states are normalized before a block, and not after its output was added to them.
+    What a config counts, by the names of its settings, see `plain`:
+    `heads`: the heads of every attention; None where it ties their number to the hidden size.
+    `neurons`: {side: the neurons of every feed-forward block}.
+    `layers`: {side: the layers}, where one without blocks passes on what it gets: no norm after it, no biases.
     """
 
     model_classes: dict[str, str]
@@ -71,6 +75,9 @@ class Family:
     decoder: str = ""
     positions: Callable = lambda config: getattr(config, "max_position_embeddings", None)
     norm_first: bool = False
+    heads: str | None = None
+    neurons: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         """What can translate can summarize: to the model it is one task."""
@@ -128,6 +135,19 @@ def _t5_like(prefix: str) -> dict:
     }
 
 
+def _t5_family(prefix: str) -> Family:
+    return Family(
+        {"translation": f"{prefix}ForConditionalGeneration"},
+        _t5_like(prefix),
+        _run_t5,
+        decoder="decoder",
+        norm_first=True,
+        heads="num_heads",
+        neurons={"encoder": "d_ff", "decoder": "d_ff"},
+        layers={"encoder": "num_layers", "decoder": "num_decoder_layers"},
+    )
+
+
 def _bart_like(prefix: str) -> dict:
     """Blocks of a BART-like model: its feed-forward Linears lie in the layer itself."""
     feed_forward = FeedForward(("fc1",), "fc2", lambda layer, hidden: layer.activation_fn(hidden), "feed_forward")
@@ -153,6 +173,10 @@ def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> 
     }
 
 
+BART_NEURONS = {"encoder": "encoder_ffn_dim", "decoder": "decoder_ffn_dim"}
+BERT_NEURONS = {"encoder": "intermediate_size"}
+
+
 def _gated_modernbert(module, hidden):
     gated, gate = hidden.chunk(2, dim=-1)
     return module.act(gated) * gate
@@ -168,23 +192,22 @@ def _after_padding(config):
 
 
 FAMILIES = {
-    "t5": Family(
-        {"translation": "T5ForConditionalGeneration"}, _t5_like("T5"), _run_t5, decoder="decoder", norm_first=True
-    ),
-    "mt5": Family(
-        {"translation": "MT5ForConditionalGeneration"}, _t5_like("MT5"), _run_t5, decoder="decoder", norm_first=True
-    ),
-    "umt5": Family(
-        {"translation": "UMT5ForConditionalGeneration"}, _t5_like("UMT5"), _run_t5, decoder="decoder", norm_first=True
-    ),
+    "t5": _t5_family("T5"),
+    "mt5": _t5_family("MT5"),
+    "umt5": _t5_family("UMT5"),
     "bart": Family(
-        {"translation": "BartForConditionalGeneration"}, _bart_like("Bart"), _run_encoder_decoder, "model.decoder"
+        {"translation": "BartForConditionalGeneration"},
+        _bart_like("Bart"),
+        _run_encoder_decoder,
+        "model.decoder",
+        neurons=BART_NEURONS,
     ),
     "mbart": Family(
         {"translation": "MBartForConditionalGeneration"},
         _bart_like("MBart"),
         _run_encoder_decoder,
         "model.decoder",
+        neurons=BART_NEURONS,
         norm_first=True,
     ),
     "m2m_100": Family(  # and NLLB
@@ -192,14 +215,22 @@ FAMILIES = {
         _bart_like("M2M100"),
         _run_encoder_decoder,
         "model.decoder",
+        neurons=BART_NEURONS,
         norm_first=True,
     ),
-    "marian": Family({"translation": "MarianMTModel"}, _bart_like("Marian"), _run_encoder_decoder, "model.decoder"),
+    "marian": Family(
+        {"translation": "MarianMTModel"},
+        _bart_like("Marian"),
+        _run_encoder_decoder,
+        "model.decoder",
+        neurons=BART_NEURONS,
+    ),
     "pegasus": Family(
         {"translation": "PegasusForConditionalGeneration"},
         _bart_like("Pegasus"),
         _run_encoder_decoder,
         "model.decoder",
+        neurons=BART_NEURONS,
         norm_first=True,
     ),
     "distilbert": Family(
@@ -209,27 +240,38 @@ FAMILIES = {
             "FFN": FeedForward(("lin1",), "lin2", lambda module, hidden: module.activation(hidden)),
         },
         _run_encoder,
+        neurons={"encoder": "hidden_dim"},
     ),
-    "bert": Family({"classification": "BertForSequenceClassification"}, _bert_like("Bert"), _run_encoder),
+    "bert": Family(
+        {"classification": "BertForSequenceClassification"}, _bert_like("Bert"), _run_encoder, neurons=BERT_NEURONS
+    ),
     "roberta": Family(
         {"classification": "RobertaForSequenceClassification"},
         _bert_like("Roberta"),
         _run_encoder,
         positions=_after_padding,
+        neurons=BERT_NEURONS,
     ),
     "xlm-roberta": Family(
         {"classification": "XLMRobertaForSequenceClassification"},
         _bert_like("XLMRoberta"),
         _run_encoder,
         positions=_after_padding,
+        neurons=BERT_NEURONS,
     ),
-    "electra": Family({"classification": "ElectraForSequenceClassification"}, _bert_like("Electra"), _run_encoder),
+    "electra": Family(
+        {"classification": "ElectraForSequenceClassification"},
+        _bert_like("Electra"),
+        _run_encoder,
+        neurons=BERT_NEURONS,
+    ),
     "deberta-v2": Family(
         {"classification": "DebertaV2ForSequenceClassification"},
         _bert_like(
             "DebertaV2", ("query_proj", "key_proj", "value_proj"), beside=("self.pos_query_proj", "self.pos_key_proj")
         ),
         _run_deberta,
+        neurons=BERT_NEURONS,
         positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
     ),
     "modernbert": Family(
@@ -239,6 +281,7 @@ FAMILIES = {
             "ModernBertMLP": FeedForward(("Wi", "Wi"), "Wo", _gated_modernbert),
         },
         _run_encoder,
+        neurons=BERT_NEURONS,
         norm_first=True,
     ),
 }

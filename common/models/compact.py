@@ -2,6 +2,7 @@
 
 A head is taken out if its value projection or its columns of the out-projection are zero, a neuron if its row in an
 inner Linear or its column in the output Linear is. What is left computes the same function, up to the order of sums.
+It is of an ordinary class where one can say it (see `plain`), else of one of ours (see `modeling_compact`).
 """
 
 import copy
@@ -14,25 +15,21 @@ from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors
 from common.models import modeling_compact
 from common.models.checks import class_named
+from common.models.plain import PARTS, NotPlain, Plain, ordinary_class, ordinary_settings
 
-VERSION = 1  # part of the key of every output; raise it when results change
+VERSION = 2  # part of the key of every output; raise it when results change
 
 
 @torch.no_grad()
 def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tuple:
-    """A compact copy of a model (see `modeling_compact`), which may be compact already, and its masks.
+    """A copy of a model, which may be compact already, without what does nothing in it; and its masks.
 
     `masks`: {parameter name: bool mask}, True = kept.
     """
     full = model.state_dict()
     state, masks = dict(full), dict(masks)
-    settings = {
-        name: value
-        for name, value in model.config.to_dict().items()
-        if name not in ("model_type", "architectures", "auto_map", "transformers_version")
-    }
-    kept_heads, kept_neurons = (dict(settings.pop(name, None) or {}) for name in ("kept_heads", "kept_neurons"))
-    settings["layouts"] = layouts = layouts_of(model.config)
+    kept_heads, kept_neurons = (dict(getattr(model.config, name, None) or {}) for name in PARTS)
+    layouts = layouts_of(model.config)
 
     def cut(name, kept):
         for tensors in (state, masks):
@@ -58,17 +55,24 @@ def make_compact(model: torch.nn.Module, masks: dict[str, torch.Tensor]) -> tupl
         cut(f"{block.root}.{out}.weight", (slice(None), works))
 
     state |= copy.deepcopy({name: tensor for name, tensor in state.items() if tensor is full.get(name)})
-    compact_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
-    config = compact_class.config_class(**settings, kept_heads=kept_heads, kept_neurons=kept_neurons)
-    compact = compact_class.from_pretrained(
+    parameters = dict(model.named_parameters())
+    try:
+        plain = Plain(model, kept_heads, kept_neurons)
+        of_class = ordinary_class(model)
+        config, state, masks = of_class.config_class(**plain.settings), plain.state(state), plain.state(masks)
+        parameters = {plain.renamed(name): parameter for name, parameter in parameters.items()}
+    except NotPlain:
+        of_class = class_named(f"Compact{type(model).__name__.removeprefix('Compact')}")
+        left = {"layouts": layouts, "kept_heads": kept_heads, "kept_neurons": kept_neurons}
+        config = of_class.config_class(**ordinary_settings(model.config), **left)
+    smaller = of_class.from_pretrained(
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=model.config._attn_implementation
     )
-    parameters = dict(model.named_parameters())
-    for name, parameter in compact.named_parameters():
+    for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(parameters[name].requires_grad)  # loading makes all of them trainable
     if model.can_generate():
-        compact.generation_config = model.generation_config
-    return compact.to(model.device).train(model.training), masks
+        smaller.generation_config = model.generation_config
+    return smaller.to(model.device).train(model.training), masks
 
 
 def layouts_of(config) -> dict[str, dict]:

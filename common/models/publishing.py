@@ -14,6 +14,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from common.blocks.defaults import study_of
 from common.blocks.families import COMPACT
 from common.blocks.tensors import parameter_counts
+from common.models.plain import form_of
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.progress import Talk
 
@@ -36,7 +37,7 @@ A {{ "pruned " if pruned }}`{{ kind }}`{{ " for " + task if task }}{{ ", made of
 {% endfor %}{% endfor %}{% endif %}{% if measured %}
 | measured | |
 |---|---|
-{% for figure, value in measured.items() if value is number -%}
+{% for figure, value in measured.items() if value is number and value is not boolean -%}
 | {{ figure.replace("_", " ") }} | {{ "{:.6g}".format(value) }} |
 {% endfor %}{% endif %}{% if vocabulary %}
 It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original's
@@ -58,7 +59,11 @@ print(model.config.id2label[model(**batch).logits.argmax().item()])
 {%- endif %}
 ```
 
-The weights are {{ dtype }}.{{ " The model's code lies in the folder, hence `trust_remote_code`." if has_code }}
+The weights are {{ dtype }}.
+{%- if has_code %} The model's code lies in the folder, hence `trust_remote_code`; no ordinary config can say what is
+left ({{ why_not_plain }}).
+{%- elif pruned %} It is an ordinary `{{ kind }}`, and needs no further code.
+{%- endif %}
 """
 
 
@@ -99,6 +104,7 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) 
         has_tokenizer=has_tokenizer,
         kind=type(model).__name__.removeprefix("Compact"),
         auto_class=model._auto_class or AUTO_CLASSES[model.can_generate()],
+        **form_of(model),
         has_code=model._auto_class is not None,  # in the folder: of a compact model
         generates=model.can_generate(),
         folder=json.dumps(name, ensure_ascii=False),
