@@ -64,7 +64,13 @@ def build_parser():
     ):
         text = f"one rate for each configuration, or those to cross or draw from: the fraction to remove of the {parts}"
         group.add_argument(flag, type=kind, nargs="+", metavar="RATE", help=text)
-    group.add_argument("-n", "--number", type=int_between(1, MOST), metavar="TOTAL", help="how many configurations")
+    group.add_argument(
+        "-n",
+        "--number",
+        type=int_between(1, MOST),
+        metavar="TOTAL",
+        help="how many configurations; without it one for each rate",
+    )
     group.add_argument(
         "--grid", action="store_true", help="as few configurations as give every block every combination of the rates"
     )
@@ -104,10 +110,13 @@ def generate(args):
     if args.grid:
         refuse_unused(args, ["number"], "the number of a --grid's configurations follows from its rates")
         refuse_unused(args, ["random"], "the rates of a --grid are crossed, not drawn")
-    if not (args.attention and args.linear and (args.number or args.grid)):
-        raise UserError("give --attention, --linear and -n; or --attention, --linear and --grid; or --search")
+    if not (args.attention and args.linear):
+        raise UserError("give --attention and --linear, the rates to prune at; or --search")
+    if args.random and not args.number:
+        raise UserError("--random: give -n, how many configurations to draw")
+    number = args.number or len(args.attention)
     if not (args.grid or args.random):
-        check_counts(given, args.number)
+        check_counts(given, number)
     the_model(args.model)
     from common.blocks.find import prunable_modules
     from common.cli.open import open_model
@@ -121,7 +130,7 @@ def generate(args):
     if args.grid:
         rates = grid_rates(args.attention, args.linear, args.feed_forward)
     else:
-        rates = [{kind: rates[n] for kind, rates in given.items()} for n in range(args.number)]
+        rates = [{kind: rates[n] for kind, rates in given.items()} for n in range(number)]
     return uniform_configurations(loaded.identity, modules, rates), {}
 
 
@@ -130,8 +139,8 @@ def check_counts(given, number):
     for kind, rates in given.items():
         if len(rates) != number:
             raise UserError(
-                f"--{kind.replace('_', '-')} has {len(rates)} rates, but -n asks for {number} "
-                "configurations; give one rate for each, or --random"
+                f"--{kind.replace('_', '-')} has {len(rates)} rates, but there are to be {number} configurations; "
+                "give one rate of each kind for each, or --random or --grid"
             )
 
 

@@ -141,7 +141,7 @@ def test_no_network_and_no_model_cached(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "-n", "2"]),
+        ({"--attention": [0.25, 0.5, 0.5]}, ["--attention", "3 rates", "2 configurations"]),
         ({"-n": 3}, ["--attention", "2 rates", "3 configurations"]),
         ({"--linear": [0.3, 1]}, ["--linear", "'1'", "below 1"]),
         ({"--attention": [0.3, 1.01]}, ["--attention", "'1.01'", "from 0 to 1"]),

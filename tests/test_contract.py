@@ -52,7 +52,7 @@ SPELLINGS = {
     "plot_loss.py": ["CSV", "-o"],
 }
 REQUIRED = {  # flags that have no default
-    "config_generator.py": ["--attention", "--linear", "-n"],
+    "config_generator.py": ["--attention", "--linear"],
     "compose_model.py": ["-n"],
     "model-level_finetuning.py": ["-n"],
 }

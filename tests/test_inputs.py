@@ -55,6 +55,19 @@ def test_a_changed_configuration_goes_through_without_overwrite_but_for_what_peo
     assert (in_folder / "conf_prune.json").read_bytes() != before
 
 
+def test_flags_may_stand_in_a_file_and_a_configuration_for_each_rate(workshop, tmp_path, monkeypatch):
+    """A file is read as a shell would: quotes, comments, several lines. Oracle: the same flags on the command line."""
+    monkeypatch.chdir(workshop)
+    (tmp_path / "flags.txt").write_text(
+        f"# rates\n--attention 0.25 0.5  # two\n--linear 0.3 0.5\n\n-o '{tmp_path}/a b.json'\n", encoding="utf-8"
+    )
+    run("config_generator.py", "-m", "model/t5", f"@{tmp_path}/flags.txt")
+    run("config_generator.py", "-m", "model/t5", "-o", tmp_path / "c.json", *T5[:3], "--linear", 0.3, 0.5, "-n", 2)
+    assert (tmp_path / "a b.json").read_bytes() == (tmp_path / "c.json").read_bytes()
+    (tmp_path / "flags.txt").write_text("-o 'a", encoding="utf-8")
+    assert "No closing quotation" in fails("config_generator.py", f"@{tmp_path}/flags.txt")
+
+
 def test_the_only_model_and_the_only_tokenizer_are_found(in_folder):
     for model in ("model", "./model", "model/t5"):
         assert str(the_model(model)) == "model/t5"

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import textwrap
 import types
 import typing
@@ -15,6 +16,7 @@ from common.runtime.settings import ComputeSettings
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 DTYPES = ("float32", "bfloat16", "float16")
+AT_FILE = "@FILE stands for the flags in a file, written as on the command line, on as many lines as you like."
 # Titles of the groups that a help comes in.
 OUTPUT, DATA, TRAINING, SPEED, TRACKING = "model and output", "data", "training", "memory and speed", "tracking"
 
@@ -34,7 +36,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake with a single line, and knows what was given.
+    """An ArgumentParser that answers a mistake with a single line, knows what was given, and reads flags from @FILE.
 
     The parsed arguments have one more attribute, `given`: the destinations of the flags that stood on the command line.
     """
@@ -58,10 +60,11 @@ class Parser(argparse.ArgumentParser):
         """
         super().__init__(
             description=f"example: {example}\n\n{description}" if example else description,
-            epilog=f"next stage: {next_stage}" if next_stage else None,
+            epilog="\n\n".join([AT_FILE, *([f"next stage: {next_stage}"] if next_stage else [])]),
             usage=usage,
             formatter_class=_Help,
             allow_abbrev=False,
+            fromfile_prefix_chars="@",
         )
         self.set_defaults(is_shared=shared)
         self.groups = {}
@@ -84,11 +87,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def convert_arg_line_to_args(self, arg_line):
+        """The arguments in a line of an @FILE, as a shell would read them."""
+        return shlex.split(arg_line, comments=True)
+
     def parse_known_args(self, args=None, namespace=None):
         # Parsed into a namespace that holds a mark in every place; where it still stands, nothing was given.
         defaults = {action.dest: action.default for action in self._actions if action.default != argparse.SUPPRESS}
         absent = object()
-        namespace, unknown = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, absent)))
+        marked = argparse.Namespace(**dict.fromkeys(defaults, absent))
+        try:
+            namespace, unknown = super().parse_known_args(args, marked)
+        except ValueError as error:  # a quote that is not closed, or bytes that are no text, in an @FILE
+            self.error(f"a file of flags: {error}")
         namespace.given = {name for name in defaults if getattr(namespace, name) is not absent}
         for name in defaults.keys() - namespace.given:
             setattr(namespace, name, defaults[name])
