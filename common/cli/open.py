@@ -25,6 +25,7 @@ from common.training.loop import steps_of
 from common.training.tracking import Tracking
 
 TRIED = 100  # examples of each split that are read when a model is adopted
+UNKNOWN = 0.03  # of the tokens: what is more than rare words and emoji is told
 METRIC_EXAMPLES = 256  # of what is generated: enough to tell epochs apart, and takes seconds
 
 
@@ -42,7 +43,7 @@ class Opened:
     def split(self, name: str, whole: bool = False) -> Examples:
         """A split of its data: "train", "validation" or "test"; `whole`: without truncation."""
         with self.runtime.talk.waiting(f"reading {self.source} ({name} split), and tokenizing it"):
-            return load_examples(
+            examples = load_examples(
                 self.source,
                 name,
                 self.tokenizer,
@@ -50,10 +51,17 @@ class Opened:
                 prefix=self.loaded.prefix(self.source),
                 label2id=self.loaded.label2id,
                 positions=self.loaded.positions,
+                token_types=self.loaded.token_types,
                 max_length=self.data.max_length,
                 limit=self.data.limit,
                 whole=whole,
             )
+        if examples.unknown > UNKNOWN:
+            self.runtime.talk.say(
+                f"{self.source}: {examples.unknown:.0%} of the tokens of its {name} split are unknown to the tokenizer "
+                f"({self.tokenizer.name_or_path}); is it the one that the model was trained with?"
+            )
+        return examples
 
 
 def open_model(args, path: str | Path | None = None) -> Opened:
@@ -134,29 +142,18 @@ def open_vocabulary(args, opened: Opened) -> Opened:
     return replace(smaller, vocabulary=replace(vocabulary, figures=figures))
 
 
-def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
+def check_data(opened: Opened) -> dict[str, Examples]:
     """Make sure, with a few examples of each split, that a model can be used on its data.
 
     Returns:
-        the splits, those that are made left out.
+        the examples by split, those that are made left out.
     Raises:
         UserError: see `splits.read_texts` and `examples.load_examples`.
     """
-    check_source(source, loaded.task)
-    prefix = loaded.prefix(source)
-    present = [split for split in SPLITS if finder(source, loaded.task)(split)]
-    for split in dict.fromkeys(["train", "validation", *present]):
-        load_examples(
-            source,
-            split,
-            tokenizer,
-            loaded.task,
-            prefix=prefix,
-            label2id=loaded.label2id,
-            positions=loaded.positions,
-            limit=TRIED,
-        )
-    return present
+    few, find = replace(opened, data=DataSettings(limit=TRIED)), finder(opened.source, opened.loaded.task)
+    present = [split for split in SPLITS if find(split)]
+    read = {split: few.split(split) for split in dict.fromkeys(["train", "validation", *present])}
+    return {split: read[split] for split in present}
 
 
 def longest_answer(loaded: LoadedModel, max_new_tokens: int | None = None) -> int:

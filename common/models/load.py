@@ -89,6 +89,11 @@ class LoadedModel:
         return self.family.positions(self.model.config)
 
     @property
+    def token_types(self) -> int:
+        """How many types of tokens it tells apart: two where pairs of texts have two; 0 where it knows none."""
+        return getattr(self.model.config, "type_vocab_size", 0)
+
+    @property
     def label2id(self) -> dict[str, int]:
         """The numbers of a classifier's labels by their names."""
         config = self.model.config
