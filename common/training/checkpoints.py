@@ -43,7 +43,10 @@ class Checkpoint:
         except Exception:  # a damaged zip, or no checkpoint at all: many classes
             self.talk.say(f"{self.path}: is damaged and not used; starting over")
             return None
-        return content if all(content["keys"].get(name) == key for name, key in self.keys.items()) else None
+        if all(content["keys"].get(name) == key for name, key in self.keys.items()):
+            return content
+        self.talk.say(f"{self.path}: is of other settings or inputs, and not used; starting over")
+        return None
 
     def resume(self, learners: dict[Hashable, Learner]) -> tuple[list[EpochSeconds], dict | None]:
         """Load the learners' states, if there are any.
