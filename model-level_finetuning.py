@@ -26,7 +26,7 @@ from common.cli.paths import check_inputs
 from common.cli.values import number
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import digest
-from common.runtime.settings import DataSettings, TrackingSettings, TrainingSettings
+from common.runtime.settings import TrackingSettings, TrainingDataSettings, TrainingSettings
 
 NAME = "model-level_finetuning.py"  # in records
 
@@ -42,7 +42,7 @@ def build_parser():
     add_configurations(
         parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{FINE_TUNED}/{{n}}"
     )
-    add_settings(parser, DataSettings, DATA)
+    add_settings(parser, TrainingDataSettings, DATA)
     add_settings(parser, TrainingSettings, TRAINING, epochs=3)
     parser.group(TRAINING).add_argument(
         "--metric-for-best",

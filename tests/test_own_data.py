@@ -261,9 +261,9 @@ def test_a_folder_that_was_copied_elsewhere_has_its_tokenizer_and_asks_for_data(
         (["0", "2", "1"], [0, 2, 1]),
         (
             ["negatve", "neutral", "neutral"],
-            "a.csv: train example 0 has label 'negatve', but the model knows only 0 to 2 (negative, ",
+            "a.csv: train: row 1 has label 'negatve', which the model does not know; the data's labels are negatve, ",
         ),
-        (["1", "1", "0.5"], "example 2 has label '0.5'"),
+        (["1", "1", "0.5"], "row 3 has label '0.5'"),
     ],
     ids=str,
 )

@@ -45,11 +45,13 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     settings, paths = settings_from(args, EvaluationSettings), models_to_evaluate(args.model)
     if settings.original and not settings.report:
         raise UserError("--original: goes with --report")
+    if settings.test_file and settings.split != "test":
+        raise UserError(f"--test-file: goes with --split test, not {settings.split}")
     reports = files_of(settings.report, "--report", paths)
     predictions = files_of(settings.save_predictions, "--save-predictions", paths)
     check_apart(
         {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
-        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data, "--test-file": settings.test_file},
     )
     for path in paths:
         check_report(reports.get(path), script)

@@ -8,6 +8,7 @@ import torch
 from common.cli.flags import settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
+from common.data.labels import WithoutLabels
 from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
 from common.evaluation.answers import Quality
@@ -20,7 +21,7 @@ from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
 from common.runtime.processes import join, own_number
 from common.runtime.progress import Talk
-from common.runtime.settings import ComputeSettings, DataSettings, TrainingSettings
+from common.runtime.settings import ComputeSettings, TrainingDataSettings, TrainingSettings
 from common.training.loop import steps_of
 from common.training.tracking import Tracking
 
@@ -37,11 +38,12 @@ class Opened:
     runtime: Runtime
     tokenizer: object = None
     source: DataSource | None = None
-    data: DataSettings = DataSettings()
+    data: TrainingDataSettings = TrainingDataSettings()
     vocabulary: Vocabulary | None = None  # of --vocabulary; `tokenizer` is then its own, and `loaded` as it was
 
     def split(self, name: str, whole: bool = False) -> Examples:
         """A split of its data: "train", "validation" or "test"; `whole`: without truncation."""
+        limit = self.data.validation_limit if name == "validation" else None
         with self.runtime.talk.waiting(f"reading {self.source} ({name} split), and tokenizing it"):
             examples = load_examples(
                 self.source,
@@ -53,7 +55,7 @@ class Opened:
                 positions=self.loaded.positions,
                 token_types=self.loaded.token_types,
                 max_length=self.data.max_length,
-                limit=self.data.limit,
+                limit=limit or self.data.limit,
                 whole=whole,
             )
         if examples.unknown > UNKNOWN:
@@ -70,7 +72,7 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
-    compute, data = settings_from(args, ComputeSettings), settings_from(args, DataSettings)
+    compute, data = settings_from(args, ComputeSettings), settings_from(args, TrainingDataSettings)
     device, path = resolve_device(compute.device), path or the_model(args.model)
     talk = Talk(args.quiet or own_number() > 0)
     with talk.waiting(f"loading {path}"):
@@ -99,7 +101,7 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
             raise UserError(f"{flag} {length}: {loaded.path} has positions for {loaded.positions} tokens")
     if script not in (None, task.evaluated_by):
         raise UserError(f"{loaded.path}: is a {task.name} model; evaluate it with {task.evaluated_by}")
-    source = data_source(args.data, loaded)
+    source = data_source(DataSource(data=args.data, test_file=vars(args).get("test_file")), loaded)
     if source is None:
         raise UserError(f"{loaded.path}: its record names no data; give a folder or a hub id with --data")
     check_source(source, task)
@@ -146,14 +148,20 @@ def check_data(opened: Opened) -> dict[str, Examples]:
     """Make sure, with a few examples of each split, that a model can be used on its data.
 
     Returns:
-        the examples by split, those that are made left out.
+        the examples by split; left out are splits that are made, and test examples without labels, which is said.
     Raises:
         UserError: see `splits.read_texts` and `examples.load_examples`.
     """
-    few, find = replace(opened, data=DataSettings(limit=TRIED)), finder(opened.source, opened.loaded.task)
-    present = [split for split in SPLITS if find(split)]
-    read = {split: few.split(split) for split in dict.fromkeys(["train", "validation", *present])}
-    return {split: read[split] for split in present}
+    few, find = replace(opened, data=TrainingDataSettings(limit=TRIED)), finder(opened.source, opened.loaded.task)
+    present, read = [split for split in SPLITS if find(split)], {}
+    for split in dict.fromkeys(["train", "validation", *present]):
+        try:
+            read[split] = few.split(split)
+        except WithoutLabels as error:
+            if split != "test":
+                raise
+            opened.runtime.talk.say(str(error))
+    return {split: read[split] for split in present if split in read}
 
 
 def longest_answer(loaded: LoadedModel, max_new_tokens: int | None = None) -> int:

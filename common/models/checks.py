@@ -60,12 +60,22 @@ def class_named(name: str) -> type:
 
 
 def check_single_label(config) -> None:
-    """Make sure that a classifier gives each text one label of several, and no number and no set of labels."""
+    """Make sure that a classifier gives each text one label of several that have names of their own, in lower case too.
+
+    What gives a number or a set of labels is refused.
+    """
     if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
     problem = "regression" if config.num_labels == 1 else config.problem_type
     if problem not in (None, "single_label_classification"):
         raise UserError(f"config.json: {problem} is not supported; give a model for single_label_classification")
+    numbers = {}
+    names = [(name, number) for number, name in config.id2label.items()] + [*(config.label2id or {}).items()]
+    for name, number in names:
+        other = numbers.setdefault(str(name).casefold(), number)
+        if number in config.id2label and number != other:
+            both = f"classes {other} and {number} are both called {shown(name)}"
+            raise UserError(f"config.json: {both} (id2label, label2id); rename one")
 
 
 def check_head(config, of_class: type) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from common.blocks.defaults import Study, study_of, usual_task
 from common.blocks.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.blocks.find import find_blocks
-from common.data.sources import DATA, DataSource
+from common.data.sources import DATA, DataSource, as_typed
 from common.data.tasks import TASKS, Classification, Translation
 from common.models.checks import (
     WEIGHTS_NAME,
@@ -304,4 +304,4 @@ def resolve(named: dict | None, model_path: str | Path) -> str | None:
     """The folder or hub id that `reference` named."""
     if not isinstance(named, dict):
         return None
-    return str(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")
+    return as_typed(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")

@@ -56,6 +56,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class TrainingDataSettings(DataSettings):
+    """Those of a stage that trains."""
+
+    validation_limit: int | None = setting(
+        None, "use only N validation examples, likewise; without it as many as --limit says", least=1
+    )
+
+
+@dataclass(frozen=True)
 class ComputeSettings:
     """Where and how precisely to compute."""
 
@@ -208,6 +217,7 @@ class EvaluationSettings:
     """What is measured of models."""
 
     split: str = setting("test", "of the data set", choices=("train", "validation", "test"))
+    test_file: str | None = setting(None, "test examples in place of the data set's", metavar="FILE")
     bootstrap: int = setting(
         1000,
         "how many resamples of the examples the 95 % confidence intervals are from; 0: no intervals",
