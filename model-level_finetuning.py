@@ -7,6 +7,7 @@ With the pruned library this is the baseline, with the fine-tuned library the co
 import copy
 import sys
 from functools import partial
+from pathlib import Path
 
 from common.cli.flags import (
     DATA,
@@ -64,7 +65,7 @@ def run(args):
     check_form(args)
     check_inputs(args)
     outputs = numbered(args.output, "-o", args.nth)
-    stats_files = numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    stats_files = numbered(args.stats or f"{str(Path(args.output)).removesuffix('.pth')}.csv", "--stats", args.nth)
     repositories = numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},

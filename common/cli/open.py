@@ -63,6 +63,11 @@ class Opened:
                 f"{self.source}: {examples.unknown:.0%} of the tokens of its {name} split are unknown to the tokenizer "
                 f"({self.tokenizer.name_or_path}); is it the one that the model was trained with?"
             )
+        if not whole and (count := examples.at_longest()):
+            self.runtime.talk.say(
+                f"{self.source}: {count} of the {len(examples)} examples of its {name} split fill {examples.longest} "
+                "tokens, and are cut there if they are longer; --max-length says where"
+            )
         return examples
 
 

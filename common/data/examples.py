@@ -59,6 +59,14 @@ class Examples:
     def __len__(self):
         return len(self.inputs)
 
+    def at_longest(self) -> int:
+        """How many examples have an input or target that is as long as one may be, and may have been cut there."""
+        if self.longest is None:
+            return 0
+        of_target = min(self.longest, self.task.longest_target or self.longest)
+        targets = ([] if self.task.has_labels else target for target in self.targets)
+        return sum(len(row) >= self.longest or len(target) >= of_target for row, target in zip(self.inputs, targets))
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what a model is shown."""
         return digest([self.inputs, self.targets, *[self.types] * (self.types is not None)])

@@ -173,6 +173,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         UserError: nothing there, not a model that is supported, or a damaged one.
     """
     path = Path(path)
+    if path.name in ("", ".."):  # ".": what its record names lies beside it, in the folder above
+        path = path / ".." / os.path.basename(os.path.abspath(path))
     if not (path.is_dir() or path.is_file()):
         raise no_such(path, "model", "download_model.py saves one to ./model/", *A_MODEL)
     with as_user_error(path, "cannot be loaded as a model"):
