@@ -10,6 +10,7 @@ seq2seq is a Marian with two vocabularies, trained from scratch on the data give
 captions of t5-demo.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def run(args):
     from common.cli.open import Opened, check_data
     from common.models.downloading import download, origin_of
     from common.models.languages import set_languages
-    from common.models.load import data_source, load_model, reference
-    from common.models.saving import is_made, round_to, save_model, save_tokenizer
+    from common.models.load import data_source, load_model
+    from common.models.saving import is_made, round_to
+    from common.models.trial import save_tried
     from common.runtime.devices import Runtime, resolve_device
     from common.training.checkpoints import Checkpoint
     from common.training.scratch import demo
@@ -142,7 +144,7 @@ def run(args):
             "skipped": True,
             **parameter_counts(load_model(model_path).model),
         }
-    dtype, origin = "float32", {}  # of what is trained here
+    dtype, origin, examples = "float32", {}, {}  # of what is trained here
     if is_demo:
         model, tokenizer, measured = demo.build(
             args.model_type,
@@ -180,7 +182,6 @@ def run(args):
         dtype = args.dtype or loaded.dtype
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)
-    save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
         made_from,
@@ -189,9 +190,19 @@ def run(args):
         **origin,
         measured=measured,
         data=source and source.to_json(model_path),
-        tokenizer=reference(tokenizer_path, model_path),
+        tokenizer={"folder": os.path.relpath(tokenizer_path, model_path.parent)},
     )
-    save_model(model_path, model, record, dtype=dtype)
+    save_tried(
+        model_path,
+        tokenizer_path,
+        model,
+        tokenizer,
+        record,
+        make_record(NAME, made_from),
+        where=checkpoint or model_path,
+        dtype=dtype,
+        examples=examples.get("train"),
+    )
     unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
     return {

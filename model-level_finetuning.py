@@ -121,6 +121,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     from common.cli.open import form_from, open_tracking
     from common.composing.compose import compose, removed_parts
     from common.models.saving import check_range, is_made, read_measured, round_to
+    from common.models.trial import check_half, trial_batch
     from common.training import loop
     from common.training.checkpoints import Checkpoint
     from common.training.learner import Learner
@@ -160,6 +161,8 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
     model, masks = form.made(model, masks)
+    if form.dtype == "float16":
+        check_half(output, model, trial_batch(model, validation))
     shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), recipe.shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = form.teacher(loaded.model) if recipe.distill else None
@@ -195,6 +198,8 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
         measured |= {f"{name}_before": learner.history[0].metric, name: learner.best_metric}
     if form.dtype != "float32":  # what is measured is what is written
         round_to(output, model, form.dtype)
+        if form.dtype == "float16":
+            check_half(output, model, trial_batch(model, validation))
         after = validate({"model": learner}, objective, validation, recipe, opened.runtime)
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
         if quality:

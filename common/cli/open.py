@@ -169,9 +169,23 @@ def check_data(opened: Opened) -> dict[str, Examples]:
     return {split: read[split] for split in present if split in read}
 
 
+def some_examples(opened: Opened, tokenizer) -> Examples | None:
+    """A few validation examples of a model; None if they cannot be read."""
+    few = replace(opened.data, limit=TRIED)
+    source = opened.source or data_source(None, opened.loaded)
+    opened = replace(opened, source=source, tokenizer=tokenizer, data=few)
+    try:
+        return source and opened.split("validation")
+    except UserError:
+        return None
+
+
 def longest_answer(loaded: LoadedModel, max_new_tokens: int | None = None) -> int:
-    """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
-    usual = loaded.task.longest_answer
+    """How many tokens a model may generate: as the flag says, or, if they fit, its generation config or its task."""
+    if loaded.task.has_labels:
+        return 0
+    own = loaded.model.generation_config
+    usual = own.max_new_tokens or (own.max_length or 1) - 1 or loaded.task.longest_answer  # one is the start's
     return max_new_tokens or min(usual, loaded.positions or usual)
 
 
@@ -187,7 +201,8 @@ def open_quality(metric: str, opened: Opened, validation: Examples) -> Quality |
     if metric not in task.metrics:
         raise UserError(f"--metric-for-best {metric}: of {task.name} it is one of loss, {', '.join(task.metrics)}")
     examples = validation if task.has_labels else validation.sample(METRIC_EXAMPLES)
-    return Quality(metric, examples, opened.tokenizer, opened.runtime, longest_answer(opened.loaded))
+    most = min(task.longest_answer, longest_answer(opened.loaded))
+    return Quality(metric, examples, opened.tokenizer, opened.runtime, most)
 
 
 @dataclass(frozen=True)

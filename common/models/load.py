@@ -23,6 +23,7 @@ from common.data.sources import DATA, DataSource, as_typed
 from common.data.tasks import TASKS, Classification, Translation
 from common.models.checks import (
     WEIGHTS_NAME,
+    check_adapter,
     check_config,
     check_generation,
     check_head,
@@ -190,10 +191,11 @@ def load_folder(path: Path) -> LoadedModel:
     """The model in a folder; see `load_model`."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
+    check_adapter(path)
     record = read_model_record(path)
     check_files(path, record)
     settings = read_json(path / "config.json", "download_model.py")
-    family_name(str(settings.get("model_type")))  # a type that is not known is refused before its weights are read
+    check_config(settings)  # before its weights are looked for
     if (path / GENERATION_NAME).is_file():
         generation = read_json(path / GENERATION_NAME, "download_model.py")
     else:  # older checkpoints say in config.json how to generate

@@ -243,11 +243,13 @@ class EvaluationSettings:
 class GenerationSettings:
     """How text is generated."""
 
-    beams: int = setting(1, "beams of the search; 1 is greedy", least=1, most=1000)
+    beams: int | None = setting(
+        None, "beams of the search; without it as the model's generation config says, or greedy", least=1, most=1000
+    )
     max_new_tokens: int | None = setting(
         None,
-        "longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model has "
-        "positions for",
+        "longest answer, in tokens; without it as the model's generation config says, or 60 of a translation, 128 of a "
+        "summary; no more than the model has positions for",
         least=1,
         most=MOST,
     )
