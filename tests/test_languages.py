@@ -151,7 +151,7 @@ def test_a_marian_with_several_targets_needs_one_in_front(tmp_path):
     names = ["</s>", "<unk>", ">>fra<<", ">>deu<<", *pieces_of(tmp_path), "<pad>"]
     (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     pieces, source = str(tmp_path / "spm"), DataSource()
-    tokenizer = transformers.MarianTokenizer(tmp_path / "vocab.json", source_spm=pieces, target_spm=pieces)
+    tokenizer = transformers.MarianTokenizer(vocab=str(tmp_path / "vocab.json"), source_spm=pieces, target_spm=pieces)
     with pytest.raises(UserError, match=r"--prefix: must begin with .* \(>>fra<<, >>deu<<\)"):
         set_languages(tokenizer, None, source, TASKS["translation"])
     assert set_languages(tokenizer, None, DataSource(prefix=">>fra<< "), TASKS["translation"]) is None
