@@ -226,11 +226,8 @@ def check_writable(path: str | Path, *, is_file: bool = False) -> None:
     """Make sure, before any long work, that `path` can be written, and remove what killed processes left there.
 
     Raises:
-        UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is; or begins
-            with ~.
+        UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is.
     """
-    if str(path).startswith("~"):
-        raise UserError(f"{path}: the shell has left ~ as it stands, as it does after =; write $HOME instead")
     place = real(path)
     if is_file and place.is_dir():
         raise UserError(f"{path}: is a folder where a file belongs; choose another output")

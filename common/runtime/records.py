@@ -129,7 +129,7 @@ def read_json(path, made_by):
     if damage := damage_in(path):
         raise UserError(f"{damage} with {made_by}")
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=without_twins)
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -139,8 +139,7 @@ def read_json(path, made_by):
     return value
 
 
-def without_twins(pairs: list[tuple]) -> dict:
-    """An object of JSON, of which Python would keep the last of two equal keys; for `json.loads`."""
+def _without_twins(pairs):
     twins = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twins:
         raise ValueError(f"the key {twins[0]!r} stands twice in one object; keep one of them")
