@@ -287,6 +287,20 @@ def test_pegasus_positions_are_computed_where_a_file_lacks_them_and_never_traine
     assert frozen == positions and len(positions) == 2
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_beyond_a_window_changes_nothing(attention):
+    """In a window all of whose tokens are padding, attention has nothing to look at. Oracle: the shorter text alone."""
+    model = build_model("modernbert")
+    model.set_attn_implementation(attention)
+    real = torch.arange(40) < torch.tensor([[40], [6]])
+    ids = torch.randint(5, 60, (2, 40), generator=torch.Generator().manual_seed(0)) * real
+    output = model(input_ids=ids, attention_mask=real.long(), labels=torch.tensor([0, 1]))
+    output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    alone = model(input_ids=ids[1:, :6], attention_mask=real[1:, :6].long()).logits
+    torch.testing.assert_close(output.logits[1:], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_token_types_of_pairs_reach_the_blocks():
     """Oracle: the hidden states of the model itself."""
     model, batch = build_model("electra"), padded_batch("electra")
