@@ -28,7 +28,7 @@ from common.cli.launch import launch
 from common.cli.paths import check_inputs
 from common.runtime.errors import UserError
 from common.runtime.files import real
-from common.runtime.settings import CalibrationSettings, DataSettings, TrackingSettings, TrainingSettings
+from common.runtime.settings import CalibrationSettings, TrackingSettings, TrainingDataSettings, TrainingSettings
 
 NAME = "block-level_finetuning.py"  # in records
 HELD_OUT, HELD_OUT_TOKENS = 256, 8192  # examples at most, and what they hold, about
@@ -68,7 +68,7 @@ def build_parser():
         "is one",
     )
     add_settings(parser, CalibrationSettings, "closed form")
-    add_settings(parser, DataSettings, DATA)
+    add_settings(parser, TrainingDataSettings, DATA)
     add_settings(parser, TrainingSettings, TRAINING, early_stop=None)
     add_seed(parser)
     add_compute(parser)

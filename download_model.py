@@ -10,6 +10,7 @@ seq2seq is a Marian with two vocabularies, trained from scratch on the data give
 captions of t5-demo.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from common.cli.flags import (
     refuse_unused,
 )
 from common.cli.launch import launch
-from common.data.sources import SPLITS, DataSource
+from common.data.sources import SPLITS, DataSource, check_source
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, check_writable
 from common.runtime.progress import Talk
@@ -99,12 +100,13 @@ def run(args):
         check_writable(path)
     from common.blocks.defaults import study_of, usual_task
     from common.blocks.tensors import parameter_counts
-    from common.cli.open import check_data
+    from common.cli.open import Opened, check_data
     from common.models.downloading import download, origin_of
     from common.models.languages import set_languages
-    from common.models.load import data_source, load_model, reference
-    from common.models.saving import is_made, round_to, save_model, save_tokenizer
-    from common.runtime.devices import resolve_device
+    from common.models.load import data_source, load_model
+    from common.models.saving import is_made, round_to
+    from common.models.trial import save_tried
+    from common.runtime.devices import Runtime, resolve_device
     from common.training.checkpoints import Checkpoint
     from common.training.scratch import demo
     from common.training.scratch.train import ON_CAPTIONS, USUAL, texts_digest, train
@@ -142,7 +144,7 @@ def run(args):
             "skipped": True,
             **parameter_counts(load_model(model_path).model),
         }
-    dtype, origin = "float32", {}  # of what is trained here
+    dtype, origin, examples = "float32", {}, {}  # of what is trained here
     if is_demo:
         model, tokenizer, measured = demo.build(
             args.model_type,
@@ -165,20 +167,21 @@ def run(args):
         loaded, tokenizer = download(checkpoint, family, talk, task=args.task, tokenizer=args.tokenizer)
         model, task, measured = loaded.model, loaded.task.name, {}
         source = data_source(given, loaded)
-        languages = source and set_languages(tokenizer, model, source, loaded.task)
-        if languages:
-            talk.say(f"{checkpoint}: its tokenizer takes inputs as {languages[0]}, targets as {languages[1]}")
+        if source:
+            check_source(source, loaded.task)
+            languages = set_languages(tokenizer, model, source, loaded.task)
+            if languages:
+                talk.say(f"{checkpoint}: its tokenizer takes inputs as {languages[0]}, targets as {languages[1]}")
         if given != DataSource():
             if source is None:
                 raise UserError("--data: say which data these are; or give --train-file")
-            splits = check_data(loaded, tokenizer, source)
-            talk.say(f"{source}: can be read; splits that are there: {', '.join(splits)}")
+            examples = check_data(Opened(loaded, Runtime(device, 1, talk), tokenizer, source))
+            talk.say(f"{source}: can be read; splits that are there: {', '.join(examples)}")
         elif args.checkpoint and source:
             talk.say(f"{checkpoint}: no data were named, so its record names {source}; give others with --data")
         dtype = args.dtype or loaded.dtype
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)
-    save_tokenizer(tokenizer_path, tokenizer, make_record(NAME, made_from))
     record = make_record(
         NAME,
         made_from,
@@ -187,9 +190,19 @@ def run(args):
         **origin,
         measured=measured,
         data=source and source.to_json(model_path),
-        tokenizer=reference(tokenizer_path, model_path),
+        tokenizer={"folder": os.path.relpath(tokenizer_path, model_path.parent)},
     )
-    save_model(model_path, model, record, dtype=dtype)
+    save_tried(
+        model_path,
+        tokenizer_path,
+        model,
+        tokenizer,
+        record,
+        make_record(NAME, made_from),
+        where=checkpoint or model_path,
+        dtype=dtype,
+        examples=examples.get("train"),
+    )
     unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
     return {

@@ -13,6 +13,7 @@ from common.cli.paths import models_to_evaluate
 from common.runtime.settings import DataSettings, EvaluationSettings, GenerationSettings
 
 NAME = "evaluate-t5.py"  # in reports and predictions
+MANY = 0.01  # the share of answers that were cut short which is told
 
 
 def build_parser():
@@ -40,14 +41,20 @@ def run(args):
 
     def answer(opened, examples):
         most = longest_answer(opened.loaded, generation.max_new_tokens)
-        texts, seconds = translate(
-            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=generation.beams, max_new_tokens=most
+        beams = generation.beams or opened.loaded.model.generation_config.num_beams or 1
+        texts, cut, seconds = translate(
+            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=beams, max_new_tokens=most
         )
+        if cut > MANY * len(texts):
+            opened.runtime.talk.say(
+                f"{opened.loaded.path}: {cut} of {len(texts)} answers were cut short at {most} tokens; allow more with "
+                "--max-new-tokens"
+            )
         shown = [
             {"input": source, "reference": reference, "prediction": text}
             for (source, reference), text in zip(examples.texts, texts)
         ]
-        return Answered(texts, shown, seconds, {"beams": generation.beams, "max_new_tokens": most})
+        return Answered(texts, shown, seconds, {"beams": beams, "max_new_tokens": most, "cut_short": cut})
 
     return evaluate(args, NAME, answer)
 

@@ -7,6 +7,7 @@ With the pruned library this is the baseline, with the fine-tuned library the co
 import copy
 import sys
 from functools import partial
+from pathlib import Path
 
 from common.cli.flags import (
     DATA,
@@ -26,7 +27,7 @@ from common.cli.paths import check_inputs
 from common.cli.values import number
 from common.runtime.files import check_apart, check_writable
 from common.runtime.records import digest
-from common.runtime.settings import DataSettings, TrackingSettings, TrainingSettings
+from common.runtime.settings import TrackingSettings, TrainingDataSettings, TrainingSettings
 
 NAME = "model-level_finetuning.py"  # in records
 
@@ -42,7 +43,7 @@ def build_parser():
     add_configurations(
         parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{FINE_TUNED}/{{n}}"
     )
-    add_settings(parser, DataSettings, DATA)
+    add_settings(parser, TrainingDataSettings, DATA)
     add_settings(parser, TrainingSettings, TRAINING, epochs=3)
     parser.group(TRAINING).add_argument(
         "--metric-for-best",
@@ -64,7 +65,7 @@ def run(args):
     check_form(args)
     check_inputs(args)
     outputs = numbered(args.output, "-o", args.nth)
-    stats_files = numbered(args.stats or f"{args.output.removesuffix('.pth')}.csv", "--stats", args.nth)
+    stats_files = numbered(args.stats or f"{str(Path(args.output)).removesuffix('.pth')}.csv", "--stats", args.nth)
     repositories = numbered(args.push_to_hub, "--push-to-hub", args.nth) if args.push_to_hub else {}
     check_apart(
         {"-o": list(outputs.values()), "--stats": list(stats_files.values())},
@@ -120,6 +121,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     from common.cli.open import form_from, open_tracking
     from common.composing.compose import compose, removed_parts
     from common.models.saving import check_range, is_made, read_measured, round_to
+    from common.models.trial import check_half, trial_batch
     from common.training import loop
     from common.training.checkpoints import Checkpoint
     from common.training.learner import Learner
@@ -159,6 +161,8 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     removed = removed_parts(model, masks)
     check_range(output, model, form.dtype)  # else the work might be for nothing
     model, masks = form.made(model, masks)
+    if form.dtype == "float16":
+        check_half(output, model, trial_batch(model, validation))
     shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), recipe.shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
     teacher = form.teacher(loaded.model) if recipe.distill else None
@@ -194,6 +198,8 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
         measured |= {f"{name}_before": learner.history[0].metric, name: learner.best_metric}
     if form.dtype != "float32":  # what is measured is what is written
         round_to(output, model, form.dtype)
+        if form.dtype == "float16":
+            check_half(output, model, trial_batch(model, validation))
         after = validate({"model": learner}, objective, validation, recipe, opened.runtime)
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
         if quality:

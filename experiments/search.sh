@@ -59,6 +59,11 @@ END
         stages <<<"$evaluate -m ${names[*]/%/.pth} --device $device $data_flags"
 fi
 
-"$PYTHON" "$repository/experiments/report.py" . >/dev/null
+"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]/%/.json}" --relative \
+    --labels "${searched[@]}" "${searched[@]}" --series "${uniform[@]/*/uniform}" "${searched[@]/*/searched}" \
+    --original "report-$(basename "$model" .pth).json" --against nonzero_parameters multiply_adds seconds_per_batch \
+    -o pareto.png >/dev/null
+"$PYTHON" "$repository/experiments/search_report.py" . >table.txt
 cat table.txt
-echo "page: $output/report.html; table.txt and table.json beside it; $((SECONDS - started)) s" >&2
+echo "table: $output/table.txt and table.json; pictures: pareto.png and prediction.png beside it;" \
+    "$((SECONDS - started)) s" >&2

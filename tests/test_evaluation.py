@@ -1,13 +1,16 @@
 """Translation in batches against `generate` on one padded batch, token for token, on tiny random models."""
 
+import json
 import random
 
 import pytest
 import torch
 import transformers
+from helpers import edited_json, outcome, run
 from oracles import LIMIT, token_rows, translated
-from tiny import ENDS, build_tokenizer, t5_config
+from tiny import ENDS, build_model, build_tokenizer, pairs_of, t5_config
 
+from common.blocks.defaults import study_of
 from common.data.examples import Examples
 from common.data.tasks import TASKS
 from common.runtime.errors import UserError
@@ -95,3 +98,70 @@ def test_text_in_the_order_of_the_examples(examples):
     assert len(set(expected)) > 20
     assert translated(model.train(), examples, tokenizer=tokenizer) == expected
     assert not model.training
+
+
+# --- generation configs --------------------------------------------------------------------------------------------
+
+ENDING = [1, *range(20, 24)]
+SETTINGS = {  # each is accepted, and changes what the tiny T5 says
+    "length": {"max_length": 6},
+    "new": {"max_new_tokens": 4},
+    "least": {"min_length": 12},
+    "least-new": {"min_new_tokens": 12},
+    "ngrams": {"no_repeat_ngram_size": 2},
+    "ngrams-of-input": {"encoder_no_repeat_ngram_size": 1},
+    "repetition": {"repetition_penalty": 3.0},
+    "bad": {"bad_words_ids": [[word] for word in range(6, 16)]},
+    "first": {"forced_bos_token_id": 9},
+    "last": {"forced_eos_token_id": 1},
+    "ends": {"eos_token_id": 1},
+    "beams": {"num_beams": 3},
+    "longer": {"num_beams": 3, "length_penalty": 4.0},
+    "stop": {"num_beams": 3, "early_stopping": True},
+    "normed": {"num_beams": 3, "renormalize_logits": True, "repetition_penalty": 3.0},
+}
+ALL = {"all": {name: value for settings in SETTINGS.values() for name, value in settings.items() if "min" not in name}}
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian"])
+def test_every_accepted_setting_has_the_effect_that_it_has_in_generate(here, workshop, kind):
+    """Oracle: `generate` of the model as `from_pretrained` loads it, on all texts in one batch.
+
+    An answer that is forced to end at the limit is cut short too.
+    """
+    tokenizer, model = build_tokenizer("t5"), build_model(kind)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.5)
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.update(max_length=20, eos_token_id=ENDING, decoder_start_token_id=0)
+    prefix = study_of(kind).prefix
+    sources = [prefix + source for source, _ in pairs_of(workshop, "test2016")]
+    inputs = tokenizer(sources, padding=True, return_tensors="pt", return_token_type_ids=False)
+    expected, cut = {}, {}
+    for name, settings in ({"usual": {}} | (SETTINGS if kind == "t5" else ALL)).items():
+        model.save_pretrained(here / name)
+        tokenizer.save_pretrained(here / name)
+        file = here / name / "generation_config.json"
+        edited_json(file, file, lambda content, settings=settings: content.update(settings))
+        loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(here / name).eval()
+        tokens = loaded.generate(**inputs)
+        expected[name] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ends = ENDING if name != "ends" else [1]
+        cut[name] = len(tokens) - sum(any(token in ends for token in row[1:]) for row in tokens.tolist())
+    cut |= {"last": cut["usual"]} if kind == "t5" else {}
+    flags = f"--data {workshop}/data/t5 --batch-size 64 --bootstrap 0 --save-predictions {{name}}.jsonl"
+    results = run(f"evaluate-t5.py -m {' '.join(expected)} {flags}")["models"]
+    for name, result in zip(expected, results):
+        texts = [json.loads(row)["prediction"] for row in (here / f"{name}.jsonl").read_text().splitlines()]
+        assert texts == expected[name], name
+        assert name == "usual" or texts != expected["usual"], name
+        assert name == "all" or result["cut_short"] == cut[name], name
+    assert kind != "t5" or len(set(cut.values())) > 3
+
+
+def test_answers_that_were_cut_short_are_told(t5, here):
+    code, result, err = outcome(f"evaluate-t5.py -m {t5} --max-new-tokens 2 --limit 8 --bootstrap 0")
+    assert code == 0 and result["cut_short"] == 8
+    assert "8 of 8 answers were cut short at 2 tokens; allow more with --max-new-tokens" in err

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, over nothing that is not ours, and that leave nothing behind."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from common.runtime.files import (
     check_writable,
     damage_in,
     remove_leftovers,
+    temporary_folder,
     write_bytes,
 )
 from common.training.stats import check_stats
@@ -102,6 +104,8 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         check_writable(tmp_path, is_file=True)
     with pytest.raises(UserError, match="neither a file nor a folder"):
         check_writable("/dev/null")
+    with pytest.raises(UserError, match="the shell has left ~ as it stands"):
+        check_writable("~/x")
 
 
 def test_outputs_and_inputs_are_kept_apart(tmp_path):
@@ -158,6 +162,16 @@ def test_a_link_to_a_folder_stays_and_one_to_a_file_is_replaced(tmp_path):
         (folder / "a").write_text("new")
     assert not (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
     assert names(tmp_path / "disk") == ["folder"] and names(tmp_path / "folder") == ["a"]
+
+
+def test_a_folder_for_temporary_files_that_is_full_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    full = f"^{tmp_path}: No space left on device; let TMPDIR name"
+    with pytest.raises(UserError, match=full), temporary_folder() as folder:
+        assert folder.is_dir()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError, match="/none"), temporary_folder():
+        os.listdir("/none")
 
 
 # --- what a full disk leaves ---------------------------------------------------------------------------------------

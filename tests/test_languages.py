@@ -28,6 +28,16 @@ CODES = {  # of German and French
 }
 
 
+def pieces_of(folder):
+    """A sentencepiece model of the texts, written into a folder: its pieces without special ones."""
+    with open(folder / "spm", "wb") as handle:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(GERMAN + FRENCH), model_writer=handle, vocab_size=33, minloglevel=2
+        )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm"))
+    return [model.id_to_piece(i) for i in range(3, model.get_piece_size())]
+
+
 def tokenizer_of(kind, folder, **settings):
     """A tiny tokenizer that nobody told any language."""
     if kind == "Nllb":
@@ -35,12 +45,7 @@ def tokenizer_of(kind, folder, **settings):
         return transformers.NllbTokenizer(vocab={name: i for i, name in enumerate(names)}, **settings)
     if kind != "M2M100":
         return getattr(transformers, f"{kind}Tokenizer")(vocab=PIECES, **settings)
-    with open(folder / "spm", "wb") as handle:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(GERMAN + FRENCH), model_writer=handle, vocab_size=33, minloglevel=2
-        )
-    names = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm"))
-    names = ["<s>", "<pad>", "</s>", "<unk>", *(names.id_to_piece(i) for i in range(3, names.get_piece_size()))]
+    names = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(folder)]
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     return transformers.M2M100Tokenizer(folder / "vocab.json", folder / "spm", **settings)
 
@@ -139,6 +144,18 @@ def test_what_may_be_another_language_is_refused(tmp_path, kind, said, words):
     with pytest.raises(UserError) as told:
         set_languages(tokenizer, model, DataSource(**said), TASKS["translation"])
     assert words in str(told.value)
+
+
+def test_a_marian_with_several_targets_needs_one_in_front(tmp_path):
+    """Without a mark such as >>fra<< it translates into any of them."""
+    names = ["</s>", "<unk>", ">>fra<<", ">>deu<<", *pieces_of(tmp_path), "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    pieces, source = str(tmp_path / "spm"), DataSource()
+    tokenizer = transformers.MarianTokenizer(vocab=str(tmp_path / "vocab.json"), source_spm=pieces, target_spm=pieces)
+    with pytest.raises(UserError, match=r"--prefix: must begin with .* \(>>fra<<, >>deu<<\)"):
+        set_languages(tokenizer, None, source, TASKS["translation"])
+    assert set_languages(tokenizer, None, DataSource(prefix=">>fra<< "), TASKS["translation"]) is None
+    assert tokenizer(">>fra<< ein")["input_ids"][0] == 2
 
 
 def test_what_was_told_stays_with_the_model_and_its_tokenizer(here):

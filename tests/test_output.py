@@ -125,3 +125,26 @@ def test_what_float16_cannot_hold_is_refused(here, workshop, t5):
     with pytest.raises(UserError, match="float16 ends at 65504"):
         save_model("out", model, {}, dtype="float16")
     run(f"compose_model.py {where} -o out --dtype bfloat16")
+
+
+def test_activations_that_float16_cannot_hold_are_refused(here, workshop):
+    """Every weight fits, but not what they make of an input: as transformers loads the folder, it gives NaN."""
+    model = build_model("t5-gated")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter *= 1e3 if ".wi_" in name else 1e-6 if "DenseReluDense.wo" in name else 1
+    tokenizer, data = workshop / "tokenizer" / "t5", workshop / "data" / "t5"
+    save_model("large", model, {"tokenizer": {"folder": str(tokenizer)}, "data": {"folder": str(data)}})
+    batch = padded_batch("t5")
+    half = transformers.AutoModelForSeq2SeqLM.from_pretrained("large", dtype=torch.float16)
+    assert half(**batch).logits.isnan().any() and model(**batch).logits.isfinite().all()
+    run("config_generator.py -m large --attention 0.5 --linear 0.3 -n 1")
+    run("prune_scheme_generator.py")
+    run("prune.py -m large -o pruned")
+    for script in ("compose_model.py", "model-level_finetuning.py"):
+        for output in ("out", "out.pth"):
+            err = fails(f"{script} -m large -p pruned -n 0 -o {output} --dtype float16 --quiet")
+            assert "loaded in float16, its predictions would be NaN" in err and "--dtype bfloat16" in err
+            assert not list(here.glob("out*"))
+    assert "NaN" in fails(f"download_model.py --checkpoint large -t {tokenizer} --dtype float16 --quiet")
+    run("compose_model.py -m large -p pruned -n 0 -o out --dtype bfloat16")

@@ -8,18 +8,20 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from helpers import ROOT, fails, read_json, run
-from tiny import MODELS, build_model, build_tokenizer
+from helpers import ROOT, fails, outcome, read_json, run
+from tiny import MODELS, build_model, build_tokenizer, t5_config
 
 from common.data.examples import load_examples
 from common.data.sources import DataSource
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
+from common.models.load import data_source, load_model, load_tokenizer
 from common.runtime.errors import UserError
 
 TRANSLATION, CLASSIFICATION = TASKS["translation"], TASKS["classification"]
@@ -33,7 +35,7 @@ ENTAILED = [((f"the dog sees {i}", "the cat"), i % 3) for i in range(30)]
 def checkpoint(folder, kind):
     """A tiny model with its tokenizer, as a user has it: three labels by name, or from text to text."""
     model, tokenizer = build_model(kind), build_tokenizer(kind)
-    if kind in ("distilbert", "bert"):
+    if kind in ("distilbert", "bert", "roberta"):
         torch.manual_seed(0)
         config = MODELS[kind]().config
         config.id2label, config.label2id = dict(enumerate(NAMES)), {name: i for i, name in enumerate(NAMES)}
@@ -203,6 +205,55 @@ def test_two_texts_are_tokenized_as_a_pair_with_their_types(here):
     assert plain.types is None and "token_type_ids" not in plain.batch([0])
 
 
+def test_a_tokenizer_that_tells_more_types_of_tokens_apart_than_the_model_is_refused_until_it_does_not(here):
+    """A RoBERTa has one type, a BERT's tokenizer two. By hand; a model without types is given none."""
+    checkpoint(here / "mine", "roberta")
+    tokenizer = transformers.BertTokenizer(vocab=build_tokenizer("roberta").get_vocab())
+    tokenizer.save_pretrained(here / "mine")
+    adopt = ("download_model.py --checkpoint mine", *shlex.split(text_pairs(here)))
+    assert "mine: tells 2 types of tokens apart, and the model 1: take 'token_type_ids' out of" in fails(*adopt)
+    settings = read_json(here / "mine" / "tokenizer_config.json") | {"model_input_names": ["input_ids"]}
+    (here / "mine" / "tokenizer_config.json").write_text(json.dumps(settings))
+    run(*adopt)
+    assert run("evaluate-distilbert.py --limit 4")["examples"] == 4
+    source = DataSource(train_file="nli.csv", text_column="premise", text_pair_column="hypothesis")
+    assert load_examples(source, "train", tokenizer, CLASSIFICATION, token_types=0).types is None
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_told_in_the_first_line(here):
+    """By hand: of [CLS] good film [UNK] [UNK] [SEP] a third; nothing is said of the test split."""
+    checkpoint(here / "mine", "distilbert")
+    for split, text in (("train", "good film xyz qqq"), ("test", "good film")):
+        write_csv(here / f"{split}.csv", ["text", "label"], [(text, i % 3) for i in range(30)])
+    code, _, err = outcome("download_model.py --checkpoint mine --train-file train.csv --test-file test.csv")
+    assert code == 0 and err.startswith("train.csv, test.csv: 33% of the tokens of its train split are unknown to the")
+    assert err.count("unknown to the tokenizer") == 2  # its train split, and validation out of that
+
+
+def test_a_tokenizer_without_a_file_of_its_words_and_without_a_limit(here):
+    """ByT5's: bytes, and as many as a text has. Oracle: UTF-8."""
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(t5_config(vocab_size=384)).save_pretrained(here / "mine")
+    transformers.ByT5Tokenizer().save_pretrained(here / "mine")
+    run("download_model.py --checkpoint mine", *shlex.split(text_files(here)))
+    loaded = load_model("model/mine")
+    tokenizer = load_tokenizer(None, loaded)
+    assert tokenizer.model_max_length > 10**29
+    examples = load_examples(data_source(None, loaded), "test", tokenizer, loaded.task)
+    assert examples.targets == [[3 + byte for byte in text.encode()] + [1] for _, text in PAIRS]
+
+
+def test_a_folder_that_was_copied_elsewhere_has_its_tokenizer_and_asks_for_data(here):
+    checkpoint(here / "model" / "mine", "t5")
+    flags = shlex.split(text_files(here))
+    run("download_model.py --checkpoint model/mine --name own", *flags)
+    ((here / "far") / "away").mkdir(parents=True)
+    folder = shutil.copytree(here / "model" / "own", here / "far" / "away" / "m")
+    build_tokenizer("t5").save_pretrained(folder)
+    assert "with --data" in fails(f"evaluate-t5.py -m {folder}")
+    assert run(f"evaluate-t5.py -m {folder} --data corpus --max-new-tokens 3")["examples"] == len(PAIRS)
+
+
 @pytest.mark.parametrize(
     "labels, expected",
     [
@@ -210,9 +261,9 @@ def test_two_texts_are_tokenized_as_a_pair_with_their_types(here):
         (["0", "2", "1"], [0, 2, 1]),
         (
             ["negatve", "neutral", "neutral"],
-            "a.csv: train example 0 has label 'negatve', but the model knows only 0 to 2 (negative, ",
+            "a.csv: train: row 1 has label 'negatve', which the model does not know; the data's labels are negatve, ",
         ),
-        (["1", "1", "0.5"], "example 2 has label '0.5'"),
+        (["1", "1", "0.5"], "row 3 has label '0.5'"),
     ],
     ids=str,
 )

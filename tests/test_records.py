@@ -54,6 +54,11 @@ def test_what_is_no_json_object_is_refused_by_name(tmp_path, content, words):
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
 
 
+def test_json_may_be_saved_as_windows_does(tmp_path):
+    (tmp_path / "x").write_bytes(b'\xef\xbb\xbf{\r\n "a": "\xc3\xa4"\r\n}\r\n')
+    assert read_json(tmp_path / "x", "maker.py") == {"a": "ä"}
+
+
 def is_dict(found):
     return isinstance(found, dict)
 

@@ -17,7 +17,7 @@ import sacrebleu
 import safetensors.torch
 import torch
 import transformers
-from helpers import FEED_FORWARD, ROOT, edited_json, rate, read_csv, read_json, run, touched
+from helpers import FEED_FORWARD, ROOT, edited_json, fails, rate, read_csv, read_json, run, touched
 from oracles import loss_per_token, only_removed_is_zero, torch_mask
 from tiny import PREFIX, pairs_of
 from torch.nn.utils import prune
@@ -344,3 +344,21 @@ def test_record_knows_tokenizer_and_data(workshop, chain, here, model):
     found = run(f"evaluate-t5.py -m {path}")
     assert Path(found["data"]).samefile(given["data"]) and found["examples"] == 16
     assert without_seconds(found) == without_seconds(given) | {"data": found["data"]}
+
+
+# --- paths as people write them --------------------------------------------------------------------------------------
+
+
+def test_a_folder_may_end_with_a_slash_and_be_the_working_one(t5, chain, here, monkeypatch):
+    """As a shell completes it. The stats lie beside the model, and {name} is the folder's name."""
+    result = run(f"model-level_finetuning.py -m {t5}/ -p {chain}/pruned/ -c {chain}/conf.json -n 0 -o out/ {TRAINING}")
+    assert (result["output"], result["stats"]) == ("out", "out.csv")
+    assert sorted(path.name for path in here.iterdir()) == ["out", "out.csv"]
+    monkeypatch.chdir("out")
+    assert run("evaluate-t5.py -m . --limit 4 --save-predictions ../{name}.jsonl")["predictions"] == "../out.jsonl"
+
+
+def test_the_largest_seed_is_one_that_random_numbers_take(t5, chain, here):
+    common = f"-m {t5} -p {chain}/pruned -c {chain}/conf.json -n 0 {TRAINING}"
+    run(f"model-level_finetuning.py {common} --seed {2**32 - 1}")
+    assert "--seed" in fails(f"model-level_finetuning.py {common} --seed {2**32}")

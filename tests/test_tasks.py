@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
-from helpers import fails, read_json, run
+from helpers import fails, outcome, read_json, run
 from transformers import AutoTokenizer
 
+from common.data.examples import Examples
 from common.data.tasks import TASKS
 from common.models.load import load_model
 
@@ -54,6 +55,24 @@ def test_every_task_has_its_metrics_and_their_intervals(model_for, tmp_path, tas
     assert result.items() >= (expected | {"resamples": 1000, "confidence": 0.95}).items()  # 64: the model's positions
     assert result["data"].endswith(f"data/{model.name}")
     assert read_json(tmp_path / "report.json")["evaluation"].items() <= result.items()
+
+
+@pytest.mark.parametrize(
+    "task, longest, fill",
+    [(TASKS["translation"], 5, 3), (TASKS["classification"], 5, 2), (TASKS["summarization"], 200, 1)],
+)
+def test_examples_that_fill_the_length_are_counted(task, longest, fill):
+    """By hand: inputs of 4, 5 and 9 tokens and targets of 128, 5 and 2; a summary is cut at 128 tokens."""
+    targets = [0, 1, 0] if task.has_labels else [[1] * 128, [1] * 5, [1] * 2]
+    assert Examples(task, [[1] * 4, [1] * 5, [1] * 9], targets, [], 0, longest).at_longest() == fill
+
+
+def test_texts_that_are_cut_are_told_of(model_for):
+    """The tiny captions have more than 3 tokens each."""
+    model = model_for("translation")
+    code, result, err = outcome(f"evaluate-t5.py -m {model} --max-length 3 --limit 9")
+    assert (code, result["at_max_length"]) == (0, 9)
+    assert "9 of the 9 examples of its test split fill 3 tokens, and are cut there if they are longer" in err
 
 
 def test_predictions_of_a_classifier_have_the_models_own_names(model_for, tmp_path):

@@ -20,10 +20,10 @@ from common.runtime.progress import Talk
 from common.runtime.records import content_digest
 from common.training.block_level.teacher import BlockObjective
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Learner, schedule
+from common.training.learner import Epoch, EpochSeconds, Learner, schedule
 from common.training.loop import Measure, fit, steps_of
 from common.training.losses import Loss, ModelObjective
-from common.training.stats import Epoch, EpochSeconds, check_stats, read_stats, write_stats, write_variant_stats
+from common.training.stats import check_stats, read_stats, write_stats, write_variant_stats
 
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"
@@ -464,19 +464,22 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize(
-    "spoil, is_damaged",
-    [(spoil_key, False), (lambda path: torch.save([1, 2], path), True), (flip_a_bit, True)],
+    "spoil, reason",
+    [
+        (spoil_key, "of other settings or inputs,"),
+        (lambda path: torch.save([1, 2], path), "damaged"),
+        (flip_a_bit, "damaged"),
+    ],
     ids=["other key", "foreign", "a bit"],
 )
-def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, is_damaged):
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path, capsys, spoil, reason):
     with pytest.raises(Killed):
         fit_model(tmp_path / "c", recipe(), on_epoch=kill_after(1))
     spoil(saved(tmp_path / "c"))
     epochs = []
     fit_model(tmp_path / "c", recipe(), on_epoch=lambda rows: epochs.append(rows[-1].epoch))
     assert epochs == [0, 1, 2, 3]
-    told = f"{saved(tmp_path / 'c')}: is damaged and not used; starting over\n"
-    assert capsys.readouterr().err == (told if is_damaged else "")
+    assert capsys.readouterr().err == f"{saved(tmp_path / 'c')}: is {reason} and not used; starting over\n"
 
 
 # --- stats ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What the two evaluation scripts do with what a model answers."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +46,13 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     settings, paths = settings_from(args, EvaluationSettings), models_to_evaluate(args.model)
     if settings.original and not settings.report:
         raise UserError("--original: goes with --report")
+    if settings.test_file and settings.split != "test":
+        raise UserError(f"--test-file: goes with --split test, not {settings.split}")
     reports = files_of(settings.report, "--report", paths)
     predictions = files_of(settings.save_predictions, "--save-predictions", paths)
     check_apart(
         {"--report": list(reports.values()), "--save-predictions": list(predictions.values())},
-        {"-m": paths, "-t": args.tokenizer, "--data": args.data},
+        {"-m": paths, "-t": args.tokenizer, "--data": args.data, "--test-file": settings.test_file},
     )
     for path in paths:
         check_report(reports.get(path), script)
@@ -91,6 +94,7 @@ def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered
         "split": settings.split,
         "examples": len(examples),
         "max_length": examples.longest,
+        "at_max_length": examples.at_longest(),
         "device": str(opened.runtime.device),
         "precision": opened.runtime.precision,
         **scores,
@@ -117,7 +121,9 @@ def files_of(template: str | None, flag: str, paths: list[Path]) -> dict[Path, s
     """
     if template is None:
         return {}
-    files = {path: template.replace("{name}", path.stem if path.suffix == ".pth" else path.name) for path in paths}
+    places = {path: Path(os.path.abspath(path)) for path in paths}  # "." has no name
+    names = {path: place.stem if place.suffix == ".pth" else place.name for path, place in places.items()}
+    files = {path: template.replace("{name}", name) for path, name in names.items()}
     for file in files.values():
         alike = [str(other) for other in files if files[other] == file]
         if len(alike) > 1:

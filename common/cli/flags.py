@@ -6,6 +6,7 @@ import shlex
 import textwrap
 import types
 import typing
+from pathlib import Path
 
 from common import __version__
 from common.cli.values import int_between, number, vocabulary
@@ -17,6 +18,7 @@ MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 DTYPES = ("float32", "bfloat16", "float16")
 AT_FILE = "@FILE stands for the flags in a file, written as on the command line, on as many lines as you like."
+LARGEST_SEED = 2**32 - 1  # that all random numbers take; what is made of it fits into 64 bits
 # Titles of the groups that a help comes in.
 OUTPUT, DATA, TRAINING, SPEED, TRACKING = "model and output", "data", "training", "memory and speed", "tracking"
 
@@ -192,7 +194,9 @@ def add_compute(parser: Parser, *, omit: tuple[str, ...] = ()) -> None:
 
 def add_seed(parser: Parser, title: str = TRAINING) -> None:
     """--seed, of scripts that draw random numbers."""
-    parser.group(title).add_argument("--seed", type=int_between(0), default=0, help="seed of everything random")
+    parser.group(title).add_argument(
+        "--seed", type=int_between(0, LARGEST_SEED), default=0, help="seed of everything random"
+    )
 
 
 def add_configurations(parser: Parser, *, library_help: str, output: str) -> None:
@@ -262,4 +266,4 @@ def numbered(template: str, flag: str, numbers: list[int]) -> dict[int, str]:
         raise UserError(
             f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"
         )
-    return {n: template.replace("{n}", str(n)) for n in numbers}
+    return {n: str(Path(template.replace("{n}", str(n)))) for n in numbers}  # a shell may end a folder with a slash

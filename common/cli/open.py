@@ -8,6 +8,7 @@ import torch
 from common.cli.flags import settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
+from common.data.labels import WithoutLabels
 from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
 from common.evaluation.answers import Quality
@@ -20,11 +21,12 @@ from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
 from common.runtime.processes import join, own_number
 from common.runtime.progress import Talk
-from common.runtime.settings import ComputeSettings, DataSettings, TrainingSettings
+from common.runtime.settings import ComputeSettings, TrainingDataSettings, TrainingSettings
 from common.training.loop import steps_of
 from common.training.tracking import Tracking
 
 TRIED = 100  # examples of each split that are read when a model is adopted
+UNKNOWN = 0.03  # of the tokens: what is more than rare words and emoji is told
 METRIC_EXAMPLES = 256  # of what is generated: enough to tell epochs apart, and takes seconds
 
 
@@ -36,13 +38,14 @@ class Opened:
     runtime: Runtime
     tokenizer: object = None
     source: DataSource | None = None
-    data: DataSettings = DataSettings()
+    data: TrainingDataSettings = TrainingDataSettings()
     vocabulary: Vocabulary | None = None  # of --vocabulary; `tokenizer` is then its own, and `loaded` as it was
 
     def split(self, name: str, whole: bool = False) -> Examples:
         """A split of its data: "train", "validation" or "test"; `whole`: without truncation."""
+        limit = self.data.validation_limit if name == "validation" else None
         with self.runtime.talk.waiting(f"reading {self.source} ({name} split), and tokenizing it"):
-            return load_examples(
+            examples = load_examples(
                 self.source,
                 name,
                 self.tokenizer,
@@ -50,10 +53,22 @@ class Opened:
                 prefix=self.loaded.prefix(self.source),
                 label2id=self.loaded.label2id,
                 positions=self.loaded.positions,
+                token_types=self.loaded.token_types,
                 max_length=self.data.max_length,
-                limit=self.data.limit,
+                limit=limit or self.data.limit,
                 whole=whole,
             )
+        if examples.unknown > UNKNOWN:
+            self.runtime.talk.say(
+                f"{self.source}: {examples.unknown:.0%} of the tokens of its {name} split are unknown to the tokenizer "
+                f"({self.tokenizer.name_or_path}); is it the one that the model was trained with?"
+            )
+        if not whole and (count := examples.at_longest()):
+            self.runtime.talk.say(
+                f"{self.source}: {count} of the {len(examples)} examples of its {name} split fill {examples.longest} "
+                "tokens, and are cut there if they are longer; --max-length says where"
+            )
+        return examples
 
 
 def open_model(args, path: str | Path | None = None) -> Opened:
@@ -62,7 +77,7 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
-    compute, data = settings_from(args, ComputeSettings), settings_from(args, DataSettings)
+    compute, data = settings_from(args, ComputeSettings), settings_from(args, TrainingDataSettings)
     device, path = resolve_device(compute.device), path or the_model(args.model)
     talk = Talk(args.quiet or own_number() > 0)
     with talk.waiting(f"loading {path}"):
@@ -91,7 +106,7 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
             raise UserError(f"{flag} {length}: {loaded.path} has positions for {loaded.positions} tokens")
     if script not in (None, task.evaluated_by):
         raise UserError(f"{loaded.path}: is a {task.name} model; evaluate it with {task.evaluated_by}")
-    source = data_source(args.data, loaded)
+    source = data_source(DataSource(data=args.data, test_file=vars(args).get("test_file")), loaded)
     if source is None:
         raise UserError(f"{loaded.path}: its record names no data; give a folder or a hub id with --data")
     check_source(source, task)
@@ -134,34 +149,43 @@ def open_vocabulary(args, opened: Opened) -> Opened:
     return replace(smaller, vocabulary=replace(vocabulary, figures=figures))
 
 
-def check_data(loaded: LoadedModel, tokenizer, source: DataSource) -> list[str]:
+def check_data(opened: Opened) -> dict[str, Examples]:
     """Make sure, with a few examples of each split, that a model can be used on its data.
 
     Returns:
-        the splits, those that are made left out.
+        the examples by split; left out are splits that are made, and test examples without labels, which is said.
     Raises:
         UserError: see `splits.read_texts` and `examples.load_examples`.
     """
-    check_source(source, loaded.task)
-    prefix = loaded.prefix(source)
-    present = [split for split in SPLITS if finder(source, loaded.task)(split)]
+    few, find = replace(opened, data=TrainingDataSettings(limit=TRIED)), finder(opened.source, opened.loaded.task)
+    present, read = [split for split in SPLITS if find(split)], {}
     for split in dict.fromkeys(["train", "validation", *present]):
-        load_examples(
-            source,
-            split,
-            tokenizer,
-            loaded.task,
-            prefix=prefix,
-            label2id=loaded.label2id,
-            positions=loaded.positions,
-            limit=TRIED,
-        )
-    return present
+        try:
+            read[split] = few.split(split)
+        except WithoutLabels as error:
+            if split != "test":
+                raise
+            opened.runtime.talk.say(str(error))
+    return {split: read[split] for split in present if split in read}
+
+
+def some_examples(opened: Opened, tokenizer) -> Examples | None:
+    """A few validation examples of a model; None if they cannot be read."""
+    few = replace(opened.data, limit=TRIED)
+    source = opened.source or data_source(None, opened.loaded)
+    opened = replace(opened, source=source, tokenizer=tokenizer, data=few)
+    try:
+        return source and opened.split("validation")
+    except UserError:
+        return None
 
 
 def longest_answer(loaded: LoadedModel, max_new_tokens: int | None = None) -> int:
-    """How many tokens a model may generate: as many as the flag says, or as its task's answers have, if they fit."""
-    usual = loaded.task.longest_answer
+    """How many tokens a model may generate: as the flag says, or, if they fit, its generation config or its task."""
+    if loaded.task.has_labels:
+        return 0
+    own = loaded.model.generation_config
+    usual = own.max_new_tokens or (own.max_length or 1) - 1 or loaded.task.longest_answer  # one is the start's
     return max_new_tokens or min(usual, loaded.positions or usual)
 
 
@@ -177,7 +201,8 @@ def open_quality(metric: str, opened: Opened, validation: Examples) -> Quality |
     if metric not in task.metrics:
         raise UserError(f"--metric-for-best {metric}: of {task.name} it is one of loss, {', '.join(task.metrics)}")
     examples = validation if task.has_labels else validation.sample(METRIC_EXAMPLES)
-    return Quality(metric, examples, opened.tokenizer, opened.runtime, longest_answer(opened.loaded))
+    most = min(task.longest_answer, longest_answer(opened.loaded))
+    return Quality(metric, examples, opened.tokenizer, opened.runtime, most)
 
 
 @dataclass(frozen=True)

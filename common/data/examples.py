@@ -8,7 +8,7 @@ import torch
 from common.data.sources import DataSource
 from common.data.splits import fixed_sample, read_texts
 from common.data.tasks import IGNORED, Classification, Translation, padded
-from common.runtime.errors import as_user_error
+from common.runtime.errors import UserError, as_user_error
 from common.runtime.records import digest
 
 
@@ -54,9 +54,18 @@ class Examples:
     pad: int
     longest: int | None = None  # tokens of an input that were kept; None where nobody said
     types: list | None = None
+    unknown: float = 0.0  # the share of tokens that stand for what the tokenizer does not know
 
     def __len__(self):
         return len(self.inputs)
+
+    def at_longest(self) -> int:
+        """How many examples have an input or target that is as long as one may be, and may have been cut there."""
+        if self.longest is None:
+            return 0
+        of_target = min(self.longest, self.task.longest_target or self.longest)
+        targets = ([] if self.task.has_labels else target for target in self.targets)
+        return sum(len(row) >= self.longest or len(target) >= of_target for row, target in zip(self.inputs, targets))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what a model is shown."""
@@ -116,6 +125,7 @@ def load_examples(
     prefix: str = "",
     label2id: dict[str, int] | None = None,
     positions: int | None = None,
+    token_types: int | None = None,
     max_length: int | None = None,
     limit: int | None = None,
     whole: bool = False,
@@ -125,6 +135,7 @@ def load_examples(
     Args:
         prefix, label2id: in front of every input text; the labels that the model knows.
         positions: how many tokens the model has positions for; None for any number.
+        token_types: how many types of tokens the model tells apart; None for any number.
         max_length: longest input or target in tokens; None takes the smallest of the tokenizer's, the model's and the
             task's.
         whole: without truncation.
@@ -144,4 +155,14 @@ def load_examples(
         inputs = tokenize([prefix + first for first, *_ in texts], *zip(*(rest for _, *rest in texts)))
         targets = task.targets([target for _, target in pairs], tokenize)
     types = inputs.get("token_type_ids") if len(texts[0]) > 1 else None  # of one text they are the default, zeros
-    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types)
+    if types and token_types is not None:
+        most = 1 + max(map(max, types))
+        if most > token_types > 0:
+            raise UserError(
+                f"{tokenizer.name_or_path}: tells {most} types of tokens apart, and the model {token_types}: take "
+                "'token_type_ids' out of 'model_input_names' in its tokenizer_config.json"
+            )
+        types = types if token_types else None
+    rows = inputs["input_ids"] if task.has_labels else inputs["input_ids"] + targets
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in rows) / sum(map(len, rows))
+    return Examples(task, inputs["input_ids"], targets, pairs, tokenizer.pad_token_id, max_length, types, unknown)

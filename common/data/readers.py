@@ -1,21 +1,23 @@
 """What opens a split of a source: files; Multi30K, by torchtext; data sets of the hub, by the datasets library.
 
-Files are CSV, TSV, JSON, JSON lines, Parquet, or two text files, line by line. Multi30K is a folder of `train.en`,
-`train.de`, `val.*` and `test2016.*`. No code of a data set is ever run. A `UserError` says
-what is missing or damaged.
+Files are CSV, TSV, JSON, JSON lines, Parquet, or two text files, line by line. A line ends with a line feed, which a
+carriage return may precede, and with nothing else; an empty one holds no row. Multi30K is a folder of `train.en`,
+`train.de`, `val.*` and `test2016.*`. No code of a data set is ever run. A `UserError` says what is missing or damaged.
 """
 
 import csv
+import glob
 import gzip
+import itertools
 import json
 import re
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.data.sources import DataSource
 from common.runtime.errors import UserError, as_user_error
-from common.runtime.records import RECORD_NAME, check_files, read_record
+from common.runtime.files import temporary_folder
+from common.runtime.records import RECORD_NAME, check_files, read_record, without_twins
 
 MULTI30K = {"train": "train", "validation": "val", "test": "test2016"}  # what its files are called
 SPLIT_NAMES = {  # what a split may be called, in a folder or on the hub; the last two are MNLI's
@@ -24,6 +26,7 @@ SPLIT_NAMES = {  # what a split may be called, in a folder or on the hub; the la
     "test": ("test", "test2016", "test_matched"),
 }
 TABLES = ("csv", "tsv", "jsonl", "json", "parquet")  # by the end of a file's name
+STAND_IN = "\uffff"  # no character of any text: for carriage returns within a line, at which torchtext begins another
 
 Rows = Sequence[dict]  # a list, or a table of the datasets library
 
@@ -37,6 +40,8 @@ def finder(source: DataSource, task) -> Callable[[str], Callable[[], Rows] | Non
 
     def find(split):
         if source.file(split):
+            if not Path(source.file(split)).exists():
+                raise UserError(f"{source.file(split)}: no such file; name other data with --data or --{split}-file")
             return lambda: read_files([Path(source.file(split))], source, task)
         for name in SPLIT_NAMES[split]:
             if name in on_hub:
@@ -82,71 +87,114 @@ def read_files(paths: list[Path], source: DataSource, task) -> Rows:
         return _read_pair(path, source, task)
     if end not in TABLES:
         raise UserError(f"{path}: must end with .{', .'.join([*TABLES, *languages])} (.gz may follow)")
-    with as_user_error(path, f"cannot be read as {end}"):
-        return _read_parquet(paths) if end == "parquet" else [row for path in paths for row in _read_table(path, end)]
+    if end == "parquet":
+        with as_user_error(path, "cannot be read as parquet"):
+            return _read_parquet(paths)
+    rows = []
+    for path in paths:
+        with as_user_error(path, f"cannot be read as {end}"):
+            rows += _read_table(path, end)
+    return rows
 
 
 def _opened(path):
-    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="")
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
+
+
+def _lines(text):
+    """[(number, line)] of a text."""
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _read_table(path, end):
     """The rows of a CSV, a TSV (which has no quotes: one in GLUE's would swallow many lines), or JSON."""
     with _opened(path) as handle:
-        if end in ("csv", "tsv"):
-            csv.field_size_limit(2**31 - 1)
-            layout = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if end == "tsv" else {"strict": True}
-            rows = list(csv.DictReader(handle, **layout))
-            if any(None in row for row in rows):
-                raise ValueError("a row has more fields than the first line has names")
-            return rows
+        if end == "csv":
+            return _read_csv(handle)
         text = handle.read()
-    if text.startswith("["):
-        rows = json.loads(text)
+    if end == "tsv":
+        return _rows(line.split("\t") for _, line in _lines(text))
+    if text.lstrip().startswith("["):
+        rows = json.loads(text, object_pairs_hook=without_twins)
     else:
         rows = []
-        for number, line in enumerate(filter(str.strip, text.split("\n")), start=1):
+        for number, line in _lines(text):
             with as_user_error(f"{path}: line {number}", "malformed JSON"):
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, object_pairs_hook=without_twins))
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("not every row is an object")
     return rows
 
 
+def _read_csv(handle):
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(handle, strict=True)
+    try:
+        return _rows(filter(None, reader))
+    except csv.Error as error:
+        is_return = "new-line character" in str(error)  # and then advice on how to call the library
+        reason = "a carriage return outside quotes, which ends no line" if is_return else error
+        raise ValueError(f"line {reader.line_num}: {reason}") from None
+
+
+def _rows(table: Iterable[list[str]]) -> list[dict]:
+    """The rows of a table of fields, the first line of which has their names; what a row lacks at its end is None."""
+    table = iter(table)
+    names = next(table, [])
+    twice = {name for name in names if name and names.count(name) > 1}
+    if twice:
+        raise ValueError(f"its first line has the name {min(twice)!r} twice")
+    rows = [dict(itertools.zip_longest(names, fields)) for fields in table]
+    if any(None in row for row in rows):
+        raise ValueError("a row has more fields than the first line has names")
+    return rows
+
+
 def _read_parquet(paths):
     import datasets
+    import pyarrow
+    from pyarrow import parquet
 
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
-        return datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=cache, keep_in_memory=True)
+    tables = [parquet.read_table(path) for path in paths]
+    return datasets.Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
 
 
 def _read_pair(path, source, task):
     """The rows of two text files, line by line, one of which is `path`; the other ends with the other language."""
     zipped = ".gz" if path.name.endswith(".gz") else ""
-    stem, texts = path.name.removesuffix(zipped).rpartition(".")[0], []
-    for language in source.languages(task):
-        path = path.with_name(f"{stem}.{language}{zipped}")
+    stem = path.name.removesuffix(zipped).rpartition(".")[0]
+    paths = [path.with_name(f"{stem}.{language}{zipped}") for language in source.languages(task)]
+    texts = []  # {number of a line: text} of both
+    for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: no such file; {path.name} belongs to the other one, line by line")
+            there = ", ".join(sorted(other.name for other in path.parent.glob(f"{glob.escape(stem)}.*")))
+            raise UserError(f"{path}: no such file, for the other language line by line; there are {there}")
         with as_user_error(path, "cannot be read as text"), _opened(path) as handle:
-            texts.append([line.strip() for line in handle])
-        if "" in texts[-1]:
-            raise UserError(f"{path}: line {texts[-1].index('') + 1}: is empty; take it out of both files")
-    if len(texts[0]) != len(texts[1]):
-        raise UserError(f"{path}: has {len(texts[1])} lines where the other language has {len(texts[0])}")
-    return [dict(zip(source.columns(task), pair)) for pair in zip(*texts)]
+            texts.append({number: line.strip() for number, line in _lines(handle.read())})
+    alone = texts[0].keys() ^ texts[1].keys()
+    if alone:
+        counts = " and ".join(f"{len(lines):,} in {path.name}" for path, lines in zip(paths, texts))
+        raise UserError(
+            f"{paths[0]}: line {min(alone)} is empty in one language alone; of lines with a text are {counts}"
+        )
+    return [dict(zip(source.columns(task), pair)) for pair in zip(*(lines.values() for lines in texts))]
 
 
 def _read_multi30k(folder, split, source, task):
-    """The rows of English and German text files, through torchtext, which would leave out a pair without a word."""
-    _read_pair(folder / f"{MULTI30K[split]}.en", source, task)
+    """The rows of English and German text files, through torchtext, which is given their lines as `_lines` has them."""
+    columns, rows = source.columns(task), _read_pair(folder / f"{MULTI30K[split]}.en", source, task)
     from torchtext.data import RawField  # archived: 0.6.0 is the last that works beside this torch
     from torchtext.datasets import Multi30k
 
-    stems = {name: stem if name == split else None for name, stem in MULTI30K.items()}
-    (dataset,) = Multi30k.splits((".en", ".de"), (RawField(), RawField()), path=str(folder), **stems)
-    return [dict(zip(source.columns(task), (example.src, example.trg))) for example in dataset]
+    with temporary_folder() as plain:
+        for column, end in zip(columns, ("en", "de")):
+            lines = "".join(row[column].replace("\r", STAND_IN) + "\n" for row in rows)
+            (plain / f"lines.{end}").write_text(lines, encoding="utf-8")
+        stems = {"train": "lines", "validation": None, "test": None}
+        (dataset,) = Multi30k.splits((".en", ".de"), (RawField(), RawField()), path=str(plain), **stems)
+    pairs = [[text.replace(STAND_IN, "\r") for text in (example.src, example.trg)] for example in dataset]
+    return [dict(zip(columns, pair)) for pair in pairs]
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------
@@ -154,6 +202,8 @@ def _read_multi30k(folder, split, source, task):
 
 def load_hub(source: DataSource) -> dict[str, Rows]:
     """All splits of a hub data set: from the local cache if it is there, else over the network. No code is run."""
+    if source.data.startswith((".", "/", "~")):
+        raise UserError(f"{source.data}: no such file or folder; name other data with --data")
     import datasets
 
     datasets.disable_progress_bars()

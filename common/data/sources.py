@@ -88,8 +88,11 @@ class DataSource:
     def from_json(cls, content: dict, model_path: str | Path) -> "DataSource":
         """What `to_json` wrote."""
         start = Path(model_path).parent
-        files = {f"{split}_file": str(start / path) for split, path in content.get("files", {}).items()}
-        data = str(start / content["folder"]) if "folder" in content else content.get("hub")
+        files = {f"{split}_file": as_typed(start / path) for split, path in content.get("files", {}).items()}
+        data = content.get("hub")
+        if "folder" in content:
+            data = as_typed(start / content["folder"])
+            data = data if Path(data).exists() else os.path.abspath(data)  # which is never taken for a hub id
         return cls(data=data, **files, **{name: content[name] for name in PLAIN if name in content})
 
 
@@ -98,6 +101,11 @@ LABELLED = ("text_column", "text_pair_column", "label_column")
 PLAIN = ("data_config", *TEXT_TO_TEXT, *LABELLED, "prefix")  # the fields that a record holds as they are
 FILES = {f"{split}?": str for split in SPLITS}
 DATA = ({"folder?": str, "hub?": str, "files?": FILES, **{f"{name}?": str for name in PLAIN}},)
+
+
+def as_typed(path: str | Path) -> str:
+    """A path as one would type it here: without detours; relative to the working folder, if that is shorter."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def column_flags(task) -> list[str]:

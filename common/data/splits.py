@@ -8,10 +8,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.data.labels import WithoutLabels, class_numbers
 from common.data.readers import Rows, finder
 from common.data.sources import SPLITS, DataSource, check_source, column_flags
 from common.runtime.errors import UserError
-from common.runtime.schema import shown
 
 HOLDOUT = 0.1  # of train, where there is no validation split
 FIXED_SEED = 2024  # of held-out and limited examples: every stage must choose the same ones, whatever its --seed
@@ -27,7 +27,7 @@ def read_texts(
         limit: so many examples only: a sample, always the same.
         label2id: the model's labels by their names. With it, labels become the model's numbers.
     Raises:
-        UserError: nothing usable there, and why; a label that is none of the model's.
+        UserError: nothing usable there, and why; see `labels.class_numbers`.
     """
     source = source if isinstance(source, DataSource) else DataSource(data=str(source))
     if split not in SPLITS:
@@ -37,15 +37,18 @@ def read_texts(
     opened = find(split)
     is_made = opened is None and split == "validation"  # of train
     opened = find("train") if is_made else opened
+    remedy = ", or evaluate with --split validation" if split == "test" else ""
     if opened is None:
-        remedy = ", or evaluate with --split validation" if split == "test" else ""
         raise UserError(f"{source}: has no {split} split; give download_model.py one with --{split}-file{remedy}")
     rows, where = opened(), f"{source.file('train' if is_made else split) or source}: {split}"
     if not len(rows):
         raise UserError(f"{source}: its {split} split is empty")
+    try:
+        is_nested, labels = _is_nested(where, rows, source, task), _labels(where, rows, source, task, label2id)
+    except WithoutLabels as error:
+        raise WithoutLabels(f"{error}{remedy}") from None
     positions = range(len(rows))
     if is_made or (split == "train" and find("validation") is None):
-        labels = [target if task.has_labels else 0 for _, target in _pairs(where, rows, positions, source, task)]
         held_out = stratified_holdout(labels)
         positions = [i for i in positions if (i in held_out) == is_made]
         if not positions:
@@ -53,62 +56,62 @@ def read_texts(
             raise UserError(f"{source}: too few examples to hold some out of train; {remedy}")
     if limit and limit < len(positions):
         positions = fixed_sample(positions, limit)
-    pairs = _pairs(where, rows, positions, source, task)
-    if label2id and task.has_labels:
-        feature = getattr(rows, "features", {}).get(source.columns(task)[-1])  # of a table of the datasets library
-        return _numbered(where, pairs, positions, label2id, getattr(feature, "names", None) or [])
-    return pairs
+    pairs = _pairs(where, rows, positions, source.columns(task), is_nested, task)
+    return [(text, labels[i]) for i, (text, _) in zip(positions, pairs)] if task.has_labels else pairs
 
 
-def _pairs(where, rows: Rows, positions, source, task):
-    """The rows at `positions` as [(input, target)]; a `UserError` if a column is missing, or holds no text."""
-    names, columns = source.columns(task), getattr(rows, "column_names", None) or list(rows[0])
-    is_nested = not task.has_labels and not source.source_column and "translation" in columns
-    if not is_nested and not set(names) <= set(columns):
-        missing = next(name for name in names if name not in columns)
+def _is_nested(where, rows: Rows, source, task):
+    """Whether both texts lie in a column "translation"; otherwise it is sure that the columns are there."""
+    columns = getattr(rows, "column_names", None) or list(dict.fromkeys(name for row in rows for name in row))
+    if not task.has_labels and not source.source_column and "translation" in columns:
+        return True
+    missing = [name for name in source.columns(task) if name not in columns]
+    if missing:
+        of_class = WithoutLabels if task.has_labels and missing == source.columns(task)[-1:] else UserError
         flags = ", ".join(column_flags(task))
-        raise UserError(f"{where}: has no column {missing!r}, but {columns}; say which to download_model.py ({flags})")
+        raise of_class(
+            f"{where}: has no column {missing[0]!r}, but {columns}; say which to download_model.py ({flags})"
+        )
+    return False
+
+
+def _labels(where, rows: Rows, source, task, label2id):
+    """The labels of all rows, which are the model's numbers if its names are known; of pairs of texts 0."""
+    if not task.has_labels:
+        return [0] * len(rows)
+    name = source.columns(task)[-1]
+    labels = [row.get(name) for row in rows] if isinstance(rows, list) else list(rows[name])
+    feature = getattr(rows, "features", {}).get(name)  # of a table of the datasets library
+    return class_numbers(where, labels, getattr(feature, "names", None) or [], label2id) if label2id else labels
+
+
+def _is_text(value):
+    """Whether a value is a text; JSON may hold half of a surrogate pair, which is none and cannot be tokenized."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+
+
+def _pairs(where, rows: Rows, positions, names, is_nested, task):
+    """The rows at `positions` as [(input, target)]; a `UserError` if a language is missing, or something is no text.
+
+    `names`: of the columns, or if they are nested in "translation" of the languages.
+    """
     if isinstance(rows, list):
         rows = [rows[position] for position in positions]
     else:
         rows = rows.select_columns(["translation"] if is_nested else sorted({*names})).select(positions).to_list()
+    if is_nested:
+        rows = [row["translation"] if isinstance(row.get("translation"), dict) else {} for row in rows]
+        languages = sorted({language for row in rows for language in row})
+        missing = [name for name in names if name not in languages]
+        if missing:
+            raise UserError(f"{where}: has no language {missing[0]!r}, but {languages}; say which to download_model.py")
     pairs = []
     for position, row in zip(positions, rows):
-        fields = (row["translation"] or {}) if is_nested else row
-        *inputs, target = (fields.get(name) for name in names)
-        if not all(isinstance(text, str) for text in (inputs if task.has_labels else [*inputs, target])):
+        *inputs, target = (row.get(name) for name in names)
+        if not all(map(_is_text, inputs if task.has_labels else [*inputs, target])):
             raise UserError(f"{where}: row {position + 1}: {names} are not all text")
         pairs.append((inputs[0] if len(inputs) == 1 else tuple(inputs), target))
     return pairs
-
-
-# --- labels ------------------------------------------------------------------------------------------------------
-
-
-def _numbered(where, pairs, positions, label2id, classes):
-    """Pairs whose labels are the model's numbers: of names, in upper or lower case, or the numbers themselves.
-
-    `classes`: the names of the data set's numbers, where it knows them.
-    """
-    names = {name.casefold(): number for name, number in label2id.items()}
-    numbers = {str(number): number for number in range(max(label2id.values()) + 1)}
-    if not {name.casefold() for name in classes} <= set(names):
-        classes = []  # of other things than the model's
-    numbered = []
-    for position, (text, label) in zip(positions, pairs):
-        if isinstance(label, int) and 0 <= label < len(classes):
-            label = classes[label]
-        is_number = isinstance(label, int) and not isinstance(label, bool)
-        number = None if is_number else label2id.get(str(label), names.get(str(label).casefold()))
-        number = numbers.get(str(label)) if number is None else number
-        if number is None:
-            known = ", ".join(sorted(label2id, key=label2id.get)[:10])
-            raise UserError(
-                f"{where} example {position} has label {shown(label)}, but the model knows only 0 to "
-                f"{max(label2id.values())} ({known}); its config.json names them, or choose --label-column"
-            )
-        numbered.append((text, number))
-    return numbered
 
 
 # --- samples that are the same in every run ---------------------------------------------------------------------
@@ -119,14 +122,14 @@ def fixed_sample(items: Sequence, size: int) -> list:
     return [items[i] for i in sorted(random.Random(FIXED_SEED).sample(range(len(items)), size))]
 
 
-def stratified_holdout(labels: list[int | str]) -> set[int]:
+def stratified_holdout(labels: list) -> set[int]:
     """Positions of the held-out examples: the fraction HOLDOUT of each label, always the same ones."""
     by_label = {}
     for position, label in enumerate(labels):
-        by_label.setdefault(label if isinstance(label, int | str) else repr(label), []).append(position)
+        by_label.setdefault(str(label), []).append(position)
     shuffler = random.Random(FIXED_SEED)
     return {
         position
-        for label in sorted(by_label, key=lambda label: (isinstance(label, str), label))  # no number above a string
+        for label in sorted(by_label)
         for position in shuffler.sample(by_label[label], round(HOLDOUT * len(by_label[label])))
     }

@@ -18,6 +18,7 @@ class Translation:
     has_labels = False  # whether a target is one label
     columns = ("en", "de")  # of inputs and targets in a data set, unless flags say otherwise
     longest = 128  # tokens of an input or target, unless --max-length says otherwise
+    longest_target = None  # of a target, if fewer
     longest_answer = 60  # tokens that are generated, unless --max-new-tokens says otherwise
     example = {"batch_size": 8, "input_tokens": 32, "output_tokens": 32}  # what a report's figures are for
 
@@ -65,6 +66,7 @@ class Classification:
     evaluated_by = "evaluate-distilbert.py"
     has_labels = True
     columns = ("text", "label")
+    longest_target = None
     longest_answer = 0  # nothing is generated
     longest = 256
     example = {"batch_size": 8, "input_tokens": 128}

@@ -21,22 +21,33 @@ def translate(
     beams: int,
     max_new_tokens: int,
     after_batch: Callable[[], None] = lambda: None,
-) -> tuple[list[str], float]:
+) -> tuple[list[str], int, float]:
     """Translate all examples by `model.generate`; each process has its share of the batches.
 
     Args:
         max_new_tokens: longest translation in tokens, the end token counted in.
     Returns:
-        (translations, seconds): detokenized strings in the order of the examples, and the time generation took.
+        (translations, cut, seconds): detokenized strings in the order of the examples, how many of them ended at the
+        limit of tokens and not by themselves, and the time generation took.
     """
     search = {"num_beams": beams, "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
 
     def answer(batch):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         tokens = model.generate(**inputs, **search, logits_processor=[_checked])
-        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return zip(texts, _are_cut(tokens, model.generation_config, max_new_tokens))
 
-    return _answers(model, answer, examples, runtime, "translating", after_batch)
+    answers, seconds = _answers(model, answer, examples, runtime, "translating", after_batch)
+    return [text for text, _ in answers], sum(is_cut for _, is_cut in answers), seconds
+
+
+def _are_cut(tokens, generation, most):
+    """Whether each row of (rows, start token and answer) ended at the limit alone; an end that is forced is none."""
+    ends = [] if generation.eos_token_id is None else generation.eos_token_id
+    ends = torch.tensor(ends, dtype=tokens.dtype, device=tokens.device)
+    own = tokens[:, 1:most] if generation.forced_eos_token_id is not None else tokens[:, 1:]
+    return (~torch.isin(own, ends).any(dim=1) & (tokens.shape[1] > most)).tolist()
 
 
 def _checked(tokens, scores):
@@ -98,7 +109,7 @@ class Quality:
             answers = class_logits(model, examples, self.runtime, after_batch)[0].argmax(-1).tolist()
         else:
             search = {"beams": 1, "max_new_tokens": self.max_new_tokens, "after_batch": after_batch}
-            answers, _ = translate(model, self.tokenizer, examples, self.runtime, **search)
+            answers, _, _ = translate(model, self.tokenizer, examples, self.runtime, **search)
         return task.scored(answers, examples.texts, examples.targets).scores()[self.metric]
 
     def to_json(self) -> dict:

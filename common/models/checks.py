@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from common.blocks.families import COMPACT, family_named, family_of
+from common.blocks.families import COMPACT, FAMILIES, family_named, family_of
 from common.models import modeling_compact
 from common.runtime.errors import UserError
 from common.runtime.schema import shown
@@ -30,21 +30,31 @@ HEADS = (
     *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"),
     *("ForNextSentencePrediction", "ForCausalLM", "EncoderModel"),
 )
-# Numbers and switches of a generation config. Some others stand for modes that run code from the hub.
+# Numbers and switches of a generation config that have their effect here too; those of sampling have none without it.
+# Some others stand for modes that run code from the hub, for random answers, or hide values that are not finite.
 GENERATION = (
     "max_length min_length max_new_tokens min_new_tokens num_beams no_repeat_ngram_size encoder_no_repeat_ngram_size "
-    "top_k length_penalty repetition_penalty temperature top_p typical_p diversity_penalty output_attentions "
-    "output_hidden_states output_scores return_dict do_sample use_cache renormalize_logits remove_invalid_values "
-    "_from_model_config"
+    "length_penalty repetition_penalty renormalize_logits temperature top_k top_p typical_p use_cache "
+    "output_attentions output_hidden_states output_scores return_dict _from_model_config"
 )
 
 
 def check_config(settings: dict) -> None:
     """Make sure that a config is of a known model type, asks for no code of its own, and for no absurd sizes."""
     model_type = settings.get("model_type")
+    if model_type is None:
+        raise UserError(f"config.json: has no 'model_type'; add one of {', '.join(FAMILIES)}")
     family_named(str(model_type))
+    if settings.get("pruned_heads"):
+        raise UserError(
+            "config.json: 'pruned_heads': an earlier transformers took heads out of this model (prune_heads), which "
+            "this one cannot load; give the model as it was before, and remove them here"
+        )
     if "auto_map" in settings and not model_type.startswith(COMPACT):  # of our own we have the code ourselves
         raise UserError("'auto_map' names code of the model's own, which is never run")
+    for name in ("dtype", "torch_dtype"):
+        if settings.get(name) and not isinstance(getattr(torch, str(settings[name]), None), torch.dtype):
+            raise UserError(f"config.json: {name!r}: {shown(settings[name])} where a type such as 'float16' belongs")
     for name in CODE:
         if settings.get(name) not in (None, "eager", "sdpa"):
             raise UserError(f"{name!r}: {shown(settings[name])} is not supported; remove it")
@@ -60,12 +70,22 @@ def class_named(name: str) -> type:
 
 
 def check_single_label(config) -> None:
-    """Make sure that a classifier gives each text one label of several, and no number and no set of labels."""
+    """Make sure that a classifier gives each text one label of several that have names of their own, in lower case too.
+
+    What gives a number or a set of labels is refused.
+    """
     if family_of(config).decoder:  # what generates has these settings too, and never reads them
         return
     problem = "regression" if config.num_labels == 1 else config.problem_type
     if problem not in (None, "single_label_classification"):
         raise UserError(f"config.json: {problem} is not supported; give a model for single_label_classification")
+    numbers = {}
+    names = [(name, number) for number, name in config.id2label.items()] + [*(config.label2id or {}).items()]
+    for name, number in names:
+        other = numbers.setdefault(str(name).casefold(), number)
+        if number in config.id2label and number != other:
+            both = f"classes {other} and {number} are both called {shown(name)}"
+            raise UserError(f"config.json: {both} (id2label, label2id); rename one")
 
 
 def check_head(config, of_class: type) -> None:
@@ -92,12 +112,22 @@ def check_token_ids(where: object, settings: dict, vocabulary: int) -> None:
 def check_generation(where: object, settings: dict, vocabulary: int) -> None:
     """Make sure that a generation config holds what translation knows."""
     check_token_ids(where, settings, vocabulary)
-    usual = transformers.GenerationConfig().to_dict()
+    usual = transformers.GenerationConfig._get_default_generation_params()
     for name, value in settings.items():
         is_plain = name in GENERATION.split() and isinstance(value, int | float)
         is_other = name.endswith((*TOKEN_IDS, "early_stopping", "transformers_version"))
-        if not (is_plain or is_other or value in (None, False, usual.get(name))):
+        if not (is_plain or is_other or value is None or value is False or value == usual.get(name)):
             raise UserError(f"{where}: {name!r}: {shown(value)} is not supported; remove it")
+
+
+def check_adapter(path: str | Path, local_only: bool = True) -> None:
+    """Make sure that no adapter belongs to a model in a folder or of a hub id: its weights alone are another model."""
+    found = transformers.utils.find_adapter_config_file(path, local_files_only=local_only)
+    if found:
+        raise UserError(
+            f"has an adapter ({Path(found).name}), without which its weights are another model; merge it first: load "
+            "both with peft, and save what merge_and_unload() returns"
+        )
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from common.blocks.families import COMPACT
-from common.models.checks import check_loading, computed_weights, skeleton_of, stored_dtype
+from common.models.checks import check_adapter, check_loading, computed_weights, skeleton_of, stored_dtype
 from common.models.load import LoadedModel, class_and_config, read_model_record, resolve
 from common.models.publishing import license_of
 from common.models.tokenizer import read_tokenizer, tokenizer_in, vocabularies
@@ -62,6 +62,7 @@ def download(
 
 def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
     """(model, tokenizer, type of the weights in the file), as transformers finds them."""
+    check_adapter(checkpoint, local_only)
     settings, _ = transformers.PreTrainedConfig.get_config_dict(checkpoint, local_files_only=local_only)
     of_class, config = class_and_config(settings, task)
     if model_type not in (None, settings["model_type"].removeprefix(COMPACT)):

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from common.blocks.defaults import Study, study_of, usual_task
 from common.blocks.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.blocks.find import find_blocks
-from common.data.sources import DATA, DataSource
+from common.data.sources import DATA, DataSource, as_typed
 from common.data.tasks import TASKS, Classification, Translation
 from common.models.checks import (
     WEIGHTS_NAME,
+    check_adapter,
     check_config,
     check_generation,
     check_head,
@@ -87,6 +88,11 @@ class LoadedModel:
     def positions(self) -> int | None:
         """How many tokens it has positions for; None where they are relative, as T5's are."""
         return self.family.positions(self.model.config)
+
+    @property
+    def token_types(self) -> int:
+        """How many types of tokens it tells apart: two where pairs of texts have two; 0 where it knows none."""
+        return getattr(self.model.config, "type_vocab_size", 0)
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -168,6 +174,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         UserError: nothing there, not a model that is supported, or a damaged one.
     """
     path = Path(path)
+    if path.name in ("", ".."):  # ".": what its record names lies beside it, in the folder above
+        path = path / ".." / os.path.basename(os.path.abspath(path))
     if not (path.is_dir() or path.is_file()):
         raise no_such(path, "model", "download_model.py saves one to ./model/", *A_MODEL)
     with as_user_error(path, "cannot be loaded as a model"):
@@ -183,10 +191,11 @@ def load_folder(path: Path) -> LoadedModel:
     """The model in a folder; see `load_model`."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
+    check_adapter(path)
     record = read_model_record(path)
     check_files(path, record)
     settings = read_json(path / "config.json", "download_model.py")
-    family_name(str(settings.get("model_type")))  # a type that is not known is refused before its weights are read
+    check_config(settings)  # before its weights are looked for
     if (path / GENERATION_NAME).is_file():
         generation = read_json(path / GENERATION_NAME, "download_model.py")
     else:  # older checkpoints say in config.json how to generate
@@ -299,4 +308,4 @@ def resolve(named: dict | None, model_path: str | Path) -> str | None:
     """The folder or hub id that `reference` named."""
     if not isinstance(named, dict):
         return None
-    return str(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")
+    return as_typed(Path(model_path).parent / named["folder"]) if "folder" in named else named.get("hub")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,7 +51,16 @@ def round_to(path: str | Path, model, dtype: str) -> None:
             tensor.copy_(tensor.to(getattr(torch, dtype)))
 
 
-def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=None, dtype: str = "float32") -> None:
+def save_model(
+    path: str | Path,
+    model,
+    record: dict,
+    *,
+    masks=None,
+    tokenizer=None,
+    dtype: str = "float32",
+    check: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
     Args:
@@ -58,6 +68,7 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         masks: {parameter name: bool tensor}, kept in a `.pth` where they remove something.
         tokenizer: saved beside the model in a folder.
         dtype: of the weights in the file, one of `DTYPES`.
+        check: looks at a finished folder before it takes its place, and may raise.
     Raises:
         UserError: a weight is not finite, or too large for the type; nothing is written then.
     """
@@ -81,6 +92,9 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         with atomic_file(path) as handle:
             torch.save({**content, "digest": content_digest(content)}, handle)
         return
+    if model.can_generate():
+        # One with settings that have no effect, as some published ones are, is saved if it was not changed since then.
+        model.generation_config._original_object_hash = hash(model.generation_config)
     with atomic_folder(path) as folder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,13 +110,7 @@ def save_model(path: str | Path, model, record: dict, *, masks=None, tokenizer=N
         card = model_card(path.absolute().name, model, record, dtype, has_tokenizer=tokenizer is not None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
-
-
-def save_tokenizer(path: str | Path, tokenizer, record: dict) -> None:
-    """Save a tokenizer's folder with its record, atomically."""
-    with atomic_folder(path) as folder:
-        tokenizer.save_pretrained(folder)
-        write_record(folder, record)
+        check(folder)
 
 
 def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> bool:

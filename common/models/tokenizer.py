@@ -17,6 +17,7 @@ class PairedTokenizer:
     def __init__(self, source, target):
         self.source, self.target = source, target
         self.name_or_path, self.pad_token_id = source.name_or_path, source.pad_token_id
+        self.unk_token_id = source.unk_token_id  # the target's too, where both were trained here
         self.model_max_length = min(source.model_max_length, target.model_max_length)
 
     def __call__(self, text=None, *, text_target=None, **settings):

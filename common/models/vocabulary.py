@@ -14,12 +14,10 @@ Sources: TextPruner (Yang et al., ACL 2022, arXiv 2203.15996); vocabulary trimmi
 import copy
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import torch
 
@@ -27,6 +25,7 @@ from common.data.examples import Examples
 from common.models.checks import TOKEN_IDS, skeleton_of
 from common.models.tokenizer import PairedTokenizer, read_tokenizer
 from common.runtime.errors import UserError, as_user_error
+from common.runtime.files import temporary_folder
 from common.runtime.records import digest
 
 DATA = "data"  # in place of a number of tokens: all that the data need
@@ -175,11 +174,11 @@ def _trimmed(asked, tokenizer, rows: Iterable[list[int]], named: set[int]) -> tu
     kept = sorted(_chosen(asked, content, named | set(tokenizer.all_special_ids), Counter(chain.from_iterable(rows))))
     new = {number: place for place, number in enumerate(kept)}
     _renumber(content, new)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         tokenizer.save_pretrained(folder)
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         with as_user_error(f"--vocabulary {asked}", "the tokenizer without the other tokens cannot be used"):
-            smaller = read_tokenizer(folder, len(kept))
+            smaller = read_tokenizer(str(folder), len(kept))
     smaller.name_or_path = None  # the folder is gone
     for name in ("src_lang", "tgt_lang"):
         if hasattr(tokenizer, name):

@@ -73,6 +73,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.rename(temporary, path)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the length of the block, where the system has such; a `UserError` if there is no room for it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(tempfile.gettempdir()):
+            raise  # of another file
+        place = os.environ.get("TMPDIR", "the folder for temporary files")
+        raise UserError(f"{place}: {error.strerror}; let TMPDIR name a folder that is there and has room") from None
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file, atomically; see `atomic_file`."""
     with atomic_file(path) as handle:
@@ -226,8 +239,11 @@ def check_writable(path: str | Path, *, is_file: bool = False) -> None:
     """Make sure, before any long work, that `path` can be written, and remove what killed processes left there.
 
     Raises:
-        UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is.
+        UserError: it cannot, is a folder but `is_file`, or is neither a file nor a folder, as /dev/null is; or begins
+            with ~.
     """
+    if str(path).startswith("~"):
+        raise UserError(f"{path}: the shell has left ~ as it stands, as it does after =; write $HOME instead")
     place = real(path)
     if is_file and place.is_dir():
         raise UserError(f"{path}: is a folder where a file belongs; choose another output")

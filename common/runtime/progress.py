@@ -40,7 +40,11 @@ class Talk:
         self.spoken = time.monotonic()  # when the last line was
 
     def say(self, text):
-        """One log line. Where nobody reads it any more, there is nothing more to say."""
+        """One log line, with escapes for what is not printable, which a terminal may obey.
+
+        Where nobody reads it any more, there is nothing more to say.
+        """
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         if not self.quiet:
             self.spoken = time.monotonic()
             try:

@@ -129,7 +129,7 @@ def read_json(path, made_by):
     if damage := damage_in(path):
         raise UserError(f"{damage} with {made_by}")
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=without_twins)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -139,7 +139,8 @@ def read_json(path, made_by):
     return value
 
 
-def _without_twins(pairs):
+def without_twins(pairs: list[tuple]) -> dict:
+    """An object of JSON, of which Python would keep the last of two equal keys; for `json.loads`."""
     twins = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twins:
         raise ValueError(f"the key {twins[0]!r} stands twice in one object; keep one of them")
@@ -298,9 +299,18 @@ def differences(record: dict | None, wanted: dict) -> str:
     `record`: may be None, or have no "made_from"; `wanted`: {name: JSON value}.
     """
     made_from = (record or {}).get("made_from")
+    there, wanted = (_flat(settings) if made_from else {} for settings in (made_from, wanted))
     texts = [
-        f"{name.replace('_', ' ')}: {shown(made_from.get(name))} there, {shown(wanted.get(name))} asked for"
-        for name in ({**made_from, **wanted} if made_from else {})
-        if made_from.get(name) != wanted.get(name)
+        f"{name.replace('_', ' ')}: {shown(there.get(name))} there, {shown(wanted.get(name))} asked for"
+        for name in {**there, **wanted}
+        if there.get(name) != wanted.get(name)
     ]
     return f" ({', '.join(texts)})" if texts else ""
+
+
+def _flat(settings):
+    """Settings, and those within them that are objects, as {"criteria linear": "l1"}."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= {f"{name} {key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -56,6 +56,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class TrainingDataSettings(DataSettings):
+    """Those of a stage that trains."""
+
+    validation_limit: int | None = setting(
+        None, "use only N validation examples, likewise; without it as many as --limit says", least=1
+    )
+
+
+@dataclass(frozen=True)
 class ComputeSettings:
     """Where and how precisely to compute."""
 
@@ -208,6 +217,7 @@ class EvaluationSettings:
     """What is measured of models."""
 
     split: str = setting("test", "of the data set", choices=("train", "validation", "test"))
+    test_file: str | None = setting(None, "test examples in place of the data set's", metavar="FILE")
     bootstrap: int = setting(
         1000,
         "how many resamples of the examples the 95 % confidence intervals are from; 0: no intervals",
@@ -233,11 +243,13 @@ class EvaluationSettings:
 class GenerationSettings:
     """How text is generated."""
 
-    beams: int = setting(1, "beams of the search; 1 is greedy", least=1, most=1000)
+    beams: int | None = setting(
+        None, "beams of the search; without it as the model's generation config says, or greedy", least=1, most=1000
+    )
     max_new_tokens: int | None = setting(
         None,
-        "longest answer, in tokens; without it 60 of a translation, 128 of a summary, or as many as the model has "
-        "positions for",
+        "longest answer, in tokens; without it as the model's generation config says, or 60 of a translation, 128 of a "
+        "summary; no more than the model has positions for",
         least=1,
         most=MOST,
     )

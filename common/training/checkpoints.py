@@ -10,8 +10,7 @@ from common.runtime.files import atomic_file
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
 from common.runtime.records import content_digest
-from common.training.learner import Learner, text_of
-from common.training.stats import EpochSeconds
+from common.training.learner import EpochSeconds, Learner, text_of
 
 SAVE_SECONDS = 300.0  # between two savings within an epoch
 
@@ -44,7 +43,10 @@ class Checkpoint:
         except Exception:  # a damaged zip, or no checkpoint at all: many classes
             self.talk.say(f"{self.path}: is damaged and not used; starting over")
             return None
-        return content if all(content["keys"].get(name) == key for name, key in self.keys.items()) else None
+        if all(content["keys"].get(name) == key for name, key in self.keys.items()):
+            return content
+        self.talk.say(f"{self.path}: is of other settings or inputs, and not used; starting over")
+        return None
 
     def resume(self, learners: dict[Hashable, Learner]) -> tuple[list[EpochSeconds], dict | None]:
         """Load the learners' states, if there are any.
