@@ -2,7 +2,7 @@
 # Composability at work: several pruned versions of one model, made in two ways. The baseline fine-tunes each of them on
 # its own, from the weights pruned by l1. The other way fine-tunes one library, of blocks pruned by the criterion, and
 # composes all versions out of it, without fine-tuning of their own unless --finish says so. Removed heads and neurons
-# are really taken out. Ends with a table and two pictures. Run it again after an interruption or a change of conf.json:
+# are really taken out. Ends with a table and a page. Run it again after an interruption or a change of conf.json:
 # what is there already is not made again.
 set -euo pipefail
 
@@ -59,8 +59,8 @@ stages <<END
 ${download-}
 $configure
 prune_scheme_generator.py
-prune.py $model_flags -o pruned-l1
-prune.py $model_flags -o $pruned $criterion_flags
+prune.py $model_flags -o pruned-l1 --quiet
+prune.py $model_flags -o $pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p $pruned -o $library --stats $library.csv $data_flags --method joint $block_args
 compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}}
 model-level_finetuning.py $models -p pruned-l1 -o baseline-{n}.pth $data_flags $model_args
@@ -81,10 +81,6 @@ $evaluate -m ${reported[*]} --report report-{name}.json --device $device $data_f
 END
 fi
 
-baselines=("${numbers[@]/#/report-baseline-}") compositions=("${numbers[@]/#/report-$composed-}")
-"$PYTHON" "$repository/experiments/summarize.py" . "$criterion" >table.txt
-"$PYTHON" "$repository/experiments/pareto.py" "${baselines[@]/%/.json}" "${compositions[@]/%/.json}" --relative \
-    --labels "${numbers[@]}" "${numbers[@]}" --series "${numbers[@]/*/baseline}" "${numbers[@]/*/composed}" \
-    --original "$original" --against nonzero_parameters multiply_adds -o pareto.png >/dev/null
+"$PYTHON" "$repository/experiments/report.py" . --criterion "$criterion" >/dev/null
 cat table.txt
-echo "table: $output/table.txt and table.json; pictures: timeline.png and pareto.png beside it; $((SECONDS - started)) s" >&2
+echo "page: $output/report.html; table.txt and table.json beside it; $((SECONDS - started)) s" >&2

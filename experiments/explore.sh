@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The smallest of many configurations that keeps the quality: N configurations drawn at random, one library of all their
 # blocks, tuned together, and then the composed models from the smallest up, until one is good enough as it is. Only if
-# none is, the best of them is fine-tuned. Ends with a compact model and a table. Run it again after an interruption, or
+# none is, the best of them is fine-tuned. Ends with a compact model, a table and a page. Run it again after an interruption, or
 # with another --drop: what is there already is not made again.
 set -euo pipefail
 
@@ -62,6 +62,6 @@ $evaluate -m ${model@Q} --device $device $data_flags
 $evaluate -m smallest --report report-{name}.json --original ${model@Q} --device $device $data_flags
 END
 
-"$PYTHON" "$repository/experiments/explore_report.py" . >table.txt
+"$PYTHON" "$repository/experiments/report.py" . >/dev/null
 cat table.txt
-echo "table: $output/table.txt and table.json; the model: smallest beside it; $((SECONDS - started)) s" >&2
+echo "page: $output/report.html; table.txt and table.json, and the model, smallest, beside it; $((SECONDS - started)) s" >&2

@@ -1,17 +1,24 @@
-"""The table of explore.sh: the smallest configuration that keeps the quality, beside the original.
+"""The smallest configuration that keeps the quality, beside the original: the report of explore.sh."""
 
-Reads the files that explore.sh leaves in a folder, writes table.json there, and prints the table as text.
-"""
-
-import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
-
-from summarize import COSTS, aligned, by_name, name_of, read, read_results
-
+from common.evaluation.pictures import metric_name
 from common.training.stats import last_run, read_seconds
+from experiments.results import (
+    COSTS,
+    METRICS,
+    aligned,
+    by_name,
+    evaluated_on,
+    interval_of,
+    name_of,
+    provenance,
+    rates_in,
+    read,
+    read_results,
+)
+
+
+def is_here(folder):
+    return (folder / "explored.json").is_file()
 
 
 def summarize(folder):
@@ -22,27 +29,39 @@ def summarize(folder):
         read_results(folder),
     )
     metric, (found, *_) = explored["metric"], explored["found"]
-    scores = {}
+    scores, intervals = {}, {}
     for result in results:  # a later one of the same model counts
         for name, each in by_name(result).items():
             scores.setdefault(name, {})[each["split"]] = each[metric]
-    quality = {"original": scores[name_of(report["original"])], "smallest": scores["smallest"]}
+            intervals.setdefault(name, {})[each["split"]] = interval_of(each, metric)
+    original = name_of(report["original"])
     finishing = {}
     if not found["good_enough"]:
         finishing = read_seconds(folder / "smallest.csv", {last_run(folder / "smallest.csv")})
+    conf = read(folder / "conf.json")
     return {
+        "experiment": "explore",
+        "model": conf["model"],
+        "evaluated_on": evaluated_on(report["evaluation"]),
         "metric": metric,
         "measure": explored["measure"],
         "wanted": found["wanted"],
         "drop": found["drop"],
-        "quality": quality,
-        "good_enough": quality["smallest"]["validation"] >= found["wanted"],
+        "quality": {"original": scores[original], "smallest": scores["smallest"]},
+        "interval": {"original": intervals[original], "smallest": intervals["smallest"]},
+        "good_enough": scores["smallest"]["validation"] >= found["wanted"],
         "fine_tuned": not found["good_enough"],
         "configuration": found["configuration"],
         "kept": found["kept"],
         "configurations": len(explored["configurations"]),
         "looked_at": found["looked_at"],
         "measured": found["measured"],
+        "examples": explored["examples"],
+        "models": [
+            {name: row[name] for name in ("configuration", "kept", "loss", "quality") if name in row}
+            for row in explored["configurations"]
+            if "loss" in row or "quality" in row
+        ],
         "cost": report["figures"],
         "seconds": {
             "pruning": round(sum(result["seconds"] for result in results if "pruned" in result), 3),
@@ -50,15 +69,19 @@ def summarize(folder):
             **found["seconds"],
             "finishing": round(sum(finishing.values()), 3),
         },
+        "rates": rates_in(conf, {f"configuration {found['configuration']}": found["configuration"]}),
+        "made": provenance(folder, results),
     }
+
+
+# --- in words ------------------------------------------------------------------------------------------------------
 
 
 def as_text(summary):
     """The table for people."""
-    metric, quality = summary["metric"], summary["quality"]
-    digits = {"bleu": 1, "accuracy": 3}[metric]
+    metric, quality, digits = summary["metric"], summary["quality"], METRICS[summary["metric"]]
     costs = [name for name in COSTS if name in summary["cost"]]
-    lines = [["", "kept", f"{metric}, validation", "test", *(COSTS[name] for name in costs)]]
+    lines = [["", "kept", f"{metric}, validation", "test", *(COSTS[name][0] for name in costs)]]
     for name, kept, ratios in (
         ("original", 1.0, [1.0] * len(costs)),
         (
@@ -76,8 +99,6 @@ def as_text(summary):
                 *(f"{ratio:.2f}" for ratio in ratios),
             ]
         )
-    seconds = summary["seconds"]
-    outcome = "good enough" if summary["good_enough"] else "not good enough"
     return "\n".join(
         [
             f"wanted: {metric} of at least {summary['wanted']:.{digits + 1}f} on the validation split, "
@@ -85,17 +106,83 @@ def as_text(summary):
             f"kept: fraction of the blocks' {summary['measure']}; other sizes and times: relative to the original",
             *aligned(lines),
             "",
-            f"{outcome} {'after fine-tuning' if summary['fine_tuned'] else 'as composed'}; of "
-            f"{summary['configurations']} configurations {summary['looked_at']} were looked at (loss) and "
-            f"{summary['measured']} measured ({metric})",
-            f"seconds: {', '.join(f'{part} {spent:.1f}' for part, spent in seconds.items())}; "
-            f"{sum(seconds.values()):.1f} in all",
+            *conclusions(summary),
         ]
     )
 
 
-if __name__ == "__main__":
-    experiment = Path(sys.argv[1])
-    figures = summarize(experiment)
-    (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(as_text(figures))
+def conclusions(summary):
+    """How it was found and what that took, a line each."""
+    seconds = summary["seconds"]
+    outcome = "good enough" if summary["good_enough"] else "not good enough"
+    return [
+        f"{outcome} {'after fine-tuning' if summary['fine_tuned'] else 'as composed'}; of "
+        f"{summary['configurations']} configurations {summary['looked_at']} were looked at (loss) and "
+        f"{summary['measured']} measured ({summary['metric']})",
+        f"seconds: {', '.join(f'{part} {spent:.1f}' for part, spent in seconds.items())}; "
+        f"{sum(seconds.values()):.1f} in all",
+    ]
+
+
+def answer(summary):
+    """The outcome in one sentence."""
+    digits, quality = METRICS[summary["metric"]] + 1, summary["quality"]["smallest"]["validation"]
+    outcome = "good enough" if summary["good_enough"] else "not good enough"
+    return (
+        f"Configuration {summary['configuration']} keeps {summary['kept']:.1%} of the blocks' {summary['measure']} and "
+        f"has {metric_name(summary['metric'])} {quality:.{digits}f} on the validation split, where at least "
+        f"{summary['wanted']:.{digits}f} was wanted ({summary['drop']:g} below the original): it is {outcome} "
+        f"{'after fine-tuning' if summary['fine_tuned'] else 'as composed'}."
+    )
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def page(summary):
+    """What the page shows; see report.py."""
+    named, wanted = metric_name(summary["metric"]), f"{summary['wanted']:.{METRICS[summary['metric']] + 1}f}"
+    scores = {
+        way: {
+            "quality": summary["quality"][way]["validation"],
+            "interval": summary["interval"][way]["validation"],
+            "test": summary["quality"][way]["test"],
+            "test_interval": summary["interval"][way]["test"],
+        }
+        for way in ("original", "smallest")
+    }
+    models = []
+    for row in summary["models"]:
+        is_found = row["configuration"] == summary["configuration"]
+        model = {"series": "smallest" if is_found else "measured", "name": str(row["configuration"]), **row}
+        models.append(model | scores["smallest"] | {"figures": summary["cost"]} if is_found else model)
+    others = summary["configurations"] - len(models)
+    return {
+        "title": f"The smallest {summary['model']['name']} that keeps the quality",
+        "asked": {
+            "question": f"Which is the smallest of {summary['configurations']} configurations whose composed model "
+            f"loses at most {summary['drop']:g} {named}?",
+            "size": f"the blocks' {summary['measure']}",
+            "wanted": f"{named} of at least {wanted} on the validation split",
+            "examples": ", ".join(f"{count} for the {what}" for what, count in summary["examples"].items()),
+        },
+        "answer": answer(summary),
+        "original": {"kept": 1.0, **scores["original"]},
+        "notes": [
+            f"{conclusions(summary)[0].capitalize()}.",
+            "A model without a quality has no lower a loss than a smaller one that was not good enough.",
+        ],
+        "models": models,
+        "titles": {
+            "kept": f"kept of the blocks' {summary['measure']}",
+            "quality": f"{named} on the validation split",
+            "test": f"{named} on the test split",
+            "loss": "loss on a sample",
+        },
+        "series": {"smallest": "the smallest found", "measured": "measured before it"},
+        "levels": {f"wanted: {wanted}": summary["wanted"]},
+        "pictures": [],
+        "spent": [(part, seconds, "") for part, seconds in summary["seconds"].items()],
+        "missing": [f"{others} larger configurations were not looked at: a smaller one was good enough."]
+        * (others > 0),
+    }

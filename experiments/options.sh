@@ -8,6 +8,7 @@
 
 script=$(basename "$0")
 again=$(printf ' %q' bash "$0" "$@")
+export EXPERIMENT=${again# }  # which the results tell
 given=" "
 
 usage() {

@@ -59,11 +59,6 @@ END
         stages <<<"$evaluate -m ${names[*]/%/.pth} --device $device $data_flags"
 fi
 
-"$PYTHON" "$repository/experiments/pareto.py" "${reports[@]/%/.json}" --relative \
-    --labels "${searched[@]}" "${searched[@]}" --series "${uniform[@]/*/uniform}" "${searched[@]/*/searched}" \
-    --original "report-$(basename "$model" .pth).json" --against nonzero_parameters multiply_adds seconds_per_batch \
-    -o pareto.png >/dev/null
-"$PYTHON" "$repository/experiments/search_report.py" . >table.txt
+"$PYTHON" "$repository/experiments/report.py" . >/dev/null
 cat table.txt
-echo "table: $output/table.txt and table.json; pictures: pareto.png and prediction.png beside it;" \
-    "$((SECONDS - started)) s" >&2
+echo "page: $output/report.html; table.txt and table.json beside it; $((SECONDS - started)) s" >&2

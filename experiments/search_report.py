@@ -1,20 +1,30 @@
-"""The table and the pictures of search.sh: searched against uniform configurations at equal cost.
+"""Searched against uniform configurations at equal cost: the report of search.sh."""
 
-Reads the files that search.sh leaves in a folder, writes table.json and prediction.png there, and prints the
-table as text.
-"""
-
-import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `common` lies beside this folder
-
-from summarize import METRICS, aligned, block_level_seconds, by_name, name_of, read, read_results
-
-from common.evaluation.pictures import COLOURS, save_picture, set_ticks
+from common.evaluation.pictures import metric_name
+from experiments.drawing import Line, Point, draw
+from experiments.results import (
+    METRICS,
+    aligned,
+    block_level_seconds,
+    by_name,
+    evaluated_on,
+    interval_of,
+    metric_of,
+    name_of,
+    provenance,
+    rates_in,
+    rates_text,
+    read,
+    read_results,
+    uniform_rates,
+)
 
 WAYS = ("uniform", "searched")
+NAMED = {"kl": "divergence from the original (nats)", "loss": "loss (nats)"}  # objectives
+
+
+def is_here(folder):
+    return (folder / "search.json").is_file()
 
 
 def summarize(folder):
@@ -28,10 +38,11 @@ def summarize(folder):
     )
     scores = {"composed": composed} | ({"finetuned": finetuned} if finetuned else {})
     original = next(each for result in evaluations for each in result["models"])  # evaluated first
-    metric = next(name for name in METRICS if name in original)
+    metric = metric_of(original)
     training = {name_of(run["output"]): run for result in results for run in trained(result)}
     dense = report["dense"]["validation"]["loss"]
-    rows = []
+    grid, conf = read(folder / "grid.json"), read(folder / "conf.json")
+    rows, missing = [], []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
         loss = {"uniform": uniform["validation"]["loss"], "searched": searched["validation"]["loss"]}
         row = {
@@ -42,25 +53,42 @@ def summarize(folder):
             "predicted": searched["predicted"],
             "additive": searched["additive"],
             "history": searched["history"],
+            "figures": {},
         }
-        numbers = {"uniform": uniform["configuration"], "searched": n}
+        names = {"uniform": f"uniform-{uniform['configuration']}", "searched": f"searched-{n}"}
         for stage, found in scores.items():
-            row[f"{stage}_{metric}"] = {way: found[f"{way}-{numbers[way]}"][metric] for way in WAYS}
+            row[f"{stage}_{metric}"] = {way: found[names[way]][metric] for way in WAYS}
+            row[f"{stage}_interval"] = {way: interval_of(found[names[way]], metric) for way in WAYS}
+        for way in WAYS:
+            file = folder / f"report-{names[way]}.json"
+            row["figures"][way] = read(file)["figures"] if file.is_file() else {}
+            missing += [] if file.is_file() else [f"{file.name}: sizes and times of {names[way]} are not known"]
         if training:
-            row["finetuned_loss"] = {way: training[f"{way}-{numbers[way]}"]["val_loss"] for way in WAYS}
+            row["finetuned_loss"] = {way: training[names[way]]["val_loss"] for way in WAYS}
         rows.append(row)
+    uniform = {f"uniform {row['uniform_configuration']}": row["uniform_configuration"] for row in rows}
+    rates = rates_in(grid, uniform) | rates_in(conf, {f"searched {n}": n for n in range(len(rows))})
     return {
+        "experiment": "search",
+        "model": conf["model"],
+        "evaluated_on": evaluated_on(original),
         "metric": metric,
         "measure": report["measure"],
+        "objective": report["objective"],
         "dense_loss": dense,
         f"dense_{metric}": original[metric],
+        "dense_interval": interval_of(original, metric),
         "budgets": rows,
         "seconds": report["seconds"],
         "library_seconds": block_level_seconds(folder / "blocks.csv"),
         "variants": len(report["variants"]),
         "blocks": len(report["blocks"]),
         "models": len(report["models"]),
+        "measured": [[model["predicted"], model[report["objective"]]] for model in report["models"]],
         "rank_correlation": rank_correlation(report),
+        "rates": rates,
+        "missing": missing,
+        "made": provenance(folder, results),
     }
 
 
@@ -82,9 +110,12 @@ def rank_correlation(report):
     return float(spearmanr(*([model[which] for model in models] for which in ("predicted", report["objective"])))[0])
 
 
+# --- in words ------------------------------------------------------------------------------------------------------
+
+
 def as_text(summary):
     """The table for people."""
-    metric, digits = summary["metric"], {"bleu": 1, "accuracy": 3}[summary["metric"]]
+    metric, digits = summary["metric"], METRICS[summary["metric"]]
     heads = ["kept", "loss uniform", "searched", "gap closed"]
     for stage in ("composed", "finetuned"):
         if f"{stage}_{metric}" in summary["budgets"][0]:
@@ -102,46 +133,110 @@ def as_text(summary):
             line += [f"{row[f'{stage}_{metric}'][way]:.{digits}f}" for way in WAYS if f"{stage}_{metric}" in row]
         line += [f"{row['finetuned_loss'][way]:.4f}" for way in WAYS if "finetuned_loss" in row]
         lines.append(line)
-    spent, one = summary["seconds"], summary["seconds"]["one pass"]
     return "\n".join(
         [
             f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; dense: loss "
             f"{summary['dense_loss']:.4f}, {metric} {summary[f'dense_{metric}']:.{digits}f}",
             *aligned([heads, *lines]),
             "",
-            f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
-            f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
-            f"search {spent['search'] / one:.0f}",
-            f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the "
-            f"search measured: {summary['rank_correlation']:.3f}",
+            *conclusions(summary),
         ]
     )
 
 
-def draw_prediction(report):
-    """The figure: the loss by the scores' sum, against the measured one."""
-    from matplotlib.figure import Figure
-
-    objective = report["objective"]
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
-    axis = figure.subplots()
-    points = [(model["predicted"], model[objective]) for model in report["models"]]
-    faint = max(0.25, min(0.8, 20 / len(points)))  # where many lie on each other, they show how many
-    axis.scatter(*zip(*points), s=20, alpha=faint, color=COLOURS[0], linewidth=0, label="a model that was measured")
-    ends = [min(map(min, points)), max(map(max, points))]
-    axis.plot(ends, ends, color="0.3", linewidth=1, linestyle="--", label="as predicted")
-    named = {"kl": "divergence from the original (nats)", "loss": "loss (nats)"}[objective]
-    axis.set(xlabel=f"predicted: {named}", ylabel=f"measured: {named}", aspect="equal")
-    for each in (axis.xaxis, axis.yaxis):
-        set_ticks(each)
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    return figure
+def conclusions(summary):
+    """What the search took, and how far its scores can be trusted, a line each."""
+    spent, one = summary["seconds"], summary["seconds"]["one pass"]
+    return [
+        f"{summary['variants']} variants of {summary['blocks']} blocks; in passes over the scoring examples "
+        f"({one:.1f} s each): library {summary['library_seconds'] / one:.0f}, scores {spent['scores'] / one:.0f}, "
+        f"search {spent['search'] / one:.0f}",
+        f"rank correlation of the scores' sum and what was measured, over the {summary['models']} models that the "
+        f"search measured: {summary['rank_correlation']:.3f}",
+    ]
 
 
-if __name__ == "__main__":
-    experiment = Path(sys.argv[1])
-    figures = summarize(experiment)
-    (experiment / "table.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    save_picture(experiment / "prediction.png", draw_prediction(read(experiment / "search.json")))
-    print(as_text(figures))
+def answer(summary):
+    """The outcome in one sentence."""
+    rows, metric, digits = summary["budgets"], summary["metric"], METRICS[summary["metric"]]
+    stage = "finetuned" if f"finetuned_{metric}" in rows[0] else "composed"
+    better = sum(row[f"{stage}_{metric}"]["searched"] >= row[f"{stage}_{metric}"]["uniform"] for row in rows)
+    closed = [row["gap_closed"] for row in rows]
+    smallest = min(rows, key=lambda row: row["kept"]["searched"])
+    qualities = (f"{smallest[f'{stage}_{metric}'][way]:.{digits}f}" for way in ("searched", "uniform"))
+    return (
+        f"At equal cost, the searched configurations close {min(closed):.0%} to {max(closed):.0%} of the loss that "
+        f"uniform ones have above the original, and {better} of {len(rows)} are at least as good by "
+        f"{metric_name(metric)}, {'fine-tuned' if stage == 'finetuned' else 'as composed'} (with "
+        f"{smallest['kept']['searched']:.0%} of the blocks' {summary['measure']}: {' against '.join(qualities)}; the "
+        f"original has {summary[f'dense_{metric}']:.{digits}f})."
+    )
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def page(summary):
+    """What the page shows; see report.py."""
+    rows, metric = summary["budgets"], summary["metric"]
+    models = []
+    for n, row in enumerate(rows):
+        for way in WAYS:
+            number = row["uniform_configuration"] if way == "uniform" else n
+            label = f"{way} {number}"
+            models.append(
+                {
+                    "series": way,
+                    "name": str(number),
+                    "rates": rates_text(uniform_rates(summary["rates"][label])) or "a rate of its own for each module",
+                    "kept": row["kept"][way],
+                    "quality": row[f"composed_{metric}"][way],
+                    "interval": row["composed_interval"][way],
+                    "loss": row["loss"][way],
+                    "figures": row["figures"][way],
+                    "finetuned": row.get(f"finetuned_{metric}", {}).get(way),
+                    "finetuned_loss": row.get("finetuned_loss", {}).get(way),
+                }
+            )
+    return {
+        "title": f"Searched configurations of {summary['model']['name']}",
+        "asked": {
+            "question": "Are configurations that were searched, with a rate of its own for each module, better than "
+            "uniform ones of the same cost?",
+            "budgets": f"{summary['measure']} of the blocks of the grid's configurations "
+            f"{', '.join(str(row['uniform_configuration']) for row in rows)}",
+            "variants": f"{summary['variants']} of {summary['blocks']} blocks",
+            "objective": NAMED[summary["objective"]],
+        },
+        "answer": answer(summary),
+        "original": {
+            "kept": 1.0,
+            "quality": summary[f"dense_{metric}"],
+            "interval": summary["dense_interval"],
+            "loss": summary["dense_loss"],
+        },
+        "notes": [f"{line[0].upper()}{line[1:]}." for line in conclusions(summary)],
+        "models": models,
+        "titles": {
+            "kept": f"kept of the blocks' {summary['measure']}",
+            "finetuned": f"{metric_name(metric)} after fine-tuning",
+            "finetuned_loss": "loss after fine-tuning",
+        },
+        "series": {"uniform": "uniform: one rate for all modules of a kind", "searched": "searched"},
+        "pictures": [("Predicted and measured", prediction(summary))],
+        "spent": [
+            ("the library", summary["library_seconds"], "closed form or training"),
+            *((part, summary["seconds"][part], "") for part in ("scores", "search")),
+        ],
+        "missing": [f"{line}." for line in summary["missing"]],
+    }
+
+
+def prediction(summary):
+    """The loss by the scores' sum, against the measured one."""
+    named, measured = NAMED[summary["objective"]], summary["measured"]
+    ends = min(map(min, measured)), max(map(max, measured))
+    points = [Point(x, y, "measured", title=f"predicted {x:.4g}, measured {y:.4g}") for x, y in measured]
+    lines = [Line([(end, end) for end in ends], "dashed", "as predicted")]
+    legend = {"measured": "a model that the search measured"}
+    return draw(points, f"predicted: {named}", f"measured: {named}", legend=legend, lines=lines)

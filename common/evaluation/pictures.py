@@ -1,7 +1,6 @@
 """Pictures: which formats, how we know our own, that equal figures give equal files, and what they all look like."""
 
 import io
-import itertools
 from pathlib import Path
 
 from common.runtime.errors import UserError
@@ -21,6 +20,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "os^DvPX*<p>"
 METRICS = {"bleu": "BLEU", "chrf": "chrF", "f1": "macro F1", "matthews": "Matthews correlation"}  # and their axes
 METRICS |= {f"rouge_{kind}": f"ROUGE-{kind.upper()}" for kind in ("1", "2", "l")}
+LOOKS = {  # the series that several pictures show look alike in all of them
+    "composed": (COLOURS[0], "o"),
+    "searched": (COLOURS[0], "o"),
+    "smallest": (COLOURS[0], "o"),
+    "baseline": (COLOURS[1], "s"),
+    "uniform": (COLOURS[1], "s"),
+    "measured": (COLOURS[2], "^"),
+    "original": (COLOURS[6], "*"),
+}
 LEAST_TICKS = 4  # of an axis of values
 
 
@@ -71,27 +79,3 @@ def set_ticks(axis, *, whole: bool = False, log: bool = False) -> None:
             axis.set_minor_locator(NullLocator())
     if log:
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-
-
-def place_labels(axis, points: list[tuple[float, float]], texts: list[str], *, fontsize: float = 8) -> None:
-    """Write a text beside each point, in the axes (whose limits must be final), and where it covers least."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
-
-    renderer = FigureCanvasAgg(axis.figure).get_renderer()
-    inside = axis.get_window_extent(renderer)
-    pixel = axis.figure.dpi / 72  # a point's size
-    centres = axis.transData.transform(points)
-    taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in centres]
-    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-    for point, text in zip(points, texts):
-        note = axis.annotate(plain(text), point, (0, 0), textcoords="offset points", fontsize=fontsize, zorder=5)
-        for far, (right, up) in itertools.product((6, 12, 20, 30), sides):
-            note.set_position((far * right, far * up))
-            note.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
-            note.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
-            box = note.get_window_extent(renderer)
-            is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if is_inside and not box.count_overlaps(taken):
-                break
-        taken.append(box)
