@@ -177,7 +177,7 @@ def as_text(summary):
     ]
     others = [name for name in COSTS if name not in LEFT]
     costs = [{"configuration": str(row["configuration"]), **ratios(row, others)} for row in rows]
-    blocks = summary["blocks"]
+    blocks, remarks = summary["blocks"], notes(summary)
     return "\n".join(
         [
             f"quality: {metric}, of the original {summary['original']['quality']:.{digits}f}; baseline pruned by l1, "
@@ -186,8 +186,8 @@ def as_text(summary):
             "",
             "the composed models' size and time, relative to the original:",
             *table(costs),
-            *notes(summary),
             "",
+            *([*remarks, ""] if remarks else []),
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
             "seconds of fine-tuning, and of pruning before it:",
             *aligned([[f"  {title}", f"{seconds:8.1f}", more] for title, seconds, more in spent(summary)]),
@@ -343,7 +343,7 @@ def timeline(summary):
             points.append(Point(now, quality, way, interval, str(n), title, f"{way}-{n}"))
             if way == "baseline":
                 lines.append(Line([(start, quality), (now, quality)], "baseline dashed"))
-    lines[0] = lines[0]._replace(legend="its pruning and fine-tuning")
+    lines[0] = lines[0]._replace(legend="a baseline's pruning and fine-tuning")
     dense = summary["original"]["quality"]
     lines.append(Line([(None, dense), (None, dense)], "dotted", "the original"))
     ready = {way: max(point.x for point in points if point.series == way) for way in WAYS}

@@ -4,6 +4,9 @@
 The folder is one that composability.sh, search.sh or explore.sh left. What these have measured is gathered into
 table.json, from which both the text and the page are made. The page is one file that asks nothing of a network and
 reads without JavaScript, which adds sorting, filtering and what is told of a point.
+
+The README's picture:
+report.py experiments/demo.json -o /tmp/report.html --picture experiments/demo.svg
 """
 
 import sys
@@ -181,7 +184,7 @@ def scatters(models, page, summary):
     quality = page["titles"].get("quality", f"{metric_name(summary['metric'])} on the test split")
     levels = [Line([(None, y), (None, y)], "dotted", text) for text, y in page.get("levels", {}).items()]
     for cost in AGAINST:
-        name = page["titles"]["kept"] if cost == "kept" else f"{COSTS[cost][0]}, relative to the original"
+        name = page["titles"].get("kept") if cost == "kept" else f"{COSTS[cost][0]}, relative to the original"
         points = []
         for model in measured:
             x, interval = relative(model, cost), model.get("interval")

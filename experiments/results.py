@@ -1,6 +1,7 @@
 """What the experiments leave in their folders: results of stages, reports of evaluations, and records."""
 
 import json
+import os
 from pathlib import Path
 
 from common.evaluation.pictures import metric_name
@@ -70,7 +71,10 @@ def provenance(folder, results):
         {"experiment": its own command, "commands": [...], "versions": {package: [...]}, "libraries": {name: {"digest",
         "settings"}}, "digests": {what: digest}}
     """
-    commands = [result["command"] for result in results if "command" in result]
+    suite, folder = Path(__file__).resolve().parent.parent, Path(folder).resolve()
+    where = os.path.relpath(suite, folder) if folder.is_relative_to(suite) else str(suite)
+    commands = [f"python {where}/{result['command']}" for result in results if "command" in result]
+    commands = [command.replace(f"{suite}/", f"{where}/") for command in commands]
     commands = list(reversed(dict.fromkeys(reversed(commands))))  # each once, where it was run last
     own = [result["experiment"] for result in results if result.get("experiment")]
     made = {
@@ -80,7 +84,7 @@ def provenance(folder, results):
         "libraries": {},
         "digests": {},
     }
-    for path in sorted(Path(folder).glob(f"*/{RECORD_NAME}")):
+    for path in sorted(folder.glob(f"*/{RECORD_NAME}")):
         record = read(path)
         for name, version in record.get("versions", {}).items():
             versions = made["versions"].setdefault(name, [])

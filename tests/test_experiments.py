@@ -1,5 +1,6 @@
-"""The experiments: their tables and pictures by hand, and the bash scripts on tiny models."""
+"""The experiments: their tables and pages by hand, and the bash scripts on tiny models."""
 
+import html.parser
 import json
 import os
 import re
@@ -9,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, is_one_line, load_script, read_json
+from browser import CHROMIUM, Browser
+from helpers import ROOT, fails, is_one_line, read_json, run
+
+from experiments import composability_report, search_report
+from experiments.drawing import alone
 
 QUICK = {
     "composability.sh": {"--data-args": "--batch-size 8", "--block-args": "--epochs 1", "--model-args": "--epochs 1"},
@@ -34,7 +39,7 @@ def experiment_run(script, *arguments):
     return done.stdout
 
 
-def test_an_experiment_ends_with_its_table_and_pictures(t5, tmp_path):
+def test_an_experiment_ends_with_its_table_and_page(t5, tmp_path):
     """Two configurations of the tiny T5, in a folder with a space in its name; composed models are not fine-tuned.
 
     Oracle: the evaluations' and the stages' own results.
@@ -45,16 +50,18 @@ def test_an_experiment_ends_with_its_table_and_pictures(t5, tmp_path):
     assert printed == (out / "table.txt").read_text()
     table = read_json(out / "table.json")
     rows = table["configurations"]
+    assert table["missing"] == []
     assert [(row["attention_rate"], row["linear_rate"]) for row in rows] == [(0.25, 0.3), (0.5, 0.5)]
     assert "feed_forward_rate" not in rows[0]  # its default is for the default rates of the others
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     of_models = [entry for line in lines for entry in line.get("models", [])]
     scores = {Path(entry["model"]).name.removesuffix(".pth"): entry["bleu"] for entry in of_models if "bleu" in entry}
     trained = {entry["output"]: entry for entry in of_models if "val_loss_before" in entry}
+    assert table["original"]["quality"] == scores["t5"]
     for row in rows:
         n = row["configuration"]
         names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-reconstruction-{n}"}
-        assert row["quality"] == {way: scores[name] for way, name in {"dense": "t5", **names}.items()}
+        assert row["quality"] == {way: scores[name] for way, name in names.items()}
         baseline, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "composed"))
         assert (composed["epochs"], composed["val_loss_before"]) == (0, composed["val_loss"])
         assert row["val_loss"]["composed"] == pytest.approx(composed["val_loss"])
@@ -68,8 +75,10 @@ def test_an_experiment_ends_with_its_table_and_pictures(t5, tmp_path):
     }
     assert table["seconds"]["baselines"]["pruning"] == pruned["pruned-l1"]
     assert table["seconds"]["composed"] == {"fine_tuning": 0}
-    for name in ("timeline.png", "pareto.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    (experiment,) = {line["experiment"] for line in lines if "command" in line}
+    assert table["made"]["experiment"] == experiment and str(out) in shlex.split(experiment)
+    assert table["made"]["commands"][-1].startswith(f"python {ROOT}/evaluate-t5.py -m ")
+    assert (out / "report.html").read_text().count('<tr id="composed-') == 2
 
 
 def test_stages_run_in_one_process_until_one_fails(chain, tmp_path):
@@ -90,7 +99,8 @@ def test_stages_run_in_one_process_until_one_fails(chain, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 2 and is_one_line(done.stderr) and "none.json" in done.stderr
-    assert json.loads(done.stdout)["output"] == str(output)
+    result, ran = map(json.loads, done.stdout.splitlines())
+    assert result["output"] == str(output) and shlex.split(ran["command"]) == shlex.split(lines[0])
     assert read_json(output)["configs"] == read_json(chain / "conf_prune.json")["configs"]
     assert not (tmp_path / "late.json").exists()
 
@@ -134,16 +144,24 @@ RATIOS = {
 def experiment(tmp_path):
     """What composability.sh leaves for three configurations of two blocks, made up; each has other ratios."""
     requested = [{"attention": rate, "linear": 0.3, "feed_forward": 0.5} for rate in (0.25, 0.5, 0.75)]
-    files = {"conf_prune.json": {"requested": requested}, "report-t5.json": {"evaluation": {"bleu": 40.0}}}
+    conf = {
+        "model": {"name": "t5 & <b>", "type": "t5"},
+        "modules": {"a": {"kind": "attention"}, "a.o": {"kind": "linear"}},
+    }
+    conf["configs"] = [{"a": rate["attention"], "a.o": rate["linear"]} for rate in requested]
+    files = {"conf.json": conf, "conf_prune.json": {"requested": requested}}
+    files["report-t5.json"] = {"evaluation": {"bleu": 40.0, "split": "test"}}
     for n in range(3):
-        files[f"report-baseline-{n}.json"] = {"evaluation": {"bleu": 10.0 * n + 2}}
-        files[f"report-composed-reconstruction-{n}.json"] = {
-            "evaluation": {"bleu": (3.0, 13.0, 21.0)[n]},
-            "original": "/somewhere/t5",
-            "figures": {
-                name: {"model": 1, "original": 2, "ratio": round(ratio + n / 100, 4)} for name, ratio in RATIOS.items()
-            },
-        }
+        for way, bleu in {"baseline": 10.0 * n + 2, "composed-reconstruction": (3.0, 13.0, 21.0)[n]}.items():
+            more = 0.5 * (way == "baseline")
+            ratios = {name: round(ratio + n / 100 + more, 4) for name, ratio in RATIOS.items()}
+            files[f"report-{way}-{n}.json"] = {
+                "evaluation": {"bleu": bleu, "intervals": {"bleu": [bleu - 1, bleu + 1.5]}},
+                "original": "/somewhere/t5",
+                "figures": {
+                    name: {"model": 2 * ratio, "original": 2, "ratio": ratio} for name, ratio in ratios.items()
+                },
+            }
         # The baseline is at its best, 2.0, after 10 + 1 s and 10 + 1 s; what epoch 0 took is measuring alone.
         curve = "0,,4.0,0,7\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n"
         (tmp_path / f"baseline-{n}.csv").write_text(HEADER + curve)
@@ -178,8 +196,7 @@ def columns(lines, at):
 
 def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
     """Those of the made-up files, under their names, a line a configuration."""
-    summarize = load_script("experiments/summarize.py")
-    lines = summarize.as_text(summarize.summarize(experiment, "reconstruction")).splitlines()
+    lines = composability_report.as_text(composability_report.summarize(experiment)).splitlines()
     assert lines[0].startswith("quality: bleu, of the original 40.0; ")
     rates = ("attention 0.25", "attention 0.5", "attention 0.75")
     assert columns(lines, 1) == {
@@ -208,41 +225,170 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
 
 def test_seconds_of_the_sweep_by_hand(experiment):
     """Baselines 0.5 + 3 · 22; library 3 + 1 and 20 + 2: 26 of 66.5, as long as 1.2 of 3. Two baselines take 44.5."""
-    summarize = load_script("experiments/summarize.py")
-    summary = summarize.summarize(experiment, "reconstruction")
+    summary = composability_report.summarize(experiment)
     assert summary["seconds"] == {
         "baselines": {"pruning": 0.5, "fine_tuning": 66.0},
         "library": {"pruning": 4.0, "fine_tuning": 22.0},
         "composed": {"fine_tuning": 0.0},
     }
     assert summary["cheaper_from"] == 2
-    lines = [" ".join(line.split()) for line in summarize.as_text(summary).splitlines()]
+    lines = [" ".join(line.split()) for line in composability_report.as_text(summary).splitlines()]
     assert "3 baselines, one after the other 66.5 (pruning by l1 0.5)" in lines
     assert "one library 26.0 (pruning by reconstruction 4.0)" in lines
     assert "3 models composed of it 0.0" in lines
     assert any("0.39 of the baselines' time, as long as 1.2 of them; cheaper from 2 " in line for line in lines)
 
 
-# --- the timeline ----------------------------------------------------------------------------------------------
+# --- the page --------------------------------------------------------------------------------------------------
+
+EMPTY = {"meta", "link", "input"}
+SAID = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")  # by a browser, of mistakes
+
+
+class Page(html.parser.HTMLParser):
+    """A page as its tags stand: what is opened is closed. `rows`: of the tables, {id: [[text, data-value]]}."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.rows, self.scopes, self.text, self.sources = [], [], [], {}, [], "", []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids += filter(None, [given.get("id")])
+        self.links += filter(None, [given.get("href")])
+        self.sources += [given[name] for name in ("src", "srcset", "action") if name in given]
+        if tag == "tr":
+            self.row = []
+            self.rows |= {given["id"]: self.row} if "id" in given else {}
+        if tag in ("td", "th"):
+            self.row.append(["", given.get("data-value")])
+            self.scopes += [given.get("scope")] * (tag == "th")
+        self.open += [tag] * (tag not in EMPTY)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data):
+        self.text += data if self.open and self.open[-1] not in ("style", "script") else ""
+        if "td" in self.open or "th" in self.open:
+            self.row[-1][0] += data
+
+
+def page_of(folder):
+    run("experiments/report.py", folder)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_page_is_well_formed_and_has_every_model_and_number(experiment):
+    """Oracle: table.json, and the made-up name of the model, which is text."""
+    page, table = page_of(experiment), read_json(experiment / "table.json")
+    assert len(set(page.ids)) == len(page.ids) and set(page.scopes) == {"col", "row"}
+    assert {link.removeprefix("#") for link in page.links} <= {*page.ids, "data:,"} and page.sources == []
+    assert "t5 & <b> (t5)" in page.text
+    assert len(table["configurations"]) == 3 and "original" in page.rows
+    for row in table["configurations"]:
+        for way in ("baseline", "composed"):
+            cells = page.rows[f"{way}-{row['configuration']}"]
+            figures = [row["cost"][way][name]["model"] for name in RATIOS]
+            before = [row["quality"]["pruned"]] * (way == "baseline")
+            expected = [*before, row["quality"][way], row["val_loss"][way], *figures, row[way]["seconds"]]
+            assert sorted(float(value) for _, value in cells if value) == sorted(expected)
+            low, high = row["interval"][way]
+            assert f"{row['quality'][way]:.1f}{low:.1f} to {high:.1f}" in [text for text, _ in cells]
+            assert cells[1][0] == f"attention {row['attention_rate']:g}, linear 0.3, feed-forward 0.5"
+    assert "2 of 3 models are at least as good" in page.text and "took 26.0 s" in page.text
+
+
+def test_a_page_names_what_is_missing(experiment):
+    """A configuration whose baseline was not evaluated is in no sum: 0.5 + 2 · 22 s."""
+    (experiment / "report-baseline-1.json").unlink()
+    page = page_of(experiment)
+    assert "Configuration 1 is left out, also of the sums: report-baseline-1.json missing." in page.text
+    assert "composed-1" not in page.rows and "instead of 44.5 s" in page.text
+
+
+@pytest.mark.parametrize("why", ["no finished experiment", "name one with --criterion", "no page of this suite"])
+def test_what_no_page_can_be_made_of_is_refused(experiment, why):
+    if why.startswith("no finished"):
+        (experiment / "conf_prune.json").unlink()
+    elif why.startswith("name one"):
+        (experiment / "report-composed-l1-0.json").write_text("{}")
+    else:
+        (experiment / "report.html").write_text("<p>mine</p>")
+    assert why in fails("experiments/report.py", experiment)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_page_in_a_browser_sorts_filters_and_asks_for_nothing(experiment):
+    """Oracles: the qualities in order, of which the original's is the highest; the browser's log and its requests."""
+    page_of(experiment)
+    shown = "[...document.querySelectorAll('#table tbody tr')].filter(row => !row.hidden).map(row => row.id)"
+    head = "[...document.querySelectorAll('#table thead th')].find(each => each.textContent === 'BLEU')"
+    with Browser() as browser:
+        browser.open(experiment / "report.html", width=390)
+        assert browser.run("document.documentElement.scrollWidth") <= 390
+        rising = ["baseline-0", "composed-0", "baseline-1", "composed-1", "composed-2", "baseline-2", "original"]
+        for state, order in (("ascending", rising), ("descending", rising[::-1])):
+            browser.run(f"{head}.querySelector('button').click()")
+            assert browser.run(f"{head}.ariaSort") == state and browser.run(shown) == order
+        browser.run("words.value = 'composed 0.75'; words.dispatchEvent(new Event('input'))")
+        assert browser.run(shown) == ["composed-2"] and browser.run("count.textContent") == "1 of 7 shown"
+        browser.run("point = document.querySelector('svg a[data-row=baseline-0]'); point.id = 'point'")
+        browser.run("point.dispatchEvent(new MouseEvent('mouseenter'))")
+        assert "baseline 0: attention 0.25" in browser.run("tip.textContent")
+        assert browser.run("document.getElementById('baseline-0').classList.contains('lit')")
+        browser.run("point.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+        assert browser.run("location.hash") == "#baseline-0" and len(browser.run(shown)) == 7
+        told = browser.told
+    asked = [each["params"]["request"]["url"] for each in told if each.get("method") == "Network.requestWillBeSent"]
+    assert asked == [(experiment / "report.html").as_uri()]
+    assert not [each for each in told if each.get("method") in SAID]
+
+
+def test_the_readmes_table_and_picture_are_those_of_the_demos_figures():
+    """Oracle: experiments/demo.json, the table.json of a run."""
+    summary = read_json(ROOT / "experiments" / "demo.json")
+    (table,) = re.findall(r"```\n(quality: .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = composability_report.as_text(summary).splitlines()
+    assert [line for line in table.splitlines() if line not in (*lines, "...")] == []
+    assert (ROOT / "experiments" / "demo.svg").read_text() == alone(composability_report.timeline(summary))
+
+
+# --- the pictures ----------------------------------------------------------------------------------------------
+
+
+def marks(svg, series):
+    """The middles of a series' points in a picture, without those in its legend."""
+    drawn = re.findall(rf'mark {series}" transform="translate\(([\d.]+) ([\d.]+)\)', svg)
+    return [tuple(map(float, each)) for each in drawn]
 
 
 def test_the_timeline_shows_what_is_there_when(experiment):
-    """Oracle: matplotlib's own artists. Without finishing, all composed models are there at once, after 26 s."""
-    summarize = load_script("experiments/summarize.py")
-    (axis,) = summarize.draw_timeline(summarize.summarize(experiment, "reconstruction")).axes
-    lines = {line.get_marker(): line.get_xydata().tolist() for line in axis.lines}
-    assert lines["o"] == [[26, 3], [26, 13], [26, 21]]
-    assert lines["s"] == [[22.5, 2], [44.5, 12], [66.5, 22]]
-    assert {line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"} == {40.0}
+    """Oracle: distances by hand. Without finishing, all composed models are there at once, after 26 s."""
+    svg = composability_report.timeline(composability_report.summarize(experiment))
+    composed, baseline = marks(svg, "composed"), marks(svg, "baseline")
+    (x,) = {x for x, _ in composed}
+    seconds = [22.5, 44.5, 66.5]
+    unit = (baseline[2][0] - baseline[0][0]) / 44  # of a second
+    assert [place - x for place, _ in baseline] == pytest.approx([unit * (each - 26) for each in seconds], abs=0.2)
+    unit = (baseline[0][1] - baseline[2][1]) / 20  # of a BLEU; upwards is less
+    assert [composed[0][1] - y for _, y in composed] == pytest.approx([0, 10 * unit, 18 * unit], abs=0.2)
+    assert "the original" in svg and "95 % interval" in svg and "number of the configuration" in svg
 
 
 # --- the table of a search -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def search_folder(tmp_path, monkeypatch):
+def search_folder(tmp_path):
     """What search.sh leaves for two budgets, made up."""
-    monkeypatch.syspath_prepend(ROOT / "experiments")  # where the script finds its neighbour
 
     def measured(loss, **more):
         return {"loss": loss + 0.5, "kl": 0.1, "validation": {"loss": loss, "kl": 0.1}, "fraction": 0.5, **more}
@@ -263,8 +409,8 @@ def search_folder(tmp_path, monkeypatch):
         "a": {"kind": "attention", "heads": 4},
         "a.o": {"kind": "linear", "weights": 100, "block": "a", "linear": "o"},
     }
-    conf = {"modules": modules, "configs": [{"a": 0.5, "a.o": 0.9}, {"a": 0.25}]}
-    files = {"search.json": report, "conf.json": conf}
+    conf = {"model": {"name": "t5", "type": "t5"}, "modules": modules, "configs": [{"a": 0.5, "a.o": 0.9}, {"a": 0.25}]}
+    files = {"search.json": report, "conf.json": conf, "grid.json": conf | {"configs": [{"a": 0.5, "a.o": 0.5}] * 10}}
     results = []
     (tmp_path / "blocks.csv").write_text(f"{HEADER}0,,3.0,0.0,1.0\n1,,2.0,4.0,2.0\n")
     for suffix, more in (("", 0), (".pth", 5)):
@@ -284,7 +430,6 @@ def search_folder(tmp_path, monkeypatch):
 
 def test_a_searchs_table_by_hand(search_folder):
     """Gaps of 2 and 1 to the original, of which 1.5 and 0.25 are closed. Ranks 0 1 2 3 and 0 2 1 3: 1 - 6 · 2 / 60."""
-    search_report = load_script("experiments/search_report.py")
     summary = search_report.summarize(search_folder)
     assert [row["gap_closed"] for row in summary["budgets"]] == [0.75, 0.25]
     assert summary["rank_correlation"] == pytest.approx(0.8) and summary["library_seconds"] == 7.0

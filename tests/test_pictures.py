@@ -1,14 +1,15 @@
 """How pictures look: nothing overlaps, axes have names and enough ticks, colours are told apart by everybody."""
 
 import itertools
+import xml.etree.ElementTree
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from common.evaluation.curves import draw, read_stats
-from common.evaluation.pictures import place_labels
+from experiments.drawing import HEIGHT, LEFT, WIDTH, Point, alone, frontier, place, ticks
+from experiments.drawing import draw as draw_points
 
 # jfly.uni-koeln.de/color
 OKABE_ITO = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
@@ -41,21 +42,50 @@ def overlapping(figure):
     ]
 
 
-def test_labels_cover_neither_points_nor_each_other():
-    """Points in pairs closer than a label is wide, and at the edges. Oracle: matplotlib's boxes."""
-    figure = Figure()
-    axis = figure.subplots()
-    points = [(0, 0), (0.01, 0.01), (0.5, 0.5), (0.52, 0.5), (1, 1), (1, 0.99), (0, 1)]
-    axis.plot(*zip(*points), "o", markersize=4)
-    axis.set(xlim=(0, 1), ylim=(0, 1))
-    place_labels(axis, points, [f"label {n}" for n in range(len(points))])
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    found = boxes(axis.texts, renderer)
-    assert len(found) == 7 and not [pair for pair in itertools.combinations(found, 2) if pair[0].overlaps(pair[1])]
-    frame = axis.get_window_extent(renderer)
-    for box in found:
-        assert not any(box.contains(*axis.transData.transform(point)) for point in points)
-        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+def test_numbers_cover_neither_points_nor_lines_nor_each_other():
+    """Points in pairs closer than a number is wide, and at the edges. Oracle: rectangles, by hand."""
+    points = [(60, 60), (64, 62), (200, 150), (208, 150), (420, 260), (420, 255), (60, 260), (200, 100)]
+    lines = [[(60, 60), (200, 150), (420, 260)]]
+    middles = place(points, [str(n) for n in range(100, 108)], lines)
+    texts = [(x - 10, y - 5, x + 10, y + 5) for x, y in middles]
+    for (left, top, right, bottom), other in itertools.combinations(texts, 2):
+        assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    along = [(200 + 220 * n / 100, 150 + 110 * n / 100) for n in range(101)]
+    for left, top, right, bottom in texts:
+        assert not any(left < x < right and top < y < bottom for x, y in points + along)
+        assert left > LEFT and right < WIDTH and bottom < HEIGHT
+
+
+@pytest.mark.parametrize(
+    "low, high, expected", [(0, 60, [0, 10, 20, 30, 40, 50, 60]), (0.49, 1.02, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0])]
+)
+def test_ticks_are_round_numbers(low, high, expected):
+    assert ticks(low, high) == expected
+
+
+def test_a_picture_of_equal_points_is_drawn():
+    """One point alone has an axis around it, and its title is text."""
+    svg = draw_points([Point(1, 1, "composed", title='<&">')], "x", "y", legend={"composed": "a & b"})
+    root = xml.etree.ElementTree.fromstring(svg)
+    assert [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")] == ['<&">']
+    assert xml.etree.ElementTree.fromstring(alone(svg)).tag == root.tag
+
+
+@pytest.mark.parametrize(
+    "points, line",
+    [
+        ([], []),
+        ([(3, 5.0)], [(3, 5.0)]),
+        ([(4, 33), (1, 20), (3, 25), (2, 30)], [(1, 20), (2, 30), (4, 33)]),  # (2, 30) beats (3, 25) in both
+        ([(1, 30), (2, 30), (2, 20)], [(1, 30)]),  # no better at a higher cost
+        ([(1, 10), (1, 12), (1, 11)], [(1, 12)]),  # the best at the same cost
+        ([(2, 7), (2, 7)], [(2, 7)]),  # twins are one
+        ([(1, 3), (2, 2), (3, 1)], [(1, 3)]),
+        ([(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)]),
+    ],
+)
+def test_the_frontier_by_hand(points, line):
+    assert frontier(points) == line
 
 
 @pytest.mark.parametrize("count, epochs", [(1, 2), (12, 30)])

@@ -1,14 +1,12 @@
-"""What a model costs, worked by hand for the tiny models; reports of evaluations, and the picture of them."""
+"""What a model costs, worked by hand for the tiny models; reports of evaluations."""
 
 import contextlib
-import json
 import os
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import fails, load_script, outcome, read_json, run
+from helpers import fails, outcome, read_json, run
 from tiny import RUNTIME, build_model, distilbert_config
 
 from common.evaluation import answers as evaluation
@@ -24,7 +22,6 @@ STATED = {
 }
 FIGURES = ["parameters", "nonzero_parameters", "bytes_on_disk", "bytes_in_memory", "multiply_adds", "seconds_per_batch"]
 EVALUATE = {"t5": "evaluate-t5.py", "distilbert": "evaluate-distilbert.py"}
-PARETO = "experiments/pareto.py"
 # The tiny T5: an embedding of 64 · 32, six attention modules of 4 · 24 · 32, four feed-forward modules of 2 · 48 · 32,
 # position biases of 2 · 32 · 4 and 12 norms of 32. Its embedding is the head as well.
 T5_SIZE = 2048 + 6 * 3072 + 4 * 3072 + 256 + 12 * 32
@@ -263,72 +260,3 @@ def test_another_models_original_is_refused(models, other_model, monkeypatch, tm
     err = fails(f"{command('t5', compact)} --report {tmp_path}/report.json --original {other_model}")
     assert f"{other_model}: is not the original of {compact}" in err and "--original" in err
     assert not (tmp_path / "report.json").exists()
-
-
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
-def written(path, metric, quality, **figures):
-    """A made-up report."""
-    content = {
-        "evaluation": {metric: quality},
-        "figures": {name: {"model": value, "original": None, "ratio": None} for name, value in figures.items()},
-    }
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture
-def reports(tmp_path):
-    """Four of a translation model: the third is larger and worse than the second, and slower."""
-    return [
-        written(
-            tmp_path / f"{name}.json",
-            "bleu",
-            bleu,
-            nonzero_parameters=size,
-            bytes_on_disk=4 * size,
-            multiply_adds=9 * size,
-            bytes_in_memory=5 * size,
-            seconds_per_batch=seconds,
-            seconds_per_generated_token=seconds / 9,
-        )
-        for name, bleu, size, seconds in (
-            ("small", 20.0, 1e6, 0.01),
-            ("middling", 30.0, 2e6, 0.02),
-            ("beaten", 25.0, 3e6, 0.03),
-            ("large", 33.0, 4e6, 0.04),
-        )
-    ]
-
-
-@pytest.mark.parametrize(
-    "points, line",
-    [
-        ([], []),
-        ([(3, 5.0)], [(3, 5.0)]),
-        ([(4, 33), (1, 20), (3, 25), (2, 30)], [(1, 20), (2, 30), (4, 33)]),  # (2, 30) beats (3, 25) in both
-        ([(1, 30), (2, 30), (2, 20)], [(1, 30)]),  # no better at a higher cost
-        ([(1, 10), (1, 12), (1, 11)], [(1, 12)]),  # the best at the same cost
-        ([(2, 7), (2, 7)], [(2, 7)]),  # twins are one
-        ([(1, 3), (2, 2), (3, 1)], [(1, 3)]),
-        ([(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)]),
-    ],
-)
-def test_the_frontier_by_hand(points, line):
-    assert load_script(PARETO).frontier(points) == line
-
-
-def test_the_pictures_points_and_line_are_those_of_the_reports(reports):
-    """Oracle: matplotlib's own artists. MB and ms are 10⁶ bytes and 10⁻³ s; the broken line leaves "beaten" out."""
-    pareto = load_script(PARETO)
-    points = [pareto.read_point(path) for path in reports]
-    figure = pareto.draw(points, list("1234"), [""] * 4, points[3], ["bytes_on_disk", "seconds_per_batch"])
-    disk, batch = figure.axes
-    assert (disk.get_xlabel(), batch.get_xlabel(), disk.get_ylabel()) == ("MB on disk", "ms per batch", "BLEU")
-    assert disk.lines[0].get_xydata().tolist() == [[4, 20], [8, 30], [16, 33]]
-    dots, star = disk.collections
-    assert dots.get_offsets().tolist() == [[4, 20], [8, 30], [12, 25], [16, 33]]
-    assert star.get_offsets().tolist() == [[16, 33]]
-    assert [text.get_text() for text in disk.texts] == list("1234")
-    np.testing.assert_allclose(batch.collections[0].get_offsets(), [[10, 20], [20, 30], [30, 25], [40, 33]])

@@ -20,10 +20,10 @@ from common.runtime.progress import Talk
 from common.runtime.records import content_digest
 from common.training.block_level.teacher import BlockObjective
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Epoch, EpochSeconds, Learner, schedule
+from common.training.learner import Learner, schedule
 from common.training.loop import Measure, fit, steps_of
 from common.training.losses import Loss, ModelObjective
-from common.training.stats import check_stats, read_stats, write_stats, write_variant_stats
+from common.training.stats import Epoch, EpochSeconds, check_stats, read_stats, write_stats, write_variant_stats
 
 CPU, QUIET = torch.device("cpu"), Talk(quiet=True)
 ATTENTION, FORWARD = "decoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.1.DenseReluDense"

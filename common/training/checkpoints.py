@@ -10,7 +10,8 @@ from common.runtime.files import atomic_file
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
 from common.runtime.records import content_digest
-from common.training.learner import EpochSeconds, Learner, text_of
+from common.training.learner import Learner, text_of
+from common.training.stats import EpochSeconds
 
 SAVE_SECONDS = 300.0  # between two savings within an epoch
 

@@ -1,7 +1,6 @@
 """What is trained on its own: parameters with their masks, their optimizer and the best state they have been in."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
 import torch
 
@@ -10,27 +9,10 @@ from common.pruning.masks import HeldMasks
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
 from common.runtime.settings import TrainingSettings
+from common.training.stats import Epoch
 
 NEVER_A_NUMBER = "the validation loss was never a number, not even before training: the model or the data are damaged"
 PLAIN = ("steps", "last_epoch", "best", "best_loss", "best_metric", "best_epoch", "finished")  # of a learner's state
-
-
-class Epoch(NamedTuple):
-    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `parts`: {name: val_loss}."""
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    parts: dict[str, float] = {}
-    metric: float | None = None
-
-
-class EpochSeconds(NamedTuple):
-    """What an epoch of all learners together took."""
-
-    epoch: int
-    train: float
-    validation: float
 
 
 class Learner:

@@ -21,8 +21,9 @@ from common.runtime.errors import UserError
 from common.runtime.progress import duration
 from common.runtime.settings import TrainingSettings
 from common.training.checkpoints import Checkpoint
-from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
+from common.training.learner import NEVER_A_NUMBER, Learner
 from common.training.losses import ModelObjective, Objective, Pass, RunningLosses
+from common.training.stats import EpochSeconds
 
 VERSION = 2  # of model-level training, part of the key of every output; raise it when results change
 

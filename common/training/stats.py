@@ -7,17 +7,35 @@ Those of other runs stay, so that the file of a library that grew tells of all t
 import csv
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 from common.data.metrics import Classes, Summaries, Translations
 from common.runtime.errors import UserError
 from common.runtime.files import check_writable, damage_in, write_bytes
-from common.training.learner import Epoch, EpochSeconds
 
 RUN_DIGITS = 12  # of a run's key, in the rows
 STATS_COLUMNS = ("epoch", "train_loss", "val_loss", "train_seconds", "val_seconds", "run")
 BLOCK_COLUMNS = ("block", "variant", "epoch", "train_loss", "val_loss", "run")
 COMPOSITION_COLUMNS = ("composition", "epoch", "val_loss", "run")
 METRICS = (*Translations.metrics, *Summaries.metrics, *Classes.metrics)  # columns of what some runs measure besides
+
+
+class Epoch(NamedTuple):
+    """A learner's figures of an epoch. `train_loss` is NaN where nothing was trained; `parts`: {name: val_loss}."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    parts: dict[str, float] = {}
+    metric: float | None = None
+
+
+class EpochSeconds(NamedTuple):
+    """What an epoch of all learners together took."""
+
+    epoch: int
+    train: float
+    validation: float
 
 
 def check_stats(path, columns=STATS_COLUMNS):

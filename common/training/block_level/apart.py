@@ -10,10 +10,12 @@ from common.training.block_level.solutions import add_seconds, levels_of, solve,
 from common.training.block_level.stage import BlockStage, beside
 from common.training.block_level.teacher import BlockObjective
 from common.training.checkpoints import Checkpoint
-from common.training.learner import Epoch, EpochSeconds, Learner, text_of
+from common.training.learner import Learner, text_of
 from common.training.loop import fit, steps_of
 from common.training.stats import (
     RUN_DIGITS,
+    Epoch,
+    EpochSeconds,
     read_seconds_of_epochs,
     read_variant_stats,
     seconds_of,

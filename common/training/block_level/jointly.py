@@ -14,9 +14,16 @@ from common.training.block_level.sampling import make_sampling, sample_compositi
 from common.training.block_level.solutions import solve
 from common.training.block_level.stage import BlockStage, beside
 from common.training.block_level.supernet import JointObjective, Supernet
-from common.training.learner import NEVER_A_NUMBER, EpochSeconds, Learner
+from common.training.learner import NEVER_A_NUMBER, Learner
 from common.training.loop import fit, steps_of, validate
-from common.training.stats import RUN_DIGITS, seconds_of, write_composition_stats, write_stats, write_variant_stats
+from common.training.stats import (
+    RUN_DIGITS,
+    EpochSeconds,
+    seconds_of,
+    write_composition_stats,
+    write_stats,
+    write_variant_stats,
+)
 
 VERSION = 2  # part of the key of every output; raise it when results change
 USUAL = "conf.json"  # whose configurations quality is measured on, if it is there

@@ -14,7 +14,7 @@ from common.runtime.devices import give_back_memory
 from common.runtime.errors import UserError
 from common.training.block_level.stage import BlockStage
 from common.training.block_level.teacher import held_out_errors
-from common.training.learner import Epoch, EpochSeconds
+from common.training.stats import Epoch, EpochSeconds
 
 LEVELS = 3  # of removal, each with a context of its own
 NO_TIME = (EpochSeconds(0, 0.0, 0.0), EpochSeconds(1, 0.0, 0.0))  # that a closed form has taken so far
