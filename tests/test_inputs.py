@@ -4,10 +4,16 @@ import shutil
 
 import pytest
 import torch
-from helpers import fails, run
+from helpers import edited_json, fails, run
 from tiny import build_model, build_tokenizer
 
+from common.cli.open import Opened
 from common.cli.paths import models_to_evaluate, the_model
+from common.data.sources import DataSource
+from common.models.load import load_model
+from common.runtime.devices import Runtime
+from common.runtime.progress import Talk
+from common.runtime.settings import TrainingDataSettings
 
 T5 = ("--attention", 0.25, 0.5, 0.25, "--linear", 0.3, 0.3, 0.5, "-n", 3)
 
@@ -115,6 +121,17 @@ def test_several_numbers_are_the_same_files_as_one_at_a_time(in_folder):
     assert "{n}" in fails("model-level_finetuning.py", "-n", 0, 1, "--stats", "same.csv", *common)
 
 
+@pytest.mark.parametrize(
+    "settings, sizes", [({}, (48, 16)), ({"validation_limit": 3}, (48, 3)), ({"limit": 5}, (5, 5))]
+)
+def test_validation_alone_may_be_limited(workshop, settings, sizes):
+    """The workshop has 48 and 16 pairs."""
+    data, model = workshop / "data" / "t5", load_model(workshop / "model" / "t5")
+    runtime = Runtime(torch.device("cpu"), 8, Talk(quiet=True))
+    opened = Opened(model, runtime, build_tokenizer("t5"), DataSource(data=str(data)), TrainingDataSettings(**settings))
+    assert tuple(len(opened.split(name)) for name in ("train", "validation")) == sizes
+
+
 # --- flags that would have no effect -----------------------------------------------------------------------------
 
 
@@ -146,6 +163,12 @@ def test_a_checkpoint_of_another_family_or_without_the_head_is_refused(workshop,
     build_tokenizer("bert").save_pretrained(encoder)
     err = fails("download_model.py", "bert", "--checkpoint", encoder, "-o", tmp_path / "out")
     assert "its weights are not those of a BertForSequenceClassification: it lacks classifier" in err
+    other = tmp_path / "other"
+    build_model("bert").save_pretrained(other)
+    build_tokenizer("bert").save_pretrained(other)
+    edited_json(other / "config.json", other / "config.json", lambda config: config.update(intermediate_size=8))
+    err = fails("download_model.py", "bert", "--checkpoint", other, "-o", tmp_path / "out")
+    assert "intermediate.dense.bias has another shape: (48,) in the file, (8,) by config.json" in err
     assert "say which one" in fails("download_model.py", "bert", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,13 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+import transformers
+from helpers import fails, outcome, run
+from tiny import build_model, build_tokenizer
 
 from common.data.labels import WithoutLabels, class_numbers
 from common.data.sources import DataSource
 from common.data.splits import read_texts
 from common.data.tasks import TASKS
+from common.models.checks import check_single_label
 from common.runtime.errors import UserError
 
 MOODS = {"negative": 0, "neutral": 1, "positive": 2}
@@ -70,6 +75,37 @@ def test_a_label_that_is_none_of_the_models_is_refused_with_both_lists(labels, c
 def test_labels_that_are_not_there_are_told_from_wrong_ones(labels):
     with pytest.raises(WithoutLabels, match="a: has no labels"):
         class_numbers("a", labels, ["negative", "positive"], MOODS)
+
+
+@pytest.mark.parametrize(
+    "id2label, label2id",
+    [({0: "Yes", 1: "yes"}, None), ({0: "a", 1: "a"}, {"a": 1}), ({0: "yes", 1: "no"}, {"yes": 1, "no": 0})],
+)
+def test_names_that_do_not_tell_the_models_classes_apart_are_refused(id2label, label2id):
+    config = transformers.DistilBertConfig(id2label=id2label)
+    config.label2id = label2id
+    with pytest.raises(UserError, match="config.json: classes 0 and 1 are both called"):
+        check_single_label(config)
+    config.id2label, config.label2id = {0: "yes", 1: "no"}, {"LABEL_0": 0, "LABEL_1": 1, "no": 1}
+    check_single_label(config)  # two names of one class are none of two classes
+
+
+@pytest.mark.parametrize("row", [{"text": "x", "label": -1}, {"text": "x"}], ids=["-1", "no column"])
+def test_a_test_split_without_labels_is_told_of_and_never_evaluated(here, row):
+    """As GLUE's are."""
+    build_model("distilbert").save_pretrained("mine")
+    build_tokenizer("distilbert").save_pretrained("mine")
+    Path("data").mkdir()
+    for split, rows in (("train", [{"text": "x", "label": i % 2} for i in range(20)]), ("test", [row] * 5)):
+        Path("data", f"{split}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    code, _, err = outcome("download_model.py --checkpoint mine --data data")
+    assert code == 0 and "data: can be read; splits that are there: train\n" in err
+    told = next(line for line in err.splitlines() if line.startswith("data: test: has no "))
+    assert told.endswith(", or evaluate with --split validation")
+    assert told in fails("evaluate-distilbert.py -m model/mine")
+    assert run("evaluate-distilbert.py -m model/mine --split validation")["examples"] == 2
+    Path("data/train.jsonl").write_text(json.dumps(row) + "\n")
+    assert "data: train: has no " in fails("download_model.py --checkpoint mine --data data --name other")
 
 
 def test_rows_have_the_same_classes_and_splits_in_every_kind_of_file(here):

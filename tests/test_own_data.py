@@ -379,6 +379,50 @@ def test_a_missing_test_split_is_asked_for_never_guessed(here):
     assert run(*evaluate, "--split", "validation")["examples"] == 3
 
 
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"translation": {"en": "a", "fr": "b"}}, "a.jsonl: train: has no language 'de', but ['en', 'fr']; say which"),
+        ({"translation": "a"}, "a.jsonl: train: has no language 'en', but []; say which"),
+        ({"en": "a", "fr": "b"}, "a.jsonl: train: has no column 'de', but ['en', 'fr']; say which"),
+    ],
+)
+def test_languages_that_are_not_there_are_told_from_those_that_are(here, row, words):
+    write_jsonl(here / "a.jsonl", [row])
+    source = DataSource(train_file="a.jsonl", validation_file="a.jsonl", source_lang="en", target_lang="de")
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_texts(source, "train", TRANSLATION)
+
+
+def test_data_are_named_as_one_would_type_them_and_missing_ones_with_the_flag_for_others(here, monkeypatch):
+    """Oracle: the paths from the working folder, by hand."""
+    checkpoint(here / "mine", "distilbert")
+    (here / "data").mkdir()
+    write_csv(here / "data" / "train.csv", ["text", "label"], REVIEWS)
+    write_csv(here / "test.csv", ["text", "label"], REVIEWS)
+    run("download_model.py --checkpoint mine --data data --test-file test.csv")
+    evaluate = "evaluate-distilbert.py -m model/mine"
+    assert run(evaluate)["data"] == run(f"{evaluate} --split validation")["data"] == "data"
+    (here / "test.csv").rename(here / "later.csv")
+    assert "error: test.csv: no such file; name other data with --data, or with --test-file\n" in fails(evaluate)
+    assert run(f"{evaluate} --test-file later.csv")["examples"] == 30
+    assert "--test-file: goes with --split test" in fails(f"{evaluate} --test-file later.csv --split train")
+    monkeypatch.chdir(here / "data")
+    assert "error: ../test.csv: no such file" in fails("evaluate-distilbert.py -m ../model/mine")
+    monkeypatch.chdir(here)
+    (here / "data").rename(here / "moved")  # "data" alone might be a data set of the hub
+    err = fails(f"{evaluate} --split validation")
+    assert f"error: {here}/data: no such file or folder; name other data with --data\n" in err
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_messages(here):
+    """Labels, columns and languages come from files of others."""
+    checkpoint(here / "mine", "distilbert")
+    write_jsonl(here / "a.jsonl", [{"text": "x", "label": "a\x1b[31mb\u202e"}])
+    err = fails("download_model.py --checkpoint mine --train-file a.jsonl --validation-file a.jsonl")
+    assert err.count(r"a\x1b[31mb\u202e") == 2 and "\x1b" not in err  # the label of the row, and the list
+
+
 # --- the document, as it stands --------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,8 @@ def finder(source: DataSource, task) -> Callable[[str], Callable[[], Rows] | Non
     def find(split):
         if source.file(split):
             if not Path(source.file(split)).exists():
-                raise UserError(f"{source.file(split)}: no such file; name other data with --data or --{split}-file")
+                flag = "--test-file" if split == "test" else f"download_model.py --{split}-file"
+                raise UserError(f"{source.file(split)}: no such file; name other data with --data, or with {flag}")
             return lambda: read_files([Path(source.file(split))], source, task)
         for name in SPLIT_NAMES[split]:
             if name in on_hub:

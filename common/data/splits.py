@@ -104,7 +104,10 @@ def _pairs(where, rows: Rows, positions, names, is_nested, task):
         languages = sorted({language for row in rows for language in row})
         missing = [name for name in names if name not in languages]
         if missing:
-            raise UserError(f"{where}: has no language {missing[0]!r}, but {languages}; say which to download_model.py")
+            flags = "--source-lang, --target-lang"
+            raise UserError(
+                f"{where}: has no language {missing[0]!r}, but {languages}; say which to download_model.py ({flags})"
+            )
     pairs = []
     for position, row in zip(positions, rows):
         *inputs, target = (row.get(name) for name in names)

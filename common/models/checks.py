@@ -175,6 +175,9 @@ def check_shapes(skeleton: torch.nn.Module, shapes: dict[str, tuple]) -> None:
 
 def check_loading(report: dict, of_class: type, computed: set[str], may_hold_more: bool = False) -> None:
     """Make sure, by `from_pretrained`'s report, that a file's weights are those of a class but for computed ones."""
+    for name, stored, needed in sorted(report["mismatched_keys"]):
+        shapes = f"{tuple(stored)} in the file, {tuple(needed)} by config.json"
+        raise UserError(f"its weights are not those of a {of_class.__name__}: {name} has another shape: {shapes}")
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     missing = set(report["missing_keys"]) - computed
     for what, names in (("lacks", missing), ("has a foreign", [] if may_hold_more else foreign)):

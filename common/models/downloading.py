@@ -69,7 +69,11 @@ def _pretrained(checkpoint, model_type, local_only, task, tokenizer_path):
         raise UserError(f"is a {settings['model_type']} model, not a {model_type} one")
     dtype, computed = stored_dtype(config), computed_weights(skeleton_of(of_class, config))
     model, report = of_class.from_pretrained(
-        checkpoint, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
+        checkpoint,
+        dtype=torch.float32,
+        local_files_only=local_only,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else its error only names a report; ours comes next
     )
     check_loading(report, of_class, computed, may_hold_more=True)  # such as the head of another task
     folder = Path(tokenizer_path or checkpoint)
