@@ -5,7 +5,9 @@ blocks are written down here by hand, and so are the shapes that are left.
 """
 
 import copy
+import io
 import json
+import pickle
 import random
 import re
 from pathlib import Path
@@ -244,6 +246,14 @@ def batch(kind):
     return inputs
 
 
+def through_torch(model):
+    """What `torch.save` makes of a whole model, read again."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 @torch.no_grad()
 def logits(model, kind):
     return model(**batch(kind)).logits
@@ -281,8 +291,8 @@ def test_logits_stay(case):
         expected = logits(masked, kind)
         assert expected.std() > 0.1
         torch.testing.assert_close(logits(compact, kind), expected, rtol=0, atol=1e-4)  # a wrong head costs 1e-2
-        copied = copy.deepcopy(compact)
-        assert torch.equal(logits(copied, kind), logits(compact, kind))
+    for copied in (copy.deepcopy(compact), pickle.loads(pickle.dumps(compact)), through_torch(compact)):
+        assert torch.equal(logits(copied, kind), logits(compact, kind)) and type(copied) is type(compact)
 
 
 SEARCHES = [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 3}]

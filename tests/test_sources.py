@@ -120,7 +120,8 @@ def test_a_script_starts_with_the_standard_library_alone():
 
 
 def test_nothing_unpickles():
-    for path in SOURCES:
+    """A test does, to see that others can let a compact model through."""
+    for path in set(SOURCES) - set(TESTS):
         tree = parsed(path)
         assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(imports(ast.walk(tree))), path
         for function, keywords in calls(tree):

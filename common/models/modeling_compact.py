@@ -14,6 +14,7 @@ A further family is a call of `compact_classes`.
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 
 import torch
@@ -100,12 +101,31 @@ def shrink(inner, out, width):
 
 
 def put_before(module, mixin, suffix):
-    """Let a class go before a module's own."""
+    """Let a class, a `Mixin`, go before a module's own."""
     plain = type(module)
-    module.__class__ = type(f"{plain.__name__}{suffix}", (mixin, plain), {})
+    bases = plain.__bases__ if issubclass(plain, Mixin) else (plain,)
+    module.__class__ = joined(f"{plain.__name__}{suffix}", (mixin, *bases))
 
 
-class AttentionWithoutHeads:
+@cache
+def joined(name, bases):
+    """The one class of a name that is made of others, and is none of a module."""
+    return type(name, bases, {})
+
+
+def blank(name, bases):
+    """An object of such a class, without attributes."""
+    return object.__new__(joined(name, bases))
+
+
+class Mixin:
+    """Put before a module's class: a pickle or a copy holds the classes that its own is made of."""
+
+    def __reduce__(self):
+        return blank, (type(self).__name__, type(self).__bases__), vars(self)
+
+
+class AttentionWithoutHeads(Mixin):
     """Put before the class of an attention module without heads, whose own `forward` fails to reshape empty tensors.
 
     It returns (output, None), where others have their probabilities. `output_linear` is the name of the output Linear
@@ -156,7 +176,7 @@ def note_heads(attention, heads):
     attention._index = attention._whole_bias = None
 
 
-class SomeHeads:
+class SomeHeads(Mixin):
     """What the attention of T5 and its kin has of the relative position bias, once it has only some of its heads."""
 
     def _own(self, position_bias):
