@@ -313,6 +313,21 @@ def test_bad_model_folder(refuses, workshop, tmp_path, spoil):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "flag, part, name",
+    [("-m", "model", "model.safetensors"), ("-t", "tokenizer", "tokenizer.json"), ("--data", "data", "test2016.en")],
+)
+def test_what_git_lfs_has_not_fetched_is_named(refuses, workshop, tmp_path, flag, part, name):
+    """Two text files of pointers have as many lines, and would be translated. A pointer as Git LFS writes it."""
+    folder = tmp_path / part
+    shutil.copytree(workshop / part / "t5", folder)
+    for path in {folder / name, folder / name.replace("2016.en", "2016.de")}:
+        oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n")
+    err = refuses("evaluate-t5.py", {flag: folder})
+    assert all_in([folder, f"{name} is a pointer of Git LFS, not the file; run `git lfs pull` where it lies"], err)
+
+
 # --- data ------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.data.sources import DataSource
-from common.runtime.errors import UserError, as_user_error
+from common.runtime.errors import UserError, as_user_error, not_fetched
 from common.runtime.files import temporary_folder
 from common.runtime.records import RECORD_NAME, check_files, read_record, without_twins
 
@@ -99,6 +99,8 @@ def read_files(paths: list[Path], source: DataSource, task) -> Rows:
 
 
 def _opened(path):
+    if pointer := not_fetched(path):
+        raise ValueError(pointer)
     return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
 
 
