@@ -123,7 +123,7 @@ class Bench:
             epochs=epochs,
             epoch_size=epoch_size,
             batch_size=self.args.batch_size,
-            lr=self.loaded.learning_rate("block", steps=0),
+            lr=self.loaded.rates("block", steps=0)[0],
             early_stop=2,
             seed=self.args.seed,
         )

@@ -1,8 +1,7 @@
 """What suits a model on a task: the studies' checkpoints and data sets, and settings for fine-tuning.
 
-The settings of t5 and distilbert were measured (see docs/results.md), those of marian as far as is said
-beside them. Those of `USUAL` were not: they are the usual ones for models of that kind, and every one of them has a
-flag.
+Those of t5, distilbert, bert and marian were measured (see docs/results.md), the others are by analogy. Each has a
+flag, but for dropout.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from common.blocks.families import FAMILIES, family_name
 TYPICAL_STEPS = 200  # that peak rates are given for
 LEAST = 0.25  # what the shortest runs make of them
 PRUNED = 2.0  # what weights as they were pruned make of them: they have less to lose
+SHARED = 2.0  # multiple of the blocks' rate for the shared parameters, in as many
 GROWTH = {"pruned": 0.5, "tuned": 0.75}  # the power of a run's length that they grow with
 
 
@@ -25,23 +25,24 @@ class Study:
     calibration: int  # training examples that make a well-determined closed form
     method: str = "joint"  # of block-level fine-tuning
     most: float = 1.0  # what the longest runs make of `lr`
-    shared_rate: float = 1.0  # the rest's learning rate, as a multiple of the blocks'
+    shared_rate: float = 1.0  # the largest multiple of the blocks' learning rate that the shared parameters have
     prefix: str = ""  # in front of every input text, as the model was trained
     checkpoint: str | None = None  # hub id of the model
     data: str | None = None  # hub id of the data set
 
-    def learning_rate(self, start: str, width: int, steps: int) -> float:
-        """The peak rate for a model of some width (d_model) in a run of some optimizer steps.
+    def rates(self, start: str, width: int, steps: int) -> tuple[float, float]:
+        """(peak rate of the blocks, multiple of it for the shared parameters) for a model of some width (d_model).
 
-        It is in inverse proportion to the width (μP, arXiv 2203.03466), and grows with the steps, within bounds: in few
-        of them noise has no time to average out. For blocks apart it does not.
+        The rate is in inverse proportion to the width (μP, arXiv 2203.03466). Both grow with the optimizer steps of the
+        run, within bounds: in few of them noise has no time to average out. For blocks apart they do not.
 
         `start`: what training begins with: "pruned" or "tuned" blocks of whole models, or a "block" apart.
         """
         if start == "block":
-            return self.block_lr * 128 / width
+            return self.block_lr * 128 / width, 0.0
         length = min(max((steps / TYPICAL_STEPS) ** GROWTH[start], LEAST), self.most)
-        return self.lr * (PRUNED if start == "pruned" else 1.0) * 128 / width * length
+        rate = self.lr * (PRUNED if start == "pruned" else 1.0) * 128 / width * length
+        return rate, min(max(SHARED * length, 1.0), self.shared_rate)
 
 
 STUDIES = {
@@ -59,7 +60,7 @@ STUDIES = {
     ("distilbert", "classification"): Study(
         lr=5e-4,
         block_lr=3e-3,
-        dropout=False,
+        dropout=True,
         method="reconstruct",
         calibration=800,
         checkpoint="lvwerra/distilbert-imdb",
@@ -70,7 +71,7 @@ STUDIES = {
 for name in ("mt5", "umt5"):
     STUDIES[name, "translation"] = replace(STUDIES["t5", "translation"], prefix="", checkpoint=None, data=None)
 USUAL = {
-    "translation": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=2000),
+    "translation": Study(lr=1e-3, block_lr=3e-3, dropout=False, calibration=2000),
     "summarization": Study(lr=6e-4, block_lr=3e-3, dropout=False, calibration=500),
     "classification": Study(lr=5e-4, block_lr=3e-3, dropout=False, calibration=800, method="reconstruct"),
 }

@@ -249,10 +249,11 @@ def training_settings(args, loaded: LoadedModel, start: str, train: Examples, di
         distill: the usual share of the original's predictions.
     """
     settings, study = settings_from(args, TrainingSettings), loaded.study
+    lr, shared_rate = loaded.rates(start, steps_of(train, settings))
     return replace(
         settings,
-        lr=settings.lr or loaded.learning_rate(start, steps_of(train, settings)),
-        shared_rate=study.shared_rate if settings.shared_rate is None else settings.shared_rate,
+        lr=settings.lr or lr,
+        shared_rate=shared_rate if settings.shared_rate is None else settings.shared_rate,
         distill=distill if settings.distill is None else settings.distill,
         dropout=start != "block" and study.dropout,
     )

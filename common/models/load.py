@@ -115,9 +115,9 @@ class LoadedModel:
             )
         return usual if source.prefix is None else source.prefix
 
-    def learning_rate(self, start: str, steps: int) -> float:
-        """The peak rate that suits it, see `Study.learning_rate`."""
-        return self.study.learning_rate(start, self.model.config.hidden_size, steps)
+    def rates(self, start: str, steps: int) -> tuple[float, float]:
+        """The learning rates that suit it, see `Study.rates`."""
+        return self.study.rates(start, self.model.config.hidden_size, steps)
 
     @cached_property
     def identity(self) -> dict[str, str]:
