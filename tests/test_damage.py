@@ -107,6 +107,25 @@ def test_a_generation_config_that_does_not_fit(model_copy, settings):
         load_model(folder)
 
 
+def python_lacks(*_, **__):
+    raise MemoryError
+
+
+def torch_lacks(*_, **__):
+    torch.empty(2**58)
+
+
+@pytest.mark.parametrize("lacks", [python_lacks, torch_lacks])
+@pytest.mark.parametrize("where", ["load_file", "torch.load", "find_blocks"])
+def test_a_lack_of_memory_is_told_and_no_file_blamed(t5, tmp_path, monkeypatch, lacks, where):
+    """While a folder's weights are read, a .pth, or later. Oracle: what Python and torch's own allocator raise."""
+    save_model(tmp_path / "m.pth", build_model("t5"), {})
+    model = tmp_path / "m.pth" if where == "torch.load" else t5
+    monkeypatch.setattr(f"common.models.load.{where}", lacks)
+    err = fails(f"config_generator.py -m {model} -o {tmp_path}/c.json --attention 0.5 --linear 0.5 -n 1")
+    assert "there is not enough memory" in err and str(model) not in err
+
+
 @pytest.mark.parametrize("form, value", [("folder", float("nan")), ("m.pth", float("inf"))])
 def test_weights_that_are_not_finite(tmp_path, form, value):
     """Put into the file, whose digests fit again: none of ours is ever written with such weights."""

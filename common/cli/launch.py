@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from common.cli.flags import Parser
 from common.runtime import signals
-from common.runtime.errors import UserError
+from common.runtime.errors import UserError, lacks_memory
 from common.runtime.progress import Talk
 from common.runtime.records import json_text
 from common.runtime.schema import shown
@@ -47,9 +47,12 @@ def launch(parser: Parser, run: Callable[..., dict], argv: list[str] | None = No
         message = f"{error.filename or 'writing'}: {error.strerror or error}"
     except UnicodeEncodeError as error:  # half of a surrogate pair stands for a byte of a file's name
         message = f"{shown(error.object)}: is not UTF-8 text, which some libraries need; choose another name"
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        if not lacks_memory(error):
+            traceback.print_exc()
+            return 1
+        reason = (str(error).splitlines() or ["MemoryError"])[0].split("allocate memory: ")[-1]
+        message = f"there is not enough memory ({reason}); take a smaller --batch-size, or a machine with more"
     Talk().say(f"{parser.prog}: error: {' '.join(message.split())}")
     return 2
 

@@ -10,7 +10,7 @@ from common.models.checks import check_adapter, check_loading, computed_weights,
 from common.models.load import LoadedModel, class_and_config, read_model_record, resolve
 from common.models.publishing import license_of
 from common.models.tokenizer import read_tokenizer, tokenizer_in, vocabularies
-from common.runtime.errors import UserError, as_user_error
+from common.runtime.errors import UserError, as_user_error, lacks_memory
 from common.runtime.records import check_files
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "source.spm")
@@ -53,6 +53,8 @@ def download(
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
         except Exception as error:  # no network, nothing cached, damaged files: many classes
+            if lacks_memory(error):
+                raise
             reason = str(error).strip().splitlines()[0]
     raise UserError(
         f"{checkpoint}: is not in the local cache and not available from the hub ({reason}); "

@@ -39,7 +39,7 @@ from common.models.checks import (
     stored_shapes,
 )
 from common.models.tokenizer import tokenizer_in, vocabularies
-from common.runtime.errors import UserError, as_user_error
+from common.runtime.errors import UserError, as_user_error, lacks_memory
 from common.runtime.files import A_MODEL, no_such
 from common.runtime.records import FORMAT_VERSION, RECORD_NAME, check_files, content_digest, read_json, read_record
 from common.runtime.schema import check
@@ -210,7 +210,9 @@ def load_pth(path: Path) -> LoadedModel:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # many classes; and torch's own message says how to run the code in it nevertheless
+    except Exception as error:  # many classes; and torch's own message says how to run the code in it nevertheless
+        if lacks_memory(error):
+            raise
         raise UserError(
             "cannot be loaded as a model: it is damaged, or holds more than plain tensors, which is never run"
         ) from None

@@ -14,12 +14,20 @@ class UserError(Exception):
     """
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of Python, or of torch on any device, says that there is not enough memory."""
+    return isinstance(error, MemoryError) or any(
+        words in f"{type(error).__name__}: {error}" for words in ("OutOfMemoryError", "can't allocate memory")
+    )
+
+
 @contextmanager
 def as_user_error(where: object, what: str) -> Iterator[None]:
     """Turn whatever a library raises over damaged or foreign files into a `UserError` of one line.
 
     It ends with the first two lines of what was raised, or with the file of that place that Git LFS has not fetched. A
-    `UserError` that does not name the place gets its name.
+    `UserError` that does not name the place gets its name. For a lack of memory no file
+    is to blame.
     `where`: the file or folder; `what`: what is wrong then, such as "cannot be loaded as a model".
     """
     try:
@@ -28,6 +36,8 @@ def as_user_error(where: object, what: str) -> Iterator[None]:
         is_named = str(error).startswith((f"{where}:", f"{where}/"))
         raise UserError(str(error) if is_named else f"{where}: {error}") from None
     except Exception as error:  # of safetensors, transformers, tokenizers, datasets, torch, the hub: many classes
+        if lacks_memory(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = not_fetched(where) or " ".join(lines[:2])[:300] or type(error).__name__
         raise UserError(f"{where}: {what}: {reason}") from None
