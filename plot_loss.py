@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.cli.flags import FINE_TUNED, FINE_TUNED_LIBRARY, Parser
 from common.cli.launch import launch
-from common.evaluation.curves import WRITERS, draw, read_stats
+from common.evaluation.curves import LOSS, WRITERS, draw, read_stats
 from common.evaluation.pictures import FORMATS, check_picture, save_picture
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart
@@ -53,8 +53,11 @@ def run(args):
     save_picture(args.output, draw(curves, labels, over=args.over, title=args.title))
     Talk(args.quiet).say(f"{args.output}: {len(curves)} curve{'s' * (len(curves) > 1)}")
     names = labels if len(set(labels)) == len(labels) else paths
-    best = {name: round(float(losses.val.min()), 6) for name, losses in zip(names, curves)}
-    return {"output": args.output, "best_val_loss": best}
+    result = {"output": args.output}
+    for name, losses in zip(names, curves):
+        best = result.setdefault("best_val_loss" if losses.quantity == LOSS else "best_error", {})
+        best[name] = round(float(losses.val.min()), 6)
+    return result
 
 
 def stats_here():

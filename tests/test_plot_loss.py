@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.evaluation.curves import draw, read_stats
+from common.evaluation.pictures import LOOKS
 
 RUN = [(0, "", 0.9), (1, 0.7, 0.5), (2, 0.4, 0.6)]  # epoch, training loss, validation loss
 # Variants of two blocks that share a name; the second stopped after epoch 1. The losses are exact in binary.
@@ -102,12 +103,24 @@ def test_curves_of_variants(tmp_path):
     assert legend(axis) == ["library (median of 4)", "validation", "one variant"]
 
 
-def test_best_loss_of_variants_is_the_lowest_median(tmp_path):
-    """Oracle: statistics.median, over both kinds of CSV in one picture."""
+def test_errors_and_losses_have_axes_of_their_own(tmp_path):
+    """Oracle: statistics.median. The mean of blocks that were tuned apart is an error, too: the stats of blocks beside
+    it have rows of its run, and those of composed models have none."""
     stats = write_blocks(tmp_path / "s-blocks.csv"), write_run(tmp_path / "run.csv")
-    result = run(f"plot_loss.py {stats[0]} {stats[1]} -o {tmp_path}/loss.png")
-    lowest = min(median_of_blocks(epoch) for epoch in range(3))
-    assert result["best_val_loss"] == {"s-blocks": lowest, "run": 0.5}
+    for name in ("apart", "apart-blocks", "joint", "joint-blocks", "joint-compositions"):
+        columns = {"blocks": "block,variant,", "compositions": "composition,"}.get(name.partition("-")[2], "")
+        (tmp_path / f"{name}.csv").write_text(
+            f"{columns}epoch,train_loss,val_loss,run\n{'a,' * columns.count(',')}0,,3,r\n"
+        )
+    paths = [*stats, tmp_path / "apart.csv", tmp_path / "joint.csv"]
+    result = run(f"plot_loss.py {' '.join(map(str, paths))} -o {tmp_path}/loss.png")
+    assert result["best_val_loss"] == {"run": 0.5, "joint": 3.0}
+    assert result["best_error"] == {"s-blocks": min(map(median_of_blocks, range(3))), "apart": 3.0}
+    losses, errors = draw([read_stats(path) for path in paths], ["baseline-0", "composed", "c", "d"]).axes
+    assert (losses.get_ylabel(), errors.get_ylabel()) == ("loss", "error of a block's output (NMSE)")
+    assert [points(line)[0] for line in drawn(losses)[::2]] == [(0, 0.9), (0, 3)]  # each is followed by its training
+    assert [line.get_color() for line in drawn(losses)[:1]] == [LOOKS["composed"][0]]
+    assert drawn(errors)[-3].get_color() == LOOKS["baseline"][0]
 
 
 def test_loss_and_metric_over_epochs_and_seconds(tmp_path):
