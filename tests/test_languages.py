@@ -106,7 +106,7 @@ def test_tokens_and_translations_are_those_of_transformers_alone(kind, here):
 
 
 @pytest.mark.parametrize(
-    "kind, said, expected",
+    "kind, pair, expected",
     [
         ("Nllb", ("es", "et"), ("spa_Latn", "est_Latn")),  # Spanish is no est_Latn, although that begins with "es"
         ("Nllb", ("zho_Hant", "fa"), ("zho_Hant", "pes_Arab")),
@@ -114,35 +114,38 @@ def test_tokens_and_translations_are_those_of_transformers_alone(kind, here):
         ("M2M100", ("de", "spa"), ("de", "es")),
     ],
 )
-def test_languages_are_found_among_the_tokenizers_own(tmp_path, kind, said, expected):
+def test_languages_are_found_among_the_tokenizers_own(tmp_path, kind, pair, expected):
     """By hand: ISO 639."""
-    tokenizer, source = tokenizer_of(kind, tmp_path), DataSource(source_lang=said[0], target_lang=said[1])
+    tokenizer, source = tokenizer_of(kind, tmp_path), DataSource(**said(*pair))
     model = model_of(kind, tokenizer)
     assert set_languages(tokenizer, model, source, TASKS["translation"]) == expected
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == expected
 
 
-COLUMNS = {"source_column": "a", "target_column": "b"}
+def said(source, target):
+    return {"source_lang": source, "target_lang": target}
 
 
 @pytest.mark.parametrize(
-    "kind, said, words",
+    "kind, given, settings, words",
     [
-        ("Nllb", {"source_lang": "zh", "target_lang": "de"}, "--source-lang zh: may be several of the tokenizer's"),
-        ("Nllb", {"source_lang": "de", "target_lang": "no"}, "--target-lang no: is none of the tokenizer's"),
-        ("MBart50", COLUMNS, "--source-lang and --target-lang: say which of the tokenizer's languages"),
+        ("Nllb", said("zh", "de"), {}, "--source-lang zh: may be several of the tokenizer's"),
+        ("Nllb", said("de", "no"), {}, "--target-lang no: is none of the tokenizer's"),
         (
-            "MBart50",
-            {"source_lang": "fr", "target_lang": "de"},
-            "--target-lang: is de_DE (20), but the model's answers ",
+            "Nllb",
+            said("de", "fr"),
+            {"legacy_behaviour": True},
+            "'legacy_behaviour': true puts languages where NLLB has",
         ),
+        ("MBart50", {"source_column": "a", "target_column": "b"}, {}, "--source-lang and --target-lang: say which of"),
+        ("MBart50", said("fr", "de"), {}, "--target-lang: is de_DE (20), but the model's answers begin with fr_XX"),
     ],
 )
-def test_what_may_be_another_language_is_refused(tmp_path, kind, said, words):
-    tokenizer = tokenizer_of(kind, tmp_path)
+def test_what_may_be_another_language_is_refused(tmp_path, kind, given, settings, words):
+    tokenizer = tokenizer_of(kind, tmp_path, **settings)
     model = model_of(kind, tokenizer, {"forced_bos_token_id": tokenizer.convert_tokens_to_ids("fr_XX")})
     with pytest.raises(UserError) as told:
-        set_languages(tokenizer, model, DataSource(**said), TASKS["translation"])
+        set_languages(tokenizer, model, DataSource(**given), TASKS["translation"])
     assert words in str(told.value)
 
 

@@ -23,9 +23,12 @@ class DataSource:
     validation_file: str | None = setting(None, "validation examples, likewise", metavar="FILE")
     test_file: str | None = setting(None, "test examples, likewise", metavar="FILE")
     source_lang: str | None = setting(
-        None, "key of sources in 'translation' rows, column, or end of text files", metavar="LANG"
+        None,
+        "language of sources: key in 'translation' rows, column, or end of text files, and for tokenizers of "
+        "many languages",
+        metavar="LANG",
     )
-    target_lang: str | None = setting(None, "key of targets, likewise", metavar="LANG")
+    target_lang: str | None = setting(None, "language of targets, likewise", metavar="LANG")
     source_column: str | None = setting(None, "column of source texts", metavar="NAME")
     target_column: str | None = setting(None, "column of target texts", metavar="NAME")
     text_column: str | None = setting(None, "column of the texts to classify", metavar="NAME")
