@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -34,10 +35,10 @@ def unigram(start, end=()):
     return [*((token, 0.0) for token in start), *pieces.items(), *((token, 0.0) for token in end)]
 
 
-def mbart():
-    codes = transformers.MBartTokenizer().all_special_tokens
+def mbart(tokenizer_class=transformers.MBartTokenizer):
+    codes = tokenizer_class().all_special_tokens
     vocabulary = unigram(START, [code for code in codes if "_" in code] + ["<mask>"])
-    return transformers.MBartTokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
+    return tokenizer_class(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
 
 
 def with_byte_fallback():
@@ -57,6 +58,15 @@ def byte_level():
     train(tokenizer, trainers.BpeTrainer(special_tokens=START, initial_alphabet=alphabet, show_progress=False))
     model = read(tokenizer)
     return transformers.RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+
+
+def nllb():
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    train(tokenizer, trainers.BpeTrainer(vocab_size=150, special_tokens=START, show_progress=False))
+    merges = {"merges": [tuple(merge) for merge in read(tokenizer)["merges"]]}
+    languages = {"src_lang": "eng_Latn", "tgt_lang": "deu_Latn"}
+    return transformers.NllbTokenizer(vocab=read(tokenizer)["vocab"], **merges, **languages)
 
 
 def wordpiece():
@@ -80,8 +90,9 @@ def fast(tokenizer, **special):
 
 
 def word_level():
-    special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2}
-    tokenizer = Tokenizer(models.WordLevel(special | {word: i for i, word in enumerate(WORDS, 3)}, unk_token="[UNK]"))
+    """A word that no text has stands before the padding token, from whose number RoBERTa counts positions."""
+    tokens = {token: i for i, token in enumerate(["[CLS]", "never", "[PAD]", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return fast(tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]")
 
@@ -95,10 +106,12 @@ def t5_model(size, tokenizer=None):
 def bart_like(name, **settings):
     def make(size, tokenizer):
         ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos")}
-        answers = {"forced_bos_token_id": tokenizer.convert_tokens_to_ids("de_DE")} if name == "MBart" else {}
+        language = {"MBart": "de_DE", "M2M100": "deu_Latn"}.get(name)
+        answers = {"forced_bos_token_id": tokenizer.convert_tokens_to_ids(language)} if language else {}
         ids |= {"decoder_start_token_id": ids["eos_token_id"]}
         model = seq2seq(name, answers, vocab_size=size, **ids, **settings)
-        torch.nn.init.normal_(model.final_logits_bias)
+        if name != "M2M100":  # which has none
+            torch.nn.init.normal_(model.final_logits_bias)
         return model
 
     return make
@@ -125,6 +138,7 @@ KINDS = {  # kind: (tokenizer, model)
         t5_model,
     ),
     "Unigram, mBART": (mbart, bart_like("MBart")),
+    "Unigram, mBART-50": (partial(mbart, transformers.MBart50Tokenizer), bart_like("MBart")),
     "Unigram, Pegasus": (
         lambda: transformers.PegasusTokenizer(
             vocab=unigram(["<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk_2>", "<unk>"]), offset=3
@@ -144,7 +158,11 @@ KINDS = {  # kind: (tokenizer, model)
     "byte-level BPE, RoBERTa": (byte_level, bert_like("Roberta", **ROBERTA | {"max_position_embeddings": 66})),
     "two BPEs, Marian": (lambda: PairedTokenizer(*(bpe(texts, 150, 128) for texts in zip(*TEXTS))), marian),
     "WordPiece, BERT": (wordpiece, bert_like("Bert")),
-    "words, BERT": (word_level, bert_like("Bert")),
+    "BPE, NLLB": (nllb, bart_like("M2M100")),
+    "words, RoBERTa": (
+        word_level,
+        bert_like("Roberta", **ROBERTA | {"pad_token_id": 2, "max_position_embeddings": 67}),
+    ),
 }
 
 
