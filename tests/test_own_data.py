@@ -351,6 +351,10 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(here, name, words):
             "--prefix: is 'translate English to German: ' as a t5 model was first trained",
         ),
         ("--data corpus --source-lang en", "--source-lang and --target-lang: go together; give both"),
+        (
+            "--data corpus --source-lang fr --target-lang fr",
+            "['fr', 'fr'] are not different columns; give one for each",
+        ),
         ("--data corpus --text-column en", "--text-column: has no part in translation, which has --source-lang"),
         ("--data corpus --data-config de-en", "--data-config de-en: belongs to a data set of the hub"),
         ("--task classification", "a t5 model is for translation or summarization, not for classification"),

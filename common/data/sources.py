@@ -125,6 +125,9 @@ def check_source(source: DataSource, task) -> None:
     for kind in ("lang", "column"):
         if bool(getattr(source, f"source_{kind}")) != bool(getattr(source, f"target_{kind}")):
             raise UserError(f"--source-{kind} and --target-{kind}: go together; give both")
+    columns = source.columns(task)
+    if len({*columns}) < len(columns):
+        raise UserError(f"{', '.join(column_flags(task))}: {columns} are not different columns; give one for each")
     if source.data_config and (source.data is None or Path(source.data).exists()):
         raise UserError(f"--data-config {source.data_config}: belongs to a data set of the hub, which {source} is not")
 

@@ -214,10 +214,10 @@ def load_pth(path: Path) -> LoadedModel:
         if lacks_memory(error):
             raise
         raise UserError(
-            "cannot be loaded as a model: it is damaged, or holds more than plain tensors, which is never run"
+            "cannot be loaded as a model: it is none, damaged, or holds more than plain tensors, which is never run"
         ) from None
     if not isinstance(content, dict) or content.get("format") != PTH_FORMAT:
-        raise UserError("is not a model file that model-level_finetuning.py wrote")
+        raise UserError("is not a model file that model-level_finetuning.py wrote; of others give the folder")
     state = content["state_dict"]
     tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in state.values()}
     if sum(tensor.nbytes for tensor in tensors.values()) > os.path.getsize(path):
