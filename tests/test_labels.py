@@ -61,8 +61,8 @@ def test_a_label_is_one_class_however_it_is_written(labels, classes, label2id, e
         ([True, False], [], MOODS, "row 1 has label true"),
         ([1.0, 0.5], [], MOODS, "row 2 has label 0.5"),
         ([0, 3], [], MOODS, "row 2 has label 3"),
-        ([0, -1], [], MOODS, "row 2 has label -1"),
-        ([0, None], [], {**MOODS, "none": 3}, "row 2 has label null"),
+        ([0, -1], [], MOODS, "a: row 2 has no label, but -1; take such rows out"),
+        ([0, None], [], {**MOODS, "none": 3}, "a: row 2 has no label, but null; take"),
         ([[0]], [], MOODS, "row 1 has label a list of 1"),
     ],
 )

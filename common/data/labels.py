@@ -42,6 +42,8 @@ def class_numbers(where: object, labels: Sequence, classes: Sequence[str], label
         raise WithoutLabels(f"{where}: has no labels, but -1 or nothing throughout; choose --label-column")
     if unknown:
         row = next(row for row, key in enumerate(keys) if key in unknown)
+        if keys[row] in (None, "-1"):
+            raise UserError(f"{where}: row {row + 1} has no label, but {shown(labels[row])}; take such rows out")
         raise UserError(
             f"{where}: row {row + 1} has label {shown(labels[row])}, which the model does not know; the data's labels "
             f"are {_listed(classes or sorted(set(map(str, labels))))}, the model's {_listed(names)}; call them alike "
