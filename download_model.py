@@ -36,6 +36,7 @@ from common.runtime.settings import ScratchSettings
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
+MANY_ZEROS = 0.01  # the share of the blocks' weights that is told: others than pruned ones are hardly ever zero
 FROM_SCRATCH = "seq2seq"  # a Marian model with two vocabularies
 SOURCE_FLAGS, SCRATCH_FLAGS = flags_of(DataSource), [*flags_of(ScratchSettings), "precision"]
 
@@ -99,7 +100,7 @@ def run(args):
     for path in outputs:
         check_writable(path)
     from common.blocks.defaults import study_of, usual_task
-    from common.blocks.tensors import parameter_counts
+    from common.blocks.tensors import parameter_counts, share_of_zeros
     from common.cli.open import Opened, check_data
     from common.models.downloading import download, origin_of
     from common.models.languages import set_languages
@@ -166,6 +167,12 @@ def run(args):
     else:
         loaded, tokenizer = download(checkpoint, family, talk, task=args.task, tokenizer=args.tokenizer)
         model, task, measured = loaded.model, loaded.task.name, {}
+        zeros = share_of_zeros(model)
+        if zeros > MANY_ZEROS:
+            talk.say(
+                f"{checkpoint}: {zeros:.0%} of its blocks' weights are zero; fine-tuning keeps those that a "
+                "configuration removes, and of queries, keys and values whole heads alone"
+            )
         source = data_source(given, loaded)
         if source:
             check_source(source, loaded.task)

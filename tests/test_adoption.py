@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from helpers import edited_json, fails, read_json, run
+from helpers import edited_json, fails, outcome, read_json, run
 from oracles import same_state
 from safetensors.torch import save_file
 from tiny import build_model, build_tokenizer
@@ -112,3 +112,20 @@ def test_no_code_in_a_bin_is_run(mine, here):
     torch.save({"classifier.bias": Code()}, here / "mine" / "pytorch_model.bin")
     assert "mine: cannot be loaded as a model" in fails(ADOPT)
     assert not (here / "ran").exists()
+
+
+def test_zeros_that_would_come_back_are_told(mine, here):
+    """Oracle: counted by the names of T5's Linears."""
+    model = build_model("t5")
+    for name, weight in model.named_parameters():
+        if name.rpartition(".")[0].endswith((".q", ".k", ".v")):
+            weight.data[::2] = 0
+    linears = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi.weight", ".wo.weight")
+    blocks = [weight for name, weight in model.named_parameters() if name.endswith(linears)]
+    share = sum(int((weight == 0).sum()) for weight in blocks) / sum(weight.numel() for weight in blocks)
+    mine("t5", model)
+    code, _, err = outcome("download_model.py --checkpoint mine")
+    assert code == 0 and f"mine: {share:.0%} of its blocks' weights are zero; fine-tuning keeps those" in err
+    build_model("t5").save_pretrained(here / "mine")
+    code, _, err = outcome("download_model.py --checkpoint mine --name whole")
+    assert code == 0 and "are zero" not in err

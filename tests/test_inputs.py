@@ -163,6 +163,7 @@ def test_a_checkpoint_of_another_family_or_without_the_head_is_refused(workshop,
     build_tokenizer("bert").save_pretrained(encoder)
     err = fails("download_model.py", "bert", "--checkpoint", encoder, "-o", tmp_path / "out")
     assert "its weights are not those of a BertForSequenceClassification: it lacks classifier" in err
+    assert "its head; start and train" in err
     other = tmp_path / "other"
     build_model("bert").save_pretrained(other)
     build_tokenizer("bert").save_pretrained(other)

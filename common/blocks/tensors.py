@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.blocks.find import Block
+from common.blocks.find import Block, find_blocks
 from common.runtime.errors import UserError
 
 
@@ -94,6 +94,14 @@ def parameter_masks(block: Block, keeps: dict[str, torch.Tensor]) -> dict[str, t
         used = torch.stack([keeps[out].any(dim=0), *(keep.any(dim=1) for keep in block.by_role(keeps))]).any(dim=0)
         masks |= {f"{name}.bias": used.repeat(block.folds) for name in inner}
     return masks
+
+
+@torch.no_grad()
+def share_of_zeros(model: torch.nn.Module) -> float:
+    """The share of the blocks' weights, biases left out, that are zero, 0-1."""
+    tensors = [tensor for block in find_blocks(model).values() for tensor in block_tensors(model, block).values()]
+    weights = [tensor for tensor in tensors if tensor.dim() > 1]
+    return 1 - sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 
 
 @torch.no_grad()

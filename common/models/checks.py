@@ -180,6 +180,11 @@ def check_loading(report: dict, of_class: type, computed: set[str], may_hold_mor
         raise UserError(f"its weights are not those of a {of_class.__name__}: {name} has another shape: {shapes}")
     foreign = [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]  # once saved, unused
     missing = set(report["missing_keys"]) - computed
+    if missing and not any(name.startswith(f"{of_class.base_model_prefix}.") for name in missing):
+        raise UserError(
+            f"its weights are not those of a {of_class.__name__}: it lacks {min(missing)}, its head; start and train "
+            f"one with transformers ({of_class.__name__}.from_pretrained), and adopt what that saves"
+        )
     for what, names in (("lacks", missing), ("has a foreign", [] if may_hold_more else foreign)):
         if names:
             raise UserError(f"its weights are not those of a {of_class.__name__}: it {what} {min(names)}")
