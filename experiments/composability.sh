@@ -53,6 +53,7 @@ if [[ -f conf.json ]] && ! { was_given attention || was_given linear || was_give
 fi
 numbers=($(seq 0 $((count - 1))))
 models="$model_flags -n ${numbers[*]} --compact --overwrite"
+[[ $finish == 0 ]] && hush=--quiet || hush=  # nothing is trained then
 pruned=pruned-$criterion library=library-$criterion composed=composed-$criterion
 
 stages <<END
@@ -62,9 +63,9 @@ prune_scheme_generator.py
 prune.py $model_flags -o pruned-l1 --quiet
 prune.py $model_flags -o $pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p $pruned -o $library --stats $library.csv $data_flags --method joint $block_args
-compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}}
+compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --quiet
 model-level_finetuning.py $models -p pruned-l1 -o baseline-{n}.pth $data_flags $model_args
-model-level_finetuning.py $models -p $library -o $composed-{n}.pth $data_flags $model_args --epochs $finish
+model-level_finetuning.py $models -p $library -o $composed-{n}.pth $data_flags $model_args --epochs $finish $hush
 END
 
 plain=() reported=()  # to evaluate: models whose figures are missing, or older than they are

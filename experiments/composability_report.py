@@ -228,7 +228,7 @@ def notes(summary):
     found, criterion = [], summary["criterion"]
     costs = [row["cost"]["composed"] for row in summary["configurations"]]
     tokens = [each["seconds_per_generated_token"]["ratio"] for each in costs if "seconds_per_generated_token" in each]
-    if tokens and None not in tokens and sorted(tokens)[len(tokens) // 2] > NO_GAIN:
+    if tokens and None not in tokens and min(tokens) > NO_GAIN:
         batch = ratio_range([figures["seconds_per_batch"]["ratio"] for figures in costs])
         found.append(
             f"at this size a compact model gains no time a generated token (×{ratio_range(tokens)}). "

@@ -212,16 +212,11 @@ def relative(model, cost):
 
 
 def rates_by_module(rates):
-    """{module: [(rate or None, as text) by configuration]}, or None where each kind has one rate throughout."""
+    """What `results.rates_in` gives, or {} where each kind has one rate in all modules of a configuration."""
     from experiments.results import uniform_rates
 
-    if all(uniform_rates(each) for each in rates.values()):
-        return None
-    flat = {label: {} for label in rates}
-    for label, kinds_of_modules in rates.items():
-        for modules in kinds_of_modules.values():
-            flat[label] |= modules
-    return {name: [each[name] for each in flat.values()] for name in next(iter(flat.values()))}
+    labels = next(iter(rates.values()))["rates"]
+    return {} if all(uniform_rates(rates, label) for label in labels) else rates
 
 
 def main(argv=None):

@@ -103,18 +103,21 @@ def provenance(folder, results):
 
 
 def rates_in(conf, numbers):
-    """{label: {kind: {module: rate}}} of some configurations of a conf.json; `numbers`: {label: number}."""
-    rates = {}
-    for label, n in numbers.items():
-        rates[label] = {}
-        for name, module in conf["modules"].items():
-            rates[label].setdefault(module["kind"], {})[name] = conf["configs"][n].get(name, 0)
-    return rates
+    """{module: {"kind", "rates": {label: rate}}} of some configurations of a conf.json; `numbers`: {label: number}."""
+    return {
+        name: {
+            "kind": module["kind"],
+            "rates": {label: conf["configs"][n].get(name, 0) for label, n in numbers.items()},
+        }
+        for name, module in conf["modules"].items()
+    }
 
 
-def uniform_rates(rates):
+def uniform_rates(rates, label):
     """{kind: rate} of a configuration whose modules of a kind have one rate, else {}."""
-    distinct = {kind: set(of_modules.values()) for kind, of_modules in rates.items()}
+    distinct = {}
+    for module in rates.values():
+        distinct.setdefault(module["kind"], set()).add(module["rates"][label])
     is_uniform = all(len(values) == 1 for values in distinct.values())
     return {kind: min(values) for kind, values in distinct.items()} if is_uniform else {}
 

@@ -67,7 +67,9 @@ def summarize(folder):
             row["finetuned_loss"] = {way: training[names[way]]["val_loss"] for way in WAYS}
         rows.append(row)
     uniform = {f"uniform {row['uniform_configuration']}": row["uniform_configuration"] for row in rows}
-    rates = rates_in(grid, uniform) | rates_in(conf, {f"searched {n}": n for n in range(len(rows))})
+    rates, searched = rates_in(grid, uniform), rates_in(conf, {f"searched {n}": n for n in range(len(rows))})
+    for name, module in rates.items():
+        module["rates"] |= searched[name]["rates"]
     return {
         "experiment": "search",
         "model": conf["model"],
@@ -188,7 +190,7 @@ def page(summary):
                 {
                     "series": way,
                     "name": str(number),
-                    "rates": rates_text(uniform_rates(summary["rates"][label])) or "a rate of its own for each module",
+                    "rates": rates_text(uniform_rates(summary["rates"], label)) or "a rate of its own for each module",
                     "kept": row["kept"][way],
                     "quality": row[f"composed_{metric}"][way],
                     "interval": row["composed_interval"][way],
