@@ -43,6 +43,7 @@ svg .mark {{ fill: var(--series); stroke: var(--series); stroke-width: 1.5; }}
 svg .line {{ fill: none; stroke: var(--series, currentColor); stroke-width: 1.3; }}
 svg .interval {{ stroke-opacity: .45; }}
 svg .dashed {{ stroke-dasharray: 6 3; }}
+svg .broken {{ stroke-dasharray: 12 3; }}
 svg .dotted {{ stroke-dasharray: 1.5 3; }}
 """.strip()
 

@@ -183,6 +183,5 @@ def page(summary):
         "levels": {f"wanted: {wanted}": summary["wanted"]},
         "pictures": [],
         "spent": [(part, seconds, "") for part, seconds in summary["seconds"].items()],
-        "missing": [f"{others} larger configurations were not looked at: a smaller one was good enough."]
-        * (others > 0),
+        "missing": [f"Not looked at, as a smaller one was good enough: {others} larger configurations."] * (others > 0),
     }

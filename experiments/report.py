@@ -197,10 +197,10 @@ def scatters(models, page, summary):
         legend = page["series"] | {"original": "the original"}
         legend = {series: legend[series] for series in legend if any(point.series == series for point in points)}
         lines = []
-        for series in legend.keys() & page["series"].keys():
+        for series in filter(page["series"].get, legend):
             best = frontier([point[:2] for point in points if point.series == series])
-            lines.append(Line(best, f"{series} dashed", f"{series}: no other is both cheaper and better"))
-        lines.sort(key=lambda line: line.look)
+            look = f"{series} {'broken' if lines else 'dashed'}"
+            lines.append(Line(best, look, f"{series}: no other is both cheaper and better"))
         svg = draw(points, name, quality, legend=legend, lines=lines + levels, numbers="number of the configuration")
         found.append((f"Quality and {name.partition(',')[0]}", svg))
     return found

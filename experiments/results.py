@@ -95,7 +95,7 @@ def provenance(folder, results):
             of_files = {name: value for name, value in settings.items() if is_digest(value)}
             made["libraries"][path.parent.name] = {
                 "digest": record.get("digest"),
-                "settings": {name: value for name, value in settings.items() if is_setting(name, value)},
+                "settings": {name: plain(value) for name, value in settings.items() if is_setting(name, value)},
             }
             made["digests"] |= {"model": record["model"]["fingerprint"]}
             made["digests"] |= {name: value for name, value in of_files.items() if name.endswith("examples")}
@@ -143,6 +143,11 @@ def quality_text(summary, quality, interval=None):
 def row_of(model):
     """The name of a model's row in a page."""
     return "-".join(filter(None, (model["series"], model["name"])))
+
+
+def plain(value):
+    """A setting without its inner names: {"attention": "l1", "linear": "l1"} is "l1"."""
+    return " and ".join(dict.fromkeys(map(str, value.values()))) if isinstance(value, dict) else value
 
 
 def is_setting(name, value):

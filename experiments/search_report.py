@@ -129,7 +129,7 @@ def as_text(summary):
         line = [
             f"{row['kept']['searched']:.3f}",
             *(f"{row['loss'][way]:.4f}" for way in WAYS),
-            f"{row['gap_closed']:.0%}",
+            percent(row["gap_closed"]),
         ]
         for stage in ("composed", "finetuned"):
             line += [f"{row[f'{stage}_{metric}'][way]:.{digits}f}" for way in WAYS if f"{stage}_{metric}" in row]
@@ -158,16 +158,20 @@ def conclusions(summary):
     ]
 
 
+def percent(fraction):
+    return f"{round(fraction, 2) + 0.0:.0%}"  # + 0.0: no -0
+
+
 def answer(summary):
     """The outcome in one sentence."""
     rows, metric, digits = summary["budgets"], summary["metric"], METRICS[summary["metric"]]
     stage = "finetuned" if f"finetuned_{metric}" in rows[0] else "composed"
     better = sum(row[f"{stage}_{metric}"]["searched"] >= row[f"{stage}_{metric}"]["uniform"] for row in rows)
-    closed = [row["gap_closed"] for row in rows]
+    closed = dict.fromkeys(percent(end(row["gap_closed"] for row in rows)) for end in (min, max))
     smallest = min(rows, key=lambda row: row["kept"]["searched"])
     qualities = (f"{smallest[f'{stage}_{metric}'][way]:.{digits}f}" for way in ("searched", "uniform"))
     return (
-        f"At equal cost, the searched configurations close {min(closed):.0%} to {max(closed):.0%} of the loss that "
+        f"At equal cost, the searched configurations close {' to '.join(closed)} of the loss that "
         f"uniform ones have above the original, and {better} of {len(rows)} are at least as good by "
         f"{metric_name(metric)}, {'fine-tuned' if stage == 'finetuned' else 'as composed'} (with "
         f"{smallest['kept']['searched']:.0%} of the blocks' {summary['measure']}: {' against '.join(qualities)}; the "

@@ -439,3 +439,51 @@ def test_a_searchs_table_by_hand(search_folder):
     assert lines[2].split() == ["0.500", "3.0000", "1.5000", "75%", "10.0", "20.0", "15.0", "25.0", "1.2500", "1.3500"]
     assert lines[3].split()[3:5] == ["25%", "11.0"]
     assert "library 4, scores 4, search 2" in text and "(2.0 s each)" in text and "over the 4 models" in text
+    page = page_of(search_folder)
+    assert {"original", "uniform-9", "uniform-4", "searched-0", "searched-1"} <= page.rows.keys()
+    assert "close 25% to 75% of the loss" in page.text and "and 2 of 2 are at least as good by BLEU" in page.text
+    assert "report-searched-1.json: sizes and times of searched-1 are not known" in page.text
+
+
+# --- the smallest of many --------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_smallest_shows_what_was_looked_at(tmp_path):
+    """Made up: of four configurations, 2 and 0 were measured, 3 had no lower a loss, and 1 was not looked at."""
+    rows = [(2, 0.3, 2.0, 30.0), (3, 0.4, 2.1, None), (0, 0.5, 1.5, 39.5), (1, 0.6, None, None)]
+    rows = [dict(zip(("configuration", "kept", "loss", "quality"), row)) for row in rows]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    found = {"wanted": 39.0, "drop": 1.0, "good_enough": True, "configuration": 0, "kept": 0.5, "looked_at": 3}
+    found |= {"measured": 2, "seconds": {"losses": 1.0, "qualities": 2.0}}
+    explored = {"metric": "bleu", "measure": "parameters", "examples": {"loss": 8, "quality": 16}}
+    scores = {"t5": (40.0, 41.0), "smallest": (39.5, 38.0)}
+    conf = {"model": {"name": "t5", "type": "t5"}, "modules": {"a": {"kind": "attention"}, "b": {"kind": "attention"}}}
+    files = {
+        "explored.json": explored | {"found": [found], "configurations": rows},
+        "conf.json": conf | {"configs": [{"a": 0.5}] * 4},
+        "report-smallest.json": {
+            "original": "/somewhere/t5",
+            "evaluation": {"bleu": 38.0, "split": "test"},
+            "figures": {"parameters": {"model": 5, "original": 10, "ratio": 0.5}},
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    splits = ("validation", "test")
+    models = [
+        {"model": name, "split": split, "bleu": bleu}
+        for name, both in scores.items()
+        for split, bleu in zip(splits, both)
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(model) + "\n" for model in models))
+    (tmp_path / "library.csv").write_text(f"{HEADER}0,,3.0,0.0,1.0,r\n1,,2.0,4.0,2.0,r\n")
+    page = page_of(tmp_path)
+    values = {name: [float(value) for _, value in cells if value] for name, cells in page.rows.items()}
+    assert values == {
+        "original": [1.0, 40.0, 41.0, 10.0],
+        "measured-2": [0.3, 30.0, 2.0],
+        "measured-3": [0.4, 2.1],
+        "smallest-0": [0.5, 39.5, 38.0, 1.5, 5.0],
+    }
+    assert "Configuration 0 keeps 50.0% of the blocks' parameters and has BLEU 39.50" in page.text
+    assert "Not looked at, as a smaller one was good enough: 1 larger" in page.text and "wanted: 39.00" in page.text
