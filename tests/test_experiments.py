@@ -32,7 +32,7 @@ def experiment_run(script, *arguments):
         cwd="/",
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | {"PATH": interpreters, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -169,7 +169,7 @@ def test_explore_ends_with_the_smallest_model_and_its_table(t5, tmp_path):
         cwd="/",
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
         env=os.environ
         | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
     )
