@@ -81,31 +81,29 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
 
     The last one is made of the original itself, so that there is no second model in memory.
     """
-    from common.blocks.tensors import parameter_counts
     from common.cli.open import form_from, some_examples
     from common.composing.compose import compose, composed_record, removed_parts
-    from common.models.load import data_source, load_model
-    from common.models.plain import form_of
-    from common.models.saving import is_made, round_to, save_model
+    from common.models.load import data_source
+    from common.models.saving import is_made, read_measured, round_to
     from common.models.trial import check_half, trial_batch
 
     loaded = opened.loaded
     form = form_from(args, opened)
     made_from = {"model": loaded.identity["fingerprint"], "variants": choice.keys(), **form.to_json()}
     if is_made(output, made_from, args.overwrite, NAME):
-        there = load_model(output).model
-        return parameter_counts(there) | form_of(there) | form.figures()
+        return read_measured(output) | form.figures()
     model = loaded.model if is_last else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
     model, masks = form.made(model, masks)
-    round_to(output, model, form.dtype)
-    if form.dtype == "float16":
+    round_to(output, model, form.rounded)
+    if form.is_half:
         check_half(output, model, trial_batch(model, some_examples(opened, tokenizer)))
     source = opened.source or data_source(None, loaded)
-    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed, **form.figures())
-    save_model(output, model, record, masks=masks, tokenizer=tokenizer, dtype=form.dtype)
-    return parameter_counts(model) | form_of(model) | form.figures()
+    found = {"measured": form.measured(model), **form.figures()}
+    record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed, **found)
+    form.save(output, model, record, masks, tokenizer)
+    return found["measured"] | form.figures()
 
 
 def main(argv=None):

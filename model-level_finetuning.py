@@ -159,9 +159,9 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     model = loaded.model if is_last and not recipe.distill else copy.deepcopy(loaded.model)
     masks = compose(model, choice)
     removed = removed_parts(model, masks)
-    check_range(output, model, form.dtype)  # else the work might be for nothing
+    check_range(output, model, form.rounded)  # else the work might be for nothing
     model, masks = form.made(model, masks)
-    if form.dtype == "float16":
+    if form.is_half:
         check_half(output, model, trial_batch(model, validation))
     shares = dict.fromkeys(shared_parameters(model, find_blocks(model)), recipe.shared_rate)
     learner = Learner(dict(model.named_parameters()), masks, recipe, steps_of(train, recipe), shares)
@@ -196,10 +196,10 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     if quality:
         name = f"val_{quality.metric}"
         measured |= {f"{name}_before": learner.history[0].metric, name: learner.best_metric}
-    if form.dtype != "float32":  # what is measured is what is written
-        round_to(output, model, form.dtype)
-        if form.dtype == "float16":
-            check_half(output, model, trial_batch(model, validation))
+    if form.is_half:
+        check_half(output, model, trial_batch(model, validation))
+    if form.rounded != "float32":  # what is measured is what is written
+        round_to(output, model, form.rounded)
         after = validate({"model": learner}, objective, validation, recipe, opened.runtime)
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
         if quality:
@@ -224,12 +224,9 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
 def save(form, opened, choice, model, masks, removed, measured, made_from, output):
     """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters and its
     form."""
-    from common.blocks.tensors import parameter_counts
     from common.composing.compose import composed_record
-    from common.models.plain import form_of
-    from common.models.saving import save_model
 
-    counts = parameter_counts(model) | form_of(model)
+    counts = form.measured(model)
     record = composed_record(
         NAME,
         made_from,
@@ -243,7 +240,7 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
         **form.figures(),
     )
     if opened.runtime.processes.is_first:
-        save_model(output, model.eval(), record, masks=masks, tokenizer=opened.tokenizer, dtype=form.dtype)
+        form.save(output, model.eval(), record, masks, opened.tokenizer)
     return counts
 
 

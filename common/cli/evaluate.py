@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from common.blocks.tensors import parameter_counts
 from common.cli.flags import settings_from
 from common.cli.open import Opened, open_study
 from common.cli.paths import models_to_evaluate
@@ -62,7 +61,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         opened = open_study(args, path, script)
         loaded = opened.loaded
         if settings.report:  # it is measured after all models have been evaluated, beside the others
-            known.setdefault(real(path), loaded)
+            known |= {real(path): loaded} if loaded.is_module else {}
             original = original_of(loaded, settings.original, opened.runtime.device, known)
         examples = opened.split(settings.split)
         with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
@@ -81,7 +80,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
 
 def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered, settings: EvaluationSettings) -> dict:
     """The result for a model, as JSON values."""
-    task, model = opened.loaded.task, opened.loaded.model
+    task = opened.loaded.task
     scored = task.scored(answered.answers, examples.texts, examples.targets)
     scores = scored.scores()
     bounds = intervals(scored, settings.bootstrap) if settings.bootstrap else {}
@@ -96,12 +95,12 @@ def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered
         "max_length": examples.longest,
         "at_max_length": examples.at_longest(),
         "device": str(opened.runtime.device),
-        "precision": opened.runtime.precision,
+        "precision": opened.runtime.precision if opened.loaded.is_module else opened.loaded.model.precision,
         **scores,
         **({"intervals": bounds, "confidence": CONFIDENCE, "resamples": settings.bootstrap} if bounds else {}),
         **scored.signatures(),
         **answered.settings,
-        **parameter_counts(model),
+        **opened.loaded.counts,
         "examples_per_second": round(len(examples) / answered.seconds, 2),
     }
 

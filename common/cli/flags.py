@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import shlex
 import textwrap
 import types
@@ -17,6 +18,17 @@ from common.runtime.settings import ComputeSettings
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 DTYPES = ("float32", "bfloat16", "float16")
+TRANSFORMERS, CTRANSLATE2 = "transformers", "ctranslate2"  # formats of models
+QUANTIZATIONS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int16",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+)  # CTranslate2's names of the types of weights, and after int8 of all else
 AT_FILE = "@FILE stands for the flags in a file, written as on the command line, on as many lines as you like."
 LARGEST_SEED = 2**32 - 1  # that all random numbers take; what is made of it fits into 64 bits
 # Titles of the groups that a help comes in.
@@ -221,6 +233,18 @@ def add_configurations(parser: Parser, *, library_help: str, output: str) -> Non
     )
     add_dtype(parser)
     group.add_argument(
+        "--format",
+        choices=(TRANSFORMERS, CTRANSLATE2),
+        default=TRANSFORMERS,
+        help="what loads the folder: transformers; or the engine CTranslate2, which runs encoder-decoders much faster, "
+        "and always gets a --compact model",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="type of the weights of --format ctranslate2; int8 is smallest and fastest. Without it they are float32",
+    )
+    group.add_argument(
         "--vocabulary",
         type=vocabulary,
         metavar="N|data",
@@ -245,11 +269,20 @@ def add_dtype(parser: Parser) -> None:
 
 
 def check_form(args: argparse.Namespace) -> None:
-    """Make sure that an output of `add_configurations` is a folder, if it is to be pushed or to hold a tokenizer.
+    """Make sure that an output of `add_configurations` is a folder, if it is to be pushed or to hold a tokenizer; and
+    that what else is said of its form goes together.
 
     Raises:
-        UserError: it is a .pth.
+        UserError: it does not, or CTranslate2 is to be used and not installed.
     """
+    if args.format == CTRANSLATE2:
+        refuse_unused(args, ["dtype"], "goes with folders for transformers; --format ctranslate2 has --quantization")
+        if args.output.endswith(".pth"):
+            raise UserError(f"--format ctranslate2: {args.output} is a .pth, and it is a folder; give -o another name")
+        if importlib.util.find_spec("ctranslate2") is None:
+            raise UserError("--format ctranslate2: CTranslate2 is not installed; pip install 'ctranslate2>=4.8,<5'")
+    else:
+        refuse_unused(args, ["quantization"], "goes with --format ctranslate2")
     if args.push_to_hub and args.output.endswith(".pth"):
         raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
     if args.vocabulary and args.output.endswith(".pth"):

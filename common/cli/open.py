@@ -5,17 +5,20 @@ from pathlib import Path
 
 import torch
 
-from common.cli.flags import settings_from
+from common.blocks.tensors import parameter_counts
+from common.cli.flags import CTRANSLATE2, settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
 from common.data.labels import WithoutLabels
 from common.data.readers import finder
 from common.data.sources import SPLITS, DataSource, check_source
 from common.evaluation.answers import Quality
-from common.models import compact
+from common.models import compact, ctranslate
 from common.models.compact import make_compact
 from common.models.languages import set_languages
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
+from common.models.plain import form_of
+from common.models.saving import save_model
 from common.models.vocabulary import DATA, Vocabulary, check_same, choose_vocabulary, growth
 from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
@@ -71,8 +74,8 @@ class Opened:
         return examples
 
 
-def open_model(args, path: str | Path | None = None) -> Opened:
-    """The model at `path`, or that of the flags -m and --device.
+def open_model(args, path: str | Path | None = None, to_run: bool = False) -> Opened:
+    """The model at `path`, or that of the flags -m and --device; `to_run`: see `load_model`.
 
     Raises:
         UserError: there is none, or it cannot be loaded.
@@ -81,7 +84,7 @@ def open_model(args, path: str | Path | None = None) -> Opened:
     device, path = resolve_device(compute.device), path or the_model(args.model)
     talk = Talk(args.quiet or own_number() > 0)
     with talk.waiting(f"loading {path}"):
-        loaded = load_model(path, device)
+        loaded = load_model(path, device, to_run)
     processes = join(device)
     runtime = Runtime(device, data.batch_size, talk, processes, pieces=compute.accumulate, precision=compute.precision)
     return Opened(loaded, runtime, data=data)
@@ -96,7 +99,7 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
         UserError: something of it is not there, or the model is for another task, or has too few positions for the
             flags.
     """
-    opened = open_model(args, path)
+    opened = open_model(args, path, to_run=script is not None)
     loaded, task = opened.loaded, opened.loaded.task
     for flag, length in (
         ("--max-length", vars(args).get("max_length")),
@@ -207,15 +210,17 @@ def open_quality(metric: str, opened: Opened, validation: Examples) -> Quality |
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is written."""
+    """How a model is written: in which format, whether compact, and as which type."""
 
+    format: str
     compact: bool
     dtype: str
     vocabulary: Vocabulary | None = None
 
     def to_json(self) -> dict:
         """Its part of what a model is made from."""
-        return {**self.structure(), "dtype": self.dtype}
+        version = {"format": self.format, "format_version": ctranslate.VERSION} if self.format == CTRANSLATE2 else {}
+        return {**self.structure(), "dtype": self.dtype, **version}
 
     def structure(self) -> dict:
         """The part of it that training depends on."""
@@ -231,14 +236,44 @@ class Form:
         """A model that knows the tokens of this form, and is otherwise as it was."""
         return self.vocabulary.trim(model) if self.vocabulary else model
 
+    @property
+    def rounded(self) -> str:
+        """The type that weights are rounded to before they are written; CTranslate2 does so itself."""
+        return "float32" if self.format == CTRANSLATE2 else self.dtype
+
+    @property
+    def is_half(self) -> bool:
+        """Whether activations will be float16 too, where a GPU runs it."""
+        return self.dtype in ("float16", "int8_float16")
+
+    def save(self, path: str, model: torch.nn.Module, record: dict, masks: dict, tokenizer) -> None:
+        """Write a model of `made` to a path."""
+        if self.format == CTRANSLATE2:
+            ctranslate.save_translator(path, model, record, tokenizer, self.dtype)
+        else:
+            save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype)
+
+    def measured(self, model: torch.nn.Module) -> dict:
+        """What to report of a model of `made`: counts of its parameters, and how it is written."""
+        is_engines = self.format == CTRANSLATE2
+        form = {"format": self.format, "quantization": self.dtype} if is_engines else form_of(model)
+        return parameter_counts(model) | form
+
     def figures(self) -> dict:
-        """What to report of it."""
+        """What to report of the form alone."""
         return {"vocabulary": self.vocabulary.figures} if self.vocabulary else {}
 
 
 def form_from(args, opened: Opened) -> Form:
-    """The form of a script's flags; the type is the original's if they say none."""
-    return Form(args.compact, args.dtype or opened.loaded.dtype, opened.vocabulary)
+    """The form of a script's flags; the type is the original's if they say none.
+
+    Raises:
+        UserError: the model cannot be had in the format.
+    """
+    if args.format == CTRANSLATE2:
+        ctranslate.check_convertible(opened.loaded.model)
+        return Form(args.format, True, args.quantization or "float32", opened.vocabulary)
+    return Form(args.format, args.compact, args.dtype or opened.loaded.dtype, opened.vocabulary)
 
 
 def training_settings(args, loaded: LoadedModel, start: str, train: Examples, distill: float = 0.0) -> TrainingSettings:

@@ -9,8 +9,6 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.blocks.tensors import parameter_counts
-from common.models.checks import WEIGHTS_NAME
 from common.models.load import LoadedModel, load_model, resolve
 from common.models.tokenizer import vocabularies
 from common.runtime.devices import Runtime
@@ -65,9 +63,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
     "ratio"}}."""
     models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
-    measured = {
-        key: sizes(model) | {"multiply_adds": multiply_adds(model)} | seconds[key] for key, model in models.items()
-    }
+    measured = {key: sizes(model) | seconds[key] for key, model in models.items()}
     for file, loaded, original, evaluation in reported:
         if original is None:
             runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
@@ -94,16 +90,15 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
 
 def sizes(loaded):
     """Counts of a model's parameters; its bytes, of the weights on disk, of parameters and buffers in memory."""
-    weights = loaded.path if loaded.path.is_file() else loaded.path / WEIGHTS_NAME
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
-    }  # tied ones count once
-    counts = parameter_counts(loaded.model)
-    return {name: counts[name] for name in ("parameters", "nonzero_parameters")} | {
-        "bytes_on_disk": weights.stat().st_size,
-        "bytes_in_memory": sum(storages.values()),
-    }
+    figures = {name: loaded.counts[name] for name in ("parameters", "nonzero_parameters")}
+    figures["bytes_on_disk"] = loaded.weights.stat().st_size
+    if loaded.is_module:
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
+        }  # tied ones count once
+        figures |= {"bytes_in_memory": sum(storages.values()), "multiply_adds": multiply_adds(loaded)}
+    return figures
 
 
 def stated_input(loaded: LoadedModel) -> dict[str, int]:
@@ -139,9 +134,9 @@ def count_products(run):
 
 
 def ways_to_run(loaded):
-    """What is timed: {figure: (function without arguments, parts that it is divided by)}."""
+    """What is timed: {figure: (function without arguments, parts that it is divided by)}; CTranslate2 generates."""
     model, batch = loaded.model, example_batch(loaded, loaded.task.example["batch_size"])
-    ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)}
+    ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)} if loaded.is_module else {}
     if "decoder_input_ids" in batch:
         length = batch["decoder_input_ids"].shape[1]
         one = {name: batch[name][:1] for name in ("input_ids", "attention_mask")}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from common.blocks.defaults import Study, study_of, usual_task
 from common.blocks.families import COMPACT, FAMILIES, Family, family_name, family_of
 from common.blocks.find import find_blocks
+from common.blocks.tensors import parameter_counts
 from common.data.sources import DATA, DataSource, as_typed
 from common.data.tasks import TASKS, Classification, Translation
 from common.models.checks import (
@@ -38,6 +39,8 @@ from common.models.checks import (
     stored_dtype,
     stored_shapes,
 )
+from common.models.ctranslate import WEIGHTS_NAME as BINARY_NAME
+from common.models.ctranslate import Translator
 from common.models.tokenizer import tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error, lacks_memory
 from common.runtime.files import A_MODEL, no_such
@@ -51,6 +54,7 @@ MODEL_RECORD = {
     "task?": set(TASKS),
     "tokenizer?": REFERENCE,
     "data?": DATA,
+    "ctranslate2?": {"quantization": str, "config": {str: object}, "generation": {str: object}, "counts": {str: float}},
     "original?": {"fingerprint": str, "name": str, "model?": REFERENCE, str: object},
     str: object,
 }
@@ -68,6 +72,21 @@ class LoadedModel:
     record: dict = field(default_factory=dict)  # {} for a folder that this suite did not write
     masks: dict = field(default_factory=dict)  # {parameter name: bool}, from a .pth
     dtype: str = "float32"  # of its weights on disk, one of `checks.DTYPES`
+
+    @property
+    def is_module(self) -> bool:
+        """Whether torch has it, and not CTranslate2."""
+        return isinstance(self.model, torch.nn.Module)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """See `parameter_counts`; those of the model that was written for CTranslate2."""
+        return parameter_counts(self.model) if self.is_module else self.record["ctranslate2"]["counts"]
+
+    @property
+    def weights(self) -> Path:
+        """The file that holds its weights."""
+        return self.path if self.path.is_file() else self.path / (WEIGHTS_NAME if self.is_module else BINARY_NAME)
 
     @property
     def family(self) -> Family:
@@ -167,9 +186,11 @@ def class_and_config(settings: dict, task: str | None) -> tuple:
 # --- loading ---------------------------------------------------------------------------------------------------
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(path: str | Path, device: torch.device | str = "cpu", to_run: bool = False) -> LoadedModel:
     """Load a model folder or `.pth` in float32, in `eval()`.
 
+    Args:
+        to_run: whether what can only be run will do: a folder for CTranslate2, whose model is a `Translator`.
     Raises:
         UserError: nothing there, not a model that is supported, or a damaged one.
     """
@@ -179,7 +200,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     if not (path.is_dir() or path.is_file()):
         raise no_such(path, "model", "download_model.py saves one to ./model/", *A_MODEL)
     with as_user_error(path, "cannot be loaded as a model"):
-        loaded = load_folder(path) if path.is_dir() else load_pth(path)
+        loaded = load_folder(path, device if to_run else None) if path.is_dir() else load_pth(path)
+    if not loaded.is_module:
+        return loaded
     for name, tensor in loaded.model.state_dict().items():
         if not is_finite(tensor):
             raise UserError(f"{path}: {name} holds values that are not finite: the model is damaged")
@@ -187,13 +210,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     return loaded
 
 
-def load_folder(path: Path) -> LoadedModel:
-    """The model in a folder; see `load_model`."""
+def load_folder(path: Path, device: torch.device | str | None = None) -> LoadedModel:
+    """The model in a folder; see `load_model`. `device`: where CTranslate2 is to run one of its own, if it is to."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
     check_adapter(path)
     record = read_model_record(path)
     check_files(path, record)
+    if (path / BINARY_NAME).is_file():
+        return _for_ctranslate(path, record, device)
     settings = read_json(path / "config.json", "download_model.py")
     check_config(settings)  # before its weights are looked for
     if (path / GENERATION_NAME).is_file():
@@ -202,6 +227,19 @@ def load_folder(path: Path) -> LoadedModel:
         generation = transformers.GenerationConfig.from_model_config(dict(settings)).to_dict()
     weights = path / WEIGHTS_NAME
     return _from_parts(path, record, settings, generation, stored_shapes(weights), partial(load_file, weights))
+
+
+def _for_ctranslate(path, record, device):
+    """What is in a folder that `save_translator` wrote."""
+    own = record.get("ctranslate2")
+    if own is None or device is None:
+        what = "one of this suite's can be evaluated" if own is None else "it can be evaluated, and no more"
+        raise UserError(f"is for CTranslate2; {what}. Give the folder for transformers that it was made of")
+    _, config = class_and_config(own["config"], record.get("task"))
+    check_generation("its generation config", own["generation"], vocabularies(config)[1])
+    generation = transformers.GenerationConfig.from_dict(own["generation"])
+    translator = Translator(path, config, generation, torch.device(device))
+    return LoadedModel(translator, path, record, dtype=own["quantization"])
 
 
 def load_pth(path: Path) -> LoadedModel:

@@ -41,6 +41,34 @@ def form_of(model) -> dict:
     return {"plain": False, "why_not_plain": "--compact would make it so"}
 
 
+class Whole:
+    """The blocks of a model, compact or not, as they are in the original.
+
+    `biases`: {root of a self-attention that has a table of position biases: the roots of those that go by it}.
+    """
+
+    def __init__(self, model):
+        of_class = ordinary_class(model)
+        skeleton = skeleton_of(of_class, of_class.config_class(**ordinary_settings(model.config)))
+        self.blocks = list(find_blocks(skeleton).values())
+        roots = [block.root for block in self.blocks if block.heads]
+        owners = [root for root in roots if hasattr(skeleton.get_submodule(root), BIAS)]
+        places = {split(root)[0::2]: root for root in reversed(owners)}  # the first layer's, for those without one
+        self.biases = {root: [] for root in owners}
+        for root in roots:
+            if owner := root if root in owners else places.get(split(root)[0::2]):
+                self.biases[owner].append(root)
+
+    def kept(self, kept_heads: dict[str, list[int]], kept_neurons: dict[str, int]) -> dict:
+        """{root: the numbers of its heads, or the places of its neurons}; see `Plain`."""
+        return {
+            block.root: kept_heads.get(block.root, range(block.heads))
+            if block.heads
+            else range(kept_neurons.get(block.root, block.neurons))
+            for block in self.blocks
+        }
+
+
 class Plain:
     """An ordinary form of what is left of a model.
 
@@ -53,17 +81,14 @@ class Plain:
 
     def __init__(self, model, kept_heads: dict[str, list[int]], kept_neurons: dict[str, int]):
         self.family, self.settings = family_of(model.config), ordinary_settings(model.config)
-        skeleton = skeleton_of(ordinary_class(model), ordinary_class(model).config_class(**self.settings))
-        self.kept, self.layers = {}, {}  # {root: heads' numbers or neurons' places}, {(stack, number): its blocks}
-        for block in find_blocks(skeleton).values():
-            self.kept[block.root] = kept_heads.get(block.root, range(block.heads))
-            if block.neurons:
-                self.kept[block.root] = range(kept_neurons.get(block.root, block.neurons))
+        whole = Whole(model)
+        self.kept, self.layers = whole.kept(kept_heads, kept_neurons), {}  # {(stack, number): its blocks}
+        for block in whole.blocks:
             stack, number, _ = split(block.root)
             self.layers.setdefault((stack, number), []).append(block)
         self.numbers = self._numbered()
         self._count()
-        self._biases(skeleton)
+        self._biases(whole)
 
     def _numbered(self):
         """{(stack, number of a layer that stays): its number among those}."""
@@ -99,21 +124,17 @@ class Plain:
                     raise NotPlain(f"{block.name} has {left} {parts}, {other.name} {len(self.kept[other.root])}")
                 self.settings[setting] = left
 
-    def _biases(self, skeleton):
+    def _biases(self, whole):
         """Find the heads that each table of position biases is left with: {its name: their numbers}."""
         self.biases = {}
         roots = [block.root for layer in self.numbers for block in self.layers[layer]]
-        for name in (name for name, _ in skeleton.named_parameters() if f".{BIAS}." in name):
-            root = name.partition(f".{BIAS}.")[0]
-            stack, _, tail = split(root)
-            peers = [other for other in roots if split(other)[0::2] == (stack, tail)]
-            if any(hasattr(skeleton.get_submodule(other), BIAS) for other in peers if other != root):
-                peers = [other for other in peers if other == root]  # each layer has a table of its own
-                if not peers:
-                    continue
-            if any(list(self.kept[peer]) != list(self.kept[peers[0]]) for peer in peers):
-                raise NotPlain(f"the self-attentions of {stack} share a position bias, and have other heads")
-            self.biases[name] = self.kept[peers[0]]
+        for root, readers in whole.biases.items():
+            readers = [reader for reader in readers if reader in roots]
+            for reader in readers:
+                if list(self.kept[reader]) != list(self.kept[readers[0]]):
+                    stack = split(root)[0]
+                    raise NotPlain(f"the self-attentions of {stack} share a position bias, and have other heads")
+                self.biases[f"{root}.{BIAS}.weight"] = self.kept[reader]
 
     def renamed(self, name: str) -> str | None:
         """A parameter's name in the ordinary model; None if its layer is gone."""

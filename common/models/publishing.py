@@ -44,6 +44,20 @@ It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original
 {{ "{:,}".format(vocabulary.vocabulary_before) }}, chosen by its training data; use the tokenizer in this folder.
 {% endif %}
 ```python
+{% if search is not none -%}
+from ctranslate2 import Translator
+from transformers import AutoTokenizer
+
+folder = {{ folder }}  # this folder
+translator = Translator(folder, device="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+source = tokenizer.convert_ids_to_tokens(tokenizer({{ text }})["input_ids"])
+(answer,) = translator.translate_batch([source], beam_size=1, max_decoding_length=60{{ search }})
+{% if has_target -%}
+tokenizer = AutoTokenizer.from_pretrained(f"{folder}/target")
+{% endif -%}
+print(tokenizer.decode(tokenizer.convert_tokens_to_ids(answer.hypotheses[0]), skip_special_tokens=True))
+{%- else -%}
 from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }}
 
 folder = {{ folder }}  # this folder, or its repository on the hub
@@ -57,10 +71,13 @@ print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=60), skip_sp
 print(model.config.id2label[model(**batch).logits.argmax().item()])
 {%- endif %}
 {%- endif %}
+{%- endif %}
 ```
 
 The weights are {{ dtype }}.
-{%- if has_code %} The model's code lies in the folder, hence `trust_remote_code`; no ordinary config can say what is
+{%- if search is not none %} The folder is for [CTranslate2](https://github.com/OpenNMT/CTranslate2)
+(`pip install "ctranslate2>=4.8,<5" transformers`).
+{%- elif has_code %} The model's code lies in the folder, hence `trust_remote_code`; no ordinary config can say what is
 left ({{ why_not_plain }}).
 {%- elif pruned %} It is an ordinary `{{ kind }}`, and needs no further code.
 {%- endif %}
@@ -76,21 +93,27 @@ def license_of(folder: str | Path) -> dict[str, str]:
     return {"license": name} if isinstance(name, str) else {}
 
 
-def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) -> str:
-    """The card of a model in a folder; `name` is the folder's, `dtype` its weights'."""
+def model_card(
+    name: str, model, record: dict, dtype: str, has_tokenizer: bool, search: str | None = None, has_target: bool = False
+) -> str:
+    """The card of a model in a folder; `name` is the folder's, `dtype` its weights'.
+
+    `search`: of a folder for CTranslate2, further arguments of `translate_batch`, as code; `has_target`: whether the
+    target has a tokenizer of its own.
+    """
     task, data, is_pruned = record.get("task"), record.get("data") or {}, "original" in record
     base_model = record.get("base_model") or record.get("original", {}).get("name")
     prefix = data.get("prefix", study_of(model.config.model_type, task).prefix)
     header = ModelCardData(
         base_model=base_model,
         datasets=[data["hub"]] if "hub" in data else None,
-        library_name="transformers",
+        library_name="transformers" if search is None else "ctranslate2",
         license=record.get("license"),
         pipeline_tag="text-classification" if task == "classification" else task,
         tags=[
             "composable-pruning",
             *["pruned"] * is_pruned,
-            *["compact"] * model.config.model_type.startswith(COMPACT),
+            *["compact"] * (model.config.model_type.startswith(COMPACT) and search is None),
         ],
     )
     card = ModelCard.from_template(
@@ -102,6 +125,8 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool) 
         dtype=dtype,
         pruned=is_pruned,
         has_tokenizer=has_tokenizer,
+        search=search,
+        has_target=has_target,
         kind=type(model).__name__.removeprefix("Compact"),
         auto_class=model._auto_class or AUTO_CLASSES[model.can_generate()],
         **form_of(model),
