@@ -136,7 +136,7 @@ def test_activations_that_float16_cannot_hold_are_refused(here, workshop):
     tokenizer, data = workshop / "tokenizer" / "t5", workshop / "data" / "t5"
     save_model("large", model, {"tokenizer": {"folder": str(tokenizer)}, "data": {"folder": str(data)}})
     batch = padded_batch("t5")
-    half = transformers.AutoModelForSeq2SeqLM.from_pretrained("large", dtype=torch.float16)
+    half = transformers.AutoModelForSeq2SeqLM.from_pretrained(here / "large", dtype=torch.float16)
     assert half(**batch).logits.isnan().any() and model(**batch).logits.isfinite().all()
     run("config_generator.py -m large --attention 0.5 --linear 0.3 -n 1")
     run("prune_scheme_generator.py")
