@@ -154,7 +154,7 @@ def page(summary):
     models = []
     for row in summary["models"]:
         is_found = row["configuration"] == summary["configuration"]
-        model = {"series": "smallest" if is_found else "measured", "name": str(row["configuration"]), **row}
+        model = {"series": "smallest" if is_found else "other", "name": str(row["configuration"]), **row}
         models.append(model | scores["smallest"] | {"figures": summary["cost"]} if is_found else model)
     others = summary["configurations"] - len(models)
     return {
@@ -164,7 +164,7 @@ def page(summary):
             f"loses at most {summary['drop']:g} {named}?",
             "size": f"the blocks' {summary['measure']}",
             "wanted": f"{named} of at least {wanted} on the validation split",
-            "examples": ", ".join(f"{count} for the {what}" for what, count in summary["examples"].items()),
+            "measured on": ", ".join(f"{count} examples for the {what}" for what, count in summary["examples"].items()),
         },
         "answer": answer(summary),
         "original": {"kept": 1.0, **scores["original"]},
@@ -179,7 +179,7 @@ def page(summary):
             "test": f"{named} on the test split",
             "loss": "loss on a sample",
         },
-        "series": {"smallest": "the smallest found", "measured": "measured before it"},
+        "series": {"smallest": "the smallest found", "other": "another that was measured"},
         "levels": {f"wanted: {wanted}": summary["wanted"]},
         "pictures": [],
         "spent": [(part, seconds, "") for part, seconds in summary["seconds"].items()],

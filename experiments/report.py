@@ -127,6 +127,7 @@ def as_html(summary, page):
         metric=metric_name(summary["metric"]),
         columns=[title for _, title, _ in columns],
         rows=rows,
+        has_rates=any(row["rates"] for row in rows),
         pictures=[*page["pictures"], *scatters(models, page, summary)],
         modules=rates_by_module(summary["rates"]),
     )

@@ -481,8 +481,8 @@ def test_the_page_of_the_smallest_shows_what_was_looked_at(tmp_path):
     values = {name: [float(value) for _, value in cells if value] for name, cells in page.rows.items()}
     assert values == {
         "original": [1.0, 40.0, 41.0, 10.0],
-        "measured-2": [0.3, 30.0, 2.0],
-        "measured-3": [0.4, 2.1],
+        "other-2": [0.3, 30.0, 2.0],
+        "other-3": [0.4, 2.1],
         "smallest-0": [0.5, 39.5, 38.0, 1.5, 5.0],
     }
     assert "Configuration 0 keeps 50.0% of the blocks' parameters and has BLEU 39.50" in page.text

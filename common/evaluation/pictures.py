@@ -27,6 +27,7 @@ LOOKS = {  # the series that several pictures show look alike in all of them
     "baseline": (COLOURS[1], "s"),
     "uniform": (COLOURS[1], "s"),
     "measured": (COLOURS[2], "^"),
+    "other": (COLOURS[2], "^"),
     "original": (COLOURS[6], "*"),
 }
 LEAST_TICKS = 4  # of an axis of values
