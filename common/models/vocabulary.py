@@ -27,6 +27,7 @@ from common.models.tokenizer import PairedTokenizer, read_tokenizer
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.files import temporary_folder
 from common.runtime.records import digest
+from common.runtime.schema import shown
 
 DATA = "data"  # in place of a number of tokens: all that the data need
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte
@@ -123,7 +124,9 @@ def check_same(before: Examples, after: Examples, vocabulary: Vocabulary) -> Non
     for (old, new), kept in zip(sides, vocabulary.kept):
         for text, row, smaller in zip(before.texts, old, new):
             if row != [kept[token] for token in smaller]:
-                raise UserError(f"--vocabulary: {text!r:.100} would no longer be tokenized as before")
+                raise UserError(
+                    f"--vocabulary data: {shown(str(text))} would no longer be tokenized as before; give a number"
+                )
 
 
 def growth(before: Examples, after: Examples, old, new) -> dict[str, int]:
