@@ -24,6 +24,7 @@ from common.runtime.records import read_json, write_json
 HERE = Path(__file__).resolve().parent
 MARK = "composable-pruning report.py"  # in every page, so that we know our own again
 AGAINST = ("kept", "nonzero_parameters", "multiply_adds", "seconds_per_batch", "seconds_per_generated_token")
+VERSION = 1  # of table.json
 FEWEST = 3  # points of a picture
 
 
@@ -73,14 +74,14 @@ def summarize(folder, criterion=None):
     if folder.is_dir():
         for kind in known.values():
             if kind.is_here(folder):
-                return kind.summarize(folder, *[criterion] * bool(criterion))
+                return {"version": VERSION, **kind.summarize(folder, *[criterion] * bool(criterion))}
         raise UserError(
             f"{folder}: holds no finished experiment (its evaluations' reports, search.json or explored.json); run "
             f"{', '.join(f'experiments/{name}.sh' for name in known)} into it"
         )
     summary = read_json(folder, "experiments/report.py")
-    if summary.get("experiment") not in known:
-        raise UserError(f"{folder}: is no table.json of an experiment; give its folder")
+    if summary.get("experiment") not in known or summary.get("version") != VERSION:
+        raise UserError(f"{folder}: is no table.json of this version; give the folder of the experiment")
     return summary
 
 

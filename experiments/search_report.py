@@ -1,6 +1,7 @@
 """Searched against uniform configurations at equal cost: the report of search.sh."""
 
 from common.evaluation.pictures import metric_name
+from common.runtime.errors import UserError
 from experiments.drawing import Line, Point, draw
 from experiments.results import (
     METRICS,
@@ -37,6 +38,14 @@ def summarize(folder):
         for pth in (False, True)
     )
     scores = {"composed": composed} | ({"finetuned": finetuned} if finetuned else {})
+    numbers = {
+        "uniform": [row["configuration"] for row in report["uniform"]],
+        "searched": range(len(report["searched"])),
+    }
+    names = [f"{way}-{n}" for way in WAYS for n in numbers[way]]
+    lacking = [name for found in scores.values() for name in names if name not in found]
+    if lacking:
+        raise UserError(f"{folder}: {', '.join(lacking)} not evaluated yet; run experiments/search.sh into it again")
     original = next(each for result in evaluations for each in result["models"])  # evaluated first
     metric = metric_of(original)
     training = {name_of(run["output"]): run for result in results for run in trained(result)}

@@ -314,12 +314,28 @@ def test_a_page_names_what_is_missing(experiment):
     assert "composed-1" not in page.rows and "instead of 44.5 s" in page.text
 
 
-@pytest.mark.parametrize("why", ["no finished experiment", "name one with --criterion", "no page of this suite"])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "no finished experiment",
+        "name one with --criterion",
+        "no page of this suite",
+        "no table.json of this version",
+        "searched-0 not evaluated yet",
+    ],
+)
 def test_what_no_page_can_be_made_of_is_refused(experiment, why):
     if why.startswith("no finished"):
         (experiment / "conf_prune.json").unlink()
     elif why.startswith("name one"):
         (experiment / "report-composed-l1-0.json").write_text("{}")
+    elif why.startswith("no table"):
+        experiment = experiment / "table.json"
+        experiment.write_text('{"experiment": "composability"}')
+    elif why.startswith("searched"):
+        found = {"uniform": [], "searched": [{}]}
+        (experiment / "search.json").write_text(json.dumps(found))
+        (experiment / "conf_prune.json").unlink()
     else:
         (experiment / "report.html").write_text("<p>mine</p>")
     assert why in fails("experiments/report.py", experiment)
