@@ -45,6 +45,12 @@ def build_parser():
     )
     for kind, parts in (("attention", "heads"), ("feed-forward", "neurons"), ("linear", "single weights")):
         group.add_argument(f"--{kind}-criterion", choices=CRITERIA, help=f"the same for {parts} alone")
+    group.add_argument(
+        "--plain-heads",
+        action="store_true",
+        help="let the self-attentions of a T5's stack lose the same heads: with as many gone everywhere, and as many "
+        "neurons, --compact then gives a model of an ordinary class, see docs/how-it-works.md",
+    )
     add_settings(parser, CalibrationSettings, DATA, omit=("held_out", "ridge"))
     add_settings(parser, DataSettings, DATA)
     add_compute(parser, omit=("precision", "accumulate"))
@@ -64,6 +70,8 @@ def run(args):
     from common.cli.open import open_model, open_study
     from common.composing.compose import check_counts, check_model
     from common.composing.library import PRUNED, Library
+    from common.pruning.closed_form import statistics
+    from common.pruning.stacks import rank, stacks_of
 
     opened = open_study(args) if needs_data else open_model(args)
     loaded, talk = opened.loaded, opened.runtime.talk
@@ -75,6 +83,8 @@ def run(args):
     if needs_data:
         calibration = opened.split("train").sample(args.calibration or loaded.study.calibration)
         examples = calibration.fingerprint()
+    stacks = stacks_of(loaded.model) if args.plain_heads else []
+    ranked_together = {name for stack in stacks for name in stack}
     made_from = {}
     for pair in scheme.variants():
         removed = scheme.blocks[pair.block][pair.variant]
@@ -83,23 +93,28 @@ def run(args):
             "block": pair.block,
             "removed": removed,
             **chosen_by(removed, names, examples),
+            **({"heads_ranked_over": "stack"} if removed["heads"] and pair.block in ranked_together else {}),
         }
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED, args.overwrite)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
     started = opened.runtime.now()
-    pairs_of = by_block(todo)
+    pairs_of, ranked = by_block(todo), {}
+    if any("heads_ranked_over" in made_from[pair] for pair in todo):
+        together = [blocks[name] for stack in stacks for name in stack]
+        sums = ((block, None) for block in together)
+        if CRITERIA[names["attention"]].needs_data:
+            sums = statistics(loaded.model, together, calibration, opened.runtime, values=False, label="ranking heads")
+        ranked = rank(stacks, names["attention"], tensors, sums)
     need_data = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
     for name in talk.progress([name for name in pairs_of if name not in need_data], "pruning"):
-        prune_variants(library, pairs_of[name], blocks[name], tensors[name], made_from, talk)
+        prune_variants(library, pairs_of[name], blocks[name], tensors[name], made_from, ranked, talk)
     if need_data:
-        from common.pruning.closed_form import statistics
-
         reading = [block for name, block in blocks.items() if name in need_data]
         for block, sums in statistics(
             loaded.model, reading, calibration, opened.runtime, values=False, label="pruning"
         ):
-            prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, talk, sums)
+            prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, ranked, talk, sums)
     seconds = opened.runtime.now() - started if todo else 0.0
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")
@@ -144,10 +159,11 @@ def chosen_by(removed, names, examples):
     return settings
 
 
-def prune_variants(library, pairs, block, tensors, made_from, talk, sums=None):
+def prune_variants(library, pairs, block, tensors, made_from, ranked, talk, sums=None):
     """Prune variants of a block, and write them with the counts of what was removed, measured on their masks.
 
-    `made_from`: of each variant; `sums`: of the block, see `closed_form.statistics`, for criteria that need data.
+    `made_from`: of each variant; `ranked`: see `stacks.rank`; `sums`: of the block, see `closed_form.statistics`, for
+    criteria that need data.
     """
     from common.pruning.prune_block import count_removed, prune_block
 
@@ -156,6 +172,7 @@ def prune_variants(library, pairs, block, tensors, made_from, talk, sums=None):
     variants, measured = {}, {}
     for pair in talk.progress(pairs, block.name):
         chosen = {kind: criteria_of[name] for kind, name in made_from[pair]["criteria"].items()}
+        chosen |= {"attention": ranked[block.name]} if block.name in ranked else {}
         variants[pair], by_rate = prune_block(block, tensors, made_from[pair]["removed"], chosen)
         measured[pair] = {"weights_removed_by_rate": by_rate, **count_removed(block, variants[pair].keeps)}
     library.write(variants, made_from, measured)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers import edited_json, read_json, run
+from helpers import edited_json, fails, read_json, run
 from oracles import same_state
 from tiny import CLASSIFIERS, build_model, lively, padded_batch
 
@@ -155,3 +155,30 @@ def without_first_layer(content):
     for name, module in content["modules"].items():
         if name.startswith("decoder.block.0.") and module["kind"] != "linear":
             config[name] = 1
+
+
+@pytest.mark.parametrize("criterion", ["l1", "reconstruction"])
+def test_heads_ranked_over_a_stack_make_a_plain_model(model_of, here, criterion):
+    """By hand: each self-attention keeps the two heads whose shares of their blocks' scores sum to most."""
+    model = model_of("t5")
+    run(f"config_generator.py -m {model} --attention 0.25 0.5 --linear 0 0 --feed-forward 0.5 0.5")
+    run("prune_scheme_generator.py")
+    pruning = f"prune.py -m {model} --criterion {criterion} -o"
+    run(f"{pruning} plain --plain-heads")
+    run(f"{pruning} free")
+    assert "pass --overwrite" in fails(f"{pruning} free --plain-heads")
+    for n, heads in enumerate((3, 2)):
+        result = run(f"compose_model.py -m {model} -p plain -n {n} -o plain-{n} --compact")
+        assert result["plain"] and load_model(f"plain-{n}").model.config.num_heads == heads
+    assert not run(f"compose_model.py -m {model} -p free -n 1 -o free-1 --compact")["plain"]
+    if criterion == "l1":
+        encoder, small = load_model(model).model.encoder, load_model("plain-1").model.encoder
+        shares = 0
+        for layer in range(2):
+            attention = encoder.block[layer].layer[0].SelfAttention
+            scores = sum(getattr(attention, name).weight.abs().view(4, -1).sum(1) for name in "qkv")
+            shares = shares + scores / scores.sum()
+        kept = sorted(shares.topk(2).indices.tolist())
+        for layer in range(2):
+            table, q = (each.block[layer].layer[0].SelfAttention.q.weight for each in (encoder, small))
+            assert torch.equal(q.view(2, 6, 32), table.view(4, 6, 32)[kept])
