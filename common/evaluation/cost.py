@@ -63,7 +63,8 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
     "ratio"}}."""
     models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
-    measured = {key: sizes(model) | seconds[key] for key, model in models.items()}
+    products = {key: {"multiply_adds": multiply_adds(model)} for key, model in models.items() if model.is_module}
+    measured = {key: sizes(model) | products.get(key, {}) | seconds[key] for key, model in models.items()}
     for file, loaded, original, evaluation in reported:
         if original is None:
             runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
@@ -97,7 +98,7 @@ def sizes(loaded):
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in (*loaded.model.parameters(), *loaded.model.buffers())
         }  # tied ones count once
-        figures |= {"bytes_in_memory": sum(storages.values()), "multiply_adds": multiply_adds(loaded)}
+        figures["bytes_in_memory"] = sum(storages.values())
     return figures
 
 
