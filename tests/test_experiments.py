@@ -114,7 +114,7 @@ def test_a_search_experiment_ends_with_its_table(workshop, tmp_path):
     assert [uniform["configuration"] for uniform in report["uniform"]] == [1, 3]
     for uniform, searched in zip(report["uniform"], report["searched"], strict=True):
         assert searched["fraction"] <= uniform["fraction"]
-    *_, last = (tmp_path / "results.jsonl").read_text().splitlines()
+    *_, last, _ = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [model["examples"] for model in json.loads(last)["models"]] == [16] * 5
 
 
