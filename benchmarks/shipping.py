@@ -1,11 +1,11 @@
-"""Ways to run a compact model elsewhere: what each takes on disk and in time, and whether it computes the same.
+"""Ways to run a compact classifier elsewhere: what each takes on disk and in time, and whether it computes the same.
 
 The ways are those of docs/shipping.md. A JSON line for each: bytes on disk; the processor's milliseconds for a batch,
 median, least and most of the rounds, all ways in turn, to be read with one thread; quality on examples of the test
 split; on how many of these the answer is the same as that of the model as transformers runs it. Needs onnx, onnxscript
 and onnxruntime beside the suite's requirements.
 
-Translation is greedy. All but `generate`, which keeps keys and values, run the decoder over all tokens at each step.
+What translates is in `engine.py`.
 """
 
 import copy
@@ -28,6 +28,7 @@ from common.cli.open import open_study
 from common.cli.values import int_between
 from common.data.batching import evaluation_batches
 from common.models.load import load_model
+from common.runtime.errors import UserError
 from common.runtime.settings import DataSettings
 
 TWO = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}  # batch and length
@@ -38,34 +39,8 @@ def parser():
     flags.add_argument("-m", "--model", required=True, help="folder of a compact model")
     flags.add_argument("--original", help="folder of the original, for a row of its own")
     flags.add_argument("--examples", type=int_between(1), default=200, help="of the test split")
-    flags.add_argument("--longest", type=int_between(1), default=40, help="tokens of a translation")
     add_settings(flags, DataSettings, DATA, batch_size=8)
     return flags
-
-
-class Encoder(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.encoder = model.get_encoder()
-
-    def forward(self, input_ids, attention_mask):
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
-
-class Decoder(torch.nn.Module):
-    """Logits of the next token, (batch, vocabulary)."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, decoder_input_ids, attention_mask, states):
-        return self.model(
-            encoder_outputs=(states,),
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            use_cache=False,
-        ).logits[:, -1]
 
 
 class Exported:
@@ -145,58 +120,6 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def translating(models, sizes, example, folder, longest):
-    """{way: (function of a batch that gives its translations' tokens, bytes on disk)}"""
-    model = models["transformers"]
-    encoder, decoder, int8 = Encoder(model), Decoder(model), quantized(model)
-    ids, mask = example["input_ids"], example["attention_mask"]
-    settings = model.generation_config
-    start, ends = settings.decoder_start_token_id, torch.tensor(settings.eos_token_id).flatten()
-
-    def generating(model):
-        def run(batch):
-            found = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=longest,
-                num_beams=1,
-                do_sample=False,
-            )
-            return [trimmed(row) for row in found[:, 1:]]
-
-        return run
-
-    def greedy(encode, decode):
-        def run(batch):
-            mask = batch["attention_mask"]
-            states = encode(batch["input_ids"], mask)
-            tokens = torch.full((len(mask), 1), start)
-            ended = torch.zeros(len(mask), dtype=torch.bool)
-            while not ended.all() and tokens.shape[1] <= longest:
-                best = decode(tokens, mask, states).argmax(-1)
-                tokens, ended = torch.cat([tokens, best[:, None]], 1), ended | torch.isin(best, ends)
-            return [trimmed(row) for row in tokens[:, 1:]]
-
-        return run
-
-    def trimmed(row):
-        """The tokens up to the first that ends a translation."""
-        last = torch.isin(row, ends).nonzero().flatten()
-        return row[: int(last[0]) if len(last) else len(row)].tolist()
-
-    states, tokens = encoder(ids, mask), torch.full((len(ids), 3), start)
-    encoders = Exported(encoder, {"input_ids": ids, "attention_mask": mask}, folder / "encoder").ways()
-    decoder_inputs = {"decoder_input_ids": tokens, "attention_mask": mask, "states": states}
-    decoders = Exported(decoder, decoder_inputs, folder / "decoder").ways()
-    ways = {name: (generating(each), sizes[name]) for name, each in models.items()}
-    compiled = torch.compile(encoder, dynamic=True), torch.compile(decoder, dynamic=True)
-    ways["torch.compile"] = greedy(*compiled), sizes["transformers"]
-    for way in encoders:
-        (encode, one), (decode, other) = encoders[way], decoders[way]
-        ways[way] = greedy(encode, decode), one + other
-    return ways | {"torch, int8": (generating(int8), state_size(int8, folder))}
-
-
 @torch.no_grad()
 def run(args):
     opened = open_study(args)
@@ -207,17 +130,15 @@ def run(args):
     models, sizes = {"transformers": loaded.model}, {"transformers": weights_size(args.model)}
     if args.original:
         models["original"], sizes["original"] = load_model(args.original).model, weights_size(args.original)
-    translates = loaded.model.can_generate()
+    if loaded.model.can_generate():
+        raise UserError(f"{args.model}: is for {loaded.task.name}; see engine.py")
     for model in models.values():
-        model.eval().set_attn_implementation("eager" if translates else "sdpa")  # see docs/shipping.md
+        model.eval()
     setting = {"model": str(args.model), "examples": len(examples), "batch": args.batch_size}
     emit(figure="setting", **setting, **machine(device))
 
     with tempfile.TemporaryDirectory() as folder:
-        if translates:
-            ways = translating(models, sizes, batches[0], Path(folder), args.longest)
-        else:
-            ways = classifying(models, sizes, batches[0], Path(folder))
+        ways = classifying(models, sizes, batches[0], Path(folder))
     middle = batches[len(batches) // 2]
     answering = {way: partial(answer, middle) for way, (answer, _) in ways.items()}
     seconds = in_turn(answering, args.rounds, device, lambda _: time.process_time())  # this process's alone
@@ -239,8 +160,6 @@ def run(args):
 
 def quality(opened, examples, order, answers):
     """{metric: score} of answers in the order of the batches."""
-    if opened.loaded.model.can_generate():
-        answers = opened.tokenizer.batch_decode(answers, skip_special_tokens=True)
     positions = [position for batch in order for position in batch]
     texts, targets = ([each[position] for position in positions] for each in (examples.texts, examples.targets))
     task = opened.loaded.task
