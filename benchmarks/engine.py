@@ -78,11 +78,15 @@ def run(args):
     return {"ways": len(ways)}
 
 
-def build():
+def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
     flags.add_argument("--vocabulary", type=int_between(100), default=32128, help="how many tokens the model knows")
     return flags
 
 
+def main(argv=None):
+    return launch(parser(), run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(launch(build(), run))
+    sys.exit(main())

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 FOLDER = ROOT / "benchmarks"
-NEEDS = {"shipping": "onnxruntime"}
+NEEDS = {"shipping": "onnxruntime", "engine": "ctranslate2"}
 
 
 PROGRAMS = {path.stem for path in FOLDER.glob("*.py")} - {"measure", "render"}
