@@ -123,7 +123,7 @@ SETTINGS = {  # each is accepted, and changes what the tiny T5 says
 ALL = {"all": {name: value for settings in SETTINGS.values() for name, value in settings.items() if "min" not in name}}
 
 
-@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian"])
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100"])
 def test_every_accepted_setting_has_the_effect_that_it_has_in_generate(here, workshop, kind):
     """Oracle: `generate` of the model as `from_pretrained` loads it, on all texts in one batch.
 
