@@ -5,7 +5,7 @@ and what suits them, is in `defaults`. Nothing else in the suite knows a model t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.runtime.errors import UserError
 
@@ -173,8 +173,20 @@ def _bert_like(prefix: str, projections=("query", "key", "value"), **beside) -> 
     }
 
 
-BART_NEURONS = {"encoder": "encoder_ffn_dim", "decoder": "decoder_ffn_dim"}
-BERT_NEURONS = {"encoder": "intermediate_size"}
+def _bart_family(prefix: str, head: str = "ForConditionalGeneration", *, norm_first: bool = False) -> Family:
+    return Family(
+        {"translation": f"{prefix}{head}"},
+        _bart_like(prefix),
+        _run_encoder_decoder,
+        decoder="model.decoder",
+        norm_first=norm_first,
+        neurons={"encoder": "encoder_ffn_dim", "decoder": "decoder_ffn_dim"},
+    )
+
+
+def _bert_family(prefix: str, **settings) -> Family:
+    classes = {"classification": f"{prefix}ForSequenceClassification"}
+    return Family(classes, _bert_like(prefix), _run_encoder, neurons={"encoder": "intermediate_size"}, **settings)
 
 
 def _gated_modernbert(module, hidden):
@@ -191,48 +203,20 @@ def _after_padding(config):
     return config.max_position_embeddings - config.pad_token_id - 1
 
 
+def _if_biased(config):
+    """DeBERTa has positions of its own only where its input is biased by them."""
+    return config.max_position_embeddings if config.position_biased_input else None
+
+
 FAMILIES = {
     "t5": _t5_family("T5"),
     "mt5": _t5_family("MT5"),
     "umt5": _t5_family("UMT5"),
-    "bart": Family(
-        {"translation": "BartForConditionalGeneration"},
-        _bart_like("Bart"),
-        _run_encoder_decoder,
-        "model.decoder",
-        neurons=BART_NEURONS,
-    ),
-    "mbart": Family(
-        {"translation": "MBartForConditionalGeneration"},
-        _bart_like("MBart"),
-        _run_encoder_decoder,
-        "model.decoder",
-        neurons=BART_NEURONS,
-        norm_first=True,
-    ),
-    "m2m_100": Family(  # and NLLB
-        {"translation": "M2M100ForConditionalGeneration"},
-        _bart_like("M2M100"),
-        _run_encoder_decoder,
-        "model.decoder",
-        neurons=BART_NEURONS,
-        norm_first=True,
-    ),
-    "marian": Family(
-        {"translation": "MarianMTModel"},
-        _bart_like("Marian"),
-        _run_encoder_decoder,
-        "model.decoder",
-        neurons=BART_NEURONS,
-    ),
-    "pegasus": Family(
-        {"translation": "PegasusForConditionalGeneration"},
-        _bart_like("Pegasus"),
-        _run_encoder_decoder,
-        "model.decoder",
-        neurons=BART_NEURONS,
-        norm_first=True,
-    ),
+    "bart": _bart_family("Bart"),
+    "mbart": _bart_family("MBart", norm_first=True),
+    "m2m_100": _bart_family("M2M100", norm_first=True),  # and NLLB
+    "marian": _bart_family("Marian", "MTModel"),
+    "pegasus": _bart_family("Pegasus", norm_first=True),
     "distilbert": Family(
         {"classification": "DistilBertForSequenceClassification"},
         {
@@ -242,37 +226,16 @@ FAMILIES = {
         _run_encoder,
         neurons={"encoder": "hidden_dim"},
     ),
-    "bert": Family(
-        {"classification": "BertForSequenceClassification"}, _bert_like("Bert"), _run_encoder, neurons=BERT_NEURONS
-    ),
-    "roberta": Family(
-        {"classification": "RobertaForSequenceClassification"},
-        _bert_like("Roberta"),
-        _run_encoder,
-        positions=_after_padding,
-        neurons=BERT_NEURONS,
-    ),
-    "xlm-roberta": Family(
-        {"classification": "XLMRobertaForSequenceClassification"},
-        _bert_like("XLMRoberta"),
-        _run_encoder,
-        positions=_after_padding,
-        neurons=BERT_NEURONS,
-    ),
-    "electra": Family(
-        {"classification": "ElectraForSequenceClassification"},
-        _bert_like("Electra"),
-        _run_encoder,
-        neurons=BERT_NEURONS,
-    ),
-    "deberta-v2": Family(
-        {"classification": "DebertaV2ForSequenceClassification"},
-        _bert_like(
+    "bert": _bert_family("Bert"),
+    "roberta": _bert_family("Roberta", positions=_after_padding),
+    "xlm-roberta": _bert_family("XLMRoberta", positions=_after_padding),
+    "electra": _bert_family("Electra"),
+    "deberta-v2": replace(
+        _bert_family("DebertaV2", positions=_if_biased),
+        layouts=_bert_like(
             "DebertaV2", ("query_proj", "key_proj", "value_proj"), beside=("self.pos_query_proj", "self.pos_key_proj")
         ),
-        _run_deberta,
-        neurons=BERT_NEURONS,
-        positions=lambda config: config.max_position_embeddings if config.position_biased_input else None,
+        run=_run_deberta,
     ),
     "modernbert": Family(
         {"classification": "ModernBertForSequenceClassification"},
@@ -281,7 +244,7 @@ FAMILIES = {
             "ModernBertMLP": FeedForward(("Wi", "Wi"), "Wo", _gated_modernbert),
         },
         _run_encoder,
-        neurons=BERT_NEURONS,
+        neurons={"encoder": "intermediate_size"},
         norm_first=True,
     ),
 }
