@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 
 VERSION = 2  # of the scores, part of the key of what was measured by them; raise it when a score changes
-RESAMPLES = 1000  # by default
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 2024  # whatever the scripts' --seed: intervals of one model's answers are always the same
 ALL = slice(None)  # positions of all examples
