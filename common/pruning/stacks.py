@@ -50,6 +50,6 @@ def rank(stacks: list[list[str]], criterion: str, tensors: dict, sums: Iterable[
     scores = {
         block.name: criterion_class(criterion)(block, tensors[block.name], each).head_scores() for block, each in sums
     }
-    shares = {name: score / score.sum().clamp(min=torch.finfo(score.dtype).tiny) for name, score in scores.items()}
+    shares = {name: score / (score.sum() or 1) for name, score in scores.items()}
     totals = [sum(shares[name] for name in stack) for stack in stacks]  # a block of zeros has no say
     return {name: Ranked(total) for stack, total in zip(stacks, totals) for name in stack}
