@@ -12,6 +12,7 @@ from common.cli.paths import models_to_evaluate
 from common.runtime.settings import DataSettings, EvaluationSettings
 
 NAME = "evaluate-distilbert.py"  # in reports and predictions
+MOST_NAMED = 8  # of the classes that no example has
 
 
 def build_parser():
@@ -48,7 +49,12 @@ def run(args):
                 examples.texts, examples.targets, answers, logits.double().softmax(-1).tolist()
             )
         ]
-        return Answered(answers, shown, seconds)
+        counted = set(examples.targets)
+        left_out = [names[number] for number in sorted(names) if number not in counted]
+        named = ", ".join(left_out[:MOST_NAMED]) + ", …" * (len(left_out) > MOST_NAMED)
+        note = f"F1 is over {len(counted)} of {len(names)} classes; no example is {named}"
+        settings = {"f1_classes": len(counted), "f1_left_out": left_out}
+        return Answered(answers, shown, seconds, settings, note if left_out else None)
 
     return evaluate(args, NAME, answer)
 

@@ -45,16 +45,13 @@ def run(args):
         texts, cut, seconds = translate(
             opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=beams, max_new_tokens=most
         )
-        if cut > MANY * len(texts):
-            opened.runtime.talk.say(
-                f"{opened.loaded.path}: {cut} of {len(texts)} answers were cut short at {most} tokens; allow more with "
-                "--max-new-tokens"
-            )
+        note = f"more than {MANY:.0%} of the answers were cut short at {most} tokens; allow more with --max-new-tokens"
         shown = [
             {"input": source, "reference": reference, "prediction": text}
             for (source, reference), text in zip(examples.texts, texts)
         ]
-        return Answered(texts, shown, seconds, {"beams": beams, "max_new_tokens": most, "cut_short": cut})
+        settings = {"beams": beams, "max_new_tokens": most, "cut_short": cut}
+        return Answered(texts, shown, seconds, settings, note if cut > MANY * len(texts) else None)
 
     return evaluate(args, NAME, answer)
 

@@ -134,11 +134,13 @@ def test_scores_of_summaries_are_means():
 
 @pytest.mark.parametrize(
     "answers, labels, expected",
-    [  # accuracy_score, f1_score(average="macro"), matthews_corrcoef of scikit-learn
+    [  # accuracy_score, f1_score(average="macro", labels=sorted(set(labels))), matthews_corrcoef of scikit-learn
         ([1, 0, 1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 1, 1, 0, 1], (0.625, 0.6190476190476191, 0.2581988897471611)),
         ([3, 3, 3], [1, 2, 3], (1 / 3, 1 / 6, 0.0)),  # a class that is never predicted; one prediction alone
         ([7, 7], [7, 7], (1.0, 1.0, 0.0)),
         ([0, 1], [1, 0], (0.0, 0.0, -1.0)),
+        # 2 is no label: F1 is the mean of 2/3 and 1, and not of 0 too; Matthews' is 4·3 - 6 over √((16 - 6)(16 - 8)).
+        ([0, 2, 1, 1], [0, 0, 1, 1], (0.75, 5 / 6, 6 / 80**0.5)),
     ],
 )
 def test_scores_of_classes_are_those_of_scikit_learn(answers, labels, expected):

@@ -20,7 +20,8 @@ from common.training.losses import RUNNING_BATCHES, Loss, ModelObjective, Runnin
 
 @pytest.fixture
 def clock(monkeypatch):
-    """time.monotonic goes on by one second whenever it is looked at."""
+    """time.monotonic goes on by one second whenever it is looked at; a line may follow another after 15."""
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 15.0)
     seconds = itertools.count()
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
 
@@ -45,6 +46,15 @@ def test_plain_lines_are_sparse_and_say_the_time_left(clock):
     assert lines == ["translating: 14/50, 39 s left", "translating: 30/50, 21 s left", "translating: 46/50, 4 s left"]
     list(Talk(stream=stream).progress(range(20), "epoch 2 of 3", status=lambda: "loss 2.5000"))
     assert stream.getvalue().splitlines()[-1] == "epoch 2 of 3: 14/20, loss 2.5000, 6 s left"
+
+
+def test_remarks_are_as_rare_as_lines_of_progress(clock):
+    """By hand: a look at the clock when the talk begins, one a remark, and one more for a line that is said."""
+    stream = io.StringIO()
+    talk = Talk(stream=stream)
+    for number in range(1, 40):
+        talk.remark(f"epoch {number}")
+    assert stream.getvalue().splitlines() == ["epoch 16", "epoch 32"]
 
 
 def test_many_short_loops_within_a_long_one_are_told_of(clock):
@@ -80,7 +90,7 @@ def test_a_long_wait_is_told_of_and_a_short_one_is_not(monkeypatch):
 
 def test_training_tells_its_loss_and_the_time_left(tmp_path, monkeypatch, capsys):
     """Told of after every batch here. Oracle: the epochs and batches, counted; nothing goes to stdout."""
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", -1.0)
     model, plan, stream = build_model("t5"), recipe(epochs=2, batch_size=4), io.StringIO()
     data, talk = examples("t5", 8), Talk(stream=stream)
     learner = Learner(dict(model.named_parameters()), {}, plan, steps_of(data, plan))

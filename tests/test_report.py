@@ -21,6 +21,7 @@ STATED = {
     "distilbert": {"batch_size": 8, "input_tokens": 128},
 }
 FIGURES = ["parameters", "nonzero_parameters", "bytes_on_disk", "bytes_in_memory", "multiply_adds", "seconds_per_batch"]
+PER_TOKEN = ["seconds_per_generated_token", "seconds_per_generated_token_of_32"]
 EVALUATE = {"t5": "evaluate-t5.py", "distilbert": "evaluate-distilbert.py"}
 # The tiny T5: an embedding of 64 · 32, six attention modules of 4 · 24 · 32, four feed-forward modules of 2 · 48 · 32,
 # position biases of 2 · 32 · 4 and 12 norms of 32. Its embedding is the head as well.
@@ -189,7 +190,7 @@ def test_a_compact_model_is_reported_beside_the_original_that_its_record_names(m
     assert (content["input"], content["rounds"], content["model"]) == (STATED[kind], 1, str(compact))
     assert os.path.samefile(content["original"], models / kind / "original")
     figures = content["figures"]
-    assert list(figures) == FIGURES + ["seconds_per_generated_token"] * (kind == "t5")
+    assert list(figures) == FIGURES + PER_TOKEN * (kind == "t5")
     for name, each in figures.items():
         assert each.keys() == {"model", "original", "ratio"}
         assert each["ratio"] == round(each["model"] / each["original"], 4), name
@@ -238,6 +239,8 @@ def test_the_timed_translation_has_the_stated_length(models, monkeypatch):
         loaded.model.lm_head.weight[1] = 1.0  # the end token
     run, parts = report.ways_to_run(loaded)["seconds_per_generated_token"]
     assert run().shape == (1, 33) and parts == 32
+    run, parts = report.ways_to_run(loaded)["seconds_per_generated_token_of_32"]
+    assert run().shape == (32, 33) and parts == 32 * 32
     run, parts = report.ways_to_run(loaded)["seconds_per_batch"]
     assert run().logits.shape == (8, 32, 64) and parts == 1
 

@@ -9,7 +9,9 @@ from common.cli.flags import settings_from
 from common.cli.open import Opened, open_study
 from common.cli.paths import models_to_evaluate
 from common.data.examples import Examples
-from common.data.metrics import CONFIDENCE, intervals
+from common.data.metrics import CONFIDENCE, Scored, intervals
+from common.data.tasks import TASKS
+from common.evaluation import tables
 from common.evaluation.cost import Reported, original_of, write_reports
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, real
@@ -23,13 +25,14 @@ class Answered(NamedTuple):
     """What a model answered to all examples.
 
     `answers`: as the task's `scored` takes them; `shown`: of each {name: JSON value}, for --save-predictions;
-    `settings`: {name: JSON value}, how they were found, for the result.
+    `settings`: {name: JSON value}, how they were found, for the result; `note`: a sentence that people should read.
     """
 
     answers: list
     shown: list[dict]
     seconds: float
     settings: dict = {}
+    note: str | None = None
 
 
 def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) -> dict:
@@ -56,36 +59,56 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     for path in paths:
         check_report(reports.get(path), script)
         check_report(predictions.get(path), script, lines=True)
-    results, reported, known, talk = [], [], {}, Talk(args.quiet or own_number() > 0)
-    for path in paths:
-        opened = open_study(args, path, script)
+    results, reported, known, notes, talk = [], [], {}, {}, Talk(args.quiet or own_number() > 0)
+    for path in talk.progress(paths, "models"):
+        opened = open_study(args, path, script, talk)
         loaded = opened.loaded
         if settings.report:  # it is measured after all models have been evaluated, beside the others
             known |= {real(path): loaded} if loaded.is_module else {}
             original = original_of(loaded, settings.original, opened.runtime.device, known)
         examples = opened.split(settings.split)
-        with talk.waiting(f"evaluating {path} on {len(examples):,} examples"):
-            answered = answer(opened, examples)
-        results.append(scores_of(opened, path, examples, answered, settings))
+        answered = answer(opened, examples)
+        scored = loaded.task.scored(answered.answers, examples.texts, examples.targets)
+        results.append(result_of(opened, path, examples, answered, scored, settings))
+        bounds = results[-1].get("intervals", {})
+        scores = [f"{metric} {tables.score(results[-1][metric], bounds.get(metric))}" for metric in loaded.task.metrics]
+        say = talk.say if len(paths) == 1 else talk.remark
+        say(f"{path}: {', '.join(scores)} on {len(examples)} examples of {opened.source}")
+        for note in filter(None, (answered.note, scored.note)):
+            notes.setdefault(note, []).append(str(path))
         if settings.save_predictions and opened.runtime.processes.is_first:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
             results[-1]["predictions"] = predictions[path]
         if settings.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
-    if reported and opened.runtime.processes.is_first:
-        write_reports(reported, opened.runtime)
+    figures = write_reports(reported, opened.runtime) if reported and opened.runtime.processes.is_first else {}
+    tell(results, figures, notes, talk)
     return results[0] if len(results) == 1 else {"models": results}
 
 
-def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered, settings: EvaluationSettings) -> dict:
+def tell(results: list[dict], figures: dict[str, dict], notes: dict[str, list[str]], talk: Talk) -> None:
+    """Tell the results on stderr, several in a table for each task, and what is to be known of them.
+
+    Args:
+        figures: see `cost.write_reports`.
+        notes: {note: the models that it is of}.
+    """
+    lines = tables.of_costs(figures[results[0]["model"]]) if len(results) == 1 and figures else []
+    for name in dict.fromkeys(result["task"] for result in results if len(results) > 1):
+        lines += tables.of_models(TASKS[name], [result for result in results if result["task"] == name], figures)
+    for note, models in notes.items():
+        lines.append(f"{'all' if len(models) == len(results) > 1 else ', '.join(models)}: {note}")
+    for line in lines:
+        talk.say(line)
+
+
+def result_of(
+    opened: Opened, path: Path, examples: Examples, answered: Answered, scored: Scored, settings: EvaluationSettings
+) -> dict:
     """The result for a model, as JSON values."""
     task = opened.loaded.task
-    scored = task.scored(answered.answers, examples.texts, examples.targets)
-    scores = scored.scores()
     bounds = intervals(scored, settings.bootstrap) if settings.bootstrap else {}
-    shown = ", ".join(score_text(name, value, bounds.get(name)) for name, value in scores.items())
-    opened.runtime.talk.say(f"{path}: {shown} on {len(examples)} examples of {opened.source}{scored.note}")
     return {
         "model": str(path),
         "task": task.name,
@@ -96,20 +119,14 @@ def scores_of(opened: Opened, path: Path, examples: Examples, answered: Answered
         "at_max_length": examples.at_longest(),
         "device": str(opened.runtime.device),
         "precision": opened.runtime.precision if opened.loaded.is_module else opened.loaded.model.precision,
-        **scores,
+        **scored.scores(),
         **({"intervals": bounds, "confidence": CONFIDENCE, "resamples": settings.bootstrap} if bounds else {}),
         **scored.signatures(),
         **answered.settings,
         **opened.loaded.counts,
+        "bytes_on_disk": opened.loaded.weights.stat().st_size,
         "examples_per_second": round(len(examples) / answered.seconds, 2),
     }
-
-
-def score_text(metric: str, value: float, interval: tuple[float, float] | None) -> str:
-    """A score for the conversation: "bleu 26.04 [24.87, 27.20]"."""
-    digits = 2 if max(map(abs, [value, *(interval or ())])) > 1 else 4
-    bounds = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
-    return f"{metric} {value:.{digits}f}{bounds}"
 
 
 def files_of(template: str | None, flag: str, paths: list[Path]) -> dict[Path, str]:

@@ -74,15 +74,17 @@ class Opened:
         return examples
 
 
-def open_model(args, path: str | Path | None = None, to_run: bool = False) -> Opened:
+def open_model(args, path: str | Path | None = None, to_run: bool = False, talk: Talk | None = None) -> Opened:
     """The model at `path`, or that of the flags -m and --device; `to_run`: see `load_model`.
+
+    `talk`: the conversation, if there is one already.
 
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
     compute, data = settings_from(args, ComputeSettings), settings_from(args, TrainingDataSettings)
     device, path = resolve_device(compute.device), path or the_model(args.model)
-    talk = Talk(args.quiet or own_number() > 0)
+    talk = talk or Talk(args.quiet or own_number() > 0)
     with talk.waiting(f"loading {path}"):
         loaded = load_model(path, device, to_run)
     processes = join(device)
@@ -90,7 +92,7 @@ def open_model(args, path: str | Path | None = None, to_run: bool = False) -> Op
     return Opened(loaded, runtime, data=data)
 
 
-def open_study(args, path: str | Path | None = None, script: str | None = None) -> Opened:
+def open_study(args, path: str | Path | None = None, script: str | None = None, talk: Talk | None = None) -> Opened:
     """The same with its tokenizer and where its data are.
 
     Args:
@@ -99,7 +101,7 @@ def open_study(args, path: str | Path | None = None, script: str | None = None) 
         UserError: something of it is not there, or the model is for another task, or has too few positions for the
             flags.
     """
-    opened = open_model(args, path, to_run=script is not None)
+    opened = open_model(args, path, to_run=script is not None, talk=talk)
     loaded, task = opened.loaded, opened.loaded.task
     for flag, length in (
         ("--max-length", vars(args).get("max_length")),

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-VERSION = 2  # of the scores, part of the key of what was measured by them; raise it when a score changes
+VERSION = 3  # of the scores, part of the key of what was measured by them; raise it when a score changes
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 2024  # whatever the scripts' --seed: intervals of one model's answers are always the same
 ALL = slice(None)  # positions of all examples
@@ -31,7 +31,7 @@ class Scored:
             raise ValueError(f"{len(answers)} answers for {len(references)} references")
         self.count = len(references)
 
-    note = ""  # for the conversation, on how they were counted
+    note = ""  # a sentence for the conversation, on how they were counted
 
     def signatures(self) -> dict[str, str]:
         """What says how the scores were counted."""
@@ -54,7 +54,7 @@ class Translations(Scored):
             tokens = "char"
             bleu = BLEU(tokenize=tokens)
         if tokens != "13a":
-            self.note = f"; BLEU counts tokens of {tokens!r}, as the references are written"
+            self.note = f"BLEU counts tokens of {tokens!r}, as the references are written"
         if suited != tokens:
             self.note += f" (for {suited!r}, install sacrebleu[{suited[:2]}])"
         self.scorers = {"bleu": bleu, "chrf": CHRF()}
@@ -134,7 +134,10 @@ def longest_common_subsequence(left: list[str], right: list[str]) -> int:
 
 
 class Classes(Scored):
-    """Predicted classes beside the labels: accuracy (0-1), macro F1 (0-1) and Matthews' correlation (-1 to 1)."""
+    """Predicted classes beside the labels: accuracy (0-1), macro F1 (0-1) and Matthews' correlation (-1 to 1).
+
+    F1 is the mean over the classes that the labels have, so that it is over the same ones whatever was predicted.
+    """
 
     metrics = ("accuracy", "f1", "matthews")
 
@@ -149,8 +152,8 @@ class Classes(Scored):
         confusion = np.bincount(references * classes + answers, minlength=classes**2).reshape(classes, classes)
         hits, predicted, labelled = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
         total = len(answers)
-        occurring = predicted + labelled > 0  # a class that neither side has counts for nothing
-        f1 = 2 * hits[occurring] / (predicted + labelled)[occurring]
+        counted = labelled > 0
+        f1 = 2 * hits[counted] / (predicted + labelled)[counted]
         # Of several classes: Gorodkin, "Comparing two K-category assignments by a K-category correlation", 2004.
         covariance = total * hits.sum() - (predicted * labelled).sum()
         deviations = np.sqrt(float((total**2 - (predicted**2).sum()) * (total**2 - (labelled**2).sum())))

@@ -1,6 +1,7 @@
 """What a model costs: parameters, bytes, multiply-adds and seconds, each beside the original's."""
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from common.runtime.files import real
 from common.runtime.records import write_json
 
 ROUNDS, WARM_UP = 9, 2
+MANY = 32  # texts whose answers are generated at once
 
 
 def original_of(
@@ -58,13 +60,17 @@ class Reported(NamedTuple):
     evaluation: dict
 
 
-def write_reports(reported: list[Reported], runtime: Runtime) -> None:
-    """Measure models beside their originals, in turn, and write reports: "figures" {name: {"model", "original",
-    "ratio"}}."""
+def write_reports(reported: list[Reported], runtime: Runtime) -> dict[str, dict]:
+    """Measure models beside their originals, in turn, and write reports.
+
+    Returns:
+        {model: figures}; these are {name: {"model", "original", "ratio"}}.
+    """
     models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
     products = {key: {"multiply_adds": multiply_adds(model)} for key, model in models.items() if model.is_module}
     measured = {key: sizes(model) | products.get(key, {}) | seconds[key] for key, model in models.items()}
+    found = {}
     for file, loaded, original, evaluation in reported:
         if original is None:
             runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
@@ -87,6 +93,8 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> None:
                 "figures": figures,
             },
         )
+        found[str(loaded.path)] = figures
+    return found
 
 
 def sizes(loaded):
@@ -135,17 +143,23 @@ def count_products(run):
 
 
 def ways_to_run(loaded):
-    """What is timed: {figure: (function without arguments, parts that it is divided by)}; CTranslate2 generates."""
+    """What is timed: {figure: (function without arguments, parts that it is divided by)}; CTranslate2 generates.
+
+    A token of one text, and of each of many at once, whose texts are equal.
+    """
     model, batch = loaded.model, example_batch(loaded, loaded.task.example["batch_size"])
     ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)} if loaded.is_module else {}
     if "decoder_input_ids" in batch:
         length = batch["decoder_input_ids"].shape[1]
-        one = {name: batch[name][:1] for name in ("input_ids", "attention_mask")}
-        ways["seconds_per_generated_token"] = (
-            lambda: model.generate(**one, do_sample=False, num_beams=1, min_new_tokens=length, max_new_tokens=length),
-            length,
-        )
+        for count, name in ((1, "seconds_per_generated_token"), (MANY, f"seconds_per_generated_token_of_{MANY}")):
+            inputs = {name: batch[name][:1].repeat(count, 1) for name in ("input_ids", "attention_mask")}
+            ways[name] = (partial(generate, model, inputs, length), count * length)
     return ways
+
+
+def generate(model, inputs: dict[str, torch.Tensor], length: int) -> torch.Tensor:
+    """Answers of exactly so many tokens."""
+    return model.generate(**inputs, do_sample=False, num_beams=1, min_new_tokens=length, max_new_tokens=length)
 
 
 def speeds(models: dict[str, LoadedModel], runtime: Runtime) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from common.runtime import signals
 
-PLAIN_INTERVAL_SECONDS = 15.0  # between two progress lines when stderr is no terminal
+INTERVAL_SECONDS = 30.0  # between two lines on how far the work is
 WAIT_SECONDS = 1.0  # a wait that is longer than this is told of
 BAR_INTERVAL_SECONDS = 2.0  # between two readings of what a bar says of the work: a loss waits for the device
 
@@ -52,6 +52,11 @@ class Talk:
             except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed stream
                 self.quiet = True
 
+    def remark(self, text):
+        """One line on what has been done of the work, unless another one was said a moment ago."""
+        if time.monotonic() - self.spoken > INTERVAL_SECONDS:
+            self.say(text)
+
     @contextlib.contextmanager
     def waiting(self, text):
         """Say what is waited for, unless that is there at once."""
@@ -84,7 +89,7 @@ class Talk:
             try:
                 for level.done, item in enumerate(items):
                     now = time.monotonic()
-                    if now - self.spoken > PLAIN_INTERVAL_SECONDS:
+                    if now - self.spoken > INTERVAL_SECONDS:
                         shown = [each for each in self.levels if each.total > 1 or each is level]
                         self.say("; ".join(_how_far(each, now) for each in shown))
                     yield item

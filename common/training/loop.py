@@ -107,7 +107,7 @@ def fit(
                 )
         rows.append(EpochSeconds(epoch, trained.seconds, seconds))
         mean, left = sum(validated.losses.values()) / len(going), (last_epoch - epoch) * (trained.seconds + seconds)
-        runtime.talk.say(
+        runtime.talk.remark(
             f"epoch {count(epoch)}: validation loss {mean:.4f}"
             + (f" (mean of {len(going)} variants)" if len(learners) > 1 else "")
             + (f", {measure.name} {metric:.4f}" if measure else "")
