@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Composability at work: several pruned versions of one model, made in two ways. The baseline fine-tunes each of them on
-# its own, from the weights pruned by l1. The other way fine-tunes one library, of blocks pruned by the criterion, and
-# composes all versions out of it, without fine-tuning of their own unless --finish says so. Removed heads and neurons
-# are really taken out. Ends with a table and a page. Run it again after an interruption or a change of conf.json:
-# what is there already is not made again.
+# its own, from the weights pruned by l1, and once more from those pruned as the library is. The other way fine-tunes one
+# library, of blocks pruned by the criterion, and composes all versions out of it, without fine-tuning of their own unless
+# --finish says so. Removed heads and neurons are really taken out. Ends with a table and a page. Run it again after an
+# interruption or a change of conf.json: what is there already is not made again.
 set -euo pipefail
 
 # --- what to run: every variable has a flag of its name, such as --attention "0.5 0.75" ----------------------------
@@ -14,7 +14,7 @@ data=                       # its data (folder or hub id), if not those in its r
 attention="0.25 0.5 0.25 0.5 0.25 0.5 0.25 0.5"  # attention rates, one for each configuration
 linear="0.3 0.3 0.5 0.5 0.3 0.3 0.5 0.5"         # linear rates, one for each configuration
 feed_forward="0 0 0 0 0.5 0.5 0.5 0.5"           # rates of feed-forward neurons, likewise; none if other rates are given
-criterion=reconstruction    # what goes from the library's blocks: see prune.py --help; the baseline's is always l1
+criterion=reconstruction    # what goes from the library's blocks: see prune.py --help
 finish=0                    # epochs of fine-tuning that each composed model gets of its own
 output=                     # folder for everything that is made, else results/TYPE
 device=auto                 # auto, cpu, cuda, …
@@ -55,6 +55,8 @@ numbers=($(seq 0 $((count - 1))))
 models="$model_flags -n ${numbers[*]} --compact --overwrite"
 [[ $finish == 0 ]] && hush=--quiet || hush=  # nothing is trained then
 pruned=pruned-$criterion library=library-$criterion composed=composed-$criterion
+alike=  # the baselines that are pruned as the library is
+[[ $criterion == l1 ]] || alike="$models -p $pruned -o baseline-$criterion-{n}.pth"
 
 stages <<END
 ${download-}
@@ -65,6 +67,7 @@ prune.py $model_flags -o $pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p $pruned -o $library --stats $library.csv $data_flags --method joint $block_args
 compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --quiet
 model-level_finetuning.py $models -p pruned-l1 -o baseline-{n}.pth $data_flags $model_args
+${alike:+model-level_finetuning.py $alike $data_flags $model_args}
 model-level_finetuning.py $models -p $library -o $composed-{n}.pth $data_flags $model_args --epochs $finish $hush
 END
 
@@ -72,7 +75,10 @@ plain=() reported=()  # to evaluate: models whose figures are missing, or older 
 original=report-$(basename "$model" .pth).json
 is_newer "$original" "$model" || reported+=("${model@Q}")
 for n in "${numbers[@]}"; do
-    is_newer "report-baseline-$n.json" "baseline-$n.pth" || plain+=("pruned-$n") reported+=("baseline-$n.pth")
+    if ! is_newer "report-baseline-$n.json" "baseline-$n.pth"; then
+        plain+=("pruned-$n" ${alike:+"baseline-$criterion-$n.pth"})
+        reported+=("baseline-$n.pth")
+    fi
     is_newer "report-$composed-$n.json" "$composed-$n.pth" || reported+=("$composed-$n.pth")
 done
 if [[ ${#reported[@]} -gt 0 ]]; then

@@ -1,6 +1,13 @@
-"""What composability gave, configuration by configuration and over the sweep: the report of composability.sh."""
+"""What composability gave, configuration by configuration and over the sweep: the report of composability.sh.
+
+Baselines are pruned by l1. Where the library's blocks are pruned by another criterion, so is a second baseline of each
+configuration, *alike*, which differs from the composed model in the tuning alone.
+"""
+
+from textwrap import wrap
 
 from common.evaluation.pictures import metric_name
+from common.pruning.criteria import DEFAULT
 from common.runtime.errors import UserError
 from common.training.stats import read_stats
 from experiments.drawing import Line, Point, draw
@@ -25,8 +32,10 @@ from experiments.results import (
 )
 
 LEFT = ("nonzero_parameters", "multiply_adds")  # in the table of quality
-STATES = ("pruned", "baseline", "composed")
 WAYS = ("baseline", "composed")
+STATES = ("pruned", "baseline", "alike", "composed")  # alike: not where all are pruned by l1
+TITLES = {state: state for state in STATES} | {"alike": "baseline*"}
+WIDTH = 100  # columns of the text
 KINDS = ("attention", "linear", "feed_forward")
 NO_GAIN = 0.95  # of the original's seconds a token
 
@@ -57,9 +66,12 @@ def summarize(folder, criterion=None):
     rows, missing = [], []
     for n, requested in enumerate(scheme["requested"]):
         names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-{criterion}-{n}"}
-        files = [f"{names[way]}.csv" for way in WAYS] + [f"report-{names[way]}.json" for way in WAYS]
+        names |= {} if criterion == DEFAULT else {"alike": f"baseline-{criterion}-{n}"}
+        files = [f"{name}.csv" for state, name in names.items() if state != "pruned"]
+        files += [f"report-{names[way]}.json" for way in WAYS]
         lacking = [file for file in files if not (folder / file).is_file()]
-        lacking += [f"an evaluation of {names['pruned']}"] * (names["pruned"] not in evaluations)
+        plain = [name for state, name in names.items() if state not in WAYS]
+        lacking += [f"an evaluation of {name}" for name in plain if name not in evaluations]
         if lacking:
             missing.append({"configuration": n, "files": lacking})
             continue
@@ -88,7 +100,7 @@ def summarize(folder, criterion=None):
 def configuration(folder, n, requested, names, evaluations, reports):
     """The figures of one configuration."""
     metric = metric_of(evaluations[names["composed"]])
-    curves = {way: read_curve(folder / f"{names[way]}.csv") for way in WAYS}
+    curves = {state: read_curve(folder / f"{name}.csv") for state, name in names.items() if state != "pruned"}
     return {
         "configuration": n,
         **{f"{kind}_rate": rate for kind, rate in requested.items()},
@@ -162,36 +174,45 @@ def best(curve):
 
 def as_text(summary):
     """The table for people."""
-    rows, metric, criterion = summary["configurations"], summary["metric"], summary["criterion"]
+    rows, metric = summary["configurations"], summary["metric"]
     digits = METRICS[metric]
+    states = [state for state in STATES if state in rows[0]["quality"]]
     qualities = [
         {
-            "configuration": f"{row['configuration']}: {rates_of(row)}",
+            "": str(row["configuration"]),
+            **{kind.replace("_", "-"): f"{row[f'{kind}_rate']:g}" for kind in KINDS if f"{kind}_rate" in row},
             **ratios(row, LEFT),
-            **{state: f"{row['quality'][state]:.{digits}f}" for state in STATES},
-            "loss, baseline": f"{row['val_loss']['baseline']:.4f}",
-            "loss, composed": f"{row['val_loss']['composed']:.4f}",
-            "baseline's seconds": f"{row['baseline']['seconds']:.1f}",
+            **{TITLES[state]: f"{row['quality'][state]:.{digits}f}" for state in states},
+        }
+        for row in rows
+    ]
+    tuned = [
+        {
+            "": str(row["configuration"]),
+            **{f"loss, {TITLES[state]}": f"{row['val_loss'][state]:.4f}" for state in states[1:]},
+            **{f"seconds, {TITLES[state]}": f"{row[state]['seconds']:.1f}" for state in states[1:-1]},
         }
         for row in rows
     ]
     others = [name for name in COSTS if name not in LEFT]
-    costs = [{"configuration": str(row["configuration"]), **ratios(row, others)} for row in rows]
+    costs = [{"": str(row["configuration"]), **ratios(row, others)} for row in rows]
     blocks, remarks = summary["blocks"], notes(summary)
     return "\n".join(
         [
-            f"quality: {metric}, of the original {summary['original']['quality']:.{digits}f}; baseline pruned by l1, "
-            f"composed by {criterion}",
+            f"quality: {metric}, of the original {summary['original']['quality']:.{digits}f}",
             *table(qualities),
+            "",
+            "validation loss, and each baseline's seconds of fine-tuning:",
+            *table(tuned),
             "",
             "the composed models' size and time, relative to the original:",
             *table(costs),
             "",
-            *([*remarks, ""] if remarks else []),
+            *([line for remark in remarks for line in wrap(remark, WIDTH)] + [""] if remarks else []),
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
             "seconds of fine-tuning, and of pruning before it:",
             *aligned([[f"  {title}", f"{seconds:8.1f}", more] for title, seconds, more in spent(summary)]),
-            *conclusions(summary),
+            *(line for conclusion in conclusions(summary) for line in wrap(conclusion, WIDTH)),
         ]
     )
 
@@ -215,12 +236,17 @@ def conclusions(summary):
     rows, cheaper = summary["configurations"], summary["cheaper_from"]
     (_, one_by_one, _), (_, library, _), (_, composed, _) = spent(summary)
     share, count = (library + composed) / one_by_one, len(rows)
-    return [
+    found = [
         f"the library took {share:.2f} of the baselines' time, as long as {share * count:.1f} of them; "
-        + (f"cheaper from {cheaper} configurations on" if cheaper else "too long for so few configurations"),
-        f"composed is at least as good as its baseline in {as_good(rows, 'quality', 1)} of {count} by "
-        f"{summary['metric']}, in {as_good(rows, 'val_loss', -1)} of {count} by validation loss",
+        + (f"cheaper from {cheaper} on" if cheaper else "too long for so few configurations")
     ]
+    for rival in [state for state in ("baseline", "alike") if state in rows[0]["quality"]]:
+        by_quality, by_loss = as_good(rows, "quality", 1, rival), as_good(rows, "val_loss", -1, rival)
+        found.append(
+            f"composed is at least as good as its {TITLES[rival]} in {by_quality} of {count} by {summary['metric']}, "
+            f"in {by_loss} of {count} by validation loss"
+        )
+    return found
 
 
 def notes(summary):
@@ -235,10 +261,10 @@ def notes(summary):
             f"A batch takes ×{batch}. Models chosen for half of their blocks' time are 1.5 to 1.9 times as fast "
             "(docs/results.md, Speed and memory)"
         )
-    if criterion != "l1":
+    if "alike" in summary["configurations"][0]["quality"]:
         found.append(
-            f"baselines are pruned by l1, the library by {criterion}: they differ in what goes, and in how the rest is "
-            "tuned. --criterion l1 compares the tuning alone"
+            f"pruned and baseline are pruned by l1; baseline* by {criterion}, as the library is, so it differs from "
+            "composed in the tuning alone"
         )
     return found
 
@@ -279,9 +305,9 @@ def ratios(row, names):
     return {title: "-" if ratio is None else f"{ratio:.2f}" for title, ratio in found.items()}  # None: unknown original
 
 
-def as_good(rows, figure, sign):
+def as_good(rows, figure, sign, rival="baseline"):
     """In how many configurations the composed model is no worse; `sign`: 1 if more is better, else -1."""
-    return sum(sign * row[figure]["composed"] >= sign * row[figure]["baseline"] for row in rows)
+    return sum(sign * row[figure]["composed"] >= sign * row[figure][rival] for row in rows)
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
@@ -299,13 +325,19 @@ def page(summary):
             "interval": row["interval"][way],
             "before": row["quality"]["pruned"] if way == "baseline" else None,
             "loss": row["val_loss"][way],
-            "figures": row["cost"][way],
+            "figures": row["cost"].get(way, {}),
             "seconds": row[way]["seconds"],
         }
         for row in rows
-        for way in WAYS
+        for way in STATES[1:]
+        if way in row
     ]
     (one_by_one, library, composed) = spent(summary)
+    series = {
+        "baseline": "baseline, pruned by l1 and fine-tuned on its own",
+        "alike": f"baseline*, pruned by {summary['criterion']}",
+        "composed": "composed of the library",
+    }
     return {
         "title": f"Composability: {len(rows)} pruned versions of {summary['model']['name']}",
         "asked": {
@@ -322,7 +354,7 @@ def page(summary):
         "models": models,
         "titles": {"before": f"{metric_name(metric)} as pruned", "seconds": "seconds of its own"},
         "pictures": [("When each model is there", timeline(summary))],
-        "series": {"baseline": "baseline, pruned and fine-tuned on its own", "composed": "composed of the library"},
+        "series": {state: text for state, text in series.items() if state in rows[0]},
         "spent": [(title, seconds, more.strip(" ()")) for title, seconds, more in (one_by_one, library, composed)],
         "missing": [
             f"Configuration {each['configuration']} is left out, also of the sums: {', '.join(each['files'])} missing."

@@ -61,11 +61,13 @@ def test_an_experiment_ends_with_its_table_and_page(t5, tmp_path):
     for row in rows:
         n = row["configuration"]
         names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-reconstruction-{n}"}
+        names["alike"] = f"baseline-reconstruction-{n}"
         assert row["quality"] == {way: scores[name] for way, name in names.items()}
-        baseline, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "composed"))
+        baseline, alike, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "alike", "composed"))
         assert (composed["epochs"], composed["val_loss_before"]) == (0, composed["val_loss"])
         assert row["val_loss"]["composed"] == pytest.approx(composed["val_loss"])
         assert row["val_loss"]["baseline"] == pytest.approx(baseline["val_loss"])
+        assert row["val_loss"]["alike"] == pytest.approx(alike["val_loss"])
     (block_level,) = (line for line in lines if "fine_tuned" in line)
     assert block_level["shared"] == "trained"  # jointly
     pruned = {line["output"]: line["seconds"] for line in lines if "pruned" in line}
@@ -166,6 +168,7 @@ def experiment(tmp_path):
         curve = "0,,4.0,0,7\n1,3,2.5,10,1\n2,2,2.0,10,1\n3,1,2.2,10,1\n"
         (tmp_path / f"baseline-{n}.csv").write_text(HEADER + curve)
         (tmp_path / f"composed-reconstruction-{n}.csv").write_text(HEADER + f"0,,{(1.9, 2.0, 2.1)[n]},0,7\n")
+        (tmp_path / f"baseline-reconstruction-{n}.csv").write_text(HEADER + f"0,,3.0,0,7\n1,2,1.9{n},8,1\n")
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     library = "0,,9.0,0.0,1.0,one\n1,3.0,2.0,17.0,2.0,one\n0,,9.0,0.0,0.5,two\n1,3.0,2.0,1.5,0.0,two\n"
@@ -177,6 +180,7 @@ def experiment(tmp_path):
         {"fine_tuned": 2, "seconds": 12.0, "output": "library-reconstruction"},  # killed before, after 8 s
         {"skipped": 3},
         {"models": [{"model": f"pruned-{n}", "bleu": 10.0 * n} for n in range(3)]},
+        {"models": [{"model": f"baseline-reconstruction-{n}.pth", "bleu": 9.0 * n + 3.5} for n in range(3)]},
         {"pruned": 1, "seconds": 1.0, "output": "pruned-reconstruction"},
         {"fine_tuned": 1, "seconds": 2.0, "output": "library-reconstruction"},
         {"fine_tuned": 0, "seconds": 2.0, "output": "library-reconstruction"},
@@ -197,22 +201,31 @@ def columns(lines, at):
 def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
     """Those of the made-up files, under their names, a line a configuration."""
     lines = composability_report.as_text(composability_report.summarize(experiment)).splitlines()
-    assert lines[0].startswith("quality: bleu, of the original 40.0; ")
-    rates = ("attention 0.25", "attention 0.5", "attention 0.75")
+    assert lines[0] == "quality: bleu, of the original 40.0" and max(map(len, lines)) <= 100
     assert columns(lines, 1) == {
-        "configuration": [f"{n}: {rate}, linear 0.3, feed-forward 0.5" for n, rate in enumerate(rates)],
+        "": ["0", "1", "2"],
+        "attention": ["0.25", "0.5", "0.75"],
+        "linear": ["0.3"] * 3,
+        "feed-forward": ["0.5"] * 3,
         "non-zeros": ["0.52", "0.53", "0.54"],
         "multiply-adds": ["0.75", "0.76", "0.77"],
         "pruned": ["0.0", "10.0", "20.0"],
         "baseline": ["2.0", "12.0", "22.0"],
+        "baseline*": ["3.5", "12.5", "21.5"],
         "composed": ["3.0", "13.0", "21.0"],
+    }
+    title = lines.index("validation loss, and each baseline's seconds of fine-tuning:")
+    assert columns(lines, title + 1) == {
+        "": ["0", "1", "2"],
         "loss, baseline": ["2.0000"] * 3,
+        "loss, baseline*": ["1.9000", "1.9100", "1.9200"],
         "loss, composed": ["1.9000", "2.0000", "2.1000"],
-        "baseline's seconds": ["22.0"] * 3,
+        "seconds, baseline": ["22.0"] * 3,
+        "seconds, baseline*": ["9.0"] * 3,
     }
     title = lines.index("the composed models' size and time, relative to the original:")
     assert columns(lines, title + 1) == {
-        "configuration": ["0", "1", "2"],
+        "": ["0", "1", "2"],
         "parameters": ["0.61", "0.62", "0.63"],
         "bytes on disk": ["0.63", "0.64", "0.65"],
         "in memory": ["0.64", "0.65", "0.66"],
@@ -220,7 +233,8 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
         "a generated token": ["1.07", "1.08", "1.09"],
     }
     assert "blocks to fine-tune: 4 with reuse, 6 without" in lines
-    assert lines[-1].endswith("in 2 of 3 by bleu, in 2 of 3 by validation loss")
+    assert lines[-2].endswith("its baseline in 2 of 3 by bleu, in 2 of 3 by validation loss")
+    assert lines[-1].endswith("its baseline* in 1 of 3 by bleu, in 1 of 3 by validation loss")
 
 
 def test_seconds_of_the_sweep_by_hand(experiment):
@@ -294,14 +308,15 @@ def test_a_page_is_well_formed_and_has_every_model_and_number(experiment):
     assert "t5 & <b> (t5)" in page.text
     assert len(table["configurations"]) == 3 and "original" in page.rows
     for row in table["configurations"]:
-        for way in ("baseline", "composed"):
+        for way in ("baseline", "composed", "alike"):
             cells = page.rows[f"{way}-{row['configuration']}"]
-            figures = [row["cost"][way][name]["model"] for name in RATIOS]
+            figures = [row["cost"][way][name]["model"] for name in RATIOS if way in row["cost"]]
             before = [row["quality"]["pruned"]] * (way == "baseline")
             expected = [*before, row["quality"][way], row["val_loss"][way], *figures, row[way]["seconds"]]
             assert sorted(float(value) for _, value in cells if value) == sorted(expected)
-            low, high = row["interval"][way]
-            assert f"{row['quality'][way]:.1f}{low:.1f} to {high:.1f}" in [text for text, _ in cells]
+            low, high = row["interval"][way] or (0, 0)
+            interval = f"{low:.1f} to {high:.1f}" if high else ""
+            assert f"{row['quality'][way]:.1f}{interval}" in [text for text, _ in cells]
             assert cells[1][0] == f"attention {row['attention_rate']:g}, linear 0.3, feed-forward 0.5"
     assert "2 of 3 models are at least as good" in page.text and "took 26.0 s" in page.text
 
@@ -350,18 +365,19 @@ def test_a_page_in_a_browser_sorts_filters_and_asks_for_nothing(experiment):
     with Browser() as browser:
         browser.open(experiment / "report.html", width=390)
         assert browser.run("document.documentElement.scrollWidth") <= 390
-        rising = ["baseline-0", "composed-0", "baseline-1", "composed-1", "composed-2", "baseline-2", "original"]
+        rising = ["baseline-0", "composed-0", "alike-0", "baseline-1", "alike-1", "composed-1", "composed-2", "alike-2"]
+        rising += ["baseline-2", "original"]
         for state, order in (("ascending", rising), ("descending", rising[::-1])):
             browser.run(f"{head}.querySelector('button').click()")
             assert browser.run(f"{head}.ariaSort") == state and browser.run(shown) == order
         browser.run("words.value = 'composed 0.75'; words.dispatchEvent(new Event('input'))")
-        assert browser.run(shown) == ["composed-2"] and browser.run("count.textContent") == "1 of 7 shown"
+        assert browser.run(shown) == ["composed-2"] and browser.run("count.textContent") == "1 of 10 shown"
         browser.run("point = document.querySelector('svg a[data-row=baseline-0]'); point.id = 'point'")
         browser.run("point.dispatchEvent(new MouseEvent('mouseenter'))")
         assert "baseline 0: attention 0.25" in browser.run("tip.textContent")
         assert browser.run("document.getElementById('baseline-0').classList.contains('lit')")
         browser.run("point.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
-        assert browser.run("location.hash") == "#baseline-0" and len(browser.run(shown)) == 7
+        assert browser.run("location.hash") == "#baseline-0" and len(browser.run(shown)) == 10
         told = browser.told
     asked = [each["params"]["request"]["url"] for each in told if each.get("method") == "Network.requestWillBeSent"]
     assert asked == [(experiment / "report.html").as_uri()]

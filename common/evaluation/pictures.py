@@ -26,6 +26,7 @@ LOOKS = {  # the series that several pictures show look alike in all of them
     "smallest": (COLOURS[0], "o"),
     "baseline": (COLOURS[1], "s"),
     "uniform": (COLOURS[1], "s"),
+    "alike": (COLOURS[1], "^"),
     "measured": (COLOURS[2], "^"),
     "other": (COLOURS[2], "^"),
     "original": (COLOURS[6], "*"),
