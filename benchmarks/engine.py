@@ -51,22 +51,13 @@ def halved(model):
 
 
 def run(args):
-    torch.manual_seed(args.seed)
-    settings = {"d_ff": 2048, "num_layers": 6, "vocab_size": args.vocabulary, "decoder_start_token_id": 0}
-    dense = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).eval()
-    ids = torch.randint(3, args.vocabulary, (SENTENCES, WORDS))
+    ids = torch.randint(3, min(args.vocabulary), (SENTENCES, WORDS))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     search = {"num_beams": 1, "do_sample": False, "min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
     with tempfile.TemporaryDirectory() as folder:
-        loaded, record, names = {}, {"task": "translation"}, Names(args.vocabulary)
-        for size, model in (("dense", dense), ("half", halved(dense))):
-            path = Path(folder) / f"{size}, transformers"
-            save_model(path, model, record)
-            loaded[path.name] = load_model(path)
-            for quantization in ("float32", "int8"):
-                path = Path(folder) / f"{size}, CTranslate2 {quantization}"
-                save_translator(path, model, record, names, quantization)
-                loaded[path.name] = load_model(path, to_run=True)
+        loaded = {}
+        for vocabulary in args.vocabulary:
+            loaded |= write(Path(folder), vocabulary, args.seed)
         ways = {name: (lambda each=each: each.model.generate(**batch, **search)) for name, each in loaded.items()}
         seconds = in_turn(ways, args.rounds, "cpu", clock=lambda device: time.process_time())
         emit(**machine("cpu"), vocabulary=args.vocabulary)
@@ -78,9 +69,27 @@ def run(args):
     return {"ways": len(ways)}
 
 
+def write(folder, vocabulary, seed):
+    """Write the model of so many tokens in each way; {what it is: the model as loaded}."""
+    torch.manual_seed(seed)
+    settings = {"d_ff": 2048, "num_layers": 6, "vocab_size": vocabulary, "decoder_start_token_id": 0}
+    dense = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).eval()
+    loaded, record, names = {}, {"task": "translation"}, Names(vocabulary)
+    for size, model in (("dense", dense), ("half", halved(dense))):
+        path = folder / f"{size}, {vocabulary} tokens, transformers"
+        save_model(path, model, record)
+        loaded[path.name] = load_model(path)
+        for quantization in ("float32", "int8"):
+            path = folder / f"{size}, {vocabulary} tokens, CTranslate2 {quantization}"
+            save_translator(path, model, record, names, quantization)
+            loaded[path.name] = load_model(path, to_run=True)
+    return loaded
+
+
 def parser():
     flags = build_parser(__doc__.partition("\n\n")[0])
-    flags.add_argument("--vocabulary", type=int_between(100), default=32128, help="how many tokens the model knows")
+    sizes = {"type": int_between(100), "nargs": "+", "default": [32128, 8000]}
+    flags.add_argument("--vocabulary", **sizes, help="how many tokens the models know")
     return flags
 
 
