@@ -158,15 +158,21 @@ def search(args):
     choices = candidates.configurations()
     uniform = {n: nth_configuration(choices, n, args.configurations) for n in settings.budget_of}
     searched = search_budgets(
-        candidates, measure=settings.measure, budgets=settings.budget, uniform=uniform, rounds=settings.rounds
+        candidates,
+        measure=settings.measure,
+        budgets=settings.budget,
+        uniform=uniform,
+        rounds=settings.rounds,
+        plain=settings.plain,
     )
-    if args.report:
-        content = {"script": NAME, **report(candidates, searched, uniform)}  # measures models, in all processes
+    if args.report:  # measures models, in all processes
+        content = {"script": NAME, "plain": settings.plain, **report(candidates, searched, uniform)}
         if opened.runtime.processes.is_first:
             write_json(args.report, content)
     configs = [rates_of(choice, candidates, grid.modules) for choice, _ in searched.found]
     return Configurations(grid.model, grid.modules, configs), {
         "measure": args.measure,
+        "plain": args.plain,
         "examples": candidates.counts(),
         "dense": candidates.dense(),
         "found": [figures for _, figures in searched.found],

@@ -1,5 +1,6 @@
 """Compact models that an ordinary config can say: transformers' own classes, against the masked models."""
 
+import itertools
 import json
 import os
 import re
@@ -13,10 +14,13 @@ from oracles import same_state
 from tiny import CLASSIFIERS, build_model, lively, padded_batch
 
 from common.blocks.find import find_blocks
+from common.blocks.tensors import block_tensors
 from common.models.compact import make_compact
 from common.models.load import load_model
 from common.models.plain import form_of
 from common.models.saving import save_model
+from common.pruning.criteria import criterion_class
+from common.pruning.stacks import rank, stacks_of
 
 # {kind: {pattern of blocks' names: the heads, or how many neurons, that they keep}}; a block's first pattern counts.
 EVEN = {
@@ -182,3 +186,68 @@ def test_heads_ranked_over_a_stack_make_a_plain_model(model_of, here, criterion)
         for layer in range(2):
             table, q = (each.block[layer].layer[0].SelfAttention.q.weight for each in (encoder, small))
             assert torch.equal(q.view(2, 6, 32), table.view(4, 6, 32)[kept])
+
+
+def test_a_block_of_zeros_has_no_say_in_its_stacks_heads():
+    """Oracle: the shares of the other block's own scores."""
+    model = build_model("t5")
+    blocks, (stack, _) = find_blocks(model), stacks_of(model)
+    tensors = {name: block_tensors(model, blocks[name]) for name in stack}
+    tensors[stack[0]] = {name: torch.zeros_like(tensor) for name, tensor in tensors[stack[0]].items()}
+    other = criterion_class("l1")(blocks[stack[1]], tensors[stack[1]], None).head_scores()
+    ranked = rank([stack], "l1", tensors, [(blocks[name], None) for name in stack])
+    for name in stack:
+        torch.testing.assert_close(ranked[name].head_scores(), other / other.sum())
+
+
+def plain_choices(kind, variants):
+    """By hand: heads and neurons alike wherever a block is; a T5's layers gone as a whole, of two in each stack one at
+    most, and none of the encoder's alone; a BERT's heads and layers stay."""
+    if kind == "bert":
+        half = {block: "neurons-24" if "feed" in block else "dense" for block in variants}
+        return [dict.fromkeys(variants, "dense"), half]
+    choices, layers = [], ("01", "0", "1")
+    for heads, neurons, encoder, decoder in itertools.product(
+        ("dense", "heads-2"), ("dense", "neurons-24"), layers, layers
+    ):
+        if len(decoder) <= len(encoder):
+            left = {f"encoder.block.{n}." for n in encoder} | {f"decoder.block.{n}." for n in decoder}
+            parts = {
+                block: (heads, "heads-4") if "Attention" in block else (neurons, "neurons-48") for block in variants
+            }
+            choices.append({block: names[block[:16] not in left] for block, names in parts.items()})
+    return choices
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_a_search_among_plain_models_finds_the_best_of_them(model_of, here, kind):
+    """Oracle: the sums of all plain choices, one after the other. Without --plain-heads no two layers' heads agree."""
+    model = model_of(kind)
+    run(f"config_generator.py -m {model} --grid --attention 0 0.5 1 --linear 0 --feed-forward 0 0.5 1 -o grid.json")
+    run("prune_scheme_generator.py -i grid.json")
+    searching = (
+        f"config_generator.py -m {model} -c grid.json --plain --score-examples 8 --batch-size 8 --report found.json"
+    )
+    if kind == "t5":
+        run(f"prune.py -m {model} -o free")
+        assert "prune.py --plain-heads" in fails(f"{searching} --search free --budget 0.5")
+    run(f"prune.py -m {model} -o pruned {'--plain-heads' * (kind == 't5')}")
+    budgets = (0.7, 0.4) if kind == "t5" else (1, 0.8)
+    result = run(f"{searching} --search pruned --budget", *budgets)
+    report = read_json(here / "found.json")
+    assert result["plain"] and report["plain"]
+    costs = {block: {"dense": cost} for block, cost in report["blocks"].items()}
+    scores = {block: {"dense": 0} for block in costs}
+    for each in report["variants"]:
+        scores[each["block"]][each["variant"]] = each["kl"]
+        costs[each["block"]][each["variant"]] = each["cost"]
+    sums = [
+        [sum(of[block][variant] for block, variant in choice.items()) for of in (costs, scores)]
+        for choice in plain_choices(kind, costs)
+    ]
+    for n, budget in enumerate(budgets):
+        best = min(score for cost, score in sums if cost <= budget * report["original"])
+        assert result["found"][n]["predicted"] == pytest.approx(best, rel=1e-9)
+        assert run(f"compose_model.py -m {model} -p pruned -n {n} -o found-{n} --compact")["plain"]
+    least = min(cost for cost, _ in sums)
+    assert f"cost {least / report['original']:.4g} to 1 of" in fails(f"{searching} --search pruned --budget 0.01")

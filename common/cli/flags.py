@@ -138,6 +138,8 @@ def add_settings(parser: Parser, settings_class: type, title: str, *, omit: tupl
             options["metavar"] = options["metavar"] or ("N" if kind is int else "X")
         if several:
             options["nargs"] = "+"
+        if kind is bool:
+            options = {"action": "store_true"}
         names = field.metadata["flag"].split() or [flag_of(field.name)]
         default = defaults.get(field.name, field.default)
         group.add_argument(*names, help=field.metadata["help"].replace("%", "%%"), default=default, **options)

@@ -194,6 +194,7 @@ class SearchSettings:
         "what a budget is counted in; latency is measured on this device",
         choices=("parameters", "multiply-adds", "bytes", "latency"),
     )
+    plain: bool = setting(False, "find only models that --compact writes as an ordinary class, without code")
     objective: str = setting(
         "kl",
         "what must rise least: the divergence from the original's predictions, or the task's loss, which takes many "

@@ -8,25 +8,32 @@ from common.composing.scheme import DENSE
 from common.composing.search import knapsack
 from common.composing.search.candidates import HELD_BACK, SCORED_ON, VALIDATION, Candidates, read_masks
 from common.composing.search.costs import Costs, count
+from common.composing.search.plain import PlainChoices
 from common.runtime.errors import UserError
 
 UNIFORM = 3  # so many configurations are measured beside the choice that a search finds, if there are as many
 
 
-def limits(cost: Costs, budgets: Sequence[float]) -> list[float]:
+def limits(
+    cost: Costs, budgets: Sequence[float], uniform: dict[int, dict], among: PlainChoices | None = None
+) -> list[float]:
     """What the blocks may cost, for each budget: up to 1 it is a fraction of what the original's do, above it the
-    parameters, multiply-adds, bytes or milliseconds of the whole model. A UserError if no choice costs as little."""
+    parameters, multiply-adds, bytes or milliseconds of the whole model; and for each of some {number: choice}, as much
+    as that. A UserError if none of the choices costs as little."""
     unit, name = (1e-3, "milliseconds") if cost.measure == "latency" else (1, cost.measure)
-    least, most = knapsack.cost_range(cost.blocks)
-    allowed = [budget * cost.original if budget <= 1 else budget * unit - cost.rest for budget in budgets]
-    for budget, limit in zip(budgets, allowed):
+    least = knapsack.least_cost(cost.blocks, among.rows if among else ())
+    allowed = {
+        f"--budget {budget:g}": budget * cost.original if budget <= 1 else budget * unit - cost.rest
+        for budget in budgets
+    } | {f"--budget-of {n}": cost.of(choice) for n, choice in uniform.items()}
+    for flag, limit in allowed.items():
         if limit < least:
             raise UserError(
-                f"--budget {budget:g}: is infeasible; the blocks' variants cost {least / cost.original:.4g} to "
-                f"{most / cost.original:.4g} of what the original's cost, the whole model "
-                f"{(least + cost.rest) / unit:.6g} to {(most + cost.rest) / unit:.6g} ({name})"
+                f"{flag}: is infeasible; the blocks' variants cost {least / cost.original:.4g} to 1 of what the "
+                f"original's cost, the whole model {(least + cost.rest) / unit:.6g} to "
+                f"{(cost.original + cost.rest) / unit:.6g} ({name}){' where it is plain' if among else ''}"
             )
-    return allowed
+    return list(allowed.values())
 
 
 class Found(NamedTuple):
@@ -43,18 +50,25 @@ class Searched(NamedTuple):
 
 
 def search_budgets(
-    candidates: Candidates, *, measure: str, budgets: Sequence[float], uniform: dict[int, dict], rounds: int
+    candidates: Candidates,
+    *,
+    measure: str,
+    budgets: Sequence[float],
+    uniform: dict[int, dict],
+    rounds: int,
+    plain: bool,
 ) -> Searched:
     """The best choice for each budget, and then for the cost of each of some uniform choices, {number: choice}.
 
     `measure`: see `costs.count`; `budgets`, and the UserError of one that is infeasible: see `limits`; `rounds`: see
-    `knapsack.improve`.
+    `knapsack.improve`; `plain`: only choices whose compact models are plain, see `PlainChoices`.
     """
     runtime, talk = candidates.runtime, candidates.runtime.talk
     with talk.waiting(f"measuring what {len(candidates.keys)} variants cost ({measure})"):
         masks = read_masks(candidates.scheme, candidates.blocks, candidates.library)
         cost = runtime.processes.agree(count(measure, candidates.loaded, masks, runtime.device))
-    allowed = limits(cost, budgets) + [cost.of(choice) for choice in uniform.values()]
+    among = PlainChoices(candidates.loaded, candidates.blocks, masks, candidates.library.folder) if plain else None
+    allowed = limits(cost, budgets, uniform, among)
     if not candidates.held_back:
         talk.say(
             f"all {len(candidates.examples)} validation examples are scored on and none are left to hold back, so "
@@ -65,11 +79,19 @@ def search_budgets(
         f"{candidates.library.folder}: {candidates.scored} variants scored, "
         f"{len(candidates.keys) - candidates.scored} had been scored before"
     )
-    return Searched(cost, scores, find(candidates, cost, allowed, candidates.rises(scores), rounds=rounds))
+    return Searched(cost, scores, find(candidates, cost, allowed, candidates.rises(scores), rounds=rounds, among=among))
 
 
-def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, *, rounds: int) -> list[Found]:
-    """The best choice for each of some limits of what its blocks cost, in this order.
+def find(
+    candidates: Candidates,
+    cost: Costs,
+    limits: list[float],
+    rises: dict,
+    *,
+    rounds: int,
+    among: PlainChoices | None = None,
+) -> list[Found]:
+    """The best choice, of all or `among` some, for each of some limits of what its blocks cost, in this order.
 
     It is the one that the search finds, unless a uniform choice (a configuration within the limit) has a lower
     objective on the held-back examples.
@@ -79,7 +101,9 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
     measured one; "history", the measured objective before the first and after each round of exchanges.
     """
     started, objective = candidates.runtime.now(), candidates.objective
-    efficient, best, within = knapsack.efficient(rises, cost.blocks), {}, None
+    rows = among.rows if among else ()
+    efficient, best, within = rises if among else knapsack.efficient(rises, cost.blocks), {}, None
+    choices = {n: choice for n, choice in enumerate(candidates.configurations()) if not among or choice in among}
 
     def measured(choice):
         return candidates.measured(choice)[objective]
@@ -93,11 +117,11 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
         return within
 
     for limit in candidates.runtime.talk.progress(sorted(set(limits), reverse=True), "budgets"):
-        additive = start = knapsack.choose(rises, cost.blocks, limit)
+        additive = start = knapsack.choose(rises, cost.blocks, limit, rows=rows)
         if within:  # what was found out in the model of the budget above
-            start = min(additive, knapsack.choose(within, cost.blocks, limit), key=measured)
-        path = knapsack.improve(start, cost.blocks, limit, measured, held_back, conditional, rounds=rounds)
-        returned, choice, uniform = "searched", path[-1], best_uniform(candidates, cost, limit, rises)
+            start = min(additive, knapsack.choose(within, cost.blocks, limit, rows=rows), key=measured)
+        path = knapsack.improve(start, cost.blocks, limit, measured, held_back, conditional, rounds=rounds, rows=rows)
+        returned, choice, uniform = "searched", path[-1], best_uniform(candidates, choices, cost, limit, rises)
         if uniform and uniform.figures[objective] < held_back(choice):
             returned, choice = f"uniform {uniform.figures['configuration']}", uniform.choice
         figures = {
@@ -124,10 +148,10 @@ def find(candidates: Candidates, cost: Costs, limits: list[float], rises: dict, 
     return [best[limit] for limit in limits]
 
 
-def best_uniform(candidates, cost, limit, rises):
-    """The configuration within a limit that has the lowest objective on the held-back examples, of up to UNIFORM that
-    the sum of `rises` says are best, and those that cost just the limit; None if none is within it."""
-    within = {n: choice for n, choice in enumerate(candidates.configurations()) if cost.of(choice) <= limit}
+def best_uniform(candidates, choices, cost, limit, rises):
+    """Of some configurations {number: choice} within a limit, the one with the lowest objective on the held-back
+    examples, of up to UNIFORM that the sum of `rises` says are best, and those that cost just the limit; or None."""
+    within = {n: choice for n, choice in choices.items() if cost.of(choice) <= limit}
     just = [n for n in within if cost.of(within[n]) == limit]
     others = sorted(within.keys() - just, key=lambda n: (candidates.predicted(within[n], rises), n))
     numbers = just + others[: max(UNIFORM - len(just), 0)]

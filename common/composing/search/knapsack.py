@@ -6,6 +6,7 @@ The problem is chapter 11 of Kellerer, Pferschy and Pisinger, Knapsack Problems 
 import contextlib
 import os
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +15,24 @@ from common.runtime.errors import UserError
 SCALE = 1e4  # of the largest coefficient: the solver's tolerances are absolute, some 1e-6
 
 
-def choose(scores, costs, budget, *, current=None, changes=None):
+class Row(NamedTuple):
+    """A condition of a choice: `least` <= the sum of factors <= `most`.
+
+    `terms`: {what is 0 or 1: factor}. A (block, variant) is 1 if it is chosen, any other name what suits all rows.
+    """
+
+    terms: dict
+    least: float
+    most: float
+
+
+def choose(scores, costs, budget, *, rows=(), current=None, changes=None):
     """The {block: variant} whose scores' sum is smallest, the costs' sum being within the budget to the last bit.
 
     Args:
         scores, costs: {block: {variant: number}}; lower is better.
         budget: in the costs' unit.
+        rows: what else must hold; all variants that they name are among the scores'.
         current, changes: change at most `changes` blocks of the {block: variant} `current`.
     Raises:
         UserError: no combination is within the budget.
@@ -31,34 +44,39 @@ def choose(scores, costs, budget, *, current=None, changes=None):
     least = sum(min(costs[block][variant] for variant in variants) for block, variants in scores.items())
     score, _ = _above_the_least(scores, pairs)
     cost, unit = _above_the_least(costs, pairs)
-    number = {block: i for i, block in enumerate(scores)}
-    one_each = coo_array((np.ones(len(pairs)), ([number[block] for block, _ in pairs], range(len(pairs)))))
-    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(cost[None], ub=(budget - least) / unit)]
+    rows = [*rows, *(Row({(block, v): 1 for v in variants}, 1, 1) for block, variants in scores.items())]
+    rows.append(Row(dict(zip(pairs, cost)), -np.inf, (budget - least) / unit))
     if changes is not None:
-        stays = np.array([current[block] == variant for block, variant in pairs], dtype=float)
-        constraints.append(LinearConstraint(stays[None], lb=len(scores) - changes))
+        rows.append(Row(dict.fromkeys(current.items(), 1), len(scores) - changes, np.inf))
+    columns = {name: n for n, name in enumerate(dict.fromkeys([*pairs, *(name for row in rows for name in row.terms)]))}
     while True:
+        entries = [(factor, n, columns[name]) for n, row in enumerate(rows) for name, factor in row.terms.items()]
+        factors, *places = zip(*entries)
         with silent_stdout():
             result = milp(
-                score,
-                integrality=np.ones(len(pairs)),
+                np.pad(score, (0, len(columns) - len(pairs))),
+                integrality=np.ones(len(columns)),
                 bounds=Bounds(0, 1),
-                constraints=constraints,
+                constraints=LinearConstraint(
+                    coo_array((factors, places), (len(rows), len(columns))),
+                    [row.least for row in rows],
+                    [row.most for row in rows],
+                ),
                 options={"mip_rel_gap": 0},
             )
         if result.x is None:
             raise UserError(f"a budget of {budget:.6g} cannot be met: {result.message}")
-        taken = result.x > 0.5
-        chosen = dict(pair for pair, one in zip(pairs, taken) if one)
+        chosen = dict(pair for pair, one in zip(pairs, result.x) if one > 0.5)
         if sum(costs[block][variant] for block, variant in chosen.items()) <= budget:
             return chosen
         # Within the solver's tolerance alone, so not this combination. The next one is still the best of the others.
-        constraints.append(LinearConstraint(taken[None].astype(float), ub=len(scores) - 1))
+        rows.append(Row(dict.fromkeys(chosen.items(), 1), 0, len(scores) - 1))
 
 
-def cost_range(costs):
-    """The least and the most that a combination of {block: {variant: cost}} costs."""
-    return tuple(sum(pick(variants.values()) for variants in costs.values()) for pick in (min, max))
+def least_cost(costs, rows=()):
+    """The least that a combination of {block: {variant: cost}} costs."""
+    cheapest = choose(costs, costs, np.inf, rows=rows)
+    return sum(costs[block][variant] for block, variant in cheapest.items())
 
 
 def _above_the_least(values, pairs):
@@ -95,7 +113,7 @@ def efficient(scores, costs):
     return unbeaten
 
 
-def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, rounds):
+def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, rounds, rows=()):
     """Improve a choice where the blocks' scores don't add up.
 
     In each round variants are scored again, within the model of the choice so far. By these scores the best exchange
@@ -105,6 +123,7 @@ def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, ro
     Args:
         real_loss, held_back_loss: functions of a choice, the model's loss on the examples that decide and on others.
         conditional: function of a choice: {block: {variant: loss of the model with that one block replaced}}.
+        rows: see `choose`.
     Returns:
         [the first choice, and the choice after each round that improved it].
     """
@@ -112,7 +131,7 @@ def improve(chosen, costs, budget, real_loss, held_back_loss, conditional, *, ro
     for _ in range(rounds):
         scores, best, changes = conditional(chosen), chosen, len(chosen)
         while changes:
-            candidate = choose(scores, costs, budget, current=chosen, changes=changes)
+            candidate = choose(scores, costs, budget, rows=rows, current=chosen, changes=changes)
             best = min(best, candidate, key=real_loss)
             changes //= 2
         if best == chosen or held_back_loss(best) >= held_back_loss(chosen):
