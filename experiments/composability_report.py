@@ -4,17 +4,14 @@ Baselines are pruned by l1. Where the library's blocks are pruned by another cri
 configuration, *alike*, which differs from the composed model in the tuning alone.
 """
 
-from textwrap import wrap
-
 from common.evaluation.pictures import metric_name
+from common.evaluation.tables import COSTS, aligned, wrapped
 from common.pruning.criteria import DEFAULT
 from common.runtime.errors import UserError
 from common.training.stats import read_stats
 from experiments.drawing import Line, Point, draw
 from experiments.results import (
-    COSTS,
     METRICS,
-    aligned,
     block_level_seconds,
     by_name,
     evaluated_on,
@@ -28,14 +25,12 @@ from experiments.results import (
     ratio_range,
     read,
     read_results,
-    table,
 )
 
 LEFT = ("nonzero_parameters", "multiply_adds")  # in the table of quality
 WAYS = ("baseline", "composed")
 STATES = ("pruned", "baseline", "alike", "composed")  # alike: not where all are pruned by l1
 TITLES = {state: state for state in STATES} | {"alike": "baseline*"}
-WIDTH = 100  # columns of the text
 KINDS = ("attention", "linear", "feed_forward")
 NO_GAIN = 0.95  # of the original's seconds a token
 
@@ -173,11 +168,11 @@ def best(curve):
 
 
 def as_text(summary):
-    """The table for people."""
+    """The outcome and the tables, for people."""
     rows, metric = summary["configurations"], summary["metric"]
     digits = METRICS[metric]
     states = [state for state in STATES if state in rows[0]["quality"]]
-    qualities = [
+    qualities = table(
         {
             "": str(row["configuration"]),
             **{kind.replace("_", "-"): f"{row[f'{kind}_rate']:g}" for kind in KINDS if f"{kind}_rate" in row},
@@ -185,34 +180,36 @@ def as_text(summary):
             **{TITLES[state]: f"{row['quality'][state]:.{digits}f}" for state in states},
         }
         for row in rows
-    ]
-    tuned = [
+    )
+    tuned = table(
         {
             "": str(row["configuration"]),
             **{f"loss, {TITLES[state]}": f"{row['val_loss'][state]:.4f}" for state in states[1:]},
             **{f"seconds, {TITLES[state]}": f"{row[state]['seconds']:.1f}" for state in states[1:-1]},
         }
         for row in rows
-    ]
+    )
     others = [name for name in COSTS if name not in LEFT]
-    costs = [{"": str(row["configuration"]), **ratios(row, others)} for row in rows]
+    costs = table({"": str(row["configuration"]), **ratios(row, others)} for row in rows)
     blocks, remarks = summary["blocks"], notes(summary)
     return "\n".join(
         [
+            *wrapped(answer(summary)),
+            "",
             f"quality: {metric}, of the original {summary['original']['quality']:.{digits}f}",
-            *table(qualities),
+            *qualities,
             "",
             "validation loss, and each baseline's seconds of fine-tuning:",
-            *table(tuned),
+            *tuned,
             "",
             "the composed models' size and time, relative to the original:",
-            *table(costs),
+            *costs,
             "",
-            *([line for remark in remarks for line in wrap(remark, WIDTH)] + [""] if remarks else []),
+            *([*wrapped(*remarks), ""] if remarks else []),
             f"blocks to fine-tune: {blocks['blocks_with_reuse']} with reuse, {blocks['blocks_without_reuse']} without",
             "seconds of fine-tuning, and of pruning before it:",
             *aligned([[f"  {title}", f"{seconds:8.1f}", more] for title, seconds, more in spent(summary)]),
-            *(line for conclusion in conclusions(summary) for line in wrap(conclusion, WIDTH)),
+            *wrapped(*conclusions(summary)),
         ]
     )
 
@@ -308,6 +305,12 @@ def ratios(row, names):
 def as_good(rows, figure, sign, rival="baseline"):
     """In how many configurations the composed model is no worse; `sign`: 1 if more is better, else -1."""
     return sum(sign * row[figure]["composed"] >= sign * row[figure][rival] for row in rows)
+
+
+def table(rows):
+    """Dictionaries of equal keys as lines of text, under their keys."""
+    rows = list(rows)
+    return aligned([list(rows[0]), *(row.values() for row in rows)])
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
 """The smallest configuration that keeps the quality, beside the original: the report of explore.sh."""
 
 from common.evaluation.pictures import metric_name
+from common.evaluation.tables import COSTS, aligned, wrapped
 from common.training.stats import last_run, read_seconds
 from experiments.results import (
-    COSTS,
     METRICS,
-    aligned,
     by_name,
     evaluated_on,
     interval_of,
@@ -78,7 +77,7 @@ def summarize(folder):
 
 
 def as_text(summary):
-    """The table for people."""
+    """The outcome and the tables, for people."""
     metric, quality, digits = summary["metric"], summary["quality"], METRICS[summary["metric"]]
     costs = [name for name in COSTS if name in summary["cost"]]
     lines = [["", "kept", f"{metric}, validation", "test", *(COSTS[name][0] for name in costs)]]
@@ -101,12 +100,14 @@ def as_text(summary):
         )
     return "\n".join(
         [
-            f"wanted: {metric} of at least {summary['wanted']:.{digits + 1}f} on the validation split, "
-            f"{summary['drop']:g} below the original's",
-            f"kept: fraction of the blocks' {summary['measure']}; other sizes and times: relative to the original",
-            *aligned(lines),
+            *wrapped(answer(summary)),
             "",
-            *conclusions(summary),
+            *wrapped(
+                f"kept: fraction of the blocks' {summary['measure']}; other sizes and times: relative to the original"
+            ),
+            *aligned(zip(*lines)),
+            "",
+            *wrapped(*conclusions(summary)),
         ]
     )
 

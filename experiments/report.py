@@ -143,7 +143,8 @@ def as_model(original, models):
 
 def columns_of(models, titles, metric):
     """[(key, title, digits)] of what any of the models has; digits None: a cost."""
-    from experiments.results import COSTS, METRICS
+    from common.evaluation.tables import COSTS
+    from experiments.results import METRICS
 
     digits = METRICS[metric]
     columns = [("kept", "kept", 3), ("before", "as pruned", digits), ("quality", metric_name(metric), digits)]
@@ -164,7 +165,7 @@ def value_of(model, key, digits):
 
 def cell(model, key, digits):
     """{"value": the number, for sorting; "text"; "small": what stands behind it}."""
-    from experiments.results import COSTS
+    from common.evaluation.tables import COSTS
 
     value = value_of(model, key, digits)
     if value is None:
@@ -179,8 +180,9 @@ def cell(model, key, digits):
 
 def scatters(models, page, summary):
     """[(title, SVG)]: quality against what is kept and against each cost, with the line of those that none beats."""
+    from common.evaluation.tables import COSTS
     from experiments.drawing import Line, Point, draw, frontier
-    from experiments.results import COSTS, quality_text, row_of
+    from experiments.results import quality_text, row_of
 
     found, measured = [], [model for model in models if model.get("quality") is not None]
     quality = page["titles"].get("quality", f"{metric_name(summary['metric'])} on the test split")

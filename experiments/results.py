@@ -9,15 +9,6 @@ from common.runtime.records import RECORD_NAME, read_json
 from common.training.stats import read_seconds
 
 METRICS = {"bleu": 1, "rouge_l": 1, "accuracy": 3}  # the digits that are shown
-COSTS = {  # of a report's figures: how a column is called, its unit and how many of the figure's make one
-    "parameters": ("parameters", "M", 1e6),
-    "nonzero_parameters": ("non-zeros", "M", 1e6),
-    "multiply_adds": ("multiply-adds", "M", 1e6),
-    "bytes_on_disk": ("bytes on disk", "MB", 1e6),
-    "bytes_in_memory": ("in memory", "MB", 1e6),
-    "seconds_per_batch": ("seconds a batch", "ms", 1e-3),
-    "seconds_per_generated_token": ("a generated token", "ms", 1e-3),
-}
 FINGERPRINT = 64  # digits of a digest
 
 
@@ -157,14 +148,3 @@ def is_setting(name, value):
 
 def is_digest(value):
     return isinstance(value, str) and len(value) == FINGERPRINT and not set(value) - set("0123456789abcdef")
-
-
-def aligned(lines):
-    """Cells as lines of text, their columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-
-
-def table(lines):
-    """Dictionaries of equal keys as lines of text, under their keys."""
-    return aligned([list(lines[0]), *(line.values() for line in lines)])

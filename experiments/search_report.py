@@ -1,11 +1,11 @@
 """Searched against uniform configurations at equal cost: the report of search.sh."""
 
 from common.evaluation.pictures import metric_name
+from common.evaluation.tables import aligned, wrapped
 from common.runtime.errors import UserError
 from experiments.drawing import Line, Point, draw
 from experiments.results import (
     METRICS,
-    aligned,
     block_level_seconds,
     by_name,
     evaluated_on,
@@ -125,14 +125,17 @@ def rank_correlation(report):
 
 
 def as_text(summary):
-    """The table for people."""
+    """The outcome and the tables, for people."""
     metric, digits = summary["metric"], METRICS[summary["metric"]]
-    heads = ["kept", "loss uniform", "searched", "gap closed"]
-    for stage in ("composed", "finetuned"):
-        if f"{stage}_{metric}" in summary["budgets"][0]:
-            heads += [f"{metric} {stage}: uniform", "searched"]
-    if "finetuned_loss" in summary["budgets"][0]:
-        heads += ["loss finetuned: uniform", "searched"]
+    groups, heads = ["", "loss", "", ""], ["kept", *WAYS, "gap closed"]
+    for title, found in (
+        ("composed", f"composed_{metric}"),
+        ("fine-tuned", f"finetuned_{metric}"),
+        ("loss", "finetuned_loss"),
+    ):
+        if found in summary["budgets"][0]:
+            groups += [title, ""]
+            heads += WAYS
     lines = []
     for row in summary["budgets"]:
         line = [
@@ -146,11 +149,16 @@ def as_text(summary):
         lines.append(line)
     return "\n".join(
         [
-            f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; dense: loss "
-            f"{summary['dense_loss']:.4f}, {metric} {summary[f'dense_{metric}']:.{digits}f}",
-            *aligned([heads, *lines]),
+            *wrapped(answer(summary)),
             "",
-            *conclusions(summary),
+            *wrapped(
+                f"kept: fraction of the blocks' {summary['measure']}; loss: on all validation examples; composed and "
+                f"fine-tuned: {metric}; the original: loss {summary['dense_loss']:.4f}, {metric} "
+                f"{summary[f'dense_{metric}']:.{digits}f}"
+            ),
+            *aligned([groups, heads, *lines]),
+            "",
+            *wrapped(*conclusions(summary)),
         ]
     )
 

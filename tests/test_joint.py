@@ -20,6 +20,7 @@ from common.blocks.find import find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks, set_block
 from common.composing.scheme import DENSE, Pair
 from common.pruning.prune_block import prune_block
+from common.runtime import progress
 from common.training import loop as training
 from common.training.block_level import jointly
 from common.training.block_level.sampling import COMPOSITIONS, NEW_SHARE, make_sampling, sample_compositions
@@ -357,8 +358,9 @@ def test_only_new_variants_are_trained_among_those_that_are_there(t5, joint, gro
     assert (again["fine_tuned"], again["skipped"]) == (0, 27)
 
 
-def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here):
+def test_a_rest_that_is_left_alone_is_in_no_library(t5, chain, here, monkeypatch):
     """And without configurations, quality is measured on drawn ones. The closed form is no epoch of training."""
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", -1.0)
     code, result, err = outcome(f"{tuning(t5, chain, conf='')} --shared-rate 0")
     assert code == 0 and "epoch 2: validation loss" in err and "epoch 3" not in err
     assert result["shared"] == "kept" and result["val_loss"] < result["val_loss_before"]

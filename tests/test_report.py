@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 
 import pytest
 import torch
@@ -250,10 +251,33 @@ def test_a_model_whose_original_is_unknown_is_reported_alone(models, tmp_path, k
     code, result, err = outcome(f"{command(kind, models / kind / 'original')} --report {tmp_path}/report.json")
     assert code == 0
     assert f"{tmp_path}/report.json: the original is not known, so the figures stand alone; name it" in err
+    assert re.search(rf"\nparameters, M +{result['parameters'] / 1e6:.4g} +- +-\n", err)
     content = read_json(tmp_path / "report.json")
     assert content["original"] is None and content["figures"]["parameters"]["model"] == result["parameters"]
     assert {(figure["original"], figure["ratio"]) for figure in content["figures"].values()} == {(None, None)}
     assert positive_seconds(content["figures"], "model")
+
+
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_several_models_end_in_one_table(models, tmp_path, kind):
+    """Oracles: the result, and the compact model's report. By hand: two labels occur among the first eight reviews."""
+    paths = [models / kind / name for name in ("original", "compact")]
+    more = f"{paths[1]} --report {tmp_path}/{{name}}.json"
+    code, result, err = outcome(command(kind, paths[0]).replace(" --limit", f" {more} --limit"))
+    lines = err.splitlines()
+    head, *rows = next(lines[n : n + 3] for n, line in enumerate(lines) if line.startswith("model "))
+    main, other = ("bleu", "chrf") if kind == "t5" else ("accuracy", "f1")
+    assert code == 0 and head.split()[:3] == ["model", main, other] and max(map(len, [head, *rows])) <= 100
+    for row, path, each in zip(rows, paths, result["models"]):
+        named, scores = row.split()[0].removeprefix("…"), [each[main], *each["intervals"][main], each[other]]
+        assert str(path).endswith(named) and "/" in named
+        assert [float(cell.strip("[],")) for cell in row.split()[1:5]] == pytest.approx(scores, abs=0.005)
+    figures = read_json(tmp_path / "compact.json")["figures"]
+    shown = [name for name in figures if name in ("bytes_on_disk", "parameters") or name.startswith("seconds")]
+    ratios = [float(cell[1:]) for cell in rows[1].split() if cell.startswith("×")]
+    assert sorted(ratios) == pytest.approx(sorted(figures[name]["ratio"] for name in shown), abs=0.005)
+    if kind == "distilbert":
+        assert [(each["f1_classes"], each["f1_left_out"]) for each in result["models"]] == [(2, [])] * 2
 
 
 def test_another_models_original_is_refused(models, other_model, monkeypatch, tmp_path):

@@ -1,25 +1,26 @@
 """Tables for people, as lines of text: what evaluations and reports say, and the experiments by the same function."""
 
+import textwrap
 from collections.abc import Iterable
 
 WIDTH = 100  # characters of a line
 LEAST = 12  # that are left of a first cell
 COSTS = {  # of a report's figures: how a column is called, its unit and how many of the figure's make one
-    "bytes_on_disk": ("bytes on disk", "MB", 1e6),
     "parameters": ("parameters", "M", 1e6),
     "nonzero_parameters": ("non-zeros", "M", 1e6),
     "multiply_adds": ("multiply-adds", "M", 1e6),
+    "bytes_on_disk": ("on disk", "MB", 1e6),
     "bytes_in_memory": ("in memory", "MB", 1e6),
-    "seconds_per_batch": ("seconds a batch", "ms", 1e-3),
-    "seconds_per_generated_token": ("a generated token", "ms", 1e-3),
-    "seconds_per_generated_token_of_32": ("a token, 32 texts at once", "ms", 1e-3),
+    "seconds_per_batch": ("time a batch", "ms", 1e-3),
+    "seconds_per_generated_token": ("time a token", "ms", 1e-3),
+    "seconds_per_generated_token_of_32": ("a token of 32", "ms", 1e-3),
 }
-SHORT = {  # of the same, in a table of many models: the title, and whether the ratio alone is shown
-    "bytes_on_disk": ("MB", False),
-    "parameters": ("M parameters", False),
-    "seconds_per_batch": ("a batch", True),
-    "seconds_per_generated_token": ("a token", True),
-    "seconds_per_generated_token_of_32": ("a token of 32", True),
+SHORT = {  # of the same, in a table of many models; of times the ratio alone
+    "bytes_on_disk": "MB",
+    "parameters": "parameters",
+    "seconds_per_batch": "a batch",
+    "seconds_per_generated_token": "a token",
+    "seconds_per_generated_token_of_32": "of 32",
 }
 
 
@@ -33,6 +34,11 @@ def aligned(lines: Iterable[Iterable[str]]) -> list[str]:
     return [
         "  ".join(row).rstrip() for row in zip(*([cell.ljust(width) for cell in cells] for width, cells in columns))
     ]
+
+
+def wrapped(*sentences: str) -> list[str]:
+    """Sentences as lines of text, each beginning with a line of its own."""
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH)]
 
 
 def score(value: float, interval: tuple[float, float] | None = None) -> str:
@@ -52,7 +58,7 @@ def of_models(task, results: list[dict], figures: dict[str, dict]) -> list[str]:
     metrics = sorted(task.metrics, key=lambda metric: metric != task.metric)
     costs = [figures.get(result["model"]) or unrelated(result) for result in results]
     shown = [name for name in SHORT if any(name in figures for figures in costs)]
-    rows = [["model", *metrics, *(SHORT[name][0] for name in shown)]]
+    rows = [["model", *metrics, *(SHORT[name] for name in shown)]]
     for result, of_model in zip(results, costs):
         intervals = {task.metric: result.get("intervals", {}).get(task.metric)}  # of the others there is no room
         scores = [score(result[metric], intervals.get(metric)) for metric in metrics]
@@ -66,12 +72,14 @@ def unrelated(result):
 
 
 def short_cost(name, figure):
-    """A figure and its ratio, or that alone."""
-    value, ratio = (figure["model"], figure["ratio"]) if figure else (None, None)
-    relative = "-" if ratio is None else f"×{ratio:.2f}"
-    if SHORT[name][1]:
-        return relative
-    return "-" if value is None else f"{value / COSTS[name][2]:.2f}" + (f" {relative}" if ratio is not None else "")
+    """A figure and its ratio, of a time that alone; "-" where it is not known."""
+    unit = "M" * (name == "parameters")
+    cells = [] if figure is None or name.startswith("seconds") else [f"{figure['model'] / COSTS[name][2]:.3g}{unit}"]
+    return " ".join(cells + [ratio_text(figure["ratio"])] * bool(figure and figure["ratio"])) or "-"
+
+
+def ratio_text(ratio):
+    return "-" if ratio is None else f"×{ratio:.2f}"
 
 
 def of_costs(figures: dict[str, dict]) -> list[str]:
@@ -80,7 +88,6 @@ def of_costs(figures: dict[str, dict]) -> list[str]:
     for name, (title, unit, size) in COSTS.items():
         if name in figures:
             values = [figures[name][of] for of in ("model", "original")]
-            ratio = figures[name]["ratio"]
             cells = ["-" if value is None else f"{value / size:.4g}" for value in values]
-            rows.append([f"{title}, {unit}", *cells, "-" if ratio is None else f"×{ratio:.2f}"])
+            rows.append([f"{title}, {unit}", *cells, ratio_text(figures[name]["ratio"])])
     return aligned(rows)
