@@ -21,6 +21,7 @@ from common.cli.flags import (
     add_model,
     add_seed,
     add_settings,
+    flags_given,
     refuse_unused,
     settings_from,
 )
@@ -45,6 +46,7 @@ def build_parser():
         next_stage="compose_model.py, or model-level_finetuning.py",
         overwrite=True,
         shared=True,
+        planned=True,
     )
     add_model(parser)
     group = parser.group(OUTPUT)
@@ -113,14 +115,16 @@ def run(args):
     recipe = training_settings(args, loaded, start, train, distill)
     calibration = settings_from(args, CalibrationSettings)
     held_out = calibration.held_out or min(HELD_OUT, validation.count_of(HELD_OUT_TOKENS))
+    library = Library.open_shared(
+        args.output, NAME, loaded.identity, TOGETHER if is_joint else FINE_TUNED, runtime.processes, args.overwrite
+    )
+    library.flags = flags_given(args)
     stage = BlockStage(
         method=method,
         original=loaded.model,
         blocks=find_blocks(loaded.model),
         pruned=pruned,
-        library=Library.open_shared(
-            args.output, NAME, loaded.identity, TOGETHER if is_joint else FINE_TUNED, runtime.processes, args.overwrite
-        ),
+        library=library,
         train=train,
         calibration=train.sample(calibration.calibration or study.calibration),
         held_out=validation.sample(held_out),

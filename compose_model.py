@@ -12,6 +12,7 @@ from common.cli.flags import (
     add_configurations,
     add_settings,
     check_form,
+    flags_given,
     numbered,
     refuse_unused,
 )
@@ -100,7 +101,7 @@ def compose_one(args, opened, choice, tokenizer, output, is_last):
     if form.is_half:
         check_half(output, model, trial_batch(model, some_examples(opened, tokenizer)))
     source = opened.source or data_source(None, loaded)
-    found = {"measured": form.measured(model), **form.figures()}
+    found = {"measured": form.measured(model), **form.figures(), "flags": flags_given(args, nth=[choice.nth])}
     record = composed_record(NAME, made_from, choice, loaded, output, tokenizer, source, removed, **found)
     form.save(output, model, record, masks, tokenizer)
     return found["measured"] | form.figures()

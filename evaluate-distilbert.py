@@ -21,6 +21,7 @@ def build_parser():
         example="evaluate-distilbert.py -m model/distilbert-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
         shared=True,
+        planned=True,
     )
     add_models(parser)
     add_settings(parser, EvaluationSettings, OUTPUT)

@@ -22,6 +22,7 @@ def build_parser():
         example="evaluate-t5.py -m model/t5-demo model-finetuned/0 --report '{name}.json'",
         next_stage="plot_loss.py",
         shared=True,
+        planned=True,
     )
     add_models(parser)
     add_settings(parser, EvaluationSettings, OUTPUT)

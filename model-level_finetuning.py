@@ -20,6 +20,7 @@ from common.cli.flags import (
     add_seed,
     add_settings,
     check_form,
+    flags_given,
     numbered,
 )
 from common.cli.launch import launch
@@ -39,6 +40,7 @@ def build_parser():
         next_stage="evaluate-t5.py or evaluate-distilbert.py",
         overwrite=True,
         shared=True,
+        planned=True,
     )
     add_configurations(
         parser, library_help="the pruned library (baseline) or the fine-tuned one", output=f"{FINE_TUNED}/{{n}}"
@@ -204,7 +206,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
         measured |= {"val_loss": after.losses["model"], "val_loss_float32": learner.best_loss}
         if quality:
             measured |= {name: quality.of(model), f"{name}_float32": learner.best_metric}
-    measured |= save(form, opened, choice, model, masks, removed, measured, made_from, output)
+    measured |= save(form, opened, choice, model, masks, removed, measured, made_from, output, args)
     checkpoint.remove()
     talk.say(
         f"{output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
@@ -221,7 +223,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     }
 
 
-def save(form, opened, choice, model, masks, removed, measured, made_from, output):
+def save(form, opened, choice, model, masks, removed, measured, made_from, output, args):
     """Save a fine-tuned model with its record, which says what was measured; returns its counts of parameters and its
     form."""
     from common.composing.compose import composed_record
@@ -236,10 +238,11 @@ def save(form, opened, choice, model, masks, removed, measured, made_from, outpu
         opened.tokenizer,
         opened.source,
         removed,
+        flags=flags_given(args, nth=[choice.nth]),
         measured=measured | counts,
         **form.figures(),
     )
-    if opened.runtime.processes.is_first:
+    if opened.runtime.processes.number == 0:
         form.save(output, model.eval(), record, masks, opened.tokenizer)
     return counts
 

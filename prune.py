@@ -11,6 +11,7 @@ from common.cli.flags import (
     add_compute,
     add_model,
     add_settings,
+    flags_given,
     flags_of,
     refuse_unused,
 )
@@ -31,6 +32,7 @@ def build_parser():
         example="prune.py -c conf_prune.json -o modules-pruned --criterion reconstruction",
         next_stage="block-level_finetuning.py",
         overwrite=True,
+        planned=True,
     )
     add_model(parser)
     group = parser.group(OUTPUT)
@@ -96,8 +98,10 @@ def run(args):
             **({"heads_ranked_over": "stack"} if removed["heads"] and pair.block in ranked_together else {}),
         }
     library = Library.open_or_create(args.output, "prune.py", loaded.identity, PRUNED, args.overwrite)
+    library.flags = flags_given(args)
     todo = [pair for pair, settings in made_from.items() if not library.has(pair, settings, args.overwrite)]
 
+    library.expect(blocks, todo)
     started = opened.runtime.now()
     pairs_of, ranked = by_block(todo), {}
     if any("heads_ranked_over" in made_from[pair] for pair in todo):
@@ -115,6 +119,8 @@ def run(args):
             loaded.model, reading, calibration, opened.runtime, values=False, label="pruning"
         ):
             prune_variants(library, pairs_of[block.name], block, tensors[block.name], made_from, ranked, talk, sums)
+    if args.plan:
+        return {}
     seconds = opened.runtime.now() - started if todo else 0.0
     skipped = len(made_from) - len(todo)
     talk.say(f"{args.output}: pruned {len(todo)} variants, {skipped} were there already")

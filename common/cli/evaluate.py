@@ -82,7 +82,7 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         if settings.report:
             reported.append(Reported(reports[path], loaded, original, dict(results[-1])))
             results[-1]["report"] = reports[path]
-    figures = write_reports(reported, opened.runtime) if reported and opened.runtime.processes.is_first else {}
+    figures = write_reports(reported, opened.runtime) if reported and opened.runtime.processes.number == 0 else {}
     tell(results, figures, notes, talk)
     return results[0] if len(results) == 1 else {"models": results}
 

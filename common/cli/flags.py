@@ -30,6 +30,7 @@ QUANTIZATIONS = (
     "int8_bfloat16",
 )  # CTranslate2's names of the types of weights, and after int8 of all else
 AT_FILE = "@FILE stands for the flags in a file, written as on the command line, on as many lines as you like."
+NOT_RECORDED = {"output", "stats", "track", "push_to_hub", "overwrite", "quiet", "plan"}  # as flags of an output
 LARGEST_SEED = 2**32 - 1  # that all random numbers take; what is made of it fits into 64 bits
 # Titles of the groups that a help comes in.
 OUTPUT, DATA, TRAINING, SPEED, TRACKING = "model and output", "data", "training", "memory and speed", "tracking"
@@ -64,6 +65,7 @@ class Parser(argparse.ArgumentParser):
         next_stage: str | None = None,
         overwrite: bool = False,
         shared: bool = False,
+        planned: bool = False,
     ):
         """
         Args:
@@ -71,6 +73,7 @@ class Parser(argparse.ArgumentParser):
             next_stage: the script that usually comes next.
             overwrite: whether the script writes an output that may be there already.
             shared: whether several processes can share the work, see `runtime.processes`.
+            planned: whether the script can plan its work, see `runtime.plan`.
         """
         super().__init__(
             description=f"example: {example}\n\n{description}" if example else description,
@@ -84,6 +87,13 @@ class Parser(argparse.ArgumentParser):
         self.groups = {}
         self.add_argument("--version", action="version", version=f"composable-pruning {__version__}")
         self.add_argument("--quiet", action="store_true", help="no progress and no log lines on stderr")
+        if planned:
+            self.add_argument(
+                "--plan",
+                action="store_true",
+                help="write nothing; tell what would be made and why, and, from a few timed steps, the seconds, memory "
+                "and disk space that it would take",
+            )
         if overwrite:
             self.add_argument(
                 "--overwrite",
@@ -168,6 +178,15 @@ def flags_of(settings_class: type) -> list[str]:
 def flag_of(name: str) -> str:
     """The flag of a destination."""
     return f"--{name.replace('_', '-')}"
+
+
+def flags_given(args: argparse.Namespace, **known) -> dict[str, object]:
+    """The flags that were given, {flag: JSON value}, for a record; but for those of where results go and what is told.
+
+    `known`: values in the place of the given ones.
+    """
+    names = {name: getattr(args, name) for name in sorted(args.given - NOT_RECORDED)}
+    return {flag_of(name): value for name, value in (names | known).items()}
 
 
 def refuse_unused(args: argparse.Namespace, names, reason: str) -> None:

@@ -8,31 +8,42 @@ import traceback
 from collections.abc import Callable
 
 from common.cli.flags import Parser
-from common.runtime import signals
+from common.runtime import plan, signals
 from common.runtime.errors import UserError, lacks_memory
-from common.runtime.progress import Talk
+from common.runtime.progress import Talk, duration
 from common.runtime.records import json_text
 from common.runtime.schema import shown
 
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else the hub's client tells of every retry on stderr
 # In the environment of each of several copies that mpirun or srun started; torchrun sets WORLD_SIZE.
 COPIES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+NAMED = 3  # outputs of a state, in the table of a plan
 
 
-def launch(parser: Parser, run: Callable[..., dict], argv: list[str] | None = None) -> int:
-    """Parse, run, report: the result as one JSON line on stdout.
+def launch(
+    parser: Parser, run: Callable[..., dict], argv: list[str] | None = None, text_of: Callable[[dict], str] = json_text
+) -> int:
+    """Parse, run, report: the result as one JSON line on stdout, or as `text_of` gives it.
 
     Returns:
         the exit code. 0: done. 1, with a traceback: a bug. 2, with one line on stderr: something that the user can
         mend. 128 + n: interrupted by signal n; one line on stderr has the command to go on with.
     """
     args = parser.parse_args(argv)
+    is_planned, talk = vars(args).get("plan", False), Talk(args.quiet)
+    args.quiet |= is_planned  # a few steps say nothing of losses
     try:
-        with signals.heeded():
-            check_launch(parser.prog, args.is_shared)
+        with signals.heeded(), plan.opened(is_planned) as planned:
+            check_launch(parser.prog, args.is_shared and not is_planned)
+            took = plan.Took()
             result = run(args)
+            if planned:
+                result = planned.to_json(took.to_json())
+                tell_plan(result["plan"], talk)
+            else:
+                result["took"] = took.to_json()
             if os.environ.get("RANK", "0") == "0":
-                print(json_text(result), flush=True)
+                print(text_of(result), flush=True)
         return 0
     except UserError as error:
         message = str(error)
@@ -70,6 +81,26 @@ def check_launch(script: str, is_shared: bool) -> None:
             )
     if os.environ.get("WORLD_SIZE", "1") != "1" and not is_shared:
         raise UserError(f"{script} runs in one process; start it without torchrun or accelerate launch")
+
+
+def tell_plan(planned: dict, talk: Talk) -> None:
+    """Tell a plan, as `Plan.to_json` has it, as a table."""
+    for state, names in planned["outputs"].items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        talk.say(f"{state}: {', '.join(names[:NAMED])}{more}")
+    for text in planned["unfinished"]:
+        talk.say(f"unfinished: {text}")
+    for split, count in planned["examples"].items():
+        talk.say(f"{split + ' examples':32} {count:>9,}")
+    if planned["steps"]:
+        talk.say(f"{'steps':32} {planned['steps']:>9,}")
+    for part in planned["parts"]:
+        talk.say(f"{part['part']:32} {part['items']:>9,} {duration(part['seconds']):>14}")
+    memory, disk, more = (f"{planned[name] / 2**20:,.0f} MiB" for name in ("peak_memory", "disk", "disk_while_running"))
+    talk.say(
+        f"in all {duration(planned['seconds'])}, {memory} of memory, {disk} on disk, and {more} more while it runs; "
+        "nothing was written"
+    )
 
 
 def command(argv: list[str] | None = None) -> str:

@@ -20,6 +20,7 @@ from common.models.load import LoadedModel, data_source, load_model, load_tokeni
 from common.models.plain import form_of
 from common.models.saving import save_model
 from common.models.vocabulary import DATA, Vocabulary, check_same, choose_vocabulary, growth
+from common.runtime import plan
 from common.runtime.devices import Runtime, resolve_device
 from common.runtime.errors import UserError
 from common.runtime.processes import join, own_number
@@ -61,6 +62,8 @@ class Opened:
                 limit=limit or self.data.limit,
                 whole=whole,
             )
+        if planned := plan.current():
+            planned.examples[name] = len(examples)
         if examples.unknown > UNKNOWN:
             self.runtime.talk.say(
                 f"{self.source}: {examples.unknown:.0%} of the tokens of its {name} split are unknown to the tokenizer "
@@ -250,7 +253,11 @@ class Form:
 
     def save(self, path: str, model: torch.nn.Module, record: dict, masks: dict, tokenizer) -> None:
         """Write a model of `made` to a path."""
-        if self.format == CTRANSLATE2:
+        if planned := plan.current():
+            name = self.dtype.split("_")[0]
+            size = 1 if name == "int8" else getattr(torch, name).itemsize
+            planned.disk += size * sum(parameter.numel() for parameter in model.parameters())
+        elif self.format == CTRANSLATE2:
             ctranslate.save_translator(path, model, record, tokenizer, self.dtype)
         else:
             save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype)

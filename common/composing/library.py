@@ -9,6 +9,8 @@ The record is written after every finished file, or after all of those that were
 write to one library: whoever does locks the folder, and adds to the record as it is then.
 """
 
+from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 import filelock
@@ -20,6 +22,7 @@ from common.blocks.tensors import Variant, parameter_masks
 from common.composing.configurations import MODEL
 from common.composing.npy import KEEP, check_finite, pack, packed_dtype, to_numpy, unpack
 from common.composing.scheme import Pair
+from common.runtime import plan
 from common.runtime.errors import UserError
 from common.runtime.files import (
     atomic_file,
@@ -65,11 +68,11 @@ REMEDY = "delete the file and run the script that made the library again"
 
 
 class Library:
-    """The library in a folder. Reading needs the record; writing keeps it."""
+    """The library in a folder. Reading needs the record; writing keeps it, with the `flags` of whoever writes."""
 
     def __init__(self, folder: str | Path, record: dict):
         self.folder = Path(folder)
-        self.record = record
+        self.record, self.flags = record, {}
 
     @classmethod
     def open(cls, folder: str | Path, model_fingerprint: str, stage: str | None = None) -> "Library":
@@ -113,9 +116,11 @@ class Library:
             ours = (RECORD_NAME, ".npy") if is_damaged else ()
             if not all(path.name == LOCK_NAME or is_temporary(path.name) or path.name.endswith(ours) for path in files):
                 raise UserError(f"{folder}: is neither empty nor a library; choose another folder")
-            real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
             made_from = {"model": model["fingerprint"], "stage": stage}
             library = cls(folder, make_record(script, made_from, stage=stage, model=model, variants={}))
+            if plan.current():
+                return library
+            real(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a place that is not there yet
             with library._lock():
                 if damage_in(record_path) or not record_path.exists():  # another process may have been faster
                     library._write_record(library.record)  # at once: an interrupted run must know its folder again
@@ -126,6 +131,8 @@ class Library:
         cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes, overwrite: bool
     ) -> "Library":
         """The same by several processes: the first starts it, the others wait for that."""
+        if processes.count == 1:
+            return cls.open_or_create(folder, script, model, stage, overwrite)
         if processes.is_first:
             cls.open_or_create(folder, script, model, stage, overwrite)
         processes.agree(None)
@@ -162,16 +169,23 @@ class Library:
         """
         entry = self.record["variants"].get(str(pair))
         if entry is None:
-            return False
-        is_same = entry["key"] == digest(made_from)
-        if is_same and self._is_intact(entry):
-            return True
-        if not is_same and not overwrite:
-            raise UserError(
-                f"{self.folder}: {pair} is there already, made with other settings{differences(entry, made_from)}; "
-                "choose another library or pass --overwrite"
-            )
-        return False
+            state = plan.MISSING
+        elif entry["key"] == digest(made_from):
+            state = plan.THERE if self._is_intact(entry) else "damaged"
+        else:
+            state = f"made with other settings{differences(entry, made_from)}"
+            if not overwrite:
+                raise UserError(
+                    f"{self.folder}: {pair} is there already, {state}; choose another library or pass --overwrite"
+                )
+        plan.note(f"{self.folder}/{pair}", state)
+        return state == plan.THERE
+
+    def expect(self, blocks: dict[str, Block], pairs: Iterable[Pair], beside: Iterable[torch.Tensor] = ()) -> None:
+        """Tell the plan, if there is one, how many bytes the files of variants take, and the tensors beside them."""
+        if planned := plan.current():
+            entries = [prod(shape) for pair in pairs for _, shape in blocks[pair.block].shapes]
+            planned.disk += 5 * sum(entries) + sum(tensor.nbytes for tensor in beside)  # 4 bytes, and 1 of the mask
 
     def _is_intact(self, entry):
         path = self.folder / entry["file"]
@@ -197,6 +211,8 @@ class Library:
             UserError: another process wrote shared parameters since this library was opened; see also
                 `npy.check_finite` and `npy.pack`.
         """
+        if plan.current():
+            return
         with self._lock():
             record = _read_library_record(self.folder)
             if record.get(SHARED) != self.record.get(SHARED):
@@ -214,7 +230,7 @@ class Library:
                     for block, tensors in updates.items()
                 }
                 others[UPDATES] = record.get(UPDATES, {}) | written
-            self._write_record({**record, "variants": {**record["variants"], **entries}, **others})
+            self._write_record({**record, "variants": {**record["variants"], **entries}, **others, "flags": self.flags})
 
     def _write_variant(self, name, variant, made_from, measured):
         """Write a variant's module file; returns its entry for the record."""

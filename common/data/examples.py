@@ -93,6 +93,11 @@ class Examples:
         """How many examples have about so many input tokens, at the mean length; one at least."""
         return max(1, tokens * len(self) // max(1, sum(map(len, self.inputs))))
 
+    def tokens_in(self, positions: list[int]) -> int:
+        """How many tokens a batch of the examples at `positions` has, with its padding."""
+        rows = [self.inputs] + ([] if self.task.has_labels else [self.targets])
+        return len(positions) * sum(max(len(row[i]) for i in positions) for row in rows)
+
     def labels_in(self, positions: list[int]) -> int:
         """How many labels the examples at `positions` have: tokens, or one each."""
         targets = [self.targets[i] for i in positions]

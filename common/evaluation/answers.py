@@ -8,6 +8,7 @@ import torch
 from common.data import metrics
 from common.data.batching import evaluation_batches
 from common.data.examples import Examples
+from common.runtime import plan
 from common.runtime.devices import Runtime, computing
 from common.runtime.errors import UserError
 
@@ -77,12 +78,13 @@ def _answers(model, answer, examples, runtime, label, after_batch):
     answers = {}  # {position: answer}
     started = runtime.now()
     batches = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
-    for positions in runtime.talk.progress(batches, label):
+    for positions in runtime.talk.progress(batches, label, size=examples.tokens_in):
         with computing(runtime.device, runtime.precision):
             answers |= zip(positions, answer(examples.batch(positions, runtime.device)))
         after_batch()
     for share in runtime.processes.gather(answers):
         answers |= share
+    answers = plan.filled(answers, range(len(examples)))
     return [answers[position] for position in sorted(answers)], runtime.now() - started
 
 

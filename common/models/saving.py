@@ -115,10 +115,10 @@ def save_model(
 
 def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> bool:
     """Whether a folder, or a `.pth`, is there already, intact and made from the same things; see `records.is_done`."""
-    return is_done(path, _record_of(Path(path)), made_from, overwrite, script, lambda: damage(path))
+    return is_done(path, record_of(Path(path)), made_from, overwrite, script, lambda: damage(path))
 
 
-def _record_of(path):
+def record_of(path: Path) -> dict | None:
     """The record of the output at `path`; None if nothing of ours is there."""
     try:
         if path.is_dir():
@@ -130,7 +130,7 @@ def _record_of(path):
 
 def read_measured(path: str | Path) -> dict:
     """What a model's record says was measured of it."""
-    return _record_of(Path(path))["measured"]
+    return record_of(Path(path))["measured"]
 
 
 def damage(path: str | Path) -> str | None:

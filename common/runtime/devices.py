@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.runtime import plan
 from common.runtime.errors import UserError
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
@@ -47,12 +48,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a monotonic clock, once the device has done what it was given."""
+    """Seconds of a monotonic clock, once the device has done what it was given; put forward in a plan."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter()
+    return time.perf_counter() + plan.skipped()
 
 
 def give_back_memory() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from common.runtime import plan
 from common.runtime.errors import UserError
 
 
@@ -29,8 +30,8 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.number == 0
+        """Whether this is the process that writes and speaks; in a plan none does."""
+        return self.number == 0 and not plan.current()
 
     def share(self, items: Sequence) -> list:
         """This process's share of some items: every `count`-th."""

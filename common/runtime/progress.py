@@ -6,7 +6,7 @@ import threading
 import time
 from types import SimpleNamespace
 
-from common.runtime import signals
+from common.runtime import plan, signals
 
 INTERVAL_SECONDS = 30.0  # between two lines on how far the work is
 WAIT_SECONDS = 1.0  # a wait that is longer than this is told of
@@ -68,13 +68,15 @@ class Talk:
         finally:
             timer.cancel()
 
-    def progress(self, items, label, status=None):
+    def progress(self, items, label, status=None, size=None):
         """Yield `items`, showing how far we are: a bar on a terminal, else a plain line per interval.
 
         One may run within another: a line then tells of both. An interval goes on from one to the next, so that many
         short ones are told of too. `status` gives what else is to be said, such as a loss; asked once per interval.
+        `size` gives what the work on an item grows with, if a plan may do with a few of them, see `plan.Plan.few`.
         """
-        for item in self._shown(items, label, status):
+        planned = plan.current()
+        for item in planned.few(items, label, size) if planned else self._shown(items, label, status):
             signals.stop_if_asked()
             yield item
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import __version__
+from common.runtime import plan
 from common.runtime.errors import UserError
 from common.runtime.files import check_writable, damage_in, is_temporary, no_such, write_bytes
 from common.runtime.schema import shown
@@ -64,6 +65,7 @@ def keeps(path: str | Path, overwrite: bool, *, is_ours: bool, is_same: bool, di
         raise UserError(
             f"{path}: exists already, {difference}; choose another output or pass --overwrite to replace it"
         )
+    plan.note(path, plan.THERE if is_same else difference)
     return is_same
 
 
@@ -101,7 +103,7 @@ def check_report(path: str | Path | None, script: str, *, lines: bool = False) -
     if Path(path).exists() and not damage_in(path):
         report = _json_in(path, lines)
         is_ours = isinstance(report, dict) and report.get("script") == script and "key" not in report  # of a record
-        keeps(path, True, is_ours=is_ours, is_same=False, difference="")
+        keeps(path, True, is_ours=is_ours, is_same=False, difference="written anew")
 
 
 def _json_in(path, first_line=False):
@@ -171,6 +173,15 @@ def content_digest(value: object) -> str:
     sha = hashlib.sha256()
     _hash(sha, value)
     return sha.hexdigest()
+
+
+def content_bytes(value: object) -> int:
+    """The bytes of the tensors in such a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return sum(map(content_bytes, value))
+    return value.nbytes if hasattr(value, "untyped_storage") else 0
 
 
 def _hash(sha, value):
@@ -283,13 +294,15 @@ def is_done(
     """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        plan.note(path, plan.MISSING)
         return False
     if is_lost(damage_in(path / RECORD_NAME if path.is_dir() else path), overwrite):
+        plan.note(path, "damaged")
         return False
     is_ours = record is not None and record.get("script") == script
     is_same = is_ours and record.get("key") == digest(made_from)
     is_damaged = is_same and is_lost(damage(), overwrite)
-    difference = f"made from other inputs or settings{differences(record, made_from)}"
+    difference = "damaged" if is_damaged else f"made from other inputs or settings{differences(record, made_from)}"
     return keeps(path, overwrite, is_ours=is_ours, is_same=is_same and not is_damaged, difference=difference)
 
 

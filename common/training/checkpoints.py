@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from common.runtime import plan
 from common.runtime.files import atomic_file
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
-from common.runtime.records import content_digest
+from common.runtime.records import content_bytes, content_digest
 from common.training.learner import Learner, text_of
 from common.training.stats import EpochSeconds
 
@@ -63,13 +64,15 @@ class Checkpoint:
         within = f" and {partial['done']} batches" if partial else ""
         epochs = max((learner.trained(rows[-1].epoch) for learner in learners.values()), default=0)
         self.talk.say(f"resuming after epoch {epochs}{within} from {self.path}")
+        if planned := plan.current():
+            planned.unfinished.append(f"{self.path}: after epoch {epochs}{within}")
         return rows, partial
 
     def save(
         self, learners: dict[Hashable, Learner], rows: Iterable[EpochSeconds], partial: dict | None = None
     ) -> None:
         """Save the state after the epochs of `rows`; `partial`: plain values of where in the next epoch the run is."""
-        if self.is_first:
+        if self.is_first or plan.current():
             content = {
                 "keys": self.keys,
                 "notes": self.notes,
@@ -77,6 +80,9 @@ class Checkpoint:
                 "rows": [tuple(row) for row in rows],
                 "partial": partial,
             }
+            if planned := plan.current():
+                planned.disk_while_running = max(planned.disk_while_running, content_bytes(content))
+                return
             with atomic_file(self.path) as handle:
                 torch.save({**content, "digest": content_digest(content)}, handle)
         self.saved_at = time.monotonic()

@@ -15,7 +15,7 @@ import torch
 from common.data.batching import evaluation_batches, training_batches
 from common.data.examples import Examples
 from common.models.checks import is_finite
-from common.runtime import signals
+from common.runtime import plan, signals
 from common.runtime.devices import Runtime
 from common.runtime.errors import UserError
 from common.runtime.progress import duration
@@ -84,6 +84,7 @@ def fit(
             if within:
                 running.load_state(within, runtime)
                 within = None
+            resumed_at = running.done
             order = training_batches(train, recipe.batch_size, recipe.seed, epoch, recipe.epoch_size)
             run_pass(going, objective, train, order, runtime, label, running, save)
         trained = running.result(runtime.processes)
@@ -106,6 +107,14 @@ def fit(
                     f"{count(learner.best_epoch)} are kept. A lower --lr may help"
                 )
         rows.append(EpochSeconds(epoch, trained.seconds, seconds))
+        planned = plan.current()
+        if planned and epoch > 0:  # those after it are like it
+            planned.steps += len(order) * (last_epoch - epoch + 1) - resumed_at
+            planned.put_forward(
+                "epochs after it", last_epoch - epoch, (last_epoch - epoch) * (trained.seconds + seconds)
+            )
+            for learner in going.values():
+                learner.finished = True
         mean, left = sum(validated.losses.values()) / len(going), (last_epoch - epoch) * (trained.seconds + seconds)
         runtime.talk.remark(
             f"epoch {count(epoch)}: validation loss {mean:.4f}"
@@ -151,7 +160,7 @@ def run_pass(
     The losses are added to `running`; so many batches of `order` as it has already are left out.
     """
     running.start(runtime)
-    for positions in runtime.talk.progress(order[running.done :], label, status=running.status):
+    for positions in runtime.talk.progress(order[running.done :], label, running.status, examples.tokens_in):
         pieces = pieces_of(positions, examples, runtime) if training else [(positions, 1.0)]
         for piece, share in pieces:
             for loss in objective.losses(examples.batch(piece, runtime.device), learners, training):

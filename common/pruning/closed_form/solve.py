@@ -49,6 +49,7 @@ from common.pruning.closed_form.attention import (
 from common.pruning.closed_form.context import Context
 from common.pruning.closed_form.feed_forward import FeedForwardSums, solve_feed_forward
 from common.pruning.closed_form.least_squares import add_gram, symmetric
+from common.runtime import plan
 from common.runtime.devices import Runtime, in_full_precision
 
 VERSION = 2  # part of the key of every output; raise it when results change
@@ -174,7 +175,7 @@ def statistics(
         gathered = gather(teacher, [regressions[block] for block in group], examples, runtime, context)
         mine = {block: gathered[block] for block in group if owner[block] == processes.number}
         del gathered
-        for block in runtime.talk.progress(list(mine), label):
+        for block in runtime.talk.progress(list(mine), label, size=lambda block: regressions[block].bytes):
             yield block, sums_of(teacher, block, mine.pop(block))
 
 
@@ -233,7 +234,9 @@ def gather(
             targets[block][number] = wanted
 
     def run(batches):
-        for number, positions in runtime.talk.progress(batches, "statistics"):
+        for number, positions in runtime.talk.progress(
+            batches, "statistics", size=lambda batch: examples.tokens_in(batch[1])
+        ):
             batch = examples.batch(positions, runtime.device)
             if context is None:
                 watch(teacher, regression_of, batch, partial(read, batch, number))
@@ -261,7 +264,10 @@ def gather(
             processes.add(sums)
             gathered[block] = AttentionSums(symmetric(sums[0]), bases.get(block), *sums[1:])
         else:
-            joined = [processes.join_rows(inputs.pop(block), like)]
-            joined.append(None if context is None else processes.join_rows(targets.pop(block), like))
+            numbers = [number for number, _ in batches]
+            joined = [processes.join_rows(plan.filled(inputs.pop(block), numbers), like)]
+            joined.append(
+                None if context is None else processes.join_rows(plan.filled(targets.pop(block), numbers), like)
+            )
             gathered[block] = joined
     return gathered

@@ -42,6 +42,7 @@ def tune_apart(stage: BlockStage) -> dict:
     run = digest({str(pair): settings for pair, settings in made_from.items()})[:RUN_DIGITS]
     if not todo:
         return stage.nothing_to_do(skipped, {run})
+    library.expect(stage.blocks, todo)
     tuning = Apart(stage, made_from, todo, run)
     if is_solved:
         tuning.solve()

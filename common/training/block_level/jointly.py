@@ -72,6 +72,7 @@ def tune_jointly(stage: BlockStage, configurations: list[dict[str, str]], *, sam
         library.check_shared(supernet.shared)
     learner = supernet.make_learner(recipe, steps_of(stage.train, recipe), recipe.shared_rate if trains_shared else 0)
     learners = {"library": learner}
+    library.expect(stage.blocks, todo, learner.parameters.values())
     compositions = sample_compositions(configurations, todo, supernet.pairs(), recipe.seed)
     rule = make_sampling(sampling, todo, supernet.pairs(), recipe.seed)
     objective = JointObjective(supernet, recipe, rule, compositions, stage.original)

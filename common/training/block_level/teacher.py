@@ -75,7 +75,7 @@ def held_out_errors(
     wanted = [blocks[name] for name in pairs]
     rows = {pair: [] for pair in candidates}  # a tensor (candidates + 1,) a batch: squared errors, teacher's square
     order = runtime.processes.share(evaluation_batches(examples, runtime.batch_size))
-    for positions in runtime.talk.progress(order, "held-out error"):
+    for positions in runtime.talk.progress(order, "held-out error", size=examples.tokens_in):
         batch = examples.batch(positions, runtime.device)
         if context is None:
             calls = ((call, call.output) for call in block_calls(teacher, wanted, batch))
