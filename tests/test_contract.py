@@ -99,7 +99,7 @@ def test_common_flags_and_spellings(script):
     actions = load_script(script).build_parser()._actions
     known = {name for action in actions for name in (*action.option_strings, action.metavar)}
     assert known >= {"--quiet", "--version", *SPELLINGS[script]}
-    assert len([action for action in actions if action.option_strings]) <= 37  # 35, help and version
+    assert len([action for action in actions if action.option_strings]) <= 38  # 35, help, version and plan
     assert ("--overwrite" in known) == (not script.startswith(("evaluate", "prune_scheme")))
 
 

@@ -38,7 +38,7 @@ def launch(
             took = plan.Took()
             result = run(args)
             if planned:
-                result = planned.to_json(took.to_json())
+                result = {"plan": planned.to_json() | took.to_json()}
                 tell_plan(result["plan"], talk)
             else:
                 result["took"] = took.to_json()
@@ -88,19 +88,13 @@ def tell_plan(planned: dict, talk: Talk) -> None:
     for state, names in planned["outputs"].items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         talk.say(f"{state}: {', '.join(names[:NAMED])}{more}")
-    for text in planned["unfinished"]:
-        talk.say(f"unfinished: {text}")
-    for split, count in planned["examples"].items():
-        talk.say(f"{split + ' examples':32} {count:>9,}")
-    if planned["steps"]:
-        talk.say(f"{'steps':32} {planned['steps']:>9,}")
+    counts = {f"{split} examples": count for split, count in planned["examples"].items()}
+    for name, count in (counts | {"steps of training": planned["steps"]}).items():
+        talk.say(f"{name:32} {count:>9,}")
     for part in planned["parts"]:
         talk.say(f"{part['part']:32} {part['items']:>9,} {duration(part['seconds']):>14}")
-    memory, disk, more = (f"{planned[name] / 2**20:,.0f} MiB" for name in ("peak_memory", "disk", "disk_while_running"))
-    talk.say(
-        f"in all {duration(planned['seconds'])}, {memory} of memory, {disk} on disk, and {more} more while it runs; "
-        "nothing was written"
-    )
+    memory, disk = (f"{planned[name] / 2**20:,.0f} MiB" for name in ("peak_memory", "disk"))
+    talk.say(f"in all {duration(planned['seconds'])}, {memory} of memory, {disk} on disk; nothing was written")
 
 
 def command(argv: list[str] | None = None) -> str:

@@ -256,7 +256,7 @@ class Form:
         if planned := plan.current():
             name = self.dtype.split("_")[0]
             size = 1 if name == "int8" else getattr(torch, name).itemsize
-            planned.disk += size * sum(parameter.numel() for parameter in model.parameters())
+            planned.disk[path] = size * sum(parameter.numel() for parameter in model.parameters())
         elif self.format == CTRANSLATE2:
             ctranslate.save_translator(path, model, record, tokenizer, self.dtype)
         else:

@@ -131,12 +131,9 @@ class Library:
         cls, folder: str | Path, script: str, model: dict, stage: str, processes: Processes, overwrite: bool
     ) -> "Library":
         """The same by several processes: the first starts it, the others wait for that."""
-        if processes.count == 1:
-            return cls.open_or_create(folder, script, model, stage, overwrite)
-        if processes.is_first:
-            cls.open_or_create(folder, script, model, stage, overwrite)
+        library = cls.open_or_create(folder, script, model, stage, overwrite) if processes.number == 0 else None
         processes.agree(None)
-        return cls.open(folder, model["fingerprint"], stage)
+        return library or cls.open(folder, model["fingerprint"], stage)
 
     def _lock(self):
         return filelock.FileLock(self.folder / LOCK_NAME)
@@ -171,7 +168,7 @@ class Library:
         if entry is None:
             state = plan.MISSING
         elif entry["key"] == digest(made_from):
-            state = plan.THERE if self._is_intact(entry) else "damaged"
+            state = plan.THERE if self._is_intact(entry) else plan.DAMAGED
         else:
             state = f"made with other settings{differences(entry, made_from)}"
             if not overwrite:
@@ -185,7 +182,8 @@ class Library:
         """Tell the plan, if there is one, how many bytes the files of variants take, and the tensors beside them."""
         if planned := plan.current():
             entries = [prod(shape) for pair in pairs for _, shape in blocks[pair.block].shapes]
-            planned.disk += 5 * sum(entries) + sum(tensor.nbytes for tensor in beside)  # 4 bytes, and 1 of the mask
+            masked = 4 + 1  # bytes of an entry, with its mask's
+            planned.disk[str(self.folder)] = masked * sum(entries) + sum(tensor.nbytes for tensor in beside)
 
     def _is_intact(self, entry):
         path = self.folder / entry["file"]

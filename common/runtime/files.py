@@ -34,9 +34,10 @@ def atomic_file(path: str | Path) -> Iterator["_Handle"]:
     In a plan, nothing is written.
     """
     path, handle = Path(path), _Handle()
-    if plan.current():
+    if planned := plan.current():
         with open(os.devnull, "wb") as handle.file:
             yield handle
+        planned.disk[str(path)] = handle.written
         return
     try:
         with _temporary_beside(path, is_folder=False) as (temporary, descriptor):
@@ -56,8 +57,10 @@ class _Handle:
     """A file that remembers why writing failed: torch and numpy turn a full disk into errors that don't say so."""
 
     file = failure = None
+    written = 0  # bytes
 
     def write(self, data):
+        self.written += memoryview(data).nbytes
         try:
             return self.file.write(data)
         except OSError as error:

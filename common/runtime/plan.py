@@ -14,36 +14,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 WHOLE = 6  # a loop of no more items is run as it is
-MOST, LEAST = 16, 4  # items that are timed: at most, and however long they take
-ENOUGH_SECONDS = 2.0  # for more than the least
-THERE, MISSING = "there", "missing"  # states of outputs
+LEAST, ENOUGH_SECONDS = 4, 2.0  # items that are timed however long they take, and seconds for more
+SPREAD = [int(f"{number:05b}"[::-1], 2) / 32 for number in range(1, 17)]  # 1/2, 1/4, 3/4, …: where in a loop they are
+THERE, MISSING, DAMAGED = "there", "missing", "damaged"  # states of outputs, others tell what differs
 _state = SimpleNamespace(plan=None)
 
 
 class Plan:
     """What is known so far of the work that is planned.
 
-    `outputs`: {state: [names]}; `parts`: {label: [items, seconds]} of the loops; `skipped`: seconds that the clock was
-    put forward by; `examples`: {split: number}; `disk`: bytes of the outputs, and of an unfinished run's state.
+    `outputs`: {state: [names]}; `examples`: {split: number}; `steps`: of training; `parts`: of the loops, {label:
+    [items, seconds]}; `disk`: {file or folder: bytes}; `skipped`: the seconds that the clock was put forward by.
     """
 
     def __init__(self):
-        self.outputs, self.parts, self.examples, self.unfinished = {}, {}, {}, []
-        self.disk, self.disk_while_running, self.steps = 0, 0, 0
-        self.skipped, self.is_within = 0.0, False
+        self.outputs, self.examples, self.parts, self.disk = {}, {}, {}, {}
+        self.steps, self.skipped = 0, 0.0
 
     def now(self) -> float:
-        """Seconds of the clock that was put forward, once a GPU has done what it was given."""
+        """Seconds of the clock, once a GPU has done what it was given."""
         if torch := _cuda():
             torch.cuda.synchronize()
         return time.perf_counter() + self.skipped
 
-    def put_forward(self, label: str, items: int, seconds: float) -> None:
-        """Count items that are not run, and what they would take."""
-        self.skipped += seconds
-        self._count(label, items, seconds)
-
-    def _count(self, label, items, seconds):
+    def count(self, label: str, items: int, seconds: float) -> None:
+        """Count items of a part of the work, and what they take."""
         part = self.parts.setdefault(label, [0, 0.0])
         part[:] = part[0] + items, part[1] + seconds
 
@@ -52,55 +47,33 @@ class Plan:
 
         An item that is not run takes what that of the nearest size took. `size` is None where all are needed.
         """
-        if size is None or self.is_within:
-            yield from self._some(items, size)
-            return
-        started, self.is_within = self.now(), True
-        try:
-            yield from self._some(items, size)
-        finally:
-            self.is_within = False
-        self._count(label, len(items), self.now() - started)
-
-    def _some(self, items, size):
-        if size is None or len(items) <= WHOLE:
+        if size is None:
             yield from items
             return
         started, sizes, seconds = self.now(), list(map(size, items)), {}
         order = sorted(range(len(items)), key=sizes.__getitem__, reverse=True)
-        for rank in dict.fromkeys([0, *(len(items) * share // 32 for share in _SPREAD)]):
+        ranks = [0, *(int(len(items) * share) for share in SPREAD)] if len(items) > WHOLE else range(len(items))
+        for rank in dict.fromkeys(ranks):
             before = self.now()
-            if len(seconds) > LEAST and before - started > ENOUGH_SECONDS:
+            if len(items) > WHOLE and len(seconds) > LEAST and before - started > ENOUGH_SECONDS:
                 break
             yield items[order[rank]]
             seconds[rank] = self.now() - before
-        spent = sum(seconds.values())
-        del seconds[0]  # it warmed up
-        total = 0.0
-        for rank, position in enumerate(order):
-            nearest = min(seconds, key=lambda other: (abs(sizes[order[other]] - sizes[position]), abs(other - rank)))
-            total += seconds[nearest]
-        self.skipped += total - spent
+        if len(items) > WHOLE:
+            spent, _ = sum(seconds.values()), seconds.pop(0)
+            sizes.sort(reverse=True)
+            for rank, own in enumerate(sizes):
+                self.skipped += seconds[min(seconds, key=lambda tried: (abs(sizes[tried] - own), abs(tried - rank)))]
+            self.skipped -= spent
+        self.count(label, len(items), self.now() - started)
 
-    def to_json(self, took: dict) -> dict:
-        """The plan as a result; `took`: see `Took`."""
-        content = {
-            "outputs": self.outputs,
-            "unfinished": self.unfinished,
-            "examples": self.examples,
-            "steps": self.steps,
-            "parts": [
-                {"part": label, "items": items, "seconds": round(seconds, 3)}
-                for label, (items, seconds) in self.parts.items()
-            ],
-            **took,
-            "disk": self.disk,
-            "disk_while_running": self.disk_while_running,
+    def to_json(self) -> dict:
+        parts = [{"part": label, "items": items, "seconds": spent} for label, (items, spent) in self.parts.items()]
+        return {
+            **{name: getattr(self, name) for name in ("outputs", "examples", "steps")},
+            "parts": parts,
+            "disk": sum(self.disk.values()),
         }
-        return {"plan": content}
-
-
-_SPREAD = [int(f"{number:05b}"[::-1], 2) for number in range(1, MOST + 1)]  # of 32: 16, 8, 24, 4, …, half first
 
 
 def current() -> Plan | None:
@@ -129,11 +102,11 @@ def note(output: object, state: str) -> None:
         _state.plan.outputs.setdefault(state, []).append(str(output))
 
 
-def filled(found: dict[Hashable, object], keys: Iterable) -> dict:
-    """What a loop found for each of some numbers; in a plan, that of the nearest stands for what is missing."""
+def filled(found: dict[Hashable, object], numbers: Iterable[int]) -> dict:
+    """What a loop found for each of some numbers; in a plan, the nearest stands for those that were not run."""
     if not _state.plan:
         return found
-    return {key: found[key if key in found else min(found, key=lambda other: abs(other - key))] for key in keys}
+    return {number: found[min(found, key=lambda other: abs(other - number))] for number in numbers}
 
 
 class Took:
@@ -141,17 +114,17 @@ class Took:
 
     def __init__(self):
         self.started = time.perf_counter()
-        with contextlib.suppress(OSError):  # the peak of the stages that this process ran before
+        with contextlib.suppress(OSError):  # forget the peak of stages that this process ran before
             Path("/proc/self/clear_refs").write_text("5")
         if torch := _cuda():
             torch.cuda.reset_peak_memory_stats()
 
     def to_json(self) -> dict:
         """{"seconds", "peak_memory": bytes, of the GPU if one is used, else of the process}."""
-        if torch := _cuda():
+        torch, unit = _cuda(), 1 if sys.platform == "darwin" else 1024
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if torch:
             memory = torch.cuda.max_memory_allocated()
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {"seconds": round(time.perf_counter() - self.started + skipped(), 3), "peak_memory": memory}
 
 

@@ -175,15 +175,6 @@ def content_digest(value: object) -> str:
     return sha.hexdigest()
 
 
-def content_bytes(value: object) -> int:
-    """The bytes of the tensors in such a value."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return sum(map(content_bytes, value))
-    return value.nbytes if hasattr(value, "untyped_storage") else 0
-
-
 def _hash(sha, value):
     if isinstance(value, dict):
         sha.update(f"{{{len(value)}".encode())
@@ -297,12 +288,12 @@ def is_done(
         plan.note(path, plan.MISSING)
         return False
     if is_lost(damage_in(path / RECORD_NAME if path.is_dir() else path), overwrite):
-        plan.note(path, "damaged")
+        plan.note(path, plan.DAMAGED)
         return False
     is_ours = record is not None and record.get("script") == script
     is_same = is_ours and record.get("key") == digest(made_from)
     is_damaged = is_same and is_lost(damage(), overwrite)
-    difference = "damaged" if is_damaged else f"made from other inputs or settings{differences(record, made_from)}"
+    difference = plan.DAMAGED if is_damaged else f"made from other inputs or settings{differences(record, made_from)}"
     return keeps(path, overwrite, is_ours=is_ours, is_same=is_same and not is_damaged, difference=difference)
 
 

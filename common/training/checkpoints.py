@@ -10,7 +10,7 @@ from common.runtime import plan
 from common.runtime.files import atomic_file
 from common.runtime.processes import ALONE, Processes
 from common.runtime.progress import Talk
-from common.runtime.records import content_bytes, content_digest
+from common.runtime.records import content_digest
 from common.training.learner import Learner, text_of
 from common.training.stats import EpochSeconds
 
@@ -64,8 +64,7 @@ class Checkpoint:
         within = f" and {partial['done']} batches" if partial else ""
         epochs = max((learner.trained(rows[-1].epoch) for learner in learners.values()), default=0)
         self.talk.say(f"resuming after epoch {epochs}{within} from {self.path}")
-        if planned := plan.current():
-            planned.unfinished.append(f"{self.path}: after epoch {epochs}{within}")
+        plan.note(self.path, f"unfinished, after epoch {epochs}{within}")
         return rows, partial
 
     def save(
@@ -80,9 +79,6 @@ class Checkpoint:
                 "rows": [tuple(row) for row in rows],
                 "partial": partial,
             }
-            if planned := plan.current():
-                planned.disk_while_running = max(planned.disk_while_running, content_bytes(content))
-                return
             with atomic_file(self.path) as handle:
                 torch.save({**content, "digest": content_digest(content)}, handle)
         self.saved_at = time.monotonic()

@@ -110,9 +110,9 @@ def fit(
         planned = plan.current()
         if planned and epoch > 0:  # those after it are like it
             planned.steps += len(order) * (last_epoch - epoch + 1) - resumed_at
-            planned.put_forward(
-                "epochs after it", last_epoch - epoch, (last_epoch - epoch) * (trained.seconds + seconds)
-            )
+            after = (last_epoch - epoch) * (trained.seconds + seconds)
+            planned.skipped += after
+            planned.count("epochs after it", last_epoch - epoch, after)
             for learner in going.values():
                 learner.finished = True
         mean, left = sum(validated.losses.values()) / len(going), (last_epoch - epoch) * (trained.seconds + seconds)
