@@ -52,7 +52,9 @@ def test_a_plan_writes_nothing_and_knows_the_steps(chain, t5, here, stage):
     done = run(command)
     assert done["took"].keys() == {"seconds", "peak_memory"} and set(planned["outputs"]) == {plan.MISSING}
     size = sum(path.stat().st_size for path in files_in(here) if path.suffix in (".npy", ".safetensors"))
-    assert planned["disk"] == pytest.approx(size, rel=0.3)  # of these files a good part is names and headers
+    if stage == "prune":  # elsewhere the state of the unfinished run comes on top
+        assert planned["disk"] == pytest.approx(size, rel=0.3)  # of these files a good part is names and headers
+    assert planned["disk"] > 0.7 * size
     after = touched(here)
     again = run(f"{command} --plan")["plan"]
     assert again["outputs"] == {plan.THERE: planned["outputs"][plan.MISSING]} and touched(here) == after
