@@ -88,6 +88,7 @@ $evaluate -m ${reported[*]} --report report-{name}.json --device $device $data_f
 END
 fi
 
+tell_if_planned
 "$PYTHON" "$repository/experiments/report.py" . --criterion "$criterion" >/dev/null
 cat table.txt
 echo "page: $output/report.html; table.txt and table.json beside it; $((SECONDS - started)) s" >&2

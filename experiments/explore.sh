@@ -45,6 +45,7 @@ prune.py $model_flags -o pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p pruned -o library --stats library.csv $data_flags $block_args
 experiments/explore.py $model_flags -p library --drop $drop --measure $measure -o smallest.json --report explored.json --overwrite $data_flags
 END
+tell_if_planned
 
 smallest="$model_flags -p library -c smallest.json -n 0 -o smallest --compact --overwrite"
 if grep -q '"good_enough": true' explored.json; then

@@ -59,6 +59,7 @@ END
         stages <<<"$evaluate -m ${names[*]/%/.pth} --device $device $data_flags"
 fi
 
+tell_if_planned
 "$PYTHON" "$repository/experiments/report.py" . >/dev/null
 cat table.txt
 echo "page: $output/report.html; table.txt and table.json beside it; $((SECONDS - started)) s" >&2

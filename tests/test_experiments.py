@@ -39,6 +39,21 @@ def experiment_run(script, *arguments):
     return done.stdout
 
 
+def test_a_plan_of_an_experiment_writes_nothing_and_adds_up(t5, tmp_path):
+    """By hand: 48 examples are 6 batches, twice. What explore.py looks at is not known before."""
+    given = ("-m", t5, "--number", 2, "--data-args", "--batch-size 8", "-o", tmp_path / "out")
+    code = subprocess.run(
+        ["bash", ROOT / "experiments" / "explore.sh", "t5", "--plan", *map(str, given)],
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    lines = code.stderr.splitlines()
+    assert code.returncode == 0 and list(tmp_path.iterdir()) == []
+    assert re.fullmatch(r"block-level_finetuning.py +12 steps .* MiB on disk  \d+ missing", lines[-2])
+    assert lines[-1].startswith("in all ") and "explore.py, and what follows" in code.stderr
+
+
 def test_an_experiment_ends_with_its_table_and_page(t5, tmp_path):
     """Two configurations of the tiny T5, in a folder with a space in its name; composed models are not fine-tuned.
 

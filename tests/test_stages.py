@@ -24,7 +24,7 @@ from torch.nn.utils import prune
 
 TRAINING = "--epochs 2 --batch-size 8"  # what the `chain` fixture trains with
 BLOCK_LEVEL = f"block-level_finetuning.py --stats blocks.csv --method train {TRAINING}"
-SECONDS = {"train_seconds", "val_seconds", "seconds", "examples_per_second"}
+SECONDS = {"train_seconds", "val_seconds", "seconds", "took", "examples_per_second"}
 
 
 def snapshot(folder):

@@ -30,8 +30,8 @@ def launch(
         mend. 128 + n: interrupted by signal n; one line on stderr has the command to go on with.
     """
     args = parser.parse_args(argv)
-    is_planned, talk = vars(args).get("plan", False), Talk(args.quiet)
-    args.quiet |= is_planned  # a few steps say nothing of losses
+    is_planned, talk = vars(args).get("plan"), Talk(args.quiet)
+    args.quiet |= bool(is_planned)  # a few steps say nothing of losses
     try:
         with signals.heeded(), plan.opened(is_planned) as planned:
             check_launch(parser.prog, args.is_shared and not is_planned)
@@ -40,7 +40,7 @@ def launch(
             if planned:
                 result = {"plan": planned.to_json() | took.to_json()}
                 tell_plan(result["plan"], talk)
-            else:
+            elif is_planned is not None:  # there is such a flag
                 result["took"] = took.to_json()
             if os.environ.get("RANK", "0") == "0":
                 print(text_of(result), flush=True)

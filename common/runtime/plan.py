@@ -45,7 +45,8 @@ class Plan:
     def few(self, items: Sequence, label: str, size: Callable[[object], float] | None) -> Iterator:
         """Yield a few items in the place of all: the largest, which warms up, and others of all sizes.
 
-        An item that is not run takes what that of the nearest size took. `size` is None where all are needed.
+        An item that is not run takes what that of the nearest size took, in proportion. `size` is None where all are
+        needed.
         """
         if size is None:
             yield from items
@@ -63,7 +64,8 @@ class Plan:
             spent, _ = sum(seconds.values()), seconds.pop(0)
             sizes.sort(reverse=True)
             for rank, own in enumerate(sizes):
-                self.skipped += seconds[min(seconds, key=lambda tried: (abs(sizes[tried] - own), abs(tried - rank)))]
+                near = min(seconds, key=lambda tried: (abs(sizes[tried] - own), abs(tried - rank)))
+                self.skipped += seconds[near] * own / sizes[near]
             self.skipped -= spent
         self.count(label, len(items), self.now() - started)
 
