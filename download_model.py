@@ -2,7 +2,8 @@
 """Save a model to ./model/ and its tokenizer to ./tokenizer/.
 
 With --checkpoint, a model of your own is adopted: a folder that save_pretrained wrote, or a hub id. What is said of its
-data, here, belongs to the model from then on: no later stage need be told. See docs/data.md.
+data, here, belongs to the model from then on: no later stage need be told. Texts alone (--unlabelled) will do. See
+docs/data.md.
 
 t5 and distilbert come from the Hugging Face hub. t5-demo and distilbert-demo need no network: their data are part of
 the suite (copied to ./data/), and a small model is trained on them on the spot, to its end, in two to three minutes.
@@ -27,12 +28,13 @@ from common.cli.flags import (
     refuse_unused,
 )
 from common.cli.launch import launch
-from common.data.sources import SPLITS, DataSource, check_source
+from common.cli.values import int_between
+from common.data.sources import SPLITS, UNLABELLED, DataSource, check_source
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, check_writable
 from common.runtime.progress import Talk
-from common.runtime.records import digest, folder_digest, make_record
-from common.runtime.settings import ScratchSettings
+from common.runtime.records import digest, file_digest, folder_digest, make_record
+from common.runtime.settings import ScratchSettings, TrainingDataSettings
 
 NAME = "download_model.py"  # in records
 DEMO_TYPES = ("t5-demo", "distilbert-demo")
@@ -68,6 +70,9 @@ def build_parser():
     group.add_argument("--name", help="name of the folders; without it the model type, or the checkpoint's")
     group.add_argument("-o", "--output", default=".", help="where the folders model/, tokenizer/ and data/ lie")
     add_settings(parser, DataSource, DATA)
+    parser.group(DATA).add_argument(
+        "--limit", type=int_between(1), metavar="N", help="of --unlabelled, answer only N texts, always the same ones"
+    )
     add_settings(parser, ScratchSettings, "training of a seq2seq model; what is left out is as suits the data")
     add_seed(parser, "demos and seq2seq")
     add_compute(parser, omit=("accumulate",))
@@ -90,17 +95,24 @@ def run(args):
     if is_demo or from_scratch:
         names = [*(SOURCE_FLAGS if makes_data else ["prefix"]), "tokenizer", "task"]
         refuse_unused(args, names, f"{args.model_type} is built here, with all that it needs")
+    raw = {}  # what the key has of texts without targets
+    if args.unlabelled is None:
+        refuse_unused(args, ["limit"], "goes with --unlabelled")
+    else:
+        refuse_unused(args, ["data", "data_config", "train_file"], "the training data are those of --unlabelled")
+        raw = {"unlabelled": file_digest(args.unlabelled), "limit": args.limit}
     name = args.name or args.model_type or Path(args.checkpoint).resolve().name
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the plain name of a folder")
     model_path, tokenizer_path, data_path = (Path(args.output) / part / name for part in ("model", "tokenizer", "data"))
-    outputs = [model_path, tokenizer_path, *[data_path] * makes_data]
-    files = {f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS}
+    outputs = [model_path, tokenizer_path, *[data_path] * bool(makes_data or raw)]
+    files = {f"--{split}-file": getattr(args, f"{split}_file") for split in SPLITS} | {"--unlabelled": args.unlabelled}
     check_apart({"-o": outputs}, {"--checkpoint": args.checkpoint, "-t": args.tokenizer, "--data": args.data, **files})
     for path in outputs:
         check_writable(path)
     from common.blocks.defaults import study_of, usual_task
     from common.blocks.tensors import parameter_counts, share_of_zeros
+    from common.cli import unlabelled
     from common.cli.open import Opened, check_data
     from common.models.downloading import download, origin_of
     from common.models.languages import set_languages
@@ -132,6 +144,7 @@ def run(args):
         made_from |= {"checkpoint": checkpoint}
         made_from |= {"data": given.to_json(model_path)} if given != DataSource() else {}
         made_from |= {"files": folder_digest(checkpoint)} if Path(checkpoint).is_dir() else {}
+        made_from |= raw | {"answers_version": unlabelled.VERSION} if raw else {}
     made_from |= {name: getattr(args, name) for name in ("dtype", "tokenizer", "task") if getattr(args, name)}
     key = digest(made_from)
     unfinished = Checkpoint(model_path, {"model": key}, talk)
@@ -145,7 +158,7 @@ def run(args):
             "skipped": True,
             **parameter_counts(load_model(model_path).model),
         }
-    dtype, origin, examples = "float32", {}, {}  # of what is trained here
+    dtype, origin, examples, answered = "float32", {}, {}, {}  # of what is trained here
     if is_demo:
         model, tokenizer, measured = demo.build(
             args.model_type,
@@ -182,13 +195,25 @@ def run(args):
         if given != DataSource():
             if source is None:
                 raise UserError("--data: say which data these are; or give --train-file")
-            examples = check_data(Opened(loaded, Runtime(device, 1, talk), tokenizer, source))
+            runtime, limited = Runtime(device, unlabelled.BATCH_SIZE, talk), TrainingDataSettings(limit=args.limit)
+            opened = Opened(loaded, runtime, tokenizer, source, limited)
+            examples = check_data(opened)
             talk.say(f"{source}: can be read; splits that are there: {', '.join(examples)}")
         elif args.checkpoint and source:
             talk.say(f"{checkpoint}: no data were named, so its record names {source}; give others with --data")
         dtype = args.dtype or loaded.dtype
         round_to(model_path, model, dtype)
         origin = origin_of(checkpoint)
+    data = source and source.to_json(model_path)
+    if raw:
+        answers_of = {"answers_of": origin["base_model"]}
+        data |= {"folder": os.path.relpath(data_path, model_path.parent), **answers_of}
+
+    def answer():
+        if raw and not are_made[-1]:
+            data_record = make_record(NAME, made_from, **answers_of)
+            answered.update(unlabelled.write_answers(opened, data_path, data_record))
+
     record = make_record(
         NAME,
         made_from,
@@ -196,7 +221,7 @@ def run(args):
         task=task,
         **origin,
         measured=measured,
-        data=source and source.to_json(model_path),
+        data=data,
         tokenizer={"folder": os.path.relpath(tokenizer_path, model_path.parent)},
     )
     save_tried(
@@ -208,7 +233,8 @@ def run(args):
         make_record(NAME, made_from),
         where=checkpoint or model_path,
         dtype=dtype,
-        examples=examples.get("train"),
+        examples=examples.get(UNLABELLED if raw else "train"),
+        then=answer,
     )
     unfinished.remove()
     talk.say(f"{model_path}: saved, its tokenizer in {tokenizer_path}")
@@ -217,6 +243,7 @@ def run(args):
         "tokenizer": str(tokenizer_path),
         "skipped": False,
         **measured,
+        **answered,
         **parameter_counts(model),
     }
 

@@ -35,24 +35,24 @@ def build_parser():
 def run(args):
     models_to_evaluate(args.model)  # refuses missing ones before torch is imported
     from common.cli.evaluate import Answered, evaluate
-    from common.cli.open import longest_answer
+    from common.cli.open import search_of
     from common.evaluation.answers import translate
 
     generation = settings_from(args, GenerationSettings)
 
     def answer(opened, examples):
-        most = longest_answer(opened.loaded, generation.max_new_tokens)
-        beams = generation.beams or opened.loaded.model.generation_config.num_beams or 1
-        texts, cut, seconds = translate(
-            opened.loaded.model, opened.tokenizer, examples, opened.runtime, beams=beams, max_new_tokens=most
+        search = search_of(opened.loaded, generation.beams, generation.max_new_tokens)
+        texts, cut, seconds = translate(opened.loaded.model, opened.tokenizer, examples, opened.runtime, **search)
+        note = (
+            f"more than {MANY:.0%} of the answers were cut short at {search['max_new_tokens']} tokens; allow more with "
+            "--max-new-tokens"
         )
-        note = f"more than {MANY:.0%} of the answers were cut short at {most} tokens; allow more with --max-new-tokens"
         shown = [
             {"input": source, "reference": reference, "prediction": text}
             for (source, reference), text in zip(examples.texts, texts)
         ]
-        settings = {"beams": beams, "max_new_tokens": most, "cut_short": cut}
-        return Answered(texts, shown, seconds, settings, note if cut > MANY * len(texts) else None)
+        settings = search | {"cut_short": sum(cut)}
+        return Answered(texts, shown, seconds, settings, note if sum(cut) > MANY * len(texts) else None)
 
     return evaluate(args, NAME, answer)
 

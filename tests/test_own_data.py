@@ -303,6 +303,77 @@ def test_other_data_at_a_later_stage_are_read_as_the_recorded_ones(here):
     assert run("evaluate-t5.py -m model/again --max-new-tokens 3")["examples"] == 7
 
 
+# --- texts without targets, which the model answers -------------------------------------------------------------------
+
+
+def ending_translator(folder):
+    """A tiny T5 whose answers end, as it says no token twice. The model."""
+    checkpoint(folder, "t5")
+    model = build_model("t5").eval()
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.save_pretrained(folder)
+    return model
+
+
+def answered(name):
+    return [json.loads(line) for line in Path(f"data/{name}/train.jsonl").read_text().splitlines()]
+
+
+def test_a_translators_answers_are_its_data_and_scores_are_agreement(here):
+    """By the document. Oracle: transformers' generate, a sentence at a time."""
+    model, tokenizer = ending_translator(here / "my-translator"), build_tokenizer("t5")
+    write_lines("sentences.txt", [text for text, _ in PAIRS])
+    result = walk("Texts without labels or translations", commands=2)
+    assert (result["chrf"], result["agreement_with"], result["examples"]) == (100, "my-translator", 2)
+    rows = answered("my-translator")
+    for row, (text, _) in zip(rows[:4], PAIRS):
+        tokens = model.generate(**tokenizer("translate English to French: " + text, return_tensors="pt"), max_length=61)
+        assert row == {"en": text, "fr": tokenizer.decode(tokens[0], skip_special_tokens=True)}
+    assert len(rows) == len(PAIRS) and len({row["fr"] for row in rows}) > 1
+    assert "answers of `my-translator` as targets" in (here / "model" / "my-translator" / "README.md").read_text()
+    loaded = load_model("model/my-translator")  # a composed model's record names its data as this one's does
+    assert data_source(None, loaded).to_json("composed") == {**loaded.record["data"], "folder": "data/my-translator"}
+    write_csv("later.csv", ["en", "fr"], PAIRS)
+    code, result, err = outcome("evaluate-t5.py --test-file later.csv --max-new-tokens 3 --limit 4")
+    assert code == 0 and "agreement_with" not in result and "agreement" not in err
+
+
+def test_a_classifiers_answers_are_found_once(here):
+    """Oracle: the model on one pair of texts at a time, by transformers."""
+    checkpoint(here / "mine", "bert")
+    write_jsonl(here / "raw.jsonl", [{"text": one, "other": other} for (one, other), _ in ENTAILED])
+    adopt = "download_model.py --checkpoint mine --unlabelled raw.jsonl --text-pair-column other --limit 20"
+    assert run(adopt)["answered"] == len(answered("mine")) == 20
+    model = transformers.BertForSequenceClassification.from_pretrained(here / "mine")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(here / "mine")
+    for row in answered("mine"):
+        logits = model(**tokenizer(row["text"], row["other"], return_tensors="pt")).logits
+        assert row["label"] == NAMES[logits.argmax()]
+    code, result, err = outcome("evaluate-distilbert.py --split validation")
+    assert (result["accuracy"], result["agreement_with"]) == (1, "mine") and "agreement with it, not quality" in err
+    assert "--test-file, or evaluate with --split validation" in fails("evaluate-distilbert.py")
+    assert run(adopt)["skipped"]
+    shutil.rmtree(here / "model")  # as if it was killed before that
+    assert "answered" not in run(adopt)
+
+
+@pytest.mark.parametrize(
+    "name, ends, words",
+    [
+        ("raw.de", True, "raw.de: must end with .csv, .tsv, .jsonl, .json, .parquet, .txt, .en (.gz may follow)"),
+        ("raw.txt", True, "raw.txt: 4 with answers are too few to hold some out\n"),
+        ("raw.en", False, "raw.en: 0 with answers are too few to hold some out; 4 were left out, as their answer was"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_and_leaves_nothing(here, name, ends, words):
+    ending_translator(here / "mine")
+    if not ends:
+        build_model("t5").save_pretrained(here / "mine")
+    write_lines(name, ["the dog"] * 4)
+    assert words in fails(f"download_model.py --quiet --checkpoint mine --unlabelled {name}")
+    assert not list(here.glob("*/mine"))
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -323,10 +394,10 @@ FILES = {
     [
         ("latin.csv", "latin.csv: cannot be read as csv: 'utf-8' codec can't decode"),
         ("long.csv", "long.csv: cannot be read as csv: a row has more fields than the first line"),
-        ("short.csv", "short.csv: train: row 2: ['text', 'label'] are not all text"),
+        ("short.csv", "short.csv: train: row 2: ['text'] are not all text"),
         ("cut.csv.gz", "cut.csv.gz: cannot be read as csv: Compressed file ended"),
         ("broken.json", "broken.json: line 2: malformed JSON: Expecting ',' delimiter"),
-        ("number.json", "number.json: train: row 1: ['text', 'label'] are not all text"),
+        ("number.json", "number.json: train: row 1: ['text'] are not all text"),
         ("junk.parquet", "junk.parquet: cannot be read as parquet: "),
         ("notes.doc", "notes.doc: must end with .csv, .tsv, .jsonl, .json, .parquet (.gz may follow)"),
         ("none.csv", "none.csv: no such file"),
@@ -430,11 +501,11 @@ def test_what_a_terminal_would_obey_is_escaped_in_messages(here):
 # --- the document, as it stands --------------------------------------------------------------------------------------
 
 
-def walk(title):
+def walk(title, commands=7):
     """Run the commands of a section of docs/data.md; the last one's result."""
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = [shlex.split(line) for line in re.findall(r"^\$ python (.+)$", text, re.MULTILINE)]
-    assert len(found) == 7
+    assert len(found) == commands
     for script, *arguments in found:
         result = run(script, *arguments)
     return result

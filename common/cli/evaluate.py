@@ -74,7 +74,9 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         scores = [f"{metric} {tables.score(results[-1][metric], bounds.get(metric))}" for metric in loaded.task.metrics]
         say = talk.say if len(paths) == 1 else talk.remark
         say(f"{path}: {', '.join(scores)} on {len(examples)} examples of {opened.source}")
-        for note in filter(None, (answered.note, scored.note)):
+        agreed = results[-1].get("agreement_with")
+        agreement = agreed and f"the references are the answers of {agreed}; scores are agreement with it, not quality"
+        for note in filter(None, (answered.note, scored.note, agreement)):
             notes.setdefault(note, []).append(str(path))
         if settings.save_predictions and opened.runtime.processes.is_first:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
@@ -109,11 +111,13 @@ def result_of(
     """The result for a model, as JSON values."""
     task = opened.loaded.task
     bounds = intervals(scored, settings.bootstrap) if settings.bootstrap else {}
+    answers_of = opened.source.answers_of(settings.split)
     return {
         "model": str(path),
         "task": task.name,
         "data": str(opened.source),
         "split": settings.split,
+        **({"agreement_with": answers_of} if answers_of else {}),
         "examples": len(examples),
         "max_length": examples.longest,
         "at_max_length": examples.at_longest(),

@@ -11,7 +11,7 @@ from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
 from common.data.labels import WithoutLabels
 from common.data.readers import finder
-from common.data.sources import SPLITS, DataSource, check_source
+from common.data.sources import SPLITS, UNLABELLED, DataSource, check_source
 from common.evaluation.answers import Quality
 from common.models import compact, ctranslate
 from common.models.compact import make_compact
@@ -166,8 +166,10 @@ def check_data(opened: Opened) -> dict[str, Examples]:
         UserError: see `splits.read_texts` and `examples.load_examples`.
     """
     few, find = replace(opened, data=TrainingDataSettings(limit=TRIED)), finder(opened.source, opened.loaded.task)
-    present, read = [split for split in SPLITS if find(split)], {}
-    for split in dict.fromkeys(["train", "validation", *present]):
+    present, made, read = [split for split in SPLITS if find(split)], ["train", "validation"], {}
+    if opened.source.unlabelled:
+        present, made = [UNLABELLED, *present], []
+    for split in dict.fromkeys([*made, *present]):
         try:
             read[split] = few.split(split)
         except WithoutLabels as error:
@@ -195,6 +197,12 @@ def longest_answer(loaded: LoadedModel, max_new_tokens: int | None = None) -> in
     own = loaded.model.generation_config
     usual = own.max_new_tokens or (own.max_length or 1) - 1 or loaded.task.longest_answer  # one is the start's
     return max_new_tokens or min(usual, loaded.positions or usual)
+
+
+def search_of(loaded: LoadedModel, beams: int | None = None, max_new_tokens: int | None = None) -> dict[str, int]:
+    """How a model answers, for `answers.translate`: as the flags say, or its generation config, or else greedily."""
+    beams = beams or loaded.model.generation_config.num_beams or 1
+    return {"beams": beams, "max_new_tokens": longest_answer(loaded, max_new_tokens)}
 
 
 def open_quality(metric: str, opened: Opened, validation: Examples) -> Quality | None:

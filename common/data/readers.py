@@ -1,8 +1,9 @@
 """What opens a split of a source: files; Multi30K, by torchtext; data sets of the hub, by the datasets library.
 
-Files are CSV, TSV, JSON, JSON lines, Parquet, or two text files, line by line. A line ends with a line feed, which a
-carriage return may precede, and with nothing else; an empty one holds no row. Multi30K is a folder of `train.en`,
-`train.de`, `val.*` and `test2016.*`. No code of a data set is ever run. A `UserError` says what is missing or damaged.
+Files are CSV, TSV, JSON, JSON lines, Parquet, or two text files, line by line (one, if there are no targets). A line
+ends with a line feed, which a carriage return may precede, and with nothing else; an empty one holds no row. Multi30K
+is a folder of `train.en`, `train.de`, `val.*` and `test2016.*`. No code of a data set is ever run. A `UserError` says
+what is missing or damaged.
 """
 
 import csv
@@ -14,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from common.data.sources import DataSource
+from common.data.sources import UNLABELLED, DataSource
 from common.runtime.errors import UserError, as_user_error, not_fetched
 from common.runtime.files import temporary_folder
 from common.runtime.records import RECORD_NAME, check_files, read_record, without_twins
@@ -43,7 +44,7 @@ def finder(source: DataSource, task) -> Callable[[str], Callable[[], Rows] | Non
             if not Path(source.file(split)).exists():
                 flag = "--test-file" if split == "test" else f"download_model.py --{split}-file"
                 raise UserError(f"{source.file(split)}: no such file; name other data with --data, or with {flag}")
-            return lambda: read_files([Path(source.file(split))], source, task)
+            return lambda: read_files([Path(source.file(split))], source, task, is_unlabelled=split == UNLABELLED)
         for name in SPLIT_NAMES[split]:
             if name in on_hub:
                 return lambda: on_hub[name]
@@ -77,17 +78,23 @@ def _find_in_folder(folder, split, source, task):
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def read_files(paths: list[Path], source: DataSource, task) -> Rows:
-    """The rows of a file, or of several parts of one; of a text file its lines, beside those of the other language."""
+def read_files(paths: list[Path], source: DataSource, task, is_unlabelled: bool = False) -> Rows:
+    """The rows of a file, or of several parts of one; of a text file its lines, beside those of the other language.
+
+    `is_unlabelled`: whether there are inputs alone, and a text file stands alone.
+    """
     path = paths[0]
     if not path.is_file():
         raise UserError(f"{path}: " + ("is a folder; give a file" if path.is_dir() else "no such file"))
     end = path.name.removesuffix(".gz").rpartition(".")[2]
-    languages = () if task.has_labels else source.languages(task)
-    if end in languages:
+    ends = () if task.has_labels else source.languages(task)
+    ends = ("txt", *ends[:1]) if is_unlabelled else ends
+    if end in ends and is_unlabelled:
+        return [{source.columns(task)[0]: line} for line in _read_lines(path).values()]
+    if end in ends:
         return _read_pair(path, source, task)
     if end not in TABLES:
-        raise UserError(f"{path}: must end with .{', .'.join([*TABLES, *languages])} (.gz may follow)")
+        raise UserError(f"{path}: must end with .{', .'.join([*TABLES, *ends])} (.gz may follow)")
     if end == "parquet":
         with as_user_error(path, "cannot be read as parquet"):
             return _read_parquet(paths)
@@ -163,6 +170,12 @@ def _read_parquet(paths):
     return datasets.Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
 
 
+def _read_lines(path):
+    """{number of a line: text} of a text file."""
+    with as_user_error(path, "cannot be read as text"), _opened(path) as handle:
+        return {number: line.strip() for number, line in _lines(handle.read())}
+
+
 def _read_pair(path, source, task):
     """The rows of two text files, line by line, one of which is `path`; the other ends with the other language."""
     zipped = ".gz" if path.name.endswith(".gz") else ""
@@ -173,8 +186,7 @@ def _read_pair(path, source, task):
         if not path.is_file():
             there = ", ".join(sorted(other.name for other in path.parent.glob(f"{glob.escape(stem)}.*")))
             raise UserError(f"{path}: no such file, for the other language line by line; there are {there}")
-        with as_user_error(path, "cannot be read as text"), _opened(path) as handle:
-            texts.append({number: line.strip() for number, line in _lines(handle.read())})
+        texts.append(_read_lines(path))
     alone = texts[0].keys() ^ texts[1].keys()
     if alone:
         counts = " and ".join(f"{len(lines):,} in {path.name}" for path, lines in zip(paths, texts))

@@ -1,13 +1,16 @@
 """What a model's data are: where they lie, on the hub, in a folder or in files, and how their examples are read."""
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.runtime.errors import UserError
+from common.runtime.records import RECORD_NAME, read_json
 from common.runtime.settings import setting
 
 SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"  # what stands for a split where texts have no targets yet
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class DataSource:
     train_file: str | None = setting(None, "training examples: csv, tsv, json, jsonl, parquet or text", metavar="FILE")
     validation_file: str | None = setting(None, "validation examples, likewise", metavar="FILE")
     test_file: str | None = setting(None, "test examples, likewise", metavar="FILE")
+    unlabelled: str | None = setting(
+        None,
+        "texts alone, likewise, or a text a line in .txt: what the model answers becomes their targets, once and for "
+        "all, and is kept in data/; these are then its training and validation examples",
+        metavar="FILE",
+    )
     source_lang: str | None = setting(
         None,
         "language of sources: key in 'translation' rows, column, or end of text files, and for tokenizers of "
@@ -41,24 +50,31 @@ class DataSource:
     def __str__(self):
         """What was given: the data, or the files."""
         config = f" ({self.data_config})" if self.data_config else ""
-        files = filter(None, map(self.file, SPLITS))
+        files = filter(None, map(self.file, (*SPLITS, UNLABELLED)))
         return self.data + config if self.data else ", ".join(files) or "no data"
 
     def file(self, split: str) -> str | None:
         """The file that was given for one split."""
-        return getattr(self, f"{split}_file")
+        return self.unlabelled if split == UNLABELLED else getattr(self, f"{split}_file")
+
+    def answers_of(self, split: str) -> str | None:
+        """The model whose answers are a split's targets, by the record beside the data; None where it says nothing."""
+        place = Path(self.file(split) or self.data or self.train_file or ".")
+        record = place.with_name(RECORD_NAME) if place.is_file() else place / RECORD_NAME
+        with contextlib.suppress(UserError):  # no record, or none of ours
+            return read_json(record, "").get("answers_of")
 
     @property
     def is_located(self) -> bool:
         """Whether it says where any data are."""
-        return any((self.data, *map(self.file, SPLITS)))
+        return any((self.data, *map(self.file, (*SPLITS, UNLABELLED))))
 
     def over(self, other: "DataSource | None") -> "DataSource":
         """This one, and where it says nothing, the other one. New data come without the old ones' files and config."""
         if other is None:
             return self
         fields = asdict(other)
-        if self.data:
+        if self.data or self.unlabelled:
             fields |= dict.fromkeys(("data", "data_config", *(f"{split}_file" for split in SPLITS)))
         if self.source_lang:
             fields |= {"source_column": None, "target_column": None}
@@ -85,7 +101,8 @@ class DataSource:
         if self.data:
             is_local = Path(self.data).exists()
             content["folder" if is_local else "hub"] = os.path.relpath(self.data, start) if is_local else self.data
-        return content
+        answers_of = self.answers_of("train")
+        return content | ({"answers_of": answers_of} if answers_of else {})
 
     @classmethod
     def from_json(cls, content: dict, model_path: str | Path) -> "DataSource":
@@ -103,7 +120,7 @@ TEXT_TO_TEXT = ("source_lang", "target_lang", "source_column", "target_column")
 LABELLED = ("text_column", "text_pair_column", "label_column")
 PLAIN = ("data_config", *TEXT_TO_TEXT, *LABELLED, "prefix")  # the fields that a record holds as they are
 FILES = {f"{split}?": str for split in SPLITS}
-DATA = ({"folder?": str, "hub?": str, "files?": FILES, **{f"{name}?": str for name in PLAIN}},)
+DATA = ({"files?": FILES, **{f"{name}?": str for name in ("folder", "hub", "answers_of", *PLAIN)}},)
 
 
 def as_typed(path: str | Path) -> str:

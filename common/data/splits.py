@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.labels import WithoutLabels, class_numbers
 from common.data.readers import Rows, finder
-from common.data.sources import SPLITS, DataSource, check_source, column_flags
+from common.data.sources import SPLITS, UNLABELLED, DataSource, check_source, column_flags
 from common.runtime.errors import UserError
 
 HOLDOUT = 0.1  # of train, where there is no validation split
@@ -24,13 +24,14 @@ def read_texts(
 
     Args:
         source: a path or a hub id for one of which nothing else need be said.
+        split: one of SPLITS; or UNLABELLED, where every target is "", or class 0.
         limit: so many examples only: a sample, always the same.
         label2id: the model's labels by their names. With it, labels become the model's numbers.
     Raises:
         UserError: nothing usable there, and why; see `labels.class_numbers`.
     """
     source = source if isinstance(source, DataSource) else DataSource(data=str(source))
-    if split not in SPLITS:
+    if split not in (*SPLITS, UNLABELLED):
         raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")
     check_source(source, task)
     find = finder(source, task)
@@ -43,8 +44,12 @@ def read_texts(
     rows, where = opened(), f"{source.file('train' if is_made else split) or source}: {split}"
     if not len(rows):
         raise UserError(f"{source}: its {split} split is empty")
+    has_labels, (*inputs, target) = task.has_labels and split != UNLABELLED, source.columns(task)
+    texts = inputs if task.has_labels or split == UNLABELLED else [*inputs, target]
     try:
-        is_nested, labels = _is_nested(where, rows, source, task), _labels(where, rows, source, task, label2id)
+        is_nested = _is_nested(where, rows, [*texts, *[target] * has_labels], source, task)
+        no_labels = [0 if task.has_labels else ""] * len(rows)
+        labels = _labels(where, rows, target, label2id) if has_labels else no_labels
     except WithoutLabels as error:
         raise WithoutLabels(f"{error}{remedy}") from None
     positions = range(len(rows))
@@ -56,16 +61,18 @@ def read_texts(
             raise UserError(f"{source}: too few examples to hold some out of train; {remedy}")
     if limit and limit < len(positions):
         positions = fixed_sample(positions, limit)
-    pairs = _pairs(where, rows, positions, source.columns(task), is_nested, task)
-    return [(text, labels[i]) for i, (text, _) in zip(positions, pairs)] if task.has_labels else pairs
+    rows = _texts(where, rows, positions, texts, is_nested)
+    if target in texts:
+        return rows
+    return [(row if len(inputs) > 1 else row[0], labels[i]) for i, row in zip(positions, rows)]
 
 
-def _is_nested(where, rows: Rows, source, task):
-    """Whether both texts lie in a column "translation"; otherwise it is sure that the columns are there."""
+def _is_nested(where, rows: Rows, wanted, source, task):
+    """Whether texts lie in a column "translation"; otherwise it is sure that the wanted columns are there."""
     columns = getattr(rows, "column_names", None) or list(dict.fromkeys(name for row in rows for name in row))
     if not task.has_labels and not source.source_column and "translation" in columns:
         return True
-    missing = [name for name in source.columns(task) if name not in columns]
+    missing = [name for name in wanted if name not in columns]
     if missing:
         of_class = WithoutLabels if task.has_labels and missing == source.columns(task)[-1:] else UserError
         flags = ", ".join(column_flags(task))
@@ -75,11 +82,8 @@ def _is_nested(where, rows: Rows, source, task):
     return False
 
 
-def _labels(where, rows: Rows, source, task, label2id):
-    """The labels of all rows, which are the model's numbers if its names are known; of pairs of texts 0."""
-    if not task.has_labels:
-        return [0] * len(rows)
-    name = source.columns(task)[-1]
+def _labels(where, rows: Rows, name, label2id):
+    """The labels of all rows, in the column `name`, which are the model's numbers if its names are known."""
     labels = [row.get(name) for row in rows] if isinstance(rows, list) else list(rows[name])
     feature = getattr(rows, "features", {}).get(name)  # of a table of the datasets library
     return class_numbers(where, labels, getattr(feature, "names", None) or [], label2id) if label2id else labels
@@ -90,8 +94,8 @@ def _is_text(value):
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
-def _pairs(where, rows: Rows, positions, names, is_nested, task):
-    """The rows at `positions` as [(input, target)]; a `UserError` if a language is missing, or something is no text.
+def _texts(where, rows: Rows, positions, names, is_nested):
+    """The texts of the rows at `positions`, as tuples; a `UserError` if a language is missing, or something is no text.
 
     `names`: of the columns, or if they are nested in "translation" of the languages.
     """
@@ -108,13 +112,11 @@ def _pairs(where, rows: Rows, positions, names, is_nested, task):
             raise UserError(
                 f"{where}: has no language {missing[0]!r}, but {languages}; say which to download_model.py ({flags})"
             )
-    pairs = []
-    for position, row in zip(positions, rows):
-        *inputs, target = (row.get(name) for name in names)
-        if not all(map(_is_text, inputs if task.has_labels else [*inputs, target])):
+    texts = [tuple(row.get(name) for name in names) for row in rows]
+    for position, row in zip(positions, texts):
+        if not all(map(_is_text, row)):
             raise UserError(f"{where}: row {position + 1}: {names} are not all text")
-        pairs.append((inputs[0] if len(inputs) == 1 else tuple(inputs), target))
-    return pairs
+    return texts
 
 
 # --- samples that are the same in every run ---------------------------------------------------------------------

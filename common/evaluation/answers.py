@@ -22,14 +22,14 @@ def translate(
     beams: int,
     max_new_tokens: int,
     after_batch: Callable[[], None] = lambda: None,
-) -> tuple[list[str], int, float]:
+) -> tuple[list[str], list[bool], float]:
     """Translate all examples by `model.generate`; each process has its share of the batches.
 
     Args:
         max_new_tokens: longest translation in tokens, the end token counted in.
     Returns:
-        (translations, cut, seconds): detokenized strings in the order of the examples, how many of them ended at the
-        limit of tokens and not by themselves, and the time generation took.
+        (translations, cut, seconds): detokenized strings in the order of the examples, whether each of them ended at
+        the limit of tokens and not by itself, and the time generation took.
     """
     search = {"num_beams": beams, "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
 
@@ -40,7 +40,7 @@ def translate(
         return zip(texts, _are_cut(tokens, model.generation_config, max_new_tokens))
 
     answers, seconds = _answers(model, answer, examples, runtime, "translating", after_batch)
-    return [text for text, _ in answers], sum(is_cut for _, is_cut in answers), seconds
+    return *map(list, zip(*answers)), seconds
 
 
 def _are_cut(tokens, generation, most):

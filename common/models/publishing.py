@@ -29,6 +29,9 @@ TEMPLATE = """---
 A {{ "pruned " if pruned }}`{{ kind }}`{{ " for " + task if task }}{{ ", made of `" + base_model + "`" if base_model }}
 {{- " by `" + script + "`" if script }} of composable-pruning. It has {{ "{:,}".format(parameters) }} parameters,
 {{ "{:,}".format(nonzero_parameters) }} of them not zero. How it was made is in `record.json`.
+{%- if answers_of %} The data that it names are texts with the answers of `{{ answers_of }}` as targets: a score or loss
+on them is agreement with that model, not quality.
+{%- endif %}
 {% if removed %}
 | | removed | of |
 |---|---|---|
@@ -121,6 +124,7 @@ def model_card(
         template_str=TEMPLATE,
         **{key: record.get(key) for key in ("task", "script", "removed", "measured", "vocabulary")},
         **parameter_counts(model),
+        answers_of=data.get("answers_of"),
         name=name,
         dtype=dtype,
         pruned=is_pruned,

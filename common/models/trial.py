@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -73,12 +74,14 @@ def save_tried(
     where: object,
     dtype: str = "float32",
     examples: Examples | None = None,
+    then: Callable[[], None] = lambda: None,
 ) -> None:
     """Save a model and its tokenizer, once both work as every later stage will load and use them.
 
     Args:
         where: what messages name, such as the checkpoint.
         examples: some of the model's data, if they are known.
+        then: what else is to be done before they take their places; it may take long.
     Raises:
         UserError: they do not work; neither folder is there then.
     """
@@ -98,6 +101,7 @@ def save_tried(
             if loaded.model.can_generate():
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 loaded.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=TOKENS)
+        then()
 
     if dtype == "float16":
         check_half(model_path, model, trial_batch(model, examples))
