@@ -1,13 +1,16 @@
 """Model cards say what the records say, and their snippet runs; and what the hub's client is asked to do."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import huggingface_hub
 import pytest
 from helpers import fails, read_json, run, snippets
-from huggingface_hub import ModelCard, RepoUrl
+from huggingface_hub import EvalResult, ModelCard, RepoUrl
+
+from common.models.saving import damage
 
 
 def card_of(folder):
@@ -51,6 +54,50 @@ def test_the_snippet_runs_as_it_stands(composed, tmp_path):
     done = subprocess.run(command, cwd=folder.parent, text=True, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[" if kind == "t5" else "LABEL_")
+
+
+def test_scores_go_into_the_card_and_nothing_else_changes(composed, tmp_path):
+    """Oracles: the hub's own reader, and the evaluation's result. A second evaluation takes the place of the first."""
+    kind, folder = composed
+    copy = shutil.copytree(folder, folder.parent / "measured", dirs_exist_ok=True)
+    card = card_of(copy)
+    other = EvalResult("translation", "wmt16", "WMT16", "sacrebleu", 20.5, dataset_split="test", metric_name="BLEU")
+    card.data.eval_results, card.data.model_name = [other], "mine"
+    (copy / "README.md").write_text(f"{card}\nWritten by hand: größer\n", encoding="utf-8")
+    before = card_of(copy)
+    script = {"t5": "evaluate-t5.py --max-new-tokens 4", "distilbert": "evaluate-distilbert.py"}[kind]
+    for more in ("--split validation", "--bootstrap 0", "--bootstrap 9"):
+        result = run(f"{script} -m {copy} --update-card {more}")
+    after, header = card_of(copy), card_of(copy).data.to_dict()
+    assert result["card"] == str(copy / "README.md") and after.text == before.text
+    metrics = {"t5": ["sacrebleu", "chrf"], "distilbert": ["accuracy", "f1", "matthews_correlation"]}[kind]
+    names = {"sacrebleu": "bleu", "matthews_correlation": "matthews"}
+    first, *found = after.data.eval_results
+    assert first == other and after.data.model_name == "mine"
+    assert [(each.dataset_split, each.metric_type) for each in found] == [
+        (split, metric) for split in ("validation", "test") for metric in metrics
+    ]
+    for each in found[len(metrics) :]:
+        name = names.get(each.metric_type, each.metric_type)
+        assert each.metric_value == pytest.approx(result[name], abs=1e-4) and each.dataset_name == kind
+        assert each.metric_args["interval"] == pytest.approx(result["intervals"][name], abs=1e-4)
+        assert each.task_type == header["pipeline_tag"]
+    assert {**header, "model-index": 0} == {**before.data.to_dict(), "model-index": 0}
+    assert damage(copy) is None
+
+
+def test_a_card_that_cannot_be_added_to_is_refused_before_any_work(composed, t5, tmp_path):
+    for model, more, words in (
+        ("none.pth", "", "none.pth has no card"),
+        ("bare", "", "bare has no card"),
+        ("bare", "--limit 2", "leave out --limit 2"),
+        ("odd", "", "has metadata that are no model card's"),
+    ):
+        shutil.copytree(t5, tmp_path / "bare", dirs_exist_ok=True)
+        shutil.copytree(t5, tmp_path / "odd", dirs_exist_ok=True)
+        (tmp_path / "odd" / "README.md").write_text("---\n- a list\n---\n")
+        (tmp_path / "none.pth").touch()
+        assert words in fails(f"evaluate-t5.py -m {tmp_path / model} --update-card {more}")
 
 
 def test_a_folder_is_pushed_and_a_failure_is_one_line(t5, chain, here, monkeypatch):

@@ -12,6 +12,7 @@ from common.data.examples import Examples
 from common.data.metrics import CONFIDENCE, Scored, intervals
 from common.data.tasks import TASKS
 from common.evaluation import tables
+from common.evaluation.cards import check_card, update_card
 from common.evaluation.cost import Reported, original_of, write_reports
 from common.runtime.errors import UserError
 from common.runtime.files import check_apart, real
@@ -50,6 +51,8 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         raise UserError("--original: goes with --report")
     if settings.test_file and settings.split != "test":
         raise UserError(f"--test-file: goes with --split test, not {settings.split}")
+    if settings.update_card and args.limit:
+        raise UserError(f"--update-card: a card is for all examples of the split; leave out --limit {args.limit}")
     reports = files_of(settings.report, "--report", paths)
     predictions = files_of(settings.save_predictions, "--save-predictions", paths)
     check_apart(
@@ -59,10 +62,16 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
     for path in paths:
         check_report(reports.get(path), script)
         check_report(predictions.get(path), script, lines=True)
+        if settings.update_card:
+            check_card(path)
     results, reported, known, notes, talk = [], [], {}, {}, Talk(args.quiet or own_number() > 0)
-    for path in talk.progress(paths, "models"):
+    for path in talk.progress(paths, "models") if len(paths) > 1 else paths:
         opened = open_study(args, path, script, talk)
         loaded = opened.loaded
+        if settings.update_card and (teacher := opened.source.answers_of(settings.split)):
+            raise UserError(
+                f"--update-card: references are the answers of {teacher}; agreement with them is no quality"
+            )
         if settings.report:  # it is measured after all models have been evaluated, beside the others
             known |= {real(path): loaded} if loaded.is_module else {}
             original = original_of(loaded, settings.original, opened.runtime.device, known)
@@ -78,6 +87,8 @@ def evaluate(args, script: str, answer: Callable[[Opened, Examples], Answered]) 
         agreement = agreed and f"the references are the answers of {agreed}; scores are agreement with it, not quality"
         for note in filter(None, (answered.note, scored.note, agreement)):
             notes.setdefault(note, []).append(str(path))
+        if settings.update_card and opened.runtime.processes.is_first:
+            results[-1]["card"] = update_card(path, results[-1], opened.source)
         if settings.save_predictions and opened.runtime.processes.is_first:
             write_json_lines(predictions[path], [{"script": script, **row} for row in answered.shown])
             results[-1]["predictions"] = predictions[path]

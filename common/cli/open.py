@@ -19,6 +19,7 @@ from common.models.languages import set_languages
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
 from common.models.plain import form_of
 from common.models.saving import save_model
+from common.models.trial import EXACT, QUANTIZED, afresh_check
 from common.models.vocabulary import DATA, Vocabulary, check_same, choose_vocabulary, growth
 from common.runtime import plan
 from common.runtime.devices import Runtime, resolve_device
@@ -260,15 +261,20 @@ class Form:
         return self.dtype in ("float16", "int8_float16")
 
     def save(self, path: str, model: torch.nn.Module, record: dict, masks: dict, tokenizer) -> None:
-        """Write a model of `made` to a path."""
+        """Write a model of `made` to a path; a folder that is compact, or of another format, once it works afresh."""
         if planned := plan.current():
             name = self.dtype.split("_")[0]
             size = 1 if name == "int8" else getattr(torch, name).itemsize
             planned.disk[path] = size * sum(parameter.numel() for parameter in model.parameters())
-        elif self.format == CTRANSLATE2:
-            ctranslate.save_translator(path, model, record, tokenizer, self.dtype)
+            return
+        check, is_engines = None, self.format == CTRANSLATE2
+        if self.compact and not path.endswith(".pth"):
+            tolerance = QUANTIZED if is_engines and self.dtype != "float32" else EXACT
+            check = afresh_check(path, model, tokenizer, is_engines, tolerance)
+        if is_engines:
+            ctranslate.save_translator(path, model, record, tokenizer, self.dtype, check)
         else:
-            save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype)
+            save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype, check=check)
 
     def measured(self, model: torch.nn.Module) -> dict:
         """What to report of a model of `made`: counts of its parameters, and how it is written."""

@@ -64,7 +64,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> dict[str, dict]
     """Measure models beside their originals, in turn, and write reports.
 
     Returns:
-        {model: figures}; these are {name: {"model", "original", "ratio"}}.
+        {model, as its evaluation calls it: figures}; these are {name: {"model", "original", "ratio"}}.
     """
     models = {id(model): model for report in reported for model in (report.loaded, report.original) if model}
     seconds = speeds(models, runtime)
@@ -72,7 +72,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> dict[str, dict]
     measured = {key: sizes(model) | products.get(key, {}) | seconds[key] for key, model in models.items()}
     found = {}
     for file, loaded, original, evaluation in reported:
-        if original is None:
+        if original is None and all(other.original is not loaded for other in reported):
             runtime.talk.say(f"{file}: the original is not known, so the figures stand alone; name it with --original")
         figures = {figure: {"model": value} for figure, value in measured[id(loaded)].items()}
         for figure, values in figures.items():
@@ -93,7 +93,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> dict[str, dict]
                 "figures": figures,
             },
         )
-        found[str(loaded.path)] = figures
+        found[evaluation["model"]] = figures
     return found
 
 

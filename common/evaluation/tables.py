@@ -73,9 +73,12 @@ def unrelated(result):
 
 def short_cost(name, figure):
     """A figure and its ratio, of a time that alone; "-" where it is not known."""
-    unit = "M" * (name == "parameters")
-    cells = [] if figure is None or name.startswith("seconds") else [f"{figure['model'] / COSTS[name][2]:.3g}{unit}"]
-    return " ".join(cells + [ratio_text(figure["ratio"])] * bool(figure and figure["ratio"])) or "-"
+    if figure is None:
+        return "-"
+    value, ratio = figure["model"] / COSTS[name][2], figure["ratio"]
+    digits = 2 - (value >= 10) - (value >= 100)
+    cells = [] if name.startswith("seconds") else [f"{value:.{digits}f}" + "M" * (name == "parameters")]
+    return " ".join(cells + [ratio_text(ratio)] * (ratio is not None)) or "-"
 
 
 def ratio_text(ratio):

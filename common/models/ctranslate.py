@@ -13,7 +13,7 @@ whether T5 scales its outputs, the token that a decoder starts with, and what a 
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,11 @@ from common.data.tasks import padded
 from common.models import modeling_compact
 from common.models.compact import layouts_of
 from common.models.plain import BIAS, PARTS, Whole, ordinary_class, ordinary_settings
-from common.models.publishing import CARD_NAME, model_card
+from common.models.publishing import model_card
 from common.models.tokenizer import PairedTokenizer
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.files import atomic_folder
-from common.runtime.records import write_record
+from common.runtime.records import CARD_NAME, write_record
 
 VERSION = 1  # part of the key of every folder; raise it when results change
 WEIGHTS_NAME = "model.bin"
@@ -66,11 +66,15 @@ def check_convertible(model) -> None:
     search_options(model.generation_config, range(_sizes(model)[1]))
 
 
-def save_translator(path: str | Path, model, record: dict, tokenizer, quantization: str) -> None:
+def save_translator(
+    path: str | Path, model, record: dict, tokenizer, quantization: str, check: Callable[[Path], None] | None = None
+) -> None:
     """Save an encoder-decoder, compact or not, in the engine's format with its tokenizer, card and record, atomically.
 
     Args:
+        model: is used up, as the engine's converter quantizes weights where they are.
         quantization: type of the weights, one of `flags.QUANTIZATIONS`.
+        check: see `saving.save_model`.
     Raises:
         UserError: the engine cannot hold the model, or do what its generation config asks for.
     """
@@ -100,6 +104,8 @@ def save_translator(path: str | Path, model, record: dict, tokenizer, quantizati
         )
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
+        if check:
+            check(folder)
 
 
 def _pair(tokenizer):

@@ -17,8 +17,8 @@ from common.blocks.tensors import parameter_counts
 from common.models.plain import form_of
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.progress import Talk
+from common.runtime.records import CARD_NAME
 
-CARD_NAME = "README.md"
 AUTO_CLASSES = {True: "AutoModelForSeq2SeqLM", False: "AutoModelForSequenceClassification"}  # by whether it generates
 TEMPLATE = """---
 {{ card_data }}
@@ -96,6 +96,11 @@ def license_of(folder: str | Path) -> dict[str, str]:
     return {"license": name} if isinstance(name, str) else {}
 
 
+def pipeline_tag(task: str | None) -> str | None:
+    """What the hub calls a task."""
+    return "text-classification" if task == "classification" else task
+
+
 def model_card(
     name: str, model, record: dict, dtype: str, has_tokenizer: bool, search: str | None = None, has_target: bool = False
 ) -> str:
@@ -112,7 +117,7 @@ def model_card(
         datasets=[data["hub"]] if "hub" in data else None,
         library_name="transformers" if search is None else "ctranslate2",
         license=record.get("license"),
-        pipeline_tag="text-classification" if task == "classification" else task,
+        pipeline_tag=pipeline_tag(task),
         tags=[
             "composable-pruning",
             *["pruned"] * is_pruned,

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from common.blocks.tensors import aliasing_copy
 from common.models.checks import computed_weights, is_finite
 from common.models.load import PTH_FORMAT, load_model
-from common.models.publishing import CARD_NAME, model_card
+from common.models.publishing import model_card
 from common.runtime.errors import UserError
 from common.runtime.files import atomic_file, atomic_folder
 from common.runtime.records import (
+    CARD_NAME,
     RECORD_NAME,
     check_files,
     content_digest,
@@ -59,7 +60,7 @@ def save_model(
     masks=None,
     tokenizer=None,
     dtype: str = "float32",
-    check: Callable[[Path], None] = lambda folder: None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Save a model, atomically: a `.pth` if the path ends so, else a Hugging Face folder (safetensors).
 
@@ -110,7 +111,8 @@ def save_model(
         card = model_card(path.absolute().name, model, record, dtype, has_tokenizer=tokenizer is not None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
-        check(folder)
+        if check:
+            check(folder)
 
 
 def is_made(path: str | Path, made_from: dict, overwrite: bool, script: str) -> bool:

@@ -1,9 +1,14 @@
 """Models tried on a few examples, as they will be loaded: what fails is told before a folder is kept."""
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -11,14 +16,18 @@ import torch
 from common.blocks.families import family_of
 from common.data.examples import Batch, Examples
 from common.data.tasks import IGNORED
+from common.models import afresh
 from common.models.load import load_model, load_tokenizer
+from common.models.publishing import AUTO_CLASSES
 from common.models.saving import save_model
-from common.models.tokenizer import vocabularies
+from common.models.tokenizer import PairedTokenizer, vocabularies
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.files import atomic_folder
 from common.runtime.records import write_record
 
 EXAMPLES, TOKENS = 4, 8  # of a trial; the tokens of each that is made up, and of what is generated
+TEXT = "A text."
+EXACT, QUANTIZED = 0.01, 0.25  # of the range of logits: how far off a folder's may be
 FURTHEST = 0.1  # that probabilities in float16 may be from those in float32; usual is a hundredth at most
 
 
@@ -61,6 +70,72 @@ def check_half(path: str | Path, model: torch.nn.Module, batch: dict) -> None:
             f"{path}: not written: loaded in float16, its predictions would be {what}, as activations beyond 65,504 "
             "overflow; choose --dtype bfloat16"
         )
+
+
+def afresh_check(path: str | Path, model, tokenizer, is_engines: bool, tolerance: float) -> Callable[[Path], None]:
+    """What makes sure, before a folder takes its place, that it works without this suite, and gives what `model` gives.
+
+    It is loaded in a process of its own, by transformers or, if `is_engines`, by CTranslate2. All folders of a run go
+    through the same process, so that a run waits but once for it to import these.
+
+    Returns:
+        a `check` for `save_model`; it raises a UserError.
+    """
+    tokens = (tokenizer.source if isinstance(tokenizer, PairedTokenizer) else tokenizer)(TEXT)["input_ids"]
+    wanted = afresh.first_logits(model, {"input_ids": torch.tensor([tokens], device=model.device)}).cpu()
+    auto_class = None if is_engines else model._auto_class or AUTO_CLASSES[model.can_generate()]
+    has_code = model._auto_class is not None and not is_engines
+
+    def check(folder):
+        told = ask_afresh(folder=str(folder.absolute()), text=TEXT, auto_class=auto_class, has_code=has_code)
+        reason = told.get("error") or (
+            f"its tokenizer reads {TEXT!r} as {told['tokens']}, where {tokens} is right"
+            if told["tokens"] != tokens
+            else difference(torch.tensor(told["logits"]), wanted, tolerance)
+        )
+        if reason:
+            raise UserError(f"{path}: not written: loaded in a process of its own, without this suite: {reason}")
+
+    return check
+
+
+def difference(given: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> str | None:
+    """In how far a folder's logits, up to a constant, are not those that are wanted, or None."""
+    if len(given) != len(wanted):
+        return f"it has {len(given)} outputs, and not {len(wanted)}"
+    given, wanted = given[wanted.isfinite()], wanted[wanted.isfinite()]  # Marian's padding is not
+    off = (given - given.mean() - wanted + wanted.mean()).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-3)
+    return None if off <= tolerance else f"its logits are {float(off):.0%} of their range off"
+
+
+def ask_afresh(**question) -> dict:
+    """What `afresh.answer` says; {"error"} if it fails."""
+    process = fresh_process()
+    try:
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+    except (OSError, ValueError):  # it is gone
+        fresh_process.cache_clear()
+        return {"error": f"the process ended with code {process.wait()}"}
+
+
+@cache
+def fresh_process() -> subprocess.Popen:
+    """A process that runs `afresh`, on the CPU and without a network, and ends with this one; Ctrl-C is not for it."""
+    modules = tempfile.TemporaryDirectory()  # where transformers copies folders' code to
+    own = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_MODULES_CACHE": modules.name}
+    process = subprocess.Popen(
+        [sys.executable, "-P", afresh.__file__],  # -P: what lies beside the file is no package for it
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env=os.environ | own,
+    )
+    process.modules = modules  # removed with it
+    return process
 
 
 def save_tried(

@@ -23,6 +23,7 @@ from common.runtime.schema import shown
 FORMAT_VERSION = 1  # of configurations, schemes and .pth files
 RECORD_VERSION = 2  # of records
 RECORD_NAME = "record.json"
+CARD_NAME = "README.md"  # which people edit, so that no record has its digest
 VERSIONED_PACKAGES = ("torch", "transformers", "numpy")
 
 
@@ -165,7 +166,7 @@ def file_digest(path: str | Path) -> str:
 
 def folder_digest(folder: str | Path) -> str:
     """SHA-256 (hex) of all files of a folder and their names, but for its record."""
-    return digest(_file_digests(folder))
+    return digest(_file_digests(folder, without=(RECORD_NAME,)))
 
 
 def content_digest(value: object) -> str:
@@ -221,16 +222,17 @@ def sealed(record: dict) -> dict:
 
 
 def write_record(folder: str | Path, record: dict) -> None:
-    """Write the record of a finished folder into it, with the digests of all its files."""
-    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": _file_digests(folder)}))
+    """Write the record of a finished folder into it, with the digests of all its files but the card."""
+    files = _file_digests(folder, without=(RECORD_NAME, CARD_NAME))
+    write_json(Path(folder) / RECORD_NAME, sealed({**record, "files": files}))
 
 
-def _file_digests(folder):
+def _file_digests(folder, without):
     digests = {}
     for parent, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
             path = os.path.join(parent, name)
-            if os.path.relpath(path, folder) != RECORD_NAME and not is_temporary(name):
+            if os.path.relpath(path, folder) not in without and not is_temporary(name):
                 digests[os.path.relpath(path, folder)] = file_digest(path)
     return digests
 

@@ -235,6 +235,7 @@ class EvaluationSettings:
         "name, for which several models need it",
         metavar="FILE",
     )
+    update_card: bool = setting(False, "write the scores into the card (README.md) of the model's folder")
     original: str | None = setting(
         None, "the model to report beside; without it the one that the model's record names", metavar="MODEL"
     )
