@@ -31,7 +31,8 @@ from common.composing.search import sizes
 from common.evaluation.cost import multiply_adds
 from common.models.load import data_source, load_model
 from common.pruning.criteria import CRITERIA
-from common.runtime.devices import resolve_device
+from common.runtime.devices import Runtime, resolve_device
+from common.runtime.progress import Talk
 from common.runtime.records import RECORD_NAME, read_json, write_json
 from common.runtime.settings import DataSettings
 from common.training.stats import last_run, read_seconds
@@ -195,7 +196,9 @@ class Exploration:
         pruning, pruned = self.prune("l1"), self.folder / "pruned-l1"
         library = Library.open(pruned, self.original.identity["fingerprint"])
         configurations = read_configurations(self.folder / "conf.json")
-        kept = sizes(self.original, configurations, library, "parameters", self.original.model.device)
+        kept = sizes(
+            self.original, configurations, library, "parameters", Runtime(self.original.model.device, 1, Talk())
+        )
         order = sorted(range(len(kept)), key=kept.__getitem__)
         runs = []
         for n in order:

@@ -97,7 +97,7 @@ def run(args):
     def score(model):
         return Quality(metric, validation, opened.tokenizer, quiet, most).of(model)
 
-    kept = sizes(loaded, configurations, library, args.measure, quiet.device)
+    kept = sizes(loaded, configurations, library, args.measure, quiet)
     scored_on = [validation.fingerprint(), most, metrics.VERSION]
     models = Compositions(candidates, kept, score, scored_on, read_rows(args.report))
     report = {

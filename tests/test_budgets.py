@@ -24,7 +24,7 @@ from tiny import PREFIX, T5_BLOCKS, pairs_of
 
 from common.composing.configurations import Configurations, grid_rates, read_configurations
 from common.composing.scheme import make_scheme
-from common.composing.search import budgets
+from common.composing.search import budgets, timing
 from common.data.examples import load_examples
 from common.models.load import load_model, load_tokenizer
 
@@ -259,6 +259,17 @@ def test_a_second_run_scores_nothing_and_finds_the_same(workshop, copied):
     written = files_in(copied)
     del written[again]
     assert written == before
+
+
+def test_seconds_are_kept_beside_the_scores(workshop, copied, monkeypatch):
+    """Oracle: the report of the evaluation times the same figure; a second search finds with the first one's seconds."""
+    search = searching(copied, workshop / "model" / "t5", "c.json", "--measure", "latency", "--rounds", 0, "--budget")
+    (first,) = run(*search, 1)["found"]
+    assert 0 < first["cost"] < 60 and first["fraction"] <= 1
+    monkeypatch.setattr(timing, "compare", None)
+    assert run(*search, 1, "--overwrite")["found"] == [first]
+    (figures,) = run(*search, 1000 * first["cost"] + 1, "--overwrite")["found"]
+    assert figures["cost"] <= first["cost"] + 1e-3
 
 
 # --- held-back examples ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from helpers import ROOT, read_json, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import loss_per_token
-from tiny import pairs_of
+from tiny import RUNTIME, pairs_of
 
 from common.blocks.find import find_blocks
 from common.blocks.tensors import parameter_counts
@@ -69,7 +69,7 @@ def test_sizes_are_the_kept_weights(workshop, chain):
     loaded = load_model(workshop / "model" / "t5")
     library = Library.open(chain / "tuned", loaded.identity["fingerprint"])
     configurations = read_configurations(chain / "conf.json")
-    found = sizes(loaded, configurations, library, "parameters", loaded.model.device)
+    found = sizes(loaded, configurations, library, "parameters", RUNTIME)
     assert found == pytest.approx(fractions(chain, chain / "tuned"), rel=1e-12)
     assert len(set(found)) == 3
 

@@ -7,17 +7,18 @@ import copy
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-from tiny import CLASSIFIERS, QUIET, distilbert_config, lively
+from tiny import CLASSIFIERS, QUIET, RUNTIME, distilbert_config, lively
 
 from common.blocks.calls import block_calls
 from common.blocks.find import find_blocks
-from common.blocks.tensors import block_tensors, set_block
+from common.blocks.tensors import block_tensors, parameter_counts, set_block
 from common.composing.scheme import DENSE
-from common.composing.search import costs
+from common.composing.search import costs, timing
 from common.data.examples import Examples
 from common.data.tasks import TASKS
 from common.evaluation.cost import count_products, multiply_adds
@@ -239,7 +240,7 @@ def stored_bytes(model, folder):
 
 def costs_of(measure, model, variants, choices):
     """The whole model's cost of each choice."""
-    cost = costs.count(measure, LoadedModel(model, Path("model")), masks_of(variants), CPU)
+    cost = costs.count(measure, LoadedModel(model, Path("model")), masks_of(variants))
     return [cost.of(choice) + cost.rest for choice in choices]
 
 
@@ -287,20 +288,37 @@ def test_multiply_adds_are_those_of_the_compact_model(kind):
     assert found[0] == max(found) and len(set(found)) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_seconds_hang_on_the_number_of_heads_and_neurons_alone(kind, monkeypatch):
-    """By hand: of 9 variants and the original, those with the same first number have as many heads or neurons."""
-    monkeypatch.setattr(costs, "ROUNDS", 2)
-    monkeypatch.setattr(costs, "WARM_UP", 1)
+@pytest.mark.parametrize("kind, plain", [("t5", False), ("t5", True), ("distilbert", True)])
+def test_seconds_are_those_of_whole_models_divided_among_blocks_that_are_alike(kind, plain, monkeypatch):
+    """Models take a second a parameter, so that the oracle counts those of variants without single weights removed.
+
+    By hand: the output Linears' 32 biases stay; the two or three norms of 32 weights of a T5's layer count, with
+    `plain`, to its self-attention.
+    """
     model = all_different(kind)
-    variants = grid_variants(model)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    cost = costs.count("latency", LoadedModel(model, Path("model")), masks_of(variants), CPU)
-    assert list(cost.blocks) == list(find_blocks(model)) and cost.rest >= 0
-    for name, each in cost.blocks.items():
-        assert each.keys() == {DENSE, *variants[name]} and min(each.values()) > 0
-        sizes = {}
-        for variant, seconds in each.items():
-            sizes.setdefault("0" if variant == DENSE else variant.split("_")[0], set()).add(seconds)
-        assert len(sizes) == 3 and all(len(seconds) == 1 for seconds in sizes.values()), name
+    variants = grid_variants(model, rates=(0,))
+    timed = []
+
+    def compare(loaded, others, runtime):
+        seconds = {
+            name: float(parameter_counts(other)["parameters"]) for name, other in {None: model, **others}.items()
+        }
+        timed.append(others)
+        return seconds[None], {name: seconds[None] - seconds[name] for name in others}
+
+    monkeypatch.setattr(timing, "compare", compare)
+    library = SimpleNamespace(record={})
+    library.note = library.record.__setitem__
+    loaded, masks = LoadedModel(model, Path("model")), masks_of(variants)
+    cost, again = (timing.latency(loaded, masks, library, RUNTIME, plain=plain) for _ in range(2))
+    expected = costs.count("parameters", loaded, masks)
+    for name, of_block in expected.blocks.items():
+        beside = (64 if "encoder" in name else 96) * (plain and "SelfAttention" in name) if kind == "t5" else -32
+        assert cost.blocks[name] == {variant: parameters + beside for variant, parameters in of_block.items()}
+    assert cost.original + cost.rest == expected.original + expected.rest and again == cost and len(timed) == 1
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    torch.set_num_threads(2)
+    timing.latency(loaded, masks, library, RUNTIME, plain=plain)
+    torch.set_num_threads(1)
+    assert len(timed) == 2  # it is another machine

@@ -301,6 +301,12 @@ class Library:
                     entries[pair] = {**entries[pair], "score": score}
             self._write_record({**record, "variants": entries})
 
+    @deferred()
+    def note(self, name: str, value: object) -> None:
+        """Keep a JSON value in the record, under a name of its own."""
+        with self._lock():
+            self._write_record(_read_library_record(self.folder) | {name: value})
+
     def read(self, block: Block, name: str) -> Variant:
         """One variant as torch tensors (float32, masks bool), checked against its digest.
 

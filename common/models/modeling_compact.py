@@ -12,10 +12,8 @@ head or neuron is left, the block is left out: its Linears have no weights, and 
 A further family is a call of `compact_classes`.
 """
 
-import copy
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 
 import torch
 import transformers
@@ -35,17 +33,6 @@ def make_smaller(model, config):
         keep_parts(model.get_submodule(name), heads, config.layouts)
     for name, neurons in (config.kept_neurons or {}).items():
         keep_parts(model.get_submodule(name), range(neurons), config.layouts)
-
-
-def smaller(module, parts, layouts):
-    """A copy of an attention module that has only some of its heads, to be timed; `module` stays as it is.
-
-    Its weights are those of the first heads, as many as there are `parts`. What is not cut it shares with `module`.
-    """
-    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    copied = copy.deepcopy(module, shared)
-    keep_parts(copied, parts, layouts)
-    return copied
 
 
 def keep_parts(module, parts, layouts):

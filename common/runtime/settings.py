@@ -184,7 +184,7 @@ class SearchSettings:
     budget: tuple[float, ...] = setting(
         (),
         "what each wanted model may cost: up to 1 a fraction of the original's blocks, above it the whole model's "
-        "parameters, multiply-adds, bytes or milliseconds a batch",
+        "parameters, multiply-adds, bytes or milliseconds",
         above=0,
         metavar="X",
     )

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from common.composing.configurations import SIZES, block_of
 from common.composing.scheme import DENSE
 from common.composing.search import knapsack
-from common.composing.search.candidates import HELD_BACK, SCORED_ON, VALIDATION, Candidates, read_masks
-from common.composing.search.costs import Costs, count
+from common.composing.search.candidates import HELD_BACK, SCORED_ON, VALIDATION, Candidates, costs_of, read_masks
+from common.composing.search.costs import Costs
 from common.composing.search.plain import PlainChoices
 from common.runtime.errors import UserError
 
@@ -60,13 +60,13 @@ def search_budgets(
 ) -> Searched:
     """The best choice for each budget, and then for the cost of each of some uniform choices, {number: choice}.
 
-    `measure`: see `costs.count`; `budgets`, and the UserError of one that is infeasible: see `limits`; `rounds`: see
+    `measure`: see `costs_of`; `budgets`, and the UserError of one that is infeasible: see `limits`; `rounds`: see
     `knapsack.improve`; `plain`: only choices whose compact models are plain, see `PlainChoices`.
     """
     runtime, talk = candidates.runtime, candidates.runtime.talk
     with talk.waiting(f"measuring what {len(candidates.keys)} variants cost ({measure})"):
         masks = read_masks(candidates.scheme, candidates.blocks, candidates.library)
-        cost = runtime.processes.agree(count(measure, candidates.loaded, masks, runtime.device))
+        cost = runtime.processes.agree(costs_of(measure, candidates.loaded, masks, candidates.library, runtime, plain))
     among = PlainChoices(candidates.loaded, candidates.blocks, masks, candidates.library.folder) if plain else None
     allowed = limits(cost, budgets, uniform, among)
     if not candidates.held_back:
@@ -175,7 +175,7 @@ def report(candidates: Candidates, searched: Searched, uniform: dict[int, dict])
             **{name: scores[pair.block][pair.variant][name] for name in ("loss", "kl")},
             "nmse": candidates.library.entry(pair).get("nmse_after"),
             "cost": cost.blocks[pair.block][pair.variant],
-            "fraction": cost.blocks[pair.block][pair.variant] / cost.blocks[pair.block][DENSE],
+            "fraction": cost.blocks[pair.block][pair.variant] / (cost.blocks[pair.block][DENSE] or 1),
         }
         for pair in candidates.keys
     ]

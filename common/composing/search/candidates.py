@@ -5,7 +5,8 @@ from common.blocks.tensors import aliasing_copy, block_tensors, set_block, set_s
 from common.composing.configurations import Configurations
 from common.composing.library import Library
 from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
-from common.composing.search.costs import count
+from common.composing.search.costs import Costs, count
+from common.composing.search.timing import latency
 from common.data.examples import Examples
 from common.evaluation import scoring
 from common.evaluation.scoring import score_block
@@ -25,10 +26,19 @@ def read_masks(scheme: Scheme, blocks: dict[str, Block], library: Library) -> di
     }
 
 
-def sizes(loaded: LoadedModel, configurations: Configurations, library: Library, measure: str, device) -> list[float]:
-    """What the blocks of each configuration's model cost (see `costs.count`), as a fraction of the original's."""
+def costs_of(measure: str, loaded: LoadedModel, masks: dict, library: Library, runtime: Runtime, plain=False) -> Costs:
+    """See `costs.count` and `timing.latency`."""
+    if measure == "latency":
+        return latency(loaded, masks, library, runtime, plain=plain)
+    return count(measure, loaded, masks)
+
+
+def sizes(
+    loaded: LoadedModel, configurations: Configurations, library: Library, measure: str, runtime: Runtime
+) -> list[float]:
+    """What the blocks of each configuration's model cost (see `costs_of`), as a fraction of the original's."""
     scheme, blocks = make_scheme(configurations), find_blocks(loaded.model)
-    cost = count(measure, loaded, read_masks(scheme, blocks, library), device)
+    cost = costs_of(measure, loaded, read_masks(scheme, blocks, library), library, runtime)
     return [cost.of(dict.fromkeys(blocks, DENSE) | choice) / cost.original for choice in scheme.configs]
 
 

@@ -1,10 +1,9 @@
-"""What each variant of each block costs: parameters, multiply-adds, bytes or seconds of a model composed of it.
+"""What each variant of each block costs: parameters, multiply-adds or bytes of a model composed of it.
 
-All four are additive over the blocks. Parameters are those that are kept. For the others, heads and neurons count as
-gone where `compact` takes them out, and single removed weights count as there.
+These, and the seconds of `timing`, are additive over the blocks. Parameters are those that are kept. For the others,
+heads and neurons count as gone where `compact` takes them out, and single removed weights count as there.
 """
 
-import statistics
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +12,8 @@ from common.blocks.calls import block_calls
 from common.blocks.find import Block, find_blocks
 from common.blocks.tensors import block_tensors, parameter_masks
 from common.composing.scheme import DENSE
-from common.evaluation.cost import ROUNDS, WARM_UP, example_batch, multiply_adds
-from common.models import modeling_compact
-from common.models.compact import layouts_of
+from common.evaluation.cost import example_batch, multiply_adds
 from common.models.load import LoadedModel
-from common.runtime.devices import now
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Costs:
     """`blocks`: {block: {variant, DENSE among them: cost}}; `rest`: what the model costs outside of its blocks.
 
     Units: parameters; multiply-adds of one example of the stated lengths; bytes of a compact weights file in float32,
-    without its header; or seconds of a forward pass over a batch of the stated size.
+    without its header; or seconds, see `timing`.
     """
 
     measure: str
@@ -42,13 +38,11 @@ class Costs:
         return sum(self.blocks[block][variant] for block, variant in choice.items())
 
 
-def count(measure: str, loaded: LoadedModel, keeps: dict, device: torch.device) -> Costs:
+def count(measure: str, loaded: LoadedModel, keeps: dict) -> Costs:
     """The costs of all variants of an original, {block: {variant: {Linear: bool mask}}}, in "parameters",
-    "multiply-adds", "bytes" or "latency"."""
+    "multiply-adds" or "bytes"."""
     blocks = find_blocks(loaded.model)
     keeps = {name: {DENSE: _dense(loaded.model, block), **keeps.get(name, {})} for name, block in blocks.items()}
-    if measure == "latency":
-        return Costs(measure, *_seconds(loaded, blocks, keeps, device))
     lengths = _lengths(loaded, blocks) if measure == "multiply-adds" else None
     size = {
         "parameters": _parameters,
@@ -122,48 +116,3 @@ def _products(block, masks, queries, keys):
         return queries * (sum(sizes) + out)
     q, k, v = sizes
     return queries * (q + out) + keys * (k + v) + 2 * width * queries * keys  # the last: scores and context
-
-
-def _seconds(loaded, blocks, keeps, device):
-    """({block: {variant: seconds}}, seconds outside of the blocks, at least 0), with real inputs of the stated batch.
-
-    Variants with as many heads or neurons left take the same time, and are measured once.
-    """
-    batch = example_batch(loaded, loaded.task.example["batch_size"])
-    sizes, runs, whole_model = {}, {}, []  # sizes: {block: {variant: heads or neurons left}}
-    for name, variants in keeps.items():
-        parts = {variant: working_parts(blocks[name], masks) for variant, masks in variants.items()}
-        sizes[name] = {variant: int(works.sum()) for variant, works in parts.items()}
-        by_size = {int(works.sum()): works for works in parts.values()}
-        runs[name] = {size: _smaller(loaded.model, blocks[name], works) for size, works in by_size.items()}
-    times = {name: {size: [] for size in of_block} for name, of_block in runs.items()}
-    with torch.inference_mode():
-        for _ in range(WARM_UP + ROUNDS):
-            for call in block_calls(loaded.model, blocks.values(), _runnable(batch)):
-                for size, run in runs[call.block.name].items():
-                    started = now(device)
-                    run(call)
-                    times[call.block.name][size].append(now(device) - started)
-            started = now(device)
-            loaded.model(**batch)
-            whole_model.append(now(device) - started)
-    costs = {
-        name: {variant: statistics.median(times[name][size][WARM_UP:]) for variant, size in of_block.items()}
-        for name, of_block in sizes.items()
-    }
-    outside = statistics.median(whole_model[WARM_UP:]) - sum(variants[DENSE] for variants in costs.values())
-    return costs, max(outside, 0.0)
-
-
-def _smaller(model, block, works):
-    """A function of a block's call that runs the block with some of its heads or neurons."""
-    if block.kind == "attention":
-        module = model.get_submodule(block.root)
-        module = modeling_compact.smaller(module, works.nonzero().flatten().tolist(), layouts_of(model.config)).eval()
-        return lambda call: module(*call.args, **call.kwargs)
-    tensors, out = dict(block_tensors(model, block)), f"{block.output}.weight"
-    for name in tensors:
-        if name.rpartition(".")[0] in block.inner:
-            tensors[name] = tensors[name][works.repeat(block.folds)]
-    tensors[out] = tensors[out][:, works].contiguous()
-    return lambda call: call.replay(tensors)
