@@ -74,7 +74,10 @@ def latency(loaded: LoadedModel, keeps: dict, library: Library, runtime: Runtime
 def time_blocks(
     loaded: LoadedModel, groups: dict[str, Alike], runtime: Runtime
 ) -> tuple[float, dict[str, dict[str, float]]]:
-    """(seconds of the model, {group: {size: seconds of a block}}). A block takes no less than a smaller one."""
+    """(seconds of the model, {group: {size: seconds of a block}}). A block takes no less than a smaller one: what noise
+    turned round is averaged."""
+    from scipy.optimize import isotonic_regression
+
     layouts, smaller = layouts_of(loaded.model.config), {}
     for name, group in groups.items():
         for size in group.sizes[:-1]:
@@ -87,8 +90,9 @@ def time_blocks(
     model, saved = compare(loaded, smaller, runtime)
     table = {}
     for name, (_, _, roots, sizes) in groups.items():
-        saves = [saved[name, size] / len(roots) for size in sizes[:-1]] + [0]
-        table[name] = {str(size): max(saves) - max(saves[n:]) for n, size in enumerate(sizes)}
+        saves = [*(saved[name, size] / len(roots) for size in sizes[:-1]), 0.0]  # beside the whole block
+        saves = isotonic_regression(saves, increasing=False).x.tolist()
+        table[name] = {str(size): saves[0] - seconds for size, seconds in zip(sizes, saves)}
     for stack, layers in {group.stack: group.layers for group in groups.values() if group.layers > 1}.items():
         first, *others = (name for name, group in groups.items() if group.stack == stack)
         beside = saved[stack] / (layers - 1) - sum(max(table[name].values()) for name in (first, *others))
