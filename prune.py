@@ -108,7 +108,8 @@ def run(args):
         together = [blocks[name] for stack in stacks for name in stack]
         sums = ((block, None) for block in together)
         if CRITERIA[names["attention"]].needs_data:
-            sums = statistics(loaded.model, together, calibration, opened.runtime, values=False, label="ranking heads")
+            settings = {"values": False, "label": "ranking heads", "are_all_needed": True}
+            sums = statistics(loaded.model, together, calibration, opened.runtime, **settings)
         ranked = rank(stacks, names["attention"], tensors, sums)
     need_data = {pair.block for pair in todo if "calibration_examples" in made_from[pair]}
     for name in talk.progress([name for name in pairs_of if name not in need_data], "pruning"):

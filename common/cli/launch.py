@@ -34,7 +34,7 @@ def launch(
     args.quiet |= bool(is_planned)  # a few steps say nothing of losses
     try:
         with signals.heeded(), plan.opened(is_planned) as planned:
-            check_launch(parser.prog, args.is_shared and not is_planned)
+            check_launch(f"{parser.prog}{' --plan' * bool(is_planned)}", args.is_shared and not is_planned)
             took = plan.Took()
             result = run(args)
             if planned:

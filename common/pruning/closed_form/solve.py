@@ -156,6 +156,7 @@ def statistics(
     values: bool = True,
     context: Context | None = None,
     label: str = "solving",
+    are_all_needed: bool = False,
 ) -> Iterator[tuple[Block, Sums]]:
     """Yield (block, sums): what the solutions need of the data, in as few teacher passes as the memory allows.
 
@@ -165,6 +166,7 @@ def statistics(
         values: whether value projections are to be solved too.
         context: where the blocks stand; None for the original.
         label: what is done with a block's sums, for the progress.
+        are_all_needed: whether a plan cannot do with the sums of some blocks.
     """
     teacher.eval()  # dropout would blur inputs and targets
     processes = runtime.processes
@@ -175,7 +177,8 @@ def statistics(
         gathered = gather(teacher, [regressions[block] for block in group], examples, runtime, context)
         mine = {block: gathered[block] for block in group if owner[block] == processes.number}
         del gathered
-        for block in runtime.talk.progress(list(mine), label, size=lambda block: regressions[block].bytes):
+        size = None if are_all_needed else lambda block: regressions[block].bytes
+        for block in runtime.talk.progress(list(mine), label, size=size):
             yield block, sums_of(teacher, block, mine.pop(block))
 
 
