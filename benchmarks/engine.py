@@ -1,10 +1,11 @@
-"""What CTranslate2 gains over transformers, at T5-small's size with random weights: half of heads and neurons, int8.
+"""What CTranslate2 and ONNX Runtime gain over transformers, at T5-small's size with random weights, halved, in int8.
 
 A JSON line for each way: bytes of the weights; the processor's milliseconds for a step, which generates a token of each
 of 32 sentences: median, least and most of the rounds, all ways in turn, to be read with one thread. Nothing depends on
 what the weights are.
 """
 
+import itertools
 import statistics
 import sys
 import tempfile
@@ -19,9 +20,9 @@ from common.blocks.find import find_blocks
 from common.cli.launch import launch
 from common.cli.values import int_between
 from common.models.compact import make_compact
-from common.models.ctranslate import save_translator
+from common.models.engines import ENGINES
 from common.models.load import load_model
-from common.models.saving import save_model
+from common.models.saving import save_for_engine, save_model
 
 SENTENCES, WORDS, TOKENS = 32, 20, 24
 
@@ -65,7 +66,7 @@ def run(args):
             each = [1000 * value / TOKENS for value in times]
             figures = {"median": statistics.median(each), "min": min(each), "max": max(each)}
             figures = {key: round(value, 2) for key, value in figures.items()}
-            emit(way=name, bytes=loaded[name].weights.stat().st_size, milliseconds_per_step=figures)
+            emit(way=name, bytes=loaded[name].bytes_on_disk, milliseconds_per_step=figures)
     return {"ways": len(ways)}
 
 
@@ -79,9 +80,9 @@ def write(folder, vocabulary, seed):
         path = folder / f"{size}, {vocabulary} tokens, transformers"
         save_model(path, model, record)
         loaded[path.name] = load_model(path)
-        for quantization in ("float32", "int8"):
-            path = folder / f"{size}, {vocabulary} tokens, CTranslate2 {quantization}"
-            save_translator(path, model, record, names, quantization)
+        for name, quantization in itertools.product(ENGINES, ("float32", "int8")):
+            path = folder / f"{size}, {vocabulary} tokens, {ENGINES[name].title} {quantization}"
+            save_for_engine(name, path, model, record, names, quantization)
             loaded[path.name] = load_model(path, to_run=True)
     return loaded
 

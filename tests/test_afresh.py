@@ -7,7 +7,7 @@ from helpers import fails, run
 from safetensors.torch import load_file, save_file
 from tiny import build_tokenizer
 
-from common.models import ctranslate, saving, trial
+from common.models import saving, trial
 
 
 @pytest.fixture
@@ -45,9 +45,8 @@ def cut_short(folder):
 )
 def test_a_folder_that_does_not_work_is_not_kept(composing, here, monkeypatch, damage, form, words):
     """Damaged behind the stage's back, as a mistake of ours or of a library would do it."""
-    module = ctranslate if "ctranslate2" in form else saving
-    write = module.write_record
-    monkeypatch.setattr(module, "write_record", lambda folder, record: (write(folder, record), damage(folder)))
+    write = saving.write_record
+    monkeypatch.setattr(saving, "write_record", lambda folder, record: (write(folder, record), damage(folder)))
     err = fails(f"{composing} {form}")
     assert "out: not written: loaded in a process of its own" in err
     assert re.search(words, err)

@@ -14,8 +14,9 @@ from tiny import ENDS, bart_settings, build_model, build_tokenizer
 
 from common.blocks.find import find_blocks
 from common.models.compact import make_compact
-from common.models.ctranslate import save_translator, search_options, with_equal_heads
+from common.models.ctranslate import search_options, with_equal_heads
 from common.models.load import load_model
+from common.models.saving import save_for_engine
 from common.models.tokenizer import PairedTokenizer
 
 SENTENCES, LONGEST, MANY_ENDS = 200, 12, ENDS[1:]
@@ -104,7 +105,7 @@ def test_translations_are_those_of_transformers(kind, here):
         if kind == "marian-2":
             tokenizer = PairedTokenizer(tokenizer, tokenizer)
         compact, _ = make_compact(masked, {})
-        save_translator(way, compact, {"task": "translation"}, tokenizer, "float32")
+        save_for_engine("ctranslate2", way, compact, {"task": "translation"}, tokenizer, "float32")
         translator, inputs = load_model(way, to_run=True).model, tokens_and_masks(masked)
         for beams in (1, 4):
             if beams > 1:
@@ -123,7 +124,9 @@ def test_translations_are_those_of_transformers(kind, here):
 def test_it_needs_nothing_but_the_folder(here):
     """Oracle: the same translator within this process."""
     model = talkative("t5", "uneven")
-    save_translator("m", make_compact(model, {})[0], {"task": "translation"}, build_tokenizer("t5"), "int8")
+    save_for_engine(
+        "ctranslate2", "m", make_compact(model, {})[0], {"task": "translation"}, build_tokenizer("t5"), "int8"
+    )
     translator, inputs = load_model("m", to_run=True).model, tokens_and_masks(model)
     options = search_options(model.generation_config, translator.target) | {"max_decoding_length": 8, "beam_size": 3}
     rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist())
@@ -204,9 +207,11 @@ def test_what_the_engine_cannot_do_is_refused(model_of, workshop, here, monkeypa
         run(f"prune.py -m {model} -c {kind}-scheme.json -o {kind}-pruned")
     composing = "compose_model.py -m model/{0} -p {0}-pruned -c {0}.json -n 0 -o m"
     engine = f"{composing} --format ctranslate2"
-    assert "no head for classification; docs/shipping.md has ONNX" in fails(engine.format("distilbert"))
+    assert "no head for classification; take --format onnx" in fails(engine.format("distilbert"))
     assert "--dtype: goes with folders for transformers" in fails(f"{engine.format('t5')} --dtype float16")
-    assert "--quantization: goes with --format ctranslate2" in fails(f"{composing.format('t5')} --quantization int8")
+    assert "--quantization: goes with --format ctranslate2 or onnx" in fails(
+        f"{composing.format('t5')} --quantization int8"
+    )
     assert "m.pth is a .pth, and it is a folder" in fails(engine.format("t5").replace("m --f", "m.pth --f"))
     edited_json(
         here / "model" / "t5" / "generation_config.json",

@@ -139,7 +139,7 @@ def result_of(
         **scored.signatures(),
         **answered.settings,
         **opened.loaded.counts,
-        "bytes_on_disk": opened.loaded.weights.stat().st_size,
+        "bytes_on_disk": opened.loaded.bytes_on_disk,
         "examples_per_second": round(len(examples) / answered.seconds, 2),
     }
 

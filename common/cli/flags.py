@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import shlex
 import textwrap
 import types
@@ -11,24 +10,14 @@ from pathlib import Path
 
 from common import __version__
 from common.cli.values import int_between, number, vocabulary
-from common.runtime.errors import UserError
+from common.models.engines import ENGINES, TRANSFORMERS
+from common.runtime.errors import UserError, as_user_error
 from common.runtime.settings import ComputeSettings
 
 # Folders where the stages leave models and libraries, unless told otherwise.
 MODELS, COMPOSED, FINE_TUNED = "model", "model-composed", "model-finetuned"
 PRUNED_LIBRARY, FINE_TUNED_LIBRARY = "modules-pruned", "modules-finetuned"
 DTYPES = ("float32", "bfloat16", "float16")
-TRANSFORMERS, CTRANSLATE2 = "transformers", "ctranslate2"  # formats of models
-QUANTIZATIONS = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "int16",
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-)  # CTranslate2's names of the types of weights, and after int8 of all else
 AT_FILE = "@FILE stands for the flags in a file, written as on the command line, on as many lines as you like."
 NOT_RECORDED = {"output", "stats", "track", "push_to_hub", "overwrite", "quiet", "plan"}  # as flags of an output
 LARGEST_SEED = 2**32 - 1  # that all random numbers take; what is made of it fits into 64 bits
@@ -255,15 +244,15 @@ def add_configurations(parser: Parser, *, library_help: str, output: str) -> Non
     add_dtype(parser)
     group.add_argument(
         "--format",
-        choices=(TRANSFORMERS, CTRANSLATE2),
+        choices=(TRANSFORMERS, *ENGINES),
         default=TRANSFORMERS,
-        help="what loads the folder: transformers; or the engine CTranslate2, which runs encoder-decoders much faster, "
-        "and always gets a --compact model",
+        help="what loads the folder: transformers; the engine CTranslate2, which runs encoder-decoders much faster; or "
+        "ONNX Runtime. The engines always get a --compact model",
     )
     group.add_argument(
         "--quantization",
-        choices=QUANTIZATIONS,
-        help="type of the weights of --format ctranslate2; int8 is smallest and fastest. Without it they are float32",
+        choices=ENGINES["ctranslate2"].quantizations,
+        help="type of the weights of another --format; int8 is smallest and fastest. Without it they are float32",
     )
     group.add_argument(
         "--vocabulary",
@@ -294,16 +283,19 @@ def check_form(args: argparse.Namespace) -> None:
     that what else is said of its form goes together.
 
     Raises:
-        UserError: it does not, or CTranslate2 is to be used and not installed.
+        UserError: it does not, or an engine is to be used and not installed.
     """
-    if args.format == CTRANSLATE2:
-        refuse_unused(args, ["dtype"], "goes with folders for transformers; --format ctranslate2 has --quantization")
-        if args.output.endswith(".pth"):
-            raise UserError(f"--format ctranslate2: {args.output} is a .pth, and it is a folder; give -o another name")
-        if importlib.util.find_spec("ctranslate2") is None:
-            raise UserError("--format ctranslate2: CTranslate2 is not installed; pip install 'ctranslate2>=4.8,<5'")
+    if args.format == TRANSFORMERS:
+        refuse_unused(args, ["quantization"], f"goes with --format {' or '.join(ENGINES)}")
     else:
-        refuse_unused(args, ["quantization"], "goes with --format ctranslate2")
+        engine, form = ENGINES[args.format], f"--format {args.format}"
+        refuse_unused(args, ["dtype"], f"goes with folders for transformers; {form} has --quantization")
+        if args.quantization not in (None, *engine.quantizations):
+            raise UserError(f"--quantization {args.quantization}: of {form} it is {' or '.join(engine.quantizations)}")
+        if args.output.endswith(".pth"):
+            raise UserError(f"{form}: {args.output} is a .pth, and it is a folder; give -o another name")
+        with as_user_error(form, "cannot be had"):
+            engine.check_installed()
     if args.push_to_hub and args.output.endswith(".pth"):
         raise UserError(f"--push-to-hub: {args.output} is a .pth, and folders are uploaded; give -o a folder")
     if args.vocabulary and args.output.endswith(".pth"):

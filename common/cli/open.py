@@ -6,19 +6,20 @@ from pathlib import Path
 import torch
 
 from common.blocks.tensors import parameter_counts
-from common.cli.flags import CTRANSLATE2, settings_from
+from common.cli.flags import settings_from
 from common.cli.paths import the_model, the_one
 from common.data.examples import Examples, load_examples
 from common.data.labels import WithoutLabels
 from common.data.readers import finder
 from common.data.sources import SPLITS, UNLABELLED, DataSource, check_source
 from common.evaluation.answers import Quality
-from common.models import compact, ctranslate
+from common.models import compact
 from common.models.compact import make_compact
+from common.models.engines import ENGINES
 from common.models.languages import set_languages
 from common.models.load import LoadedModel, data_source, load_model, load_tokenizer
 from common.models.plain import form_of
-from common.models.saving import save_model
+from common.models.saving import save_for_engine, save_model
 from common.models.trial import EXACT, QUANTIZED, afresh_check
 from common.models.vocabulary import DATA, Vocabulary, check_same, choose_vocabulary, growth
 from common.runtime import plan
@@ -233,7 +234,8 @@ class Form:
 
     def to_json(self) -> dict:
         """Its part of what a model is made from."""
-        version = {"format": self.format, "format_version": ctranslate.VERSION} if self.format == CTRANSLATE2 else {}
+        engine = ENGINES.get(self.format)
+        version = {"format": self.format, "format_version": engine.code.VERSION} if engine else {}
         return {**self.structure(), "dtype": self.dtype, **version}
 
     def structure(self) -> dict:
@@ -252,8 +254,8 @@ class Form:
 
     @property
     def rounded(self) -> str:
-        """The type that weights are rounded to before they are written; CTranslate2 does so itself."""
-        return "float32" if self.format == CTRANSLATE2 else self.dtype
+        """The type that weights are rounded to before they are written; an engine does so itself."""
+        return "float32" if self.format in ENGINES else self.dtype
 
     @property
     def is_half(self) -> bool:
@@ -267,18 +269,18 @@ class Form:
             size = 1 if name == "int8" else getattr(torch, name).itemsize
             planned.disk[path] = size * sum(parameter.numel() for parameter in model.parameters())
             return
-        check, is_engines = None, self.format == CTRANSLATE2
-        if self.compact and not path.endswith(".pth"):
+        check, is_engines = None, self.format in ENGINES
+        if self.compact and not path.endswith(".pth") and self.format != "onnx":  # whose `write` has looked already
             tolerance = QUANTIZED if is_engines and self.dtype != "float32" else EXACT
             check = afresh_check(path, model, tokenizer, is_engines, tolerance)
         if is_engines:
-            ctranslate.save_translator(path, model, record, tokenizer, self.dtype, check)
+            save_for_engine(self.format, path, model, record, tokenizer, self.dtype, check)
         else:
             save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype, check=check)
 
     def measured(self, model: torch.nn.Module) -> dict:
         """What to report of a model of `made`: counts of its parameters, and how it is written."""
-        is_engines = self.format == CTRANSLATE2
+        is_engines = self.format in ENGINES
         form = {"format": self.format, "quantization": self.dtype} if is_engines else form_of(model)
         return parameter_counts(model) | form
 
@@ -293,8 +295,8 @@ def form_from(args, opened: Opened) -> Form:
     Raises:
         UserError: the model cannot be had in the format.
     """
-    if args.format == CTRANSLATE2:
-        ctranslate.check_convertible(opened.loaded.model)
+    if args.format in ENGINES:
+        ENGINES[args.format].code.check_convertible(opened.loaded.model)
         return Form(args.format, True, args.quantization or "float32", opened.vocabulary)
     return Form(args.format, args.compact, args.dtype or opened.loaded.dtype, opened.vocabulary)
 

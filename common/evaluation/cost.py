@@ -100,7 +100,7 @@ def write_reports(reported: list[Reported], runtime: Runtime) -> dict[str, dict]
 def sizes(loaded):
     """Counts of a model's parameters; its bytes, of the weights on disk, of parameters and buffers in memory."""
     figures = {name: loaded.counts[name] for name in ("parameters", "nonzero_parameters")}
-    figures["bytes_on_disk"] = loaded.weights.stat().st_size
+    figures["bytes_on_disk"] = loaded.bytes_on_disk
     if loaded.is_module:
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -143,13 +143,15 @@ def count_products(run):
 
 
 def ways_to_run(loaded):
-    """What is timed: {figure: (function without arguments, parts that it is divided by)}; CTranslate2 generates.
+    """What is timed: {figure: (function without arguments, parts that it is divided by)}; engines only generate.
 
     A token of one text, and of each of many at once, whose texts are equal.
     """
     model, batch = loaded.model, example_batch(loaded, loaded.task.example["batch_size"])
-    ways = {"seconds_per_batch": (torch.inference_mode()(lambda: model(**batch)), 1)} if loaded.is_module else {}
-    if "decoder_input_ids" in batch:
+    generates, ways = "decoder_input_ids" in batch, {}
+    if loaded.is_module or not generates:
+        ways["seconds_per_batch"] = torch.inference_mode()(lambda: model(**batch)), 1
+    if generates:
         length = batch["decoder_input_ids"].shape[1]
         for count, name in ((1, "seconds_per_generated_token"), (MANY, f"seconds_per_generated_token_of_{MANY}")):
             inputs = {name: batch[name][:1].repeat(count, 1) for name in ("input_ids", "attention_mask")}

@@ -11,41 +11,40 @@ Conversion is the engine's own, but for what its converters do not take from the
 whether T5 scales its outputs, the token that a decoder starts with, and what a generation config says.
 """
 
-import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import ctranslate2
 import numpy as np
 import torch
+from ctranslate2.converters import transformers as converters
 
 from common.blocks.families import family_of
-from common.blocks.tensors import aliasing_copy, parameter_counts
+from common.blocks.tensors import aliasing_copy
 from common.data.tasks import padded
 from common.models import modeling_compact
 from common.models.compact import layouts_of
-from common.models.plain import BIAS, PARTS, Whole, ordinary_class, ordinary_settings
-from common.models.publishing import model_card
+from common.models.plain import BIAS, PARTS, Whole, ordinary_class
 from common.models.tokenizer import PairedTokenizer
-from common.runtime.errors import UserError, as_user_error
-from common.runtime.files import atomic_folder
-from common.runtime.records import CARD_NAME, write_record
+from common.runtime.errors import UserError
 
 VERSION = 1  # part of the key of every folder; raise it when results change
-WEIGHTS_NAME = "model.bin"
 LEAST_HEADS = 2  # of a stack: with one the engine (4.8) fails to reshape
 
 
-def engine():
-    """The package.
+SNIPPET = """from ctranslate2 import Translator
+from transformers import AutoTokenizer
 
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module("ctranslate2")
-    except ImportError:
-        raise UserError("CTranslate2 is not installed; pip install 'ctranslate2>=4.8,<5'") from None
+folder = {{ folder }}  # this folder
+translator = Translator(folder, device="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+source = tokenizer.convert_ids_to_tokens(tokenizer({{ text }})["input_ids"])
+(answer,) = translator.translate_batch([source], beam_size=1, max_decoding_length=60{{ search }})
+{% if has_target -%}
+tokenizer = AutoTokenizer.from_pretrained(f"{folder}/target")
+{% endif -%}
+print(tokenizer.decode(tokenizer.convert_tokens_to_ids(answer.hypotheses[0]), skip_special_tokens=True))"""
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -59,53 +58,20 @@ def check_convertible(model) -> None:
     """
     if not model.can_generate():
         raise UserError(
-            "--format ctranslate2: CTranslate2 runs encoders, but no head for classification; docs/shipping.md has "
-            "ONNX Runtime for classifiers"
+            "--format ctranslate2: CTranslate2 runs encoders, but no head for classification; take --format onnx"
         )
     _loader(model)
     search_options(model.generation_config, range(_sizes(model)[1]))
 
 
-def save_translator(
-    path: str | Path, model, record: dict, tokenizer, quantization: str, check: Callable[[Path], None] | None = None
-) -> None:
-    """Save an encoder-decoder, compact or not, in the engine's format with its tokenizer, card and record, atomically.
-
-    Args:
-        model: is used up, as the engine's converter quantizes weights where they are.
-        quantization: type of the weights, one of `flags.QUANTIZATIONS`.
-        check: see `saving.save_model`.
-    Raises:
-        UserError: the engine cannot hold the model, or do what its generation config asks for.
-    """
-    with as_user_error(path, "cannot be written for CTranslate2"):
-        spec = _specification(model, tokenizer)
-        spec.validate()
-        spec.optimize(quantization=quantization)
-    own = {
-        "quantization": quantization,
-        "config": ordinary_class(model).config_class(**ordinary_settings(model.config)).to_dict(),
-        "generation": model.generation_config.to_dict(),
-        "counts": parameter_counts(model),
-    }
-    record = record | {"ctranslate2": own}
-    with atomic_folder(path) as folder:
-        spec.save(str(folder))
-        tokenizer.save_pretrained(folder)
-        options = search_options(model.generation_config, tokens_of(_pair(tokenizer)[1], _sizes(model)[1]))
-        card = model_card(
-            Path(path).absolute().name,
-            model,
-            record,
-            quantization,
-            has_tokenizer=True,
-            search=_as_code(options),
-            has_target=isinstance(tokenizer, PairedTokenizer),
-        )
-        (folder / CARD_NAME).write_text(card, encoding="utf-8")
-        write_record(folder, record)
-        if check:
-            check(folder)
+def write(folder: Path, model, tokenizer, quantization: str) -> dict:
+    """Write an encoder-decoder; see `engines.Engine`. It is used up: the converter quantizes weights where they are."""
+    spec = _specification(model, tokenizer)
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    spec.save(str(folder))
+    options = search_options(model.generation_config, tokens_of(_pair(tokenizer)[1], _sizes(model)[1]))
+    return {"search": _as_code(options), "has_target": isinstance(tokenizer, PairedTokenizer)}
 
 
 def _pair(tokenizer):
@@ -162,8 +128,7 @@ def search_options(generation, tokens: Sequence) -> dict:
 
 def _loader(model):
     """The engine's converter of a model's class, see its `converters.transformers`."""
-    version = engine().__version__
-    converters = importlib.import_module("ctranslate2.converters.transformers")
+    version = ctranslate2.__version__
     kind = ordinary_class(model).config_class.__name__
     loader = converters._MODEL_LOADERS.get(kind)
     if kind == "MarianConfig":  # its own expects padding to be the last token, and a decoder that starts with zeros
@@ -268,12 +233,12 @@ def spread(inner, out, places: list[int], size: int, width: int) -> None:
 
 
 class Translator:
-    """A folder of `save_translator`, which generates as a model of transformers does.
+    """A folder of `write`, which generates as a model of transformers does.
 
     `config`, `generation_config`: the model's, as transformers has them; `precision`: what the engine computes in.
     """
 
-    def __init__(self, folder: Path, config, generation_config, device: torch.device):
+    def __init__(self, folder: Path, config, generation_config, quantization: str, device: torch.device):
         self.config, self.generation_config, self.device = config, generation_config, device
         names = ("source", "target") if (folder / "source_vocabulary.json").is_file() else ("shared", "shared")
         files = (folder / f"{name}_vocabulary.json" for name in names)
@@ -282,7 +247,7 @@ class Translator:
         self.options = search_options(generation_config, self.target)
         self.prefix = self.options.pop("target_prefix")
         on = "cuda" if device.type == "cuda" else "cpu"
-        self.engine = engine().Translator(str(folder), device=on, intra_threads=torch.get_num_threads())
+        self.engine = ctranslate2.Translator(str(folder), device=on, intra_threads=torch.get_num_threads())
         self.precision = self.engine.compute_type
 
     def eval(self) -> "Translator":
@@ -318,3 +283,6 @@ class Translator:
             if end is not None and len(answer) == max_new_tokens:
                 answer.append(end)
         return padded(answers, padding).to(input_ids.device)
+
+
+opened = Translator

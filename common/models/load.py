@@ -39,8 +39,7 @@ from common.models.checks import (
     stored_dtype,
     stored_shapes,
 )
-from common.models.ctranslate import WEIGHTS_NAME as BINARY_NAME
-from common.models.ctranslate import Translator
+from common.models.engines import ENGINES
 from common.models.tokenizer import tokenizer_in, vocabularies
 from common.runtime.errors import UserError, as_user_error, lacks_memory
 from common.runtime.files import A_MODEL, no_such
@@ -54,7 +53,13 @@ MODEL_RECORD = {
     "task?": set(TASKS),
     "tokenizer?": REFERENCE,
     "data?": DATA,
-    "ctranslate2?": {"quantization": str, "config": {str: object}, "generation": {str: object}, "counts": {str: float}},
+    "engine?": {
+        "format": set(ENGINES),
+        "quantization": str,
+        "config": {str: object},
+        "generation?": {str: object},
+        "counts": {str: float},
+    },
     "original?": {"fingerprint": str, "name": str, "model?": REFERENCE, str: object},
     str: object,
 }
@@ -75,18 +80,20 @@ class LoadedModel:
 
     @property
     def is_module(self) -> bool:
-        """Whether torch has it, and not CTranslate2."""
-        return isinstance(self.model, torch.nn.Module)
+        """Whether torch has it, and not an engine."""
+        return "engine" not in self.record
 
     @property
     def counts(self) -> dict[str, float]:
-        """See `parameter_counts`; those of the model that was written for CTranslate2."""
-        return parameter_counts(self.model) if self.is_module else self.record["ctranslate2"]["counts"]
+        """See `parameter_counts`; those of the model that was written for an engine."""
+        return parameter_counts(self.model) if self.is_module else self.record["engine"]["counts"]
 
     @property
-    def weights(self) -> Path:
-        """The file that holds its weights."""
-        return self.path if self.path.is_file() else self.path / (WEIGHTS_NAME if self.is_module else BINARY_NAME)
+    def bytes_on_disk(self) -> int:
+        """Of the files that hold its weights."""
+        pattern = WEIGHTS_NAME if self.is_module else ENGINES[self.record["engine"]["format"]].weights
+        files = [self.path] if self.path.is_file() else self.path.glob(pattern)
+        return sum(file.stat().st_size for file in files)
 
     @property
     def family(self) -> Family:
@@ -190,7 +197,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", to_run: boo
     """Load a model folder or `.pth` in float32, in `eval()`.
 
     Args:
-        to_run: whether what can only be run will do: a folder for CTranslate2, whose model is a `Translator`.
+        to_run: whether what can only be run will do: a folder for one of `ENGINES`.
     Raises:
         UserError: nothing there, not a model that is supported, or a damaged one.
     """
@@ -211,14 +218,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", to_run: boo
 
 
 def load_folder(path: Path, device: torch.device | str | None = None) -> LoadedModel:
-    """The model in a folder; see `load_model`. `device`: where CTranslate2 is to run one of its own, if it is to."""
+    """The model in a folder; see `load_model`. `device`: where an engine is to run one of its own, if it is to."""
     if not (path / "config.json").is_file():
         raise UserError("is not a model folder (it has no config.json)")
     check_adapter(path)
     record = read_model_record(path)
     check_files(path, record)
-    if (path / BINARY_NAME).is_file():
-        return _for_ctranslate(path, record, device)
+    if "engine" in record:
+        return _for_engine(path, record, device)
     settings = read_json(path / "config.json", "download_model.py")
     check_config(settings)  # before its weights are looked for
     if (path / GENERATION_NAME).is_file():
@@ -229,17 +236,21 @@ def load_folder(path: Path, device: torch.device | str | None = None) -> LoadedM
     return _from_parts(path, record, settings, generation, stored_shapes(weights), partial(load_file, weights))
 
 
-def _for_ctranslate(path, record, device):
-    """What is in a folder that `save_translator` wrote."""
-    own = record.get("ctranslate2")
-    if own is None or device is None:
-        what = "one of this suite's can be evaluated" if own is None else "it can be evaluated, and no more"
-        raise UserError(f"is for CTranslate2; {what}. Give the folder for transformers that it was made of")
-    _, config = class_and_config(own["config"], record.get("task"))
-    check_generation("its generation config", own["generation"], vocabularies(config)[1])
-    generation = transformers.GenerationConfig.from_dict(own["generation"])
-    translator = Translator(path, config, generation, torch.device(device))
-    return LoadedModel(translator, path, record, dtype=own["quantization"])
+def _for_engine(path, record, device):
+    """What is in a folder that `save_for_engine` wrote."""
+    own, engine = record["engine"], ENGINES[record["engine"]["format"]]
+    if device is None:
+        raise UserError(
+            f"is for {engine.title}; it can be evaluated, and no more. Give the folder for transformers that it was "
+            "made of"
+        )
+    of_class, config = class_and_config(own["config"], record.get("task"))
+    generation = None
+    if of_class.can_generate():
+        check_generation("its generation config", own["generation"], vocabularies(config)[1])
+        generation = transformers.GenerationConfig.from_dict(own["generation"])
+    model = engine.code.opened(path, config, generation, own["quantization"], torch.device(device))
+    return LoadedModel(model, path, record, dtype=own["quantization"])
 
 
 def load_pth(path: Path) -> LoadedModel:

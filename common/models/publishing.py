@@ -10,10 +10,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from jinja2 import Template
 
 from common.blocks.defaults import study_of
 from common.blocks.families import COMPACT
 from common.blocks.tensors import parameter_counts
+from common.models.engines import ENGINES
 from common.models.plain import form_of
 from common.runtime.errors import UserError, as_user_error
 from common.runtime.progress import Talk
@@ -47,19 +49,8 @@ It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original
 {{ "{:,}".format(vocabulary.vocabulary_before) }}, chosen by its training data; use the tokenizer in this folder.
 {% endif %}
 ```python
-{% if search is not none -%}
-from ctranslate2 import Translator
-from transformers import AutoTokenizer
-
-folder = {{ folder }}  # this folder
-translator = Translator(folder, device="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)
-source = tokenizer.convert_ids_to_tokens(tokenizer({{ text }})["input_ids"])
-(answer,) = translator.translate_batch([source], beam_size=1, max_decoding_length=60{{ search }})
-{% if has_target -%}
-tokenizer = AutoTokenizer.from_pretrained(f"{folder}/target")
-{% endif -%}
-print(tokenizer.decode(tokenizer.convert_tokens_to_ids(answer.hypotheses[0]), skip_special_tokens=True))
+{% if engine -%}
+{{ code }}
 {%- else -%}
 from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }}
 
@@ -78,8 +69,8 @@ print(model.config.id2label[model(**batch).logits.argmax().item()])
 ```
 
 The weights are {{ dtype }}.
-{%- if search is not none %} The folder is for [CTranslate2](https://github.com/OpenNMT/CTranslate2)
-(`pip install "ctranslate2>=4.8,<5" transformers`).
+{%- if engine %} The folder is for [{{ engine.title }}]({{ engine.address }})
+(`pip install "{{ engine.requirements[-1] }}" transformers`).
 {%- elif has_code %} The model's code lies in the folder, hence `trust_remote_code`; no ordinary config can say what is
 left ({{ why_not_plain }}).
 {%- elif pruned %} It is an ordinary `{{ kind }}`, and needs no further code.
@@ -101,29 +92,29 @@ def pipeline_tag(task: str | None) -> str | None:
     return "text-classification" if task == "classification" else task
 
 
-def model_card(
-    name: str, model, record: dict, dtype: str, has_tokenizer: bool, search: str | None = None, has_target: bool = False
-) -> str:
-    """The card of a model in a folder; `name` is the folder's, `dtype` its weights'.
-
-    `search`: of a folder for CTranslate2, further arguments of `translate_batch`, as code; `has_target`: whether the
-    target has a tokenizer of its own.
-    """
+def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool, snippet: dict | None = None) -> str:
+    """The card of a model in a folder; `name` is the folder's, `dtype` its weights', `snippet` what `write` of an
+    engine returned."""
+    engine = ENGINES[record["engine"]["format"]] if "engine" in record else None
     task, data, is_pruned = record.get("task"), record.get("data") or {}, "original" in record
     base_model = record.get("base_model") or record.get("original", {}).get("name")
     prefix = data.get("prefix", study_of(model.config.model_type, task).prefix)
     header = ModelCardData(
         base_model=base_model,
         datasets=[data["hub"]] if "hub" in data else None,
-        library_name="transformers" if search is None else "ctranslate2",
+        library_name=record["engine"]["format"] if engine else "transformers",
         license=record.get("license"),
         pipeline_tag=pipeline_tag(task),
         tags=[
             "composable-pruning",
             *["pruned"] * is_pruned,
-            *["compact"] * (model.config.model_type.startswith(COMPACT) and search is None),
+            *["compact"] * (model.config.model_type.startswith(COMPACT) and engine is None),
         ],
     )
+    values = {
+        "folder": json.dumps(name, ensure_ascii=False),
+        "text": json.dumps((prefix or "") + "A text.", ensure_ascii=False),
+    }
     card = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
@@ -134,15 +125,14 @@ def model_card(
         dtype=dtype,
         pruned=is_pruned,
         has_tokenizer=has_tokenizer,
-        search=search,
-        has_target=has_target,
+        engine=engine,
+        code=Template(engine.code.SNIPPET).render(**values, **snippet) if engine else None,
         kind=type(model).__name__.removeprefix("Compact"),
         auto_class=model._auto_class or AUTO_CLASSES[model.can_generate()],
         **form_of(model),
         has_code=model._auto_class is not None,  # in the folder: of a compact model
         generates=model.can_generate(),
-        folder=json.dumps(name, ensure_ascii=False),
-        text=json.dumps((prefix or "") + "A text.", ensure_ascii=False),
+        **values,
     )
     return str(card) + "\n"
 

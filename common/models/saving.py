@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from common.blocks.tensors import aliasing_copy
+from common.blocks.tensors import aliasing_copy, parameter_counts
 from common.models.checks import computed_weights, is_finite
+from common.models.engines import ENGINES
 from common.models.load import PTH_FORMAT, load_model
+from common.models.plain import ordinary_class, ordinary_settings
 from common.models.publishing import model_card
-from common.runtime.errors import UserError
+from common.runtime.errors import UserError, as_user_error
 from common.runtime.files import atomic_file, atomic_folder
 from common.runtime.records import (
     CARD_NAME,
@@ -109,6 +111,44 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         card = model_card(path.absolute().name, model, record, dtype, has_tokenizer=tokenizer is not None)
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        write_record(folder, record)
+        if check:
+            check(folder)
+
+
+def save_for_engine(
+    name: str,
+    path: str | Path,
+    model,
+    record: dict,
+    tokenizer,
+    quantization: str,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Save a model, compact or not, for an engine with its tokenizer, card and record, atomically; it is used up.
+
+    Args:
+        name: the engine's in `ENGINES`; `quantization` is one of its own.
+        check: see `save_model`.
+    Raises:
+        UserError: the engine cannot hold the model, or do what its generation config asks for.
+    """
+    engine, path = ENGINES[name], Path(path)
+    own = {
+        "format": name,
+        "quantization": quantization,
+        "config": ordinary_class(model).config_class(**ordinary_settings(model.config)).to_dict(),
+        "counts": parameter_counts(model),
+    }
+    if model.can_generate():
+        own["generation"] = model.generation_config.to_dict()
+    record = record | {"engine": own}
+    with atomic_folder(path) as folder:
+        with as_user_error(path, f"cannot be written for {engine.title}"):
+            snippet = engine.code.write(folder, model, tokenizer, quantization)
+        tokenizer.save_pretrained(folder)
+        card = model_card(path.absolute().name, model, record, quantization, has_tokenizer=True, snippet=snippet)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_record(folder, record)
         if check:
