@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers
 from helpers import fails, read_json, run, snippets
-from test_ctranslate import cut
-from tiny import ENDS, bart_settings, build_tokenizer, classifier, t5_config
+from tiny import ENDS, bart_settings, build_tokenizer, classifier, cut, t5_config
 
 from common.models.compact import make_compact
 from common.models.load import load_model
@@ -48,6 +47,7 @@ def printed(folder):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, way", [("t5", "uneven"), ("marian", "left out")])
 def test_translations_are_those_of_transformers(kind, way, here, workshop):
     """Oracle: `generate` of the masked model; some of Marian's attentions have no heads left."""

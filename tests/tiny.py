@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from common.blocks.defaults import usual_task
+from common.blocks.find import find_blocks
 from common.data.examples import Batch, Examples
 from common.data.tasks import TASKS
 from common.runtime.devices import Runtime
@@ -331,3 +332,18 @@ def padded_batch(kind):
         labels = torch.randint(2, 64, (2, 6), generator=generator)
         labels[1, 3:] = -100
     return Batch({"input_ids": ids, "attention_mask": mask, "labels": labels}, CPU)
+
+
+@torch.no_grad()
+def cut(model, kind, way):
+    """Zero the output columns of some heads and neurons, in place: half of them, any of them, or all of some blocks."""
+    draw = random.Random(kind)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter += 0.1 * torch.randn_like(parameter)
+    for number, block in enumerate(find_blocks(model).values()):
+        size, out = block.heads or block.neurons, model.get_submodule(f"{block.root}.{block.output}")
+        kept = range(size // 2) if way == "even" else draw.sample(range(size), draw.randint(1, size - 1))
+        kept = [] if way == "left out" and number in (1, 2, 5, 7) else kept
+        gone = torch.tensor([part not in kept for part in range(size)]).repeat_interleave(out.in_features // size)
+        out.weight[:, gone] = 0
