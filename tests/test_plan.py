@@ -1,11 +1,14 @@
 """Plans: nothing is written, the steps are those of the run, what is there is known. Settings out of records."""
 
+import os
+import signal
 import time
 
 import pytest
 from helpers import ROOT, call_apart, files_in, outcome, run, touched
 
 from common.runtime import plan
+from common.training import stats
 
 TRAIN, BATCH = 48, 4  # examples of the tiny data, and of a batch: 12 steps an epoch, of which a plan takes few
 LONG = {
@@ -62,11 +65,19 @@ def test_a_plan_writes_nothing_and_knows_the_steps(chain, t5, here, stage, monke
     assert (again["steps"], again["parts"], again["disk"]) == (0, [], 0)
 
 
-def test_a_plan_says_which_part_of_the_key_changed(chain, t5, here):
-    command = f"model-level_finetuning.py -m {t5} -p {chain}/pruned -c {chain}/conf.json -n 0 -o tuned"
-    run(f"{command} --epochs 0")
-    (state,) = run(f"{command} --epochs 1 --overwrite --plan")["plan"]["outputs"]
+def test_a_plan_says_which_part_of_the_key_changed_and_where_an_unfinished_run_is(chain, t5, here, monkeypatch):
+    command = f"model-level_finetuning.py -m {t5} -p {chain}/pruned -c {chain}/conf.json -n 0 --batch-size {BATCH}"
+    run(f"{command} -o done --epochs 0")
+    (state,) = run(f"{command} -o done --epochs 1 --overwrite --plan")["plan"]["outputs"]
     assert "epochs: 0 there, 1 asked for" in state
+
+    calls = iter([None, None, signal.SIGINT])  # at the end of the second epoch, whose state is saved then
+    with monkeypatch.context() as patched:
+        patched.setattr(stats, "write_stats", lambda *_: (number := next(calls)) and os.kill(os.getpid(), number))
+        assert outcome(f"{command} -o tuned --epochs 4")[0] == 130
+    planned = run(f"{command} -o tuned --epochs 4 --plan")["plan"]
+    assert planned["outputs"] == {"missing": ["tuned"], "unfinished, after epoch 2": ["tuned.unfinished.checkpoint"]}
+    assert planned["steps"] == 2 * TRAIN // BATCH
 
 
 SETTINGS = {

@@ -13,12 +13,6 @@ from common.cli.launch import launch
 from common.runtime.errors import UserError
 
 
-def build_parser():
-    parser = Parser(__doc__, usage="python -m common.cli.settings OUTPUT > settings.txt")
-    parser.add_argument("output", metavar="OUTPUT", help="a composed or fine-tuned model, or a library")
-    return parser
-
-
 def run(args):
     from common.models.saving import record_of
 
@@ -37,9 +31,7 @@ def as_file(result):
     return "\n".join(lines)
 
 
-def main(argv=None):
-    return launch(build_parser(), run, argv, as_file)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = Parser(__doc__, usage="python -m common.cli.settings OUTPUT > settings.txt")
+    parser.add_argument("output", metavar="OUTPUT", help="a composed or fine-tuned model, or a library")
+    sys.exit(launch(parser, run, text_of=as_file))

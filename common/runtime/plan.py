@@ -71,11 +71,7 @@ class Plan:
 
     def to_json(self) -> dict:
         parts = [{"part": label, "items": items, "seconds": spent} for label, (items, spent) in self.parts.items()]
-        return {
-            **{name: getattr(self, name) for name in ("outputs", "examples", "steps")},
-            "parts": parts,
-            "disk": sum(self.disk.values()),
-        }
+        return vars(self) | {"parts": parts, "disk": sum(self.disk.values())}
 
 
 def current() -> Plan | None:
