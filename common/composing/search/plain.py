@@ -27,7 +27,7 @@ class PlainChoices:
             UserError: the model itself is not plain, or variants of a stack never lose the same heads.
         """
         if not form_of(loaded.model)["plain"]:
-            raise UserError(f"--plain: {loaded.path} is none that an ordinary config can say; search from its original")
+            raise UserError(f"--plain: {loaded.path} is a compact model that has code; search from its original")
         self.model, self.blocks, self.rows = loaded.model, blocks, []
         self.left = {  # {block: {variant: the numbers of its heads or neurons}}
             name: {DENSE: tuple(range(block.heads or block.neurons))}
@@ -42,35 +42,27 @@ class PlainChoices:
         self._share_biases(library)
 
     def __contains__(self, choice: dict[str, str]) -> bool:
-        left = {
-            self.blocks[name].root: (self.blocks[name], self.left[name][variant]) for name, variant in choice.items()
-        }
-        heads = {root: list(parts) for root, (block, parts) in left.items() if block.heads}
+        left = {self.blocks[name].root: list(self.left[name][variant]) for name, variant in choice.items()}
         try:
-            Plain(self.model, heads, {root: len(parts) for root, (block, parts) in left.items() if block.neurons})
+            Plain(self.model, left, {root: len(parts) for root, parts in left.items()})
         except NotPlain:
             return False
         return True
-
-    def _gone(self, name):
-        return {(name, variant): 1 for variant, parts in self.left[name].items() if not parts}
 
     def _let_layers_go(self, family):
         """A block is left out with all others of its layer, or not at all."""
         stacks = {}  # {setting that counts the layers: those}
         for name, block in self.blocks.items():
-            layer, setting = split(block.root)[:2], family.layers.get(block.side)
-            if setting:
-                stacks.setdefault(setting, {})[layer] = 1
-                self.rows.append(Row(self._gone(name) | {layer: -1}, 0, 0))
-            else:
-                self.rows.append(Row(self._gone(name), 0, 0))
+            gone = {(name, variant): 1 for variant, parts in self.left[name].items() if not parts}
+            if setting := family.layers.get(block.side):
+                layer = split(block.root)[:2]
+                stacks.setdefault(setting, {})[layer], gone[layer] = 1, -1
+            self.rows.append(Row(gone, 0, 0))
         for layers in stacks.values():
             self.rows.append(Row(layers, 0, len(layers) - 1))
         if stacks:  # the decoder has no more layers left than the encoder
             encoder, decoder = (stacks[family.layers[side]] for side in ("encoder", "decoder"))
-            terms = decoder | dict.fromkeys(encoder, -1)
-            self.rows.append(Row(terms, len(decoder) - len(encoder), math.inf))
+            self.rows.append(Row(decoder | dict.fromkeys(encoder, -1), len(decoder) - len(encoder), math.inf))
 
     def _count(self, family):
         """What a setting counts is equally many, and what none counts is whole."""
@@ -90,10 +82,10 @@ class PlainChoices:
         """Self-attentions that share a position bias have the same heads."""
         names = {block.root: name for name, block in self.blocks.items()}
         for root, readers in Whole(self.model).biases.items():
-            heads = [self.left[names[reader]] for reader in readers]
-            self._agree(root, dict(zip((names[reader] for reader in readers), heads)))
-            for count in set.intersection(*({len(kept) for kept in each.values() if kept} for each in heads)):
-                if not set.intersection(*({kept for kept in each.values() if len(kept) == count} for each in heads)):
+            heads = {names[reader]: set(self.left[names[reader]].values()) - {()} for reader in readers}
+            self._agree(root, {name: self.left[name] for name in heads})
+            for count in set.intersection(*({len(kept) for kept in each} for each in heads.values())):
+                if not set.intersection(*({kept for kept in each if len(kept) == count} for each in heads.values())):
                     raise UserError(
                         f"{library}: --plain: no {count} heads are left in all self-attentions of {split(root)[0]}, "
                         "which share a position bias; make the library of what prune.py --plain-heads prunes"
