@@ -2,8 +2,7 @@
 
 The ways are those of docs/shipping.md. A JSON line for each: bytes on disk; the processor's milliseconds for a batch,
 median, least and most of the rounds, all ways in turn, to be read with one thread; quality on examples of the test
-split; on how many of these the answer is the same as that of the model as transformers runs it. Needs onnx, onnxscript
-and onnxruntime beside the suite's requirements.
+split; on how many of these the answer is the same as that of the model as transformers runs it.
 
 What translates is in `engine.py`.
 """
@@ -16,10 +15,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import onnxruntime
 import torch
 from measure import build_parser, emit, in_turn, machine
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
 from common.cli.flags import DATA, add_settings
@@ -28,6 +25,7 @@ from common.cli.open import open_study
 from common.cli.values import int_between
 from common.data.batching import evaluation_batches
 from common.models.load import load_model
+from common.models.saving import save_for_engine
 from common.runtime.errors import UserError
 from common.runtime.settings import DataSettings
 
@@ -41,40 +39,6 @@ def parser():
     flags.add_argument("--examples", type=int_between(1), default=200, help="of the test split")
     add_settings(flags, DataSettings, DATA, batch_size=8)
     return flags
-
-
-class Exported:
-    """A module, called by keyword, saved and loaded again in one of three forms: each a way of calling it."""
-
-    def __init__(self, module, inputs, path):
-        self.names, self.path = list(inputs), path
-        self.program = torch.export.export(module, (), inputs, dynamic_shapes=dict.fromkeys(inputs, TWO))
-        torch.export.save(self.program, path.with_suffix(".pt2"))
-        onnx = path.with_suffix(".onnx")
-        torch.onnx.export(self.program, (), onnx, external_data=False, verbose=False)
-        quantize_dynamic(onnx, path.with_suffix(".int8.onnx"), weight_type=QuantType.QInt8)
-
-    def ways(self):
-        """{way: (function, bytes on disk)}"""
-        files = {way: self.path.with_suffix(suffix) for way, suffix in SUFFIXES.items()}
-        module = torch.export.load(files["torch.export"]).module()
-        found = {"torch.export": lambda *tensors: module(**dict(zip(self.names, tensors)))}
-        for way in ("ONNX Runtime", "ONNX Runtime, int8"):
-            found[way] = self._session(files[way])
-        return {way: (function, files[way].stat().st_size) for way, function in found.items()}
-
-    def _session(self, path):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-        def run(*tensors):
-            return torch.from_numpy(session.run(None, {n: t.numpy() for n, t in zip(self.names, tensors)})[0])
-
-        return run
-
-
-SUFFIXES = {"torch.export": ".pt2", "ONNX Runtime": ".onnx", "ONNX Runtime, int8": ".int8.onnx"}
 
 
 def quantized(model):
@@ -92,7 +56,7 @@ def state_size(model, folder):
     return (folder / "state.pt").stat().st_size
 
 
-def classifying(models, sizes, example, folder):
+def classifying(models, sizes, example, tokenizer, folder):
     """{way: (function of a batch that gives classes, (batch,), bytes on disk)}"""
     inputs = {name: example[name] for name in ("input_ids", "attention_mask")}
 
@@ -100,10 +64,20 @@ def classifying(models, sizes, example, folder):
         return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
 
     compact, int8 = models["transformers"], quantized(models["transformers"])
-    exported = Exported(Logits(compact), inputs, folder / "model").ways()
+    program = torch.export.export(Logits(compact), (), inputs, dynamic_shapes=dict.fromkeys(inputs, TWO))
+    torch.export.save(program, folder / "model.pt2")
+    exported = torch.export.load(folder / "model.pt2").module()
     ways = {name: (of_model(model), sizes[name]) for name, model in models.items()}
     ways["torch.compile"] = of_model(torch.compile(compact, dynamic=True)), sizes["transformers"]
-    ways |= exported | {"torch, int8": (of_model(int8), state_size(int8, folder))}
+    ways["torch.export"] = (
+        lambda ids, mask: exported(input_ids=ids, attention_mask=mask),
+        (folder / "model.pt2").stat().st_size,
+    )
+    for name, quantization in (("ONNX Runtime", "float32"), ("ONNX Runtime, int8", "int8")):
+        save_for_engine("onnx", folder / name, compact, {"task": "classification"}, tokenizer, quantization)
+        loaded = load_model(folder / name, to_run=True)
+        ways[name] = of_model(loaded.model), loaded.bytes_on_disk
+    ways["torch, int8"] = of_model(int8), state_size(int8, folder)
 
     def classes(logits_of):
         return lambda batch: logits_of(batch["input_ids"], batch["attention_mask"]).argmax(-1).tolist()
@@ -138,7 +112,7 @@ def run(args):
     emit(figure="setting", **setting, **machine(device))
 
     with tempfile.TemporaryDirectory() as folder:
-        ways = classifying(models, sizes, batches[0], Path(folder))
+        ways = classifying(models, sizes, batches[0], opened.tokenizer, Path(folder))
     middle = batches[len(batches) // 2]
     answering = {way: partial(answer, middle) for way, (answer, _) in ways.items()}
     seconds = in_turn(answering, args.rounds, device, lambda _: time.process_time())  # this process's alone
