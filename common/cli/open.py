@@ -269,12 +269,12 @@ class Form:
             size = 1 if name == "int8" else getattr(torch, name).itemsize
             planned.disk[path] = size * sum(parameter.numel() for parameter in model.parameters())
             return
-        check, is_engines = None, self.format in ENGINES
-        if self.compact and not path.endswith(".pth") and self.format != "onnx":  # whose `write` has looked already
-            tolerance = QUANTIZED if is_engines and self.dtype != "float32" else EXACT
-            check = afresh_check(path, model, tokenizer, is_engines, tolerance)
-        if is_engines:
-            save_for_engine(self.format, path, model, record, tokenizer, self.dtype, check)
+        check, engine = None, self.format if self.format in ENGINES else None
+        if self.compact and not path.endswith(".pth"):
+            tolerance = QUANTIZED if engine and self.dtype != "float32" else EXACT
+            check = afresh_check(path, model, tokenizer, engine, tolerance)
+        if engine:
+            save_for_engine(engine, path, model, record, tokenizer, self.dtype, check)
         else:
             save_model(path, model, record, masks=masks, tokenizer=tokenizer, dtype=self.dtype, check=check)
 

@@ -15,17 +15,20 @@ import transformers
 TOKENS = 8  # that are generated
 
 
-def answer(folder: str, text: str, auto_class: str | None, has_code: bool) -> dict:
+def answer(folder: str, text: str, engine: str | None, auto_class: str, has_code: bool) -> dict:
     """A text's tokens by the folder's tokenizer, and the model's logits, see `first_logits`.
 
     Args:
-        auto_class: of transformers, to load the model by; None for CTranslate2.
+        engine: "ctranslate2" or "onnx"; None for transformers.
+        auto_class: of transformers, to load the model by.
         has_code: whether the folder's own code is needed.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(text, return_tensors="pt")
     tokens = batch["input_ids"][0].tolist()
-    if auto_class is None:
+    if engine == "onnx":
+        return {"tokens": tokens, "logits": onnx_logits(folder, batch).flatten().tolist()}
+    if engine == "ctranslate2":
         import ctranslate2
 
         lengths = {"min_decoding_length": 0, "max_decoding_length": TOKENS}
@@ -38,6 +41,26 @@ def answer(folder: str, text: str, auto_class: str | None, has_code: bool) -> di
     if model.can_generate():
         model.generate(**batch, max_new_tokens=TOKENS)
     return {"tokens": tokens, "logits": first_logits(model, batch).tolist()}
+
+
+def onnx_logits(folder: str, batch: dict) -> np.ndarray:
+    """The same of a folder for ONNX Runtime: (1, classes), or (1, 1, tokens)."""
+    import onnxruntime
+
+    def run(name):
+        session = onnxruntime.InferenceSession(f"{folder}/{name}.onnx")
+        shapes = {each.name: each.shape for each in session.get_inputs()}
+        past = {name: np.zeros((1, shape[1], 0, shape[-1]), "float32") for name, shape in shapes.items() if "." in name}
+        inputs = {name: (past | given)[name] for name in shapes}
+        return dict(zip([each.name for each in session.get_outputs()], session.run(None, inputs)))
+
+    given = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
+    given["token_type_ids"] = np.zeros_like(given["input_ids"])
+    if os.path.isfile(f"{folder}/model.onnx"):
+        return run("model")["logits"]
+    start = transformers.AutoConfig.from_pretrained(folder).decoder_start_token_id
+    given |= run("encoder") | {"decoder_input_ids": np.array([[start]])}
+    return run("decoder")["logits"]
 
 
 @torch.inference_mode()

@@ -72,10 +72,10 @@ def check_half(path: str | Path, model: torch.nn.Module, batch: dict) -> None:
         )
 
 
-def afresh_check(path: str | Path, model, tokenizer, is_engines: bool, tolerance: float) -> Callable[[Path], None]:
+def afresh_check(path: str | Path, model, tokenizer, engine: str | None, tolerance: float) -> Callable[[Path], None]:
     """What makes sure, before a folder takes its place, that it works without this suite, and gives what `model` gives.
 
-    It is loaded in a process of its own, by transformers or, if `is_engines`, by CTranslate2. All folders of a run go
+    It is loaded in a process of its own, by transformers or by an engine. All folders of a run go
     through the same process, so that a run waits but once for it to import these.
 
     Returns:
@@ -83,11 +83,12 @@ def afresh_check(path: str | Path, model, tokenizer, is_engines: bool, tolerance
     """
     tokens = (tokenizer.source if isinstance(tokenizer, PairedTokenizer) else tokenizer)(TEXT)["input_ids"]
     wanted = afresh.first_logits(model, {"input_ids": torch.tensor([tokens], device=model.device)}).cpu()
-    auto_class = None if is_engines else model._auto_class or AUTO_CLASSES[model.can_generate()]
-    has_code = model._auto_class is not None and not is_engines
+    auto_class, has_code = model._auto_class or AUTO_CLASSES[model.can_generate()], model._auto_class is not None
 
     def check(folder):
-        told = ask_afresh(folder=str(folder.absolute()), text=TEXT, auto_class=auto_class, has_code=has_code)
+        told = ask_afresh(
+            folder=str(folder.absolute()), text=TEXT, engine=engine, auto_class=auto_class, has_code=has_code
+        )
         reason = told.get("error") or (
             f"its tokenizer reads {TEXT!r} as {told['tokens']}, where {tokens} is right"
             if told["tokens"] != tokens
