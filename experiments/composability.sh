@@ -41,6 +41,9 @@ if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes mo
         model_args="--epochs 2 --epoch-size 4000 $model_args"
     fi
 fi
+if [[ $type == *-demo ]] && ! was_given model; then
+    evaluate+=" --quiet"  # takes a minute, and the table at the end says all of it
+fi
 
 # --- the stages ----------------------------------------------------------------------------------------------------
 cd "$output"

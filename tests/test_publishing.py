@@ -100,6 +100,14 @@ def test_a_card_that_cannot_be_added_to_is_refused_before_any_work(composed, t5,
         assert words in fails(f"evaluate-t5.py -m {tmp_path / model} --update-card {more}")
 
 
+def test_agreement_with_a_model_goes_into_no_card(composed, workshop, tmp_path):
+    kind, folder = composed
+    data = shutil.copytree(workshop / "data" / kind, tmp_path / "data")
+    (data / "record.json").write_text('{"answers_of": "teacher"}')
+    script = {"t5": "evaluate-t5.py", "distilbert": "evaluate-distilbert.py"}[kind]
+    assert "references are the answers of teacher" in fails(f"{script} -m {folder} --data {data} --update-card")
+
+
 def test_a_folder_is_pushed_and_a_failure_is_one_line(t5, chain, here, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     composing = f"compose_model.py -m {t5} -p {chain}/tuned -c {chain}/conf.json -n 0 -o m --push-to-hub me/small"

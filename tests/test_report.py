@@ -269,8 +269,8 @@ def test_several_models_end_in_one_table(models, tmp_path, kind):
     main, other = ("bleu", "chrf") if kind == "t5" else ("accuracy", "f1")
     assert code == 0 and head.split()[:3] == ["model", main, other] and max(map(len, [head, *rows])) <= 100
     for row, path, each in zip(rows, paths, result["models"]):
-        named, scores = row.split()[0].removeprefix("…"), [each[main], *each["intervals"][main], each[other]]
-        assert str(path).endswith(named) and "/" in named
+        (begin, end), scores = row.split()[0].split("…"), [each[main], *each["intervals"][main], each[other]]
+        assert str(path).startswith(begin) and str(path).endswith(end) and 2 * len(begin) <= len(end)
         assert [float(cell.strip("[],")) for cell in row.split()[1:5]] == pytest.approx(scores, abs=0.005)
     figures = read_json(tmp_path / "compact.json")["figures"]
     shown = [name for name in figures if name in ("bytes_on_disk", "parameters") or name.startswith("seconds")]

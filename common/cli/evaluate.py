@@ -111,7 +111,7 @@ def tell(results: list[dict], figures: dict[str, dict], notes: dict[str, list[st
     for name in dict.fromkeys(result["task"] for result in results if len(results) > 1):
         lines += tables.of_models(TASKS[name], [result for result in results if result["task"] == name], figures)
     for note, models in notes.items():
-        lines.append(f"{'all' if len(models) == len(results) > 1 else ', '.join(models)}: {note}")
+        lines += tables.wrapped(f"{'all' if len(models) == len(results) > 1 else ', '.join(models)}: {note}")
     for line in lines:
         talk.say(line)
 

@@ -25,11 +25,12 @@ SHORT = {  # of the same, in a table of many models; of times the ratio alone
 
 
 def aligned(lines: Iterable[Iterable[str]]) -> list[str]:
-    """Rows of cells as lines of text, their columns below each other; long first cells lose their beginning."""
+    """Rows of cells as lines of text, their columns below each other; long first cells lose what is in the middle."""
     first, *others = zip(*lines)
     widths = [max(map(len, column)) for column in others]
     room = max(LEAST, WIDTH - sum(2 + width for width in widths))
-    first = [cell if len(cell) <= room else f"…{cell[1 - room :]}" for cell in first]
+    head = room // 3
+    first = [cell if len(cell) <= room else f"{cell[:head]}…{cell[head + 1 - room :]}" for cell in first]
     columns = zip([max(map(len, first)), *widths], [first, *others])
     return [
         "  ".join(row).rstrip() for row in zip(*([cell.ljust(width) for cell in cells] for width, cells in columns))
