@@ -70,8 +70,10 @@ class Plan:
         self.count(label, len(items), self.now() - started)
 
     def to_json(self) -> dict:
-        parts = [{"part": label, "items": items, "seconds": spent} for label, (items, spent) in self.parts.items()]
-        return vars(self) | {"parts": parts, "disk": sum(self.disk.values())}
+        parts = [
+            {"part": name, "items": items, "seconds": round(spent, 3)} for name, (items, spent) in self.parts.items()
+        ]
+        return vars(self) | {"parts": parts, "disk": sum(self.disk.values()), "skipped": round(self.skipped, 3)}
 
 
 def current() -> Plan | None:
