@@ -1,11 +1,15 @@
 """Plans: nothing is written, the steps are those of the run, what is there is known. Settings out of records."""
 
+import contextlib
+import io
 import os
+import runpy
 import signal
+import sys
 import time
 
 import pytest
-from helpers import ROOT, call_apart, files_in, outcome, run, touched
+from helpers import files_in, outcome, run, touched
 
 from common.runtime import plan
 from common.training import stats
@@ -81,8 +85,7 @@ def test_a_plan_says_which_part_of_the_key_changed_and_where_an_unfinished_run_i
 
 
 SETTINGS = {
-    "1": "model-level_finetuning.py -m {t5} -p {chain}/tuned -c {chain}/conf.json -n 2 1 -o 'a b/{{n}}' --epochs 1 "
-    "--compact",
+    "1": "model-level_finetuning.py -m {t5} -p {chain}/tuned -c {chain}/conf.json -n 2 1 -o 'a b/{{n}}' --epochs 1",
     "1.pth": "compose_model.py -m {t5} -p {chain}/tuned -c {chain}/conf.json -n 1 -o 'a b/1.pth'",
     "library": "block-level_finetuning.py -m {t5} -p {chain}/pruned -o 'a b/library' --method both --epochs 1 "
     "--lr 1e-3 --ridge 0.001 0.01",
@@ -90,14 +93,16 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_record_makes_its_output_again(chain, t5, here, name):
+def test_a_record_makes_its_output_again(chain, t5, here, name, monkeypatch):
     """Oracles: the files' times, and their bytes where they are made a second time."""
     command = SETTINGS[name].format(t5=t5, chain=chain)
     run(command)
-    done = call_apart(ROOT / "common" / "cli" / "settings.py", f"a b/{name}", cwd=here, PYTHONPATH=str(ROOT))
-    (here / "settings.txt").write_text(done.stdout)
+    monkeypatch.setattr(sys, "argv", ["settings", f"a b/{name}"])
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit, match="0"):
+        runpy.run_module("common.cli.settings", run_name="__main__")
+    (here / "settings.txt").write_text(out.getvalue())
     script, before = command.split()[0], touched(here)
-    assert script in done.stdout.splitlines()[0]
+    assert script in out.getvalue().splitlines()[0]
     again = run(f"{script} @settings.txt")
     assert touched(here) == before and again.get("skipped", True)
     run(f"{script} @settings.txt -o b/{name}")
