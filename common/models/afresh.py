@@ -1,9 +1,10 @@
 """What runs in a process of its own, and knows nothing of this suite: it loads folders as their users will.
 
-A line on stdin is a question, the arguments of `answer` as JSON, and a line on stdout its answer, or {"error"}. A copy
-of the process answers, which has imported what is needed and done nothing else.
+A line on stdin is a question, [the modules to import, the arguments of `answer`] as JSON, and a line on stdout its
+answer, or {"error"}. A copy of the process answers, which has imported these and done nothing else.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ def answer(folder: str, text: str, engine: str | None, auto_class: str, has_code
         auto_class: of transformers, to load the model by.
         has_code: whether the folder's own code is needed.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=has_code)
     batch = tokenizer(text, return_tensors="pt")
     tokens = batch["input_ids"][0].tolist()
     if engine == "onnx":
@@ -76,10 +77,14 @@ if __name__ == "__main__":
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
     for line in sys.stdin:
+        modules, question = json.loads(line)
+        for name in modules:
+            importlib.import_module(name)
         child = os.fork()
         if child == 0:
+            sys.stdin.close()  # the questions are not for it
             try:
-                told = answer(**json.loads(line))
+                told = answer(**question)
             except Exception as error:
                 told = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
             print(json.dumps(told), file=out, flush=True)

@@ -57,7 +57,7 @@ from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }
 folder = {{ folder }}  # this folder, or its repository on the hub
 model = {{ auto_class }}.from_pretrained(folder{{ ", trust_remote_code=True" if has_code }})
 {% if has_tokenizer -%}
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{{ ", trust_remote_code=True" if has_code }})
 batch = tokenizer([{{ text }}], return_tensors="pt")
 {% if generates -%}
 print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=60), skip_special_tokens=True))

@@ -113,7 +113,9 @@ def ask_afresh(**question) -> dict:
     """What `afresh.answer` says; {"error"} if it fails."""
     process = fresh_process()
     try:
-        process.stdin.write(json.dumps(question) + "\n")
+        # All that is imported here it would import anew for each folder.
+        modules = sorted(name for name in sys.modules if name.startswith("transformers.models."))
+        process.stdin.write(json.dumps([modules, question]) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
     except (OSError, ValueError):  # it is gone
