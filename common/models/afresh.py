@@ -4,6 +4,7 @@ A line on stdin is a question, [the modules to import, the arguments of `answer`
 answer, or {"error"}. A copy of the process answers, which has imported these and done nothing else.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -79,7 +80,8 @@ if __name__ == "__main__":
     for line in sys.stdin:
         modules, question = json.loads(line)
         for name in modules:
-            importlib.import_module(name)
+            with contextlib.suppress(ImportError):  # an old name
+                importlib.import_module(name)
         child = os.fork()
         if child == 0:
             sys.stdin.close()  # the questions are not for it
