@@ -82,7 +82,8 @@ def afresh_check(path: str | Path, model, tokenizer, engine: str | None, toleran
         a `check` for `save_model`; it raises a UserError.
     """
     tokens = (tokenizer.source if isinstance(tokenizer, PairedTokenizer) else tokenizer)(TEXT)["input_ids"]
-    wanted = afresh.first_logits(model, {"input_ids": torch.tensor([tokens], device=model.device)}).cpu()
+    ids = torch.tensor([tokens], device=model.device)
+    wanted = afresh.first_logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).cpu()
     auto_class, has_code = model._auto_class or AUTO_CLASSES[model.can_generate()], model._auto_class is not None
 
     def check(folder):
