@@ -52,8 +52,8 @@ def warn_of_missing(library: Library, loaded, path: str | Path, talk) -> None:
     missing = [pair for pair in make_scheme(configurations).variants() if pair not in library]
     if configurations.model == loaded.identity and missing:
         talk.say(
-            f"{path}: {len(missing)} of its variants are not in {library.folder}; if it was changed, run "
-            "prune_scheme_generator.py and prune.py again"
+            f"{path}: {len(missing)} of its variants are not in {library.folder}; if the library is "
+            "made for it, run prune_scheme_generator.py and prune.py again"
         )
 
 
