@@ -53,7 +53,7 @@ def build_parser():
         help="let the self-attentions of a T5's stack lose the same heads: with as many gone everywhere, and as many "
         "neurons, --compact then gives a model of an ordinary class, see docs/how-it-works.md",
     )
-    add_settings(parser, CalibrationSettings, DATA, omit=("held_out", "ridge"))
+    add_settings(parser, CalibrationSettings, DATA, omit=("held_out", "ridge", "rounds"))
     add_settings(parser, DataSettings, DATA)
     add_compute(parser, omit=("precision", "accumulate"))
     return parser
