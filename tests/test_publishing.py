@@ -42,6 +42,7 @@ def test_a_card_says_what_the_model_is(composed, workshop):
     heads, weights = removed["heads"], removed["weights"]
     assert f"\n| attention: heads | {heads[0]} | {heads[1]} |\n" in card.text and heads[0] == heads[1] // 2 > 0
     assert f"\n| attention: weights | {weights[0]:,} | {weights[1]:,} |\n" in card.text
+    assert f"\n| parameters | {read_json(folder / 'record.json')['measured']['parameters']:,} |\n" in card.text
     assert str(folder.parent) not in str(card) and str(workshop) not in str(card)
 
 

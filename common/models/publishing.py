@@ -43,7 +43,7 @@ on them is agreement with that model, not quality.
 | measured | |
 |---|---|
 {% for figure, value in measured.items() if value is number and value is not boolean -%}
-| {{ figure.replace("_", " ") }} | {{ "{:.6g}".format(value) }} |
+| {{ figure.replace("_", " ") }} | {{ ("{:,}" if value is integer else "{:.6g}").format(value) }} |
 {% endfor %}{% endif %}{% if vocabulary %}
 It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original's
 {{ "{:,}".format(vocabulary.vocabulary_before) }}, chosen by its training data; use the tokenizer in this folder.
@@ -56,7 +56,7 @@ from transformers import {{ auto_class }}{{ ", AutoTokenizer" if has_tokenizer }
 
 folder = {{ folder }}  # this folder, or its repository on the hub
 model = {{ auto_class }}.from_pretrained(folder{{ ", trust_remote_code=True" if has_code }})
-{% if has_tokenizer -%}
+{%- if has_tokenizer %}
 tokenizer = AutoTokenizer.from_pretrained(folder{{ ", trust_remote_code=True" if has_code }})
 batch = tokenizer([{{ text }}], return_tensors="pt")
 {% if generates -%}
