@@ -210,7 +210,7 @@ def finetune(args, opened, choice, train, validation, recipe, quality, output, s
     checkpoint.remove()
     talk.say(
         f"{output}: validation loss {measured['val_loss_before']:.4f} -> {measured['val_loss']:.4f} "
-        f"(epoch {measured['best_epoch']})"
+        f"(epoch {learner.best_epoch}{'' if learner.best_epoch else ': kept as composed'})"
     )
     return {
         "output": output,

@@ -74,7 +74,7 @@ class Opened:
         if not whole and (count := examples.at_longest()):
             self.runtime.talk.say(
                 f"{self.source}: {count} of the {len(examples)} examples of its {name} split fill {examples.longest} "
-                "tokens, and are cut there if they are longer; --max-length says where"
+                "tokens, and are cut there if they are longer; see --max-length of prune.py, fine-tuning and evaluation"
             )
         return examples
 

@@ -14,6 +14,8 @@ from common.runtime.errors import UserError
 
 
 def run(args):
+    if not Path(args.output).exists():
+        raise UserError(f"{args.output}: no such file or folder")
     from common.models.saving import record_of
 
     record = record_of(Path(args.output)) or {}
