@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 import transformers
-from helpers import fails, read_json, run
+from helpers import fails, read_json, run, touched
 from oracles import loss_per_token
 from safetensors.torch import load_file
 from tiny import build_model, padded_batch, pairs_of
 
-from common.models.load import load_model
+from common.models.load import load_model, resolve
 from common.models.saving import damage, save_model
 from common.runtime.errors import UserError
 
@@ -66,6 +66,36 @@ def test_transformers_loads_a_compact_folder_in_its_type(here, composing):
         half.save_pretrained(here / "again")
         assert torch.equal(load(here / "again").eval()(**padded_batch("t5")).logits, logits)
     torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.2)
+
+
+def test_a_finished_model_is_written_in_another_form(here, t5, chain):
+    """Oracles: the logits of the fine-tuned masked model, and its record; a head has 768 weights, see test_compact."""
+    masked, written = load_model(chain / "tuned-0.pth"), []
+    parameters = masked.counts["parameters"] - 768 * masked.record["removed"]["attention"]["heads"][0]
+    for source, form in ((masked.path, "--compact -o fast"), ("fast", "--dtype bfloat16 -o deeper/half")):
+        result = run(f"compose_model.py -m {source} {form}")
+        files, loaded = touched(here), load_model(result["output"])
+        assert run(f"compose_model.py -m {source} {form}") == result and touched(here) == files
+        for name in ("task", "base_model", "variants", "removed", "configuration", "library_stage", "made_with"):
+            assert loaded.record[name] == masked.record[name]
+        assert result["parameters"] == parameters < masked.counts["parameters"]
+        assert t5.samefile(resolve(loaded.record["original"]["model"], loaded.path))
+        written.append(loaded.model)
+    with torch.no_grad():
+        expected, whole, half = (model(**padded_batch("t5")).logits for model in (masked.model, *written))
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(half, expected, rtol=0, atol=0.2)
+
+
+def test_a_whole_model_in_another_form_is_not_called_pruned_and_refusals_say_why(here, t5):
+    convert = f"compose_model.py -m {t5} -o same.pth"
+    run(f"{convert} --format transformers")
+    run("compose_model.py -m same.pth --vocabulary data -o smaller")
+    assert load_model("smaller").record["original"]["fingerprint"] == load_model(t5).identity["fingerprint"]
+    assert "pruned" not in (here / "smaller" / "README.md").read_text()
+    assert "-n: which configurations (-n 0 1), or what other form" in fails(convert)
+    assert "without -n give a name without it" in fails(f"compose_model.py -m {t5} --compact")
+    assert "--library: goes with -n" in fails(f"{convert} --compact -p pruned")
 
 
 def test_a_half_original_gives_half_models_unless_told_otherwise(here, t5, tokenizer):

@@ -221,15 +221,17 @@ def add_seed(parser: Parser, title: str = TRAINING) -> None:
     )
 
 
-def add_configurations(parser: Parser, *, library_help: str, output: str) -> None:
-    """The flags of the two scripts that put configurations' models together, and write them to `output`."""
+def add_configurations(parser: Parser, *, library_help: str, output: str, without_nth: str = "") -> None:
+    """The flags of the two scripts that put configurations' models together, and write them to `output`.
+
+    `without_nth`: how the help of -n ends where it may be left out.
+    """
     add_model(parser)
     group = parser.group(OUTPUT)
     group.add_argument("-p", "--library", default=FINE_TUNED_LIBRARY, help=library_help)
     group.add_argument("-c", "--configurations", default="conf.json", help="the configurations (conf.json)")
-    group.add_argument(
-        "-n", "--nth", type=int_between(0), nargs="+", required=True, help="which configurations, counted from 0"
-    )
+    options = {"type": int_between(0), "nargs": "+", "required": not without_nth}
+    group.add_argument("-n", "--nth", help=f"which configurations, counted from 0{without_nth}", **options)
     group.add_argument(
         "-o",
         "--output",
@@ -302,12 +304,14 @@ def check_form(args: argparse.Namespace) -> None:
         raise UserError(f"--vocabulary: {args.output} is a .pth, which holds no tokenizer; give -o a folder")
 
 
-def numbered(template: str, flag: str, numbers: list[int]) -> dict[int, str]:
-    """A path for each configuration: `{n}` in the template stands for its number.
+def numbered(template: str, flag: str, numbers: list[int | None]) -> dict[int | None, str]:
+    """A path for each configuration: `{n}` in the template stands for its number, which is None of a model of none.
 
     Raises:
-        UserError: there are several numbers, and no `{n}`.
+        UserError: there are several numbers, and no `{n}`; or none, and one.
     """
+    if None in numbers and "{n}" in template:
+        raise UserError(f"{flag} {template}: {{n}} is a configuration's number; without -n give a name without it")
     if len(numbers) > 1 and "{n}" not in template:
         raise UserError(
             f"{flag} {template}: needs {{n}} in it, which stands for the number, for several configurations"

@@ -31,13 +31,14 @@ def the_library(path: str) -> Path:
 
 
 def check_inputs(args) -> None:
-    """Make sure that what -m, -p, and -c if it was given, name is there.
+    """Make sure that what -m, and -p and -c unless they are None, name is there.
 
     Raises:
         UserError: something is not.
     """
     the_model(args.model)
-    the_library(args.library)
+    if args.library is not None:
+        the_library(args.library)
     if args.configurations is not None:
         the_file(args.configurations, "config_generator.py")
 

@@ -11,11 +11,12 @@ from common.blocks.tensors import parameter_masks, set_block, set_shared
 from common.composing.configurations import nth_configuration, read_configurations
 from common.composing.library import SHARED, Library
 from common.composing.scheme import DENSE, Pair, Scheme, make_scheme
-from common.models.load import reference
+from common.models.load import moved, reference
 from common.models.publishing import license_of
 from common.runtime.errors import UserError
 from common.runtime.records import make_record
 
+INHERITED = ("original", "configuration", "variants", "removed", "library_stage", "made_with", "vocabulary", "license")
 UNFIT = "does not fit the model; its 'modules' were changed: make conf.json again with config_generator.py"
 
 
@@ -143,25 +144,30 @@ def removed_parts(model, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, 
 
 
 def composed_record(
-    script: str, made_from: dict, choice: Choice, loaded, output: str, tokenizer, source, removed: dict, **content
+    script: str, made_from: dict, choice: Choice | None, loaded, output: str, tokenizer, source, removed, **content
 ):
     """The record of a model that was composed out of `loaded`, the original: see `records.make_record`.
 
+    Without a choice, of `loaded` in another form: of what and how it was composed, its own record says.
+
     `source`: where the data are, or None; `removed`: see `removed_parts`.
     """
-    return make_record(
-        script,
-        made_from,
-        task=loaded.task.name,
-        original=loaded.identity | {"model": reference(loaded.path, output)},
-        base_model=loaded.record.get("base_model") or loaded.identity["name"],
-        **license_of(loaded.path),
-        configuration={"number": choice.nth, "rates": choice.rates},
-        variants=choice.variants,
-        removed=removed,
-        library_stage=choice.library.record["stage"],
-        made_with=choice.made_with(),
-        data=source and source.to_json(output),
-        tokenizer=reference(tokenizer.name_or_path, output),
-        **content,
-    )
+    made = {
+        "task": loaded.task.name,
+        "original": loaded.identity | {"model": reference(loaded.path, output)},
+        "base_model": loaded.record.get("base_model") or loaded.identity["name"],
+    }
+    if choice:
+        made |= {
+            "configuration": {"number": choice.nth, "rates": choice.rates},
+            "variants": choice.variants,
+            "removed": removed,
+            "library_stage": choice.library.record["stage"],
+            "made_with": choice.made_with(),
+        }
+    else:
+        made |= {name: loaded.record[name] for name in INHERITED if name in loaded.record}
+        if original := loaded.record.get("original"):
+            made["original"] = original | {"model": moved(original.get("model"), loaded.path, output)}
+    made |= license_of(loaded.path) | {"data": source and source.to_json(output)}
+    return make_record(script, made_from, **made | {"tokenizer": reference(tokenizer.name_or_path, output)} | content)

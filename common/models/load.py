@@ -355,6 +355,13 @@ def reference(target: str | Path | None, model_path: str | Path) -> dict[str, st
     return {"hub": str(target)}
 
 
+def moved(named: dict | None, model_path: str | Path, output: str | Path) -> dict | None:
+    """What `reference` named for the model at `model_path`, as the record of the one at `output` names it."""
+    if "folder" not in (named or {}):
+        return named
+    return {"folder": os.path.relpath(Path(model_path).parent / named["folder"], Path(output).parent)}
+
+
 def resolve(named: dict | None, model_path: str | Path) -> str | None:
     """The folder or hub id that `reference` named."""
     if not isinstance(named, dict):

@@ -45,7 +45,7 @@ on them is agreement with that model, not quality.
 {% for figure, value in measured.items() if value is number and value is not boolean -%}
 | {{ figure.replace("_", " ") }} | {{ ("{:,}" if value is integer else "{:.6g}").format(value) }} |
 {% endfor %}{% endif %}{% if vocabulary %}
-It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of the original's
+It knows {{ "{:,}".format(vocabulary.vocabulary_after) }} tokens of
 {{ "{:,}".format(vocabulary.vocabulary_before) }}, chosen by its training data; use the tokenizer in this folder.
 {% endif %}
 ```python
@@ -96,7 +96,7 @@ def model_card(name: str, model, record: dict, dtype: str, has_tokenizer: bool, 
     """The card of a model in a folder; `name` is the folder's, `dtype` its weights', `snippet` what `write` of an
     engine returned."""
     engine = ENGINES[record["engine"]["format"]] if "engine" in record else None
-    task, data, is_pruned = record.get("task"), record.get("data") or {}, "original" in record
+    task, data, is_pruned = record.get("task"), record.get("data") or {}, "removed" in record
     base_model = record.get("base_model") or record.get("original", {}).get("name")
     prefix = data.get("prefix", study_of(model.config.model_type, task).prefix)
     header = ModelCardData(
