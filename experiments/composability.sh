@@ -28,7 +28,7 @@ if { was_given attention || was_given linear; } && ! was_given feed_forward; the
     feed_forward=
 fi
 if [[ $type == t5-demo ]] && ! was_given model; then  # short runs: the demo is to take minutes
-    block_args="--epochs 1 --epoch-size 5000 --distill 0 --calibration 1000 $block_args"
+    block_args="--epochs 1 --epoch-size 4600 --distill 0 --calibration 1000 --held-out 128 $block_args"
     model_args="--epochs 2 --epoch-size 3000 $model_args"
 fi
 if [[ $type == distilbert-demo ]]; then  # small and quick to learn: it takes more pruning than IMDb
