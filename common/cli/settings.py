@@ -1,7 +1,8 @@
 """The flags that a model or library was made with, out of its record: a file of flags, which makes it again.
 
-In the folder where the stage ran: python -m common.cli.settings model-finetuned/0 > settings.txt, and then
-python model-level_finetuning.py @settings.txt, perhaps with further flags, of which the last one counts.
+In the folder where the stage ran (the clone; after pip install . any): python -m common.cli.settings
+model-finetuned/0 > settings.txt, and then python model-level_finetuning.py @settings.txt, perhaps with further flags,
+of which the last one counts.
 """
 
 import shlex
