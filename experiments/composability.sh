@@ -58,8 +58,8 @@ numbers=($(seq 0 $((count - 1))))
 models="$model_flags -n ${numbers[*]} --compact --overwrite"
 [[ $finish == 0 ]] && hush=--quiet || hush=  # nothing is trained then
 pruned=pruned-$criterion library=library-$criterion composed=composed-$criterion
-alike=  # the baselines that are pruned as the library is
-[[ $criterion == l1 ]] || alike="$models -p $pruned -o baseline-$criterion-{n}.pth"
+matched=  # the baselines that are pruned as the library is
+[[ $criterion == l1 ]] || matched="$models -p $pruned -o baseline-$criterion-{n}.pth"
 
 stages <<END
 ${download-}
@@ -70,7 +70,7 @@ prune.py $model_flags -o $pruned $criterion_flags --quiet
 block-level_finetuning.py $model_flags -p $pruned -o $library --stats $library.csv $data_flags --method joint $block_args
 compose_model.py $models -p pruned-l1 -o pruned-{n} ${tokenizer:+-t ${tokenizer@Q}} --quiet
 model-level_finetuning.py $models -p pruned-l1 -o baseline-{n}.pth $data_flags $model_args
-${alike:+model-level_finetuning.py $alike $data_flags $model_args}
+${matched:+model-level_finetuning.py $matched $data_flags $model_args}
 model-level_finetuning.py $models -p $library -o $composed-{n}.pth $data_flags $model_args --epochs $finish $hush
 END
 
@@ -79,7 +79,7 @@ original=report-$(basename "$model" .pth).json
 is_newer "$original" "$model" || reported+=("${model@Q}")
 for n in "${numbers[@]}"; do
     if ! is_newer "report-baseline-$n.json" "baseline-$n.pth"; then
-        plain+=("pruned-$n" ${alike:+"baseline-$criterion-$n.pth"})
+        plain+=("pruned-$n" ${matched:+"baseline-$criterion-$n.pth"})
         reported+=("baseline-$n.pth")
     fi
     is_newer "report-$composed-$n.json" "$composed-$n.pth" || reported+=("$composed-$n.pth")

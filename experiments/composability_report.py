@@ -1,7 +1,7 @@
 """What composability gave, configuration by configuration and over the sweep: the report of composability.sh.
 
 Baselines are pruned by l1. Where the library's blocks are pruned by another criterion, so is a second baseline of each
-configuration, *alike*, which differs from the composed model in the tuning alone.
+configuration, *matched*, which differs from the composed model in the tuning alone.
 """
 
 from common.evaluation.pictures import metric_name
@@ -29,8 +29,7 @@ from experiments.results import (
 
 LEFT = ("nonzero_parameters", "multiply_adds")  # in the table of quality
 WAYS = ("baseline", "composed")
-STATES = ("pruned", "baseline", "alike", "composed")  # alike: not where all are pruned by l1
-TITLES = {state: state for state in STATES} | {"alike": "baseline*"}
+STATES = ("pruned", "baseline", "matched", "composed")  # matched: not where all are pruned by l1
 KINDS = ("attention", "linear", "feed_forward")
 NO_GAIN = 0.95  # of the original's seconds a token
 
@@ -61,7 +60,7 @@ def summarize(folder, criterion=None):
     rows, missing = [], []
     for n, requested in enumerate(scheme["requested"]):
         names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-{criterion}-{n}"}
-        names |= {} if criterion == DEFAULT else {"alike": f"baseline-{criterion}-{n}"}
+        names |= {} if criterion == DEFAULT else {"matched": f"baseline-{criterion}-{n}"}
         files = [f"{name}.csv" for state, name in names.items() if state != "pruned"]
         files += [f"report-{names[way]}.json" for way in WAYS]
         lacking = [file for file in files if not (folder / file).is_file()]
@@ -177,15 +176,15 @@ def as_text(summary):
             "": str(row["configuration"]),
             **{kind.replace("_", "-"): f"{row[f'{kind}_rate']:g}" for kind in KINDS if f"{kind}_rate" in row},
             **ratios(row, LEFT),
-            **{TITLES[state]: f"{row['quality'][state]:.{digits}f}" for state in states},
+            **{state: f"{row['quality'][state]:.{digits}f}" for state in states},
         }
         for row in rows
     )
     tuned = table(
         {
             "": str(row["configuration"]),
-            **{f"loss, {TITLES[state]}": f"{row['val_loss'][state]:.4f}" for state in states[1:]},
-            **{f"seconds, {TITLES[state]}": f"{row[state]['seconds']:.1f}" for state in states[1:-1]},
+            **{f"loss, {state}": f"{row['val_loss'][state]:.4f}" for state in states[1:]},
+            **{f"seconds, {state}": f"{row[state]['seconds']:.1f}" for state in states[1:-1]},
         }
         for row in rows
     )
@@ -237,10 +236,12 @@ def conclusions(summary):
         f"the library took {share:.2f} of the baselines' time, as long as {share * count:.1f} of them; "
         + (f"cheaper from {cheaper} on" if cheaper else "too long for so few configurations")
     ]
-    for rival in [state for state in ("baseline", "alike") if state in rows[0]["quality"]]:
+    for rival, name in {"baseline": "baseline", "matched": "matched baseline"}.items():
+        if rival not in rows[0]["quality"]:
+            continue
         by_quality, by_loss = as_good(rows, "quality", 1, rival), as_good(rows, "val_loss", -1, rival)
         found.append(
-            f"composed is at least as good as its {TITLES[rival]} in {by_quality} of {count} by {summary['metric']}, "
+            f"composed is at least as good as its {name} in {by_quality} of {count} by {summary['metric']}, "
             f"in {by_loss} of {count} by validation loss"
         )
     return found
@@ -257,10 +258,10 @@ def notes(summary):
             f"at this size a compact model gains no time a generated token in transformers (×{ratio_range(tokens)}); a "
             f"batch takes ×{batch}. In CTranslate2 a token of a small T5 took a seventeenth (docs/shipping.md)"
         )
-    if "alike" in summary["configurations"][0]["quality"]:
+    if "matched" in summary["configurations"][0]["quality"]:
         found.append(
-            f"pruned and baseline are pruned by l1; baseline* by {criterion}, as the library is, so it differs from "
-            "composed in the tuning alone"
+            f"pruned and baseline are pruned by l1; matched is a baseline pruned by {criterion}, as the library is: it "
+            "differs from composed in the tuning alone"
         )
     return found
 
@@ -270,10 +271,14 @@ def answer(summary):
     rows, name, count = summary["configurations"], metric_name(summary["metric"]), len(summary["configurations"])
     (_, one_by_one, _), (_, library, _), (_, composed, _) = spent(summary)
     spans = {way: span(summary, [row["quality"][way] for row in rows]) for way in WAYS}
+    matched = ""
+    if "matched" in rows[0]["quality"]:
+        as_good_as_matched = as_good(rows, "quality", 1, "matched")
+        matched = f"; beside baselines that are pruned as the library is, {as_good_as_matched} are"
     return (
         f"Composed of one library, {as_good(rows, 'quality', 1)} of {count} models are at least as good as baselines "
         f"fine-tuned one by one ({name} {spans['composed']} against {spans['baseline']}; the original has "
-        f"{summary['original']['quality']:.{METRICS[summary['metric']]}f}), and all of them took "
+        f"{summary['original']['quality']:.{METRICS[summary['metric']]}f}{matched}), and all of them took "
         f"{library + composed:.1f} s of pruning and fine-tuning instead of {one_by_one:.1f} s."
     )
 
@@ -337,7 +342,7 @@ def page(summary):
     (one_by_one, library, composed) = spent(summary)
     series = {
         "baseline": "baseline, pruned by l1 and fine-tuned on its own",
-        "alike": f"baseline*, pruned by {summary['criterion']}",
+        "matched": f"baseline, pruned by {summary['criterion']} as the library is",
         "composed": "composed of the library",
     }
     return {

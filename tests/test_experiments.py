@@ -76,13 +76,13 @@ def test_an_experiment_ends_with_its_table_and_page(t5, tmp_path):
     for row in rows:
         n = row["configuration"]
         names = {"pruned": f"pruned-{n}", "baseline": f"baseline-{n}", "composed": f"composed-reconstruction-{n}"}
-        names["alike"] = f"baseline-reconstruction-{n}"
+        names["matched"] = f"baseline-reconstruction-{n}"
         assert row["quality"] == {way: scores[name] for way, name in names.items()}
-        baseline, alike, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "alike", "composed"))
+        baseline, matched, composed = (trained[f"{names[way]}.pth"] for way in ("baseline", "matched", "composed"))
         assert (composed["epochs"], composed["val_loss_before"]) == (0, composed["val_loss"])
         assert row["val_loss"]["composed"] == pytest.approx(composed["val_loss"])
         assert row["val_loss"]["baseline"] == pytest.approx(baseline["val_loss"])
-        assert row["val_loss"]["alike"] == pytest.approx(alike["val_loss"])
+        assert row["val_loss"]["matched"] == pytest.approx(matched["val_loss"])
     (block_level,) = (line for line in lines if "fine_tuned" in line)
     assert block_level["shared"] == "trained"  # jointly
     pruned = {line["output"]: line["seconds"] for line in lines if "pruned" in line}
@@ -227,17 +227,17 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
         "multiply-adds": ["0.75", "0.76", "0.77"],
         "pruned": ["0.0", "10.0", "20.0"],
         "baseline": ["2.0", "12.0", "22.0"],
-        "baseline*": ["3.5", "12.5", "21.5"],
+        "matched": ["3.5", "12.5", "21.5"],
         "composed": ["3.0", "13.0", "21.0"],
     }
     title = lines.index("validation loss, and each baseline's seconds of fine-tuning:")
     assert columns(lines, title + 1) == {
         "": ["0", "1", "2"],
         "loss, baseline": ["2.0000"] * 3,
-        "loss, baseline*": ["1.9000", "1.9100", "1.9200"],
+        "loss, matched": ["1.9000", "1.9100", "1.9200"],
         "loss, composed": ["1.9000", "2.0000", "2.1000"],
         "seconds, baseline": ["22.0"] * 3,
-        "seconds, baseline*": ["9.0"] * 3,
+        "seconds, matched": ["9.0"] * 3,
     }
     title = lines.index("the composed models' size and time, relative to the original:")
     assert columns(lines, title + 1) == {
@@ -251,7 +251,7 @@ def test_the_table_has_the_rates_the_qualities_and_the_ratios(experiment):
     }
     assert "blocks to fine-tune: 4 with reuse, 6 without" in lines
     assert lines[-2].endswith("its baseline in 2 of 3 by bleu, in 2 of 3 by validation loss")
-    assert lines[-1].endswith("its baseline* in 1 of 3 by bleu, in 1 of 3 by validation loss")
+    assert lines[-1].endswith("its matched baseline in 1 of 3 by bleu, in 1 of 3 by validation loss")
 
 
 def test_seconds_of_the_sweep_by_hand(experiment):
@@ -325,7 +325,7 @@ def test_a_page_is_well_formed_and_has_every_model_and_number(experiment):
     assert "t5 & <b> (t5)" in page.text
     assert len(table["configurations"]) == 3 and "original" in page.rows
     for row in table["configurations"]:
-        for way in ("baseline", "composed", "alike"):
+        for way in ("baseline", "composed", "matched"):
             cells = page.rows[f"{way}-{row['configuration']}"]
             figures = [row["cost"][way][name]["model"] for name in RATIOS if way in row["cost"]]
             before = [row["quality"]["pruned"]] * (way == "baseline")
@@ -382,7 +382,16 @@ def test_a_page_in_a_browser_sorts_filters_and_asks_for_nothing(experiment):
     with Browser() as browser:
         browser.open(experiment / "report.html", width=390)
         assert browser.run("document.documentElement.scrollWidth") <= 390
-        rising = ["baseline-0", "composed-0", "alike-0", "baseline-1", "alike-1", "composed-1", "composed-2", "alike-2"]
+        rising = [
+            "baseline-0",
+            "composed-0",
+            "matched-0",
+            "baseline-1",
+            "matched-1",
+            "composed-1",
+            "composed-2",
+            "matched-2",
+        ]
         rising += ["baseline-2", "original"]
         for state, order in (("ascending", rising), ("descending", rising[::-1])):
             browser.run(f"{head}.querySelector('button').click()")

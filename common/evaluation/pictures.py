@@ -20,13 +20,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "os^DvPX*<p>"
 METRICS = {"bleu": "BLEU", "chrf": "chrF", "f1": "macro F1", "matthews": "Matthews correlation"}  # and their axes
 METRICS |= {f"rouge_{kind}": f"ROUGE-{kind.upper()}" for kind in ("1", "2", "l")}
-LOOKS = {  # the series that several pictures show look alike in all of them
+LOOKS = {  # the series that several pictures show look matched in all of them
     "composed": (COLOURS[0], "o"),
     "searched": (COLOURS[0], "o"),
     "smallest": (COLOURS[0], "o"),
     "baseline": (COLOURS[1], "s"),
     "uniform": (COLOURS[1], "s"),
-    "alike": (COLOURS[1], "^"),
+    "matched": (COLOURS[1], "^"),
     "measured": (COLOURS[2], "^"),
     "other": (COLOURS[2], "^"),
     "original": (COLOURS[6], "*"),
