@@ -23,7 +23,7 @@ torch.set_num_threads(1)  # the models are far too small for more
 @pytest.fixture(autouse=True)
 def tried_here_alone(request, monkeypatch):
     """Where that is looked at, folders are tried in a process of their own; elsewhere it takes a second for each."""
-    if request.module.__name__ not in ("test_afresh", "test_ctranslate", "test_families", "test_onnx"):
+    if request.module.__name__ not in ("test_afresh", "test_ctranslate", "test_onnx"):
         monkeypatch.setattr("common.cli.open.afresh_check", lambda *_: None)
 
 

@@ -443,9 +443,8 @@ def toy_family(monkeypatch):
         monkeypatch.setattr(modeling_compact, name, made, raising=False)
 
 
-def test_the_recipe_for_a_family_followed_literally(toy_family, model_of, here, monkeypatch):
+def test_the_recipe_for_a_family_followed_literally(toy_family, model_of, here):
     """Oracle: the masked model, for the compact one; the error before, for the closed form and the gradients."""
-    monkeypatch.setattr("common.cli.open.afresh_check", lambda *_: None)  # no other process knows the toy's classes
     model_of("toy")
     run("config_generator.py --attention 0.25 0.5 --linear 0 0.3 --feed-forward 0.25 0.5 -n 2")
     run("prune_scheme_generator.py")
