@@ -54,11 +54,12 @@ def summarize(folder):
     rows, missing = [], []
     for n, (uniform, searched) in enumerate(zip(report["uniform"], report["searched"], strict=True)):
         loss = {"uniform": uniform["validation"]["loss"], "searched": searched["validation"]["loss"]}
+        gap = loss["uniform"] - dense
         row = {
             "uniform_configuration": uniform["configuration"],
             "kept": {"uniform": uniform["fraction"], "searched": searched["fraction"]},
             "loss": loss,
-            "gap_closed": (loss["uniform"] - loss["searched"]) / (loss["uniform"] - dense),
+            "gap_closed": (loss["uniform"] - loss["searched"]) / gap if gap > 0 else None,  # there is none to close
             "predicted": searched["predicted"],
             "additive": searched["additive"],
             "history": searched["history"],
@@ -176,7 +177,7 @@ def conclusions(summary):
 
 
 def percent(fraction):
-    return f"{round(fraction, 2) + 0.0:.0%}"  # + 0.0: no -0
+    return "-" if fraction is None else f"{round(fraction, 2) + 0.0:.0%}"  # + 0.0: no -0
 
 
 def answer(summary):
@@ -184,7 +185,8 @@ def answer(summary):
     rows, metric, digits = summary["budgets"], summary["metric"], METRICS[summary["metric"]]
     stage = "finetuned" if f"finetuned_{metric}" in rows[0] else "composed"
     better = sum(row[f"{stage}_{metric}"]["searched"] >= row[f"{stage}_{metric}"]["uniform"] for row in rows)
-    closed = dict.fromkeys(percent(end(row["gap_closed"] for row in rows)) for end in (min, max))
+    gaps = [row["gap_closed"] for row in rows if row["gap_closed"] is not None]
+    closed = dict.fromkeys(percent(end(gaps, default=None)) for end in (min, max))
     smallest = min(rows, key=lambda row: row["kept"]["searched"])
     qualities = (f"{smallest[f'{stage}_{metric}'][way]:.{digits}f}" for way in ("searched", "uniform"))
     return (
