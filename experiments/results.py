@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from common.evaluation.pictures import metric_name
@@ -65,7 +66,7 @@ def provenance(folder, results):
     suite, folder = Path(__file__).resolve().parent.parent, Path(folder).resolve()
     where = os.path.relpath(suite, folder) if folder.is_relative_to(suite) else str(suite)
     commands = [f"python {where}/{result['command']}" for result in results if "command" in result]
-    commands = [command.replace(f"{suite}/", f"{where}/") for command in commands]
+    commands = [re.sub(rf"{re.escape(str(suite))}(?![\w.-])", where, command) for command in commands]
     commands = list(reversed(dict.fromkeys(reversed(commands))))  # each once, where it was run last
     own = [result["experiment"] for result in results if result.get("experiment")]
     made = {

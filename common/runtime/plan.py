@@ -73,7 +73,8 @@ class Plan:
         parts = [
             {"part": name, "items": items, "seconds": round(spent, 3)} for name, (items, spent) in self.parts.items()
         ]
-        return vars(self) | {"parts": parts, "disk": sum(self.disk.values()), "skipped": round(self.skipped, 3)}
+        known = {name: getattr(self, name) for name in ("outputs", "examples", "steps")}
+        return known | {"parts": parts, "disk": sum(self.disk.values())}
 
 
 def current() -> Plan | None:
